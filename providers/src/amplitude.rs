@@ -1,0 +1,452 @@
+//! Amplitude: everything through `/batch`, identifies as `$identify` events.
+//!
+//! Limits, as documented in Amplitude's Batch Event Upload reference (checked
+//! 2026-11-20):
+//!
+//! | what | limit |
+//! |---|---|
+//! | events per request | 2,000 documented, 1,000 here |
+//! | body | 20 MB documented, 10 MB here |
+//! | events per user or device | 1,000 a second over 30 s; above, that id waits 15 s |
+//! | length of an id | 5 characters unless `min_id_length` says otherwise |
+//! | requests of one user | in order |
+//!
+//! Sent again: 408, 429, 5xx, no answer, and an answer that cannot be read. A
+//! 400 that lists events means that **nothing was taken**: the others go again
+//! at once. A 429 holds back only the ids that it lists.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    BatchLimits, Event, EventKind, Rejection, Secret, SendError, Verdict,
+    http::{Encoded, Reply, Wire},
+    json::Object,
+    properties::Properties,
+};
+
+const LIMITS: BatchLimits = BatchLimits { events_max: 1000, body_bytes_max: BODY_BYTES_MAX, requests_max: 4 };
+const BODY_BYTES_MAX: usize = 10_000_000;
+/// How long a throttled user or device waits, unless the answer says longer.
+const THROTTLE_WAIT: Duration = Duration::from_secs(15);
+
+/// Ids that Amplitude refuses.
+const FORBIDDEN_IDS: [&str; 13] = [
+    "anonymous",
+    "nil",
+    "none",
+    "null",
+    "n/a",
+    "na",
+    "undefined",
+    "unknown",
+    "00000000-0000-0000-0000-000000000000",
+    "{}",
+    "lmy47d",
+    "0",
+    "-1",
+];
+
+/// Event types that mean something of their own.
+const RESERVED_TYPES: [&str; 3] = ["$identify", "$groupidentify", "revenue_amount"];
+const RESERVED_TYPE_PREFIX: &str = "[Amplitude] ";
+
+/// Amplitude's wire contract.
+#[derive(Debug)]
+pub struct Amplitude {
+    api_key: Secret,
+    min_id_length: u32,
+}
+
+impl Amplitude {
+    /// `min_id_length` is the shortest user or device id that the project
+    /// takes; Amplitude would silently remove shorter ones.
+    pub fn new(api_key: Secret, min_id_length: u32) -> Self {
+        Self { api_key, min_id_length }
+    }
+}
+
+impl Wire for Amplitude {
+    fn name(&self) -> &'static str {
+        "amplitude"
+    }
+
+    fn limits(&self) -> BatchLimits {
+        LIMITS
+    }
+
+    fn encode(&self, batch: &[Arc<Event>], _now_ms: i64) -> Encoded {
+        let mut body = Vec::new();
+        let mut rejected = Vec::new();
+        let mut request = Object::begin(&mut body);
+        request.string("api_key", self.api_key.expose());
+        let mut options = request.object("options");
+        options.integer("min_id_length", i64::from(self.min_id_length));
+        options.end();
+
+        let mut events = Vec::from(b"[");
+        for (index, event) in batch.iter().enumerate() {
+            match self.ids(event) {
+                Some(ids) => {
+                    if events.len() > 1 {
+                        events.push(b',');
+                    }
+                    encode_event(&mut events, event, &ids);
+                }
+                None => {
+                    let detail = "Amplitude takes neither the user id nor the anonymous id".to_owned();
+                    rejected.push((index, Rejection::UnusableId, detail));
+                }
+            }
+        }
+        events.push(b']');
+        request.raw("events", std::str::from_utf8(&events).expect("only UTF-8 was written"));
+        request.end();
+        let body_bytes_max = BODY_BYTES_MAX;
+        Encoded { path: "/batch", body, gzip: false, basic_user: None, body_bytes_max, rejected }
+    }
+
+    fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        let Ok(parsed) = serde_json::from_str::<BatchReply>(&reply.body) else {
+            return Err(reply.failure());
+        };
+        // As Amplitude's own SDKs do: the code in the body wins.
+        let status = parsed.code.unwrap_or(reply.status);
+        let reply = &Reply { status, ..reply.clone() };
+        match status {
+            200 if parsed.code.is_some() => Ok(vec![Verdict::Delivered; sent.len()]),
+            400 | 429 => self.interpret_listed(sent, &parsed, reply),
+            _ => Err(reply.failure()),
+        }
+    }
+}
+
+/// The ids that Amplitude gets of an event.
+struct Ids<'a> {
+    user: Option<&'a str>,
+    device: Option<Cow<'a, str>>,
+}
+
+impl Amplitude {
+    /// The ids that can be used; none if ids were given and none is usable.
+    fn ids<'a>(&self, event: &'a Event) -> Option<Ids<'a>> {
+        let usable =
+            |id: &&str| !FORBIDDEN_IDS.contains(id) && id.chars().count() >= self.min_id_length as usize;
+        let user = event.user_id.as_deref().filter(usable);
+        let device = event.anonymous_id.as_deref().filter(usable).map(Cow::Borrowed);
+        let given = event.subject().is_some();
+        match (user, device) {
+            (None, None) if given => None,
+            // Amplitude takes no event of nobody: an unknown device stands in,
+            // the same one at each attempt.
+            (None, None) => Some(Ids { user: None, device: Some(event.id.namespaced().to_string().into()) }),
+            (user, device) => Some(Ids { user, device }),
+        }
+    }
+
+    /// A 400 or a 429 takes nothing, and says which events are to blame.
+    fn interpret_listed(
+        &self,
+        sent: &[&Event],
+        parsed: &BatchReply,
+        reply: &Reply,
+    ) -> Result<Vec<Verdict>, SendError> {
+        let detail = reply.detail();
+        if reply.status == 400 && parsed.error.starts_with("Invalid API key") {
+            return Err(SendError::Unauthorized { detail });
+        }
+        match parsed.missing_field.as_deref() {
+            Some("api_key") => return Err(SendError::Unauthorized { detail }),
+            Some(_) => return Err(SendError::Refused { detail }),
+            None => {}
+        }
+
+        let rejected = parsed.rejected_indexes();
+        let held: HashSet<usize> = parsed.throttled_events.iter().copied().collect();
+        let after = reply.retry_after.unwrap_or(THROTTLE_WAIT);
+        let verdict = |(index, event): (usize, &&Event)| {
+            let ids = self.ids(event);
+            let user = ids.as_ref().and_then(|ids| ids.user);
+            let device = ids.as_ref().and_then(|ids| ids.device.as_deref());
+            let listed = |users: &HashMap<String, Value>, devices: &HashMap<String, Value>| {
+                user.is_some_and(|id| users.contains_key(id))
+                    || device.is_some_and(|id| devices.contains_key(id))
+            };
+            if listed(&parsed.exceeded_daily_quota_users, &parsed.exceeded_daily_quota_devices) {
+                Verdict::Rejected { reason: Rejection::QuotaExceeded, detail: detail.clone() }
+            } else if rejected.contains_key(&index)
+                || device.is_some_and(|id| parsed.silenced_devices.iter().any(|silenced| silenced == id))
+            {
+                let fields = rejected.get(&index).map_or("silenced", String::as_str);
+                let detail = format!("{} {}: {fields}", reply.status, parsed.error);
+                Verdict::Rejected { reason: Rejection::Invalid, detail }
+            } else if held.contains(&index) || listed(&parsed.throttled_users, &parsed.throttled_devices) {
+                Verdict::Hold { after, detail: detail.clone() }
+            } else {
+                Verdict::Resend
+            }
+        };
+        let verdicts: Vec<Verdict> = sent.iter().enumerate().map(verdict).collect();
+        if verdicts.iter().all(|verdict| *verdict == Verdict::Resend) {
+            return Err(reply.failure());
+        }
+        Ok(verdicts)
+    }
+}
+
+fn encode_event(out: &mut Vec<u8>, event: &Event, ids: &Ids<'_>) {
+    let mut object = Object::begin(out);
+    match &event.kind {
+        EventKind::Track { name } => object.string("event_type", &event_type(name)),
+        EventKind::Identify => object.string("event_type", "$identify"),
+    }
+    object.optional("user_id", ids.user);
+    object.optional("device_id", ids.device.as_deref());
+    object.integer("time", event.time_ms);
+    object.string("insert_id", event.id.as_str());
+    if let Some(ip) = event.context.ip {
+        object.string("ip", &ip.to_string());
+    }
+    object.optional("user_agent", event.context.user_agent.as_deref());
+    object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
+    match &event.kind {
+        EventKind::Track { .. } => object.raw("event_properties", event.properties.json()),
+        EventKind::Identify => encode_traits(object.object("user_properties"), &event.properties),
+    }
+    object.end();
+}
+
+fn event_type(name: &str) -> Cow<'_, str> {
+    let reserved = RESERVED_TYPES.contains(&name) || name.starts_with(RESERVED_TYPE_PREFIX);
+    if reserved { format!("event_{name}").into() } else { name.into() }
+}
+
+/// Operators only, never beside plain names: Amplitude takes one or the other.
+fn encode_traits(mut object: Object<'_>, traits: &Properties) {
+    if !traits.shape().has_null {
+        object.raw("$set", traits.json());
+        return object.end();
+    }
+    let entries = traits.entries();
+    let (removed, set): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| value.get() == "null");
+    if !set.is_empty() {
+        let mut operation = object.object("$set");
+        operation.entries(set.iter().map(|(key, value)| (&**key, *value)));
+        operation.end();
+    }
+    let mut operation = object.object("$unset");
+    for (key, _) in removed {
+        // The value is ignored; Amplitude's own SDKs send a dash.
+        operation.string(key, "-");
+    }
+    operation.end();
+    object.end();
+}
+
+#[derive(Deserialize)]
+struct BatchReply {
+    code: Option<u16>,
+    #[serde(default)]
+    error: String,
+    missing_field: Option<String>,
+    #[serde(default)]
+    events_with_invalid_fields: HashMap<String, Vec<usize>>,
+    #[serde(default)]
+    events_with_missing_fields: HashMap<String, Vec<usize>>,
+    #[serde(default)]
+    events_with_invalid_id_lengths: HashMap<String, Vec<usize>>,
+    #[serde(default)]
+    silenced_events: Vec<usize>,
+    #[serde(default)]
+    silenced_devices: Vec<String>,
+    #[serde(default)]
+    throttled_events: Vec<usize>,
+    #[serde(default)]
+    throttled_users: HashMap<String, Value>,
+    #[serde(default)]
+    throttled_devices: HashMap<String, Value>,
+    #[serde(default)]
+    exceeded_daily_quota_users: HashMap<String, Value>,
+    #[serde(default)]
+    exceeded_daily_quota_devices: HashMap<String, Value>,
+}
+
+impl BatchReply {
+    /// Events that will never be taken, with the fields that are to blame.
+    fn rejected_indexes(&self) -> HashMap<usize, String> {
+        let mut rejected: HashMap<usize, String> = HashMap::new();
+        let maps = [
+            ("invalid", &self.events_with_invalid_fields),
+            ("missing", &self.events_with_missing_fields),
+            ("id length", &self.events_with_invalid_id_lengths),
+        ];
+        for (what, map) in maps {
+            for (field, indexes) in map {
+                for &index in indexes {
+                    let fields = rejected.entry(index).or_default();
+                    let joint = if fields.is_empty() { "" } else { ", " };
+                    *fields = format!("{fields}{joint}{what} {field}");
+                }
+            }
+        }
+        for &index in &self.silenced_events {
+            rejected.entry(index).or_insert_with(|| "silenced".to_owned());
+        }
+        rejected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::event::tests_support::{identify, track};
+
+    fn amplitude() -> Amplitude {
+        Amplitude::new(Secret::new("key"), 1)
+    }
+
+    fn encode(events: Vec<Event>) -> Encoded {
+        amplitude().encode(&events.into_iter().map(Arc::new).collect::<Vec<_>>(), 0)
+    }
+
+    fn body(event: Event) -> Value {
+        serde_json::from_slice(&encode(vec![event]).body).unwrap()
+    }
+
+    fn interpret(sent: &[Event], status: u16, body: &Value) -> Result<Vec<Verdict>, SendError> {
+        let reply = Reply { status, body: body.to_string(), retry_after: None };
+        amplitude().interpret(&sent.iter().collect::<Vec<_>>(), &reply)
+    }
+
+    fn of_user(user: &str) -> Event {
+        Event { user_id: Some(user.into()), ..track("x", "{}") }
+    }
+
+    fn kinds(verdicts: &[Verdict]) -> String {
+        let letter = |verdict: &Verdict| match verdict {
+            Verdict::Delivered => 'd',
+            Verdict::Rejected { reason: Rejection::QuotaExceeded, .. } => 'q',
+            Verdict::Rejected { .. } => 'x',
+            Verdict::Resend => 'r',
+            Verdict::Hold { .. } => 'h',
+        };
+        verdicts.iter().map(letter).collect()
+    }
+
+    #[test]
+    fn a_track_is_one_event_of_a_batch() {
+        let mut event = track("Order Placed", r#"{"total":19.5}"#);
+        event.anonymous_id = Some("device-1".into());
+        event.context.user_agent = Some("Browser/1.0".into());
+        assert_eq!(
+            body(event),
+            json!({"api_key": "key", "options": {"min_id_length": 1}, "events": [{
+                "event_type": "Order Placed", "user_id": "user-1", "device_id": "device-1",
+                "time": 1_767_225_600_000_i64, "insert_id": "id-1", "user_agent": "Browser/1.0",
+                "library": concat!("analytics-relay/", env!("CARGO_PKG_VERSION")),
+                "event_properties": {"total": 19.5}}]})
+        );
+    }
+
+    #[test]
+    fn an_identify_sets_and_unsets_by_operators() {
+        let event = |traits| body(identify(traits))["events"][0].clone();
+        assert_eq!(event(r#"{"plan":"pro"}"#)["user_properties"], json!({"$set": {"plan": "pro"}}));
+        assert_eq!(event(r#"{"plan":"pro"}"#)["event_type"], "$identify");
+        assert_eq!(
+            event(r#"{"plan":"pro","legacy":null}"#)["user_properties"],
+            json!({"$set": {"plan": "pro"}, "$unset": {"legacy": "-"}})
+        );
+        assert_eq!(event(r#"{"legacy":null}"#)["user_properties"], json!({"$unset": {"legacy": "-"}}));
+    }
+
+    #[test]
+    fn reserved_event_types_are_relayed_under_another_name() {
+        for name in ["$identify", "[Amplitude] Page Viewed", "revenue_amount"] {
+            assert_eq!(body(track(name, "{}"))["events"][0]["event_type"], format!("event_{name}"));
+        }
+    }
+
+    #[test]
+    fn an_event_of_nobody_gets_a_device_that_never_changes() {
+        let event = Event { user_id: None, ..track("x", "{}") };
+        let device = event.id.namespaced().to_string();
+        assert_eq!(body(event)["events"][0]["device_id"], device);
+    }
+
+    #[test]
+    fn an_event_whose_ids_amplitude_refuses_is_rejected_here() {
+        let encoded = encode(vec![of_user("undefined"), of_user("real")]);
+        assert_eq!(encoded.rejected.iter().map(|(index, ..)| *index).collect::<Vec<_>>(), [0]);
+        let body: Value = serde_json::from_slice(&encoded.body).unwrap();
+        assert_eq!(body["events"].as_array().unwrap().len(), 1);
+
+        let with_device = Event { anonymous_id: Some("device-1".into()), ..of_user("undefined") };
+        let event = &self::body(with_device)["events"][0];
+        assert_eq!((event.get("user_id"), &event["device_id"]), (None, &json!("device-1")));
+    }
+
+    #[test]
+    fn after_a_400_the_listed_are_dropped_and_the_rest_goes_again() {
+        let sent: Vec<_> = (0..6).map(|i| of_user(&format!("user-{i}"))).collect();
+        let body = json!({"code": 400, "error": "Request missing required field", "missing_field": null,
+            "events_with_invalid_fields": {"time": [0]}, "events_with_missing_fields": {"event_type": [1, 99]},
+            "events_with_invalid_id_lengths": {"user_id": [2]}, "silenced_events": [3], "throttled_events": [4]});
+        assert_eq!(kinds(&interpret(&sent, 400, &body).unwrap()), "xxxxhr");
+    }
+
+    #[test]
+    fn a_429_holds_back_only_the_ids_that_it_lists() {
+        let mut sent: Vec<_> = ["slow", "quota", "fine", "by-index"].map(of_user).into();
+        sent.push(Event { anonymous_id: Some("slow-device".into()), ..of_user("other") });
+        let body = json!({"code": 429, "error": "Too many requests", "eps_threshold": 30,
+            "throttled_users": {"slow": 31}, "throttled_devices": {"slow-device": 40},
+            "exceeded_daily_quota_users": {"quota": 500_001}, "throttled_events": [3]});
+        assert_eq!(kinds(&interpret(&sent, 429, &body).unwrap()), "hqrhh");
+    }
+
+    #[test]
+    fn a_429_that_lists_nobody_is_for_everyone() {
+        let body = json!({"code": 429, "error": "Too many requests", "throttled_users": {}});
+        let answer = interpret(&[of_user("a")], 429, &body);
+        assert!(matches!(answer, Err(SendError::Unavailable { .. })));
+    }
+
+    #[test]
+    fn a_key_that_is_refused_is_not_the_events_fault() {
+        for (status, body) in [
+            (400, json!({"code": 400, "error": "Invalid API key: ***"})),
+            (
+                400,
+                json!({"code": 400, "error": "Request missing required field", "missing_field": "api_key"}),
+            ),
+            (403, json!({"code": 403, "error": "Forbidden"})),
+        ] {
+            let answer = interpret(&[of_user("a")], status, &body);
+            assert!(matches!(answer, Err(SendError::Unauthorized { .. })), "{body}");
+        }
+    }
+
+    #[test]
+    fn only_a_clear_yes_is_a_delivery() {
+        let sent = [of_user("a")];
+        assert_eq!(kinds(&interpret(&sent, 200, &json!({"code": 200, "events_ingested": 1})).unwrap()), "d");
+        for (status, body) in
+            [(200, json!({})), (200, json!("ok")), (200, json!({"code": 503})), (503, json!({}))]
+        {
+            let answer = interpret(&sent, status, &body);
+            assert!(matches!(answer, Err(SendError::Unavailable { .. })), "{status} {body}");
+        }
+        let refused = interpret(&sent, 400, &json!({"code": 400, "error": "Invalid JSON request body"}));
+        assert!(matches!(refused, Err(SendError::Refused { .. })));
+    }
+}

@@ -1,0 +1,404 @@
+//! What all vendors over HTTP share: the client with its limits, and the seam
+//! behind which a vendor's file states only its mapping and its answers.
+
+use std::{
+    error::Error,
+    io::Write,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use flate2::{Compression, write::GzEncoder};
+use reqwest::{Client, Url, header};
+use tokio::time::Instant;
+
+use crate::{BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict};
+
+/// Most bytes of an answer that are read. An answer that is longer says nothing
+/// that we understand.
+pub const REPLY_BYTES_MAX: usize = 64 * 1024;
+/// Longest wait that a `Retry-After` is believed.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+/// After this time connections are made anew, so that a vendor that moved is
+/// found: a busy connection would keep the old address for ever.
+const CLIENT_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Bodies above this are compressed off the asynchronous threads.
+const COMPRESS_INLINE_BYTES_MAX: usize = 256 * 1024;
+/// Most characters of a vendor's own words that are kept.
+const DETAIL_CHARS_MAX: usize = 300;
+
+/// What a vendor's file states: pure translation, both ways.
+pub trait Wire: Send + Sync + 'static {
+    /// See [`Provider::name`].
+    fn name(&self) -> &'static str;
+
+    /// See [`Provider::limits`].
+    fn limits(&self) -> BatchLimits;
+
+    /// See [`Provider::endpoint`].
+    fn endpoint(&self, _event: &Event) -> Endpoint {
+        Endpoint::DEFAULT
+    }
+
+    /// Translates a batch of one endpoint, at `now_ms` Unix milliseconds.
+    fn encode(&self, batch: &[Arc<Event>], now_ms: i64) -> Encoded;
+
+    /// Reads the answer to the events of a batch that were encoded: one verdict
+    /// each, in order.
+    fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError>;
+}
+
+/// A batch in a vendor's words.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    /// Path and query below the base URL.
+    pub path: &'static str,
+    /// The body; meaningless if every event was rejected.
+    pub body: Vec<u8>,
+    /// Whether the vendor takes this body compressed.
+    pub gzip: bool,
+    /// User name of Basic authentication; the password is empty.
+    pub basic_user: Option<Secret>,
+    /// Most bytes that this body may have; over it the batch goes in halves.
+    pub body_bytes_max: usize,
+    /// Events that are not in the body because the vendor would refuse them,
+    /// by their index in the batch, ascending.
+    pub rejected: Vec<(usize, Rejection, String)>,
+}
+
+/// A vendor's answer, read in full.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, at most [`REPLY_BYTES_MAX`], keys removed.
+    pub body: String,
+    /// The `Retry-After` header, at most [`RETRY_AFTER_MAX`].
+    pub retry_after: Option<Duration>,
+}
+
+impl Reply {
+    /// Status and the vendor's own words, short and on one line.
+    pub fn detail(&self) -> String {
+        let words = self.body.split_whitespace().collect::<Vec<_>>().join(" ");
+        let printable = words.chars().filter(|c| !c.is_control());
+        format!("{} {}", self.status, printable.take(DETAIL_CHARS_MAX).collect::<String>())
+    }
+
+    /// The request may or may not have been taken: send it again.
+    pub fn unavailable(&self) -> SendError {
+        SendError::Unavailable { retry_after: self.retry_after, detail: self.detail() }
+    }
+
+    /// What a status means where the vendor's own rules say nothing else.
+    pub fn failure(&self) -> SendError {
+        let detail = self.detail();
+        match self.status {
+            401 | 403 => SendError::Unauthorized { detail },
+            413 => SendError::TooLarge { detail },
+            408 | 429 | 500.. => self.unavailable(),
+            400..=499 => SendError::Refused { detail },
+            // A success that we cannot read, or a redirect: it may come from
+            // something between us and the vendor, so nothing is known.
+            _ => self.unavailable(),
+        }
+    }
+}
+
+/// A vendor over HTTP.
+pub struct HttpProvider<W> {
+    wire: W,
+    http: HttpClient,
+}
+
+impl<W: Wire> HttpProvider<W> {
+    /// Joins a vendor's translation and the client that sends it.
+    pub fn new(wire: W, http: HttpClient) -> Self {
+        Self { wire, http }
+    }
+}
+
+#[async_trait]
+impl<W: Wire> Provider for HttpProvider<W> {
+    fn name(&self) -> &'static str {
+        self.wire.name()
+    }
+
+    fn limits(&self) -> BatchLimits {
+        self.wire.limits()
+    }
+
+    fn endpoint(&self, event: &Event) -> Endpoint {
+        self.wire.endpoint(event)
+    }
+
+    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+        let mut encoded = self.wire.encode(batch, now_ms());
+        let rejected = std::mem::take(&mut encoded.rejected);
+        let sent = without(batch, &rejected);
+        let verdicts = if sent.is_empty() {
+            Vec::new()
+        } else {
+            if encoded.body.len() > encoded.body_bytes_max {
+                let detail = format!("{} bytes, want at most {}", encoded.body.len(), encoded.body_bytes_max);
+                return Err(SendError::TooLarge { detail });
+            }
+            let reply = self.http.post(encoded).await?;
+            self.wire.interpret(&sent, &reply)?
+        };
+        Ok(merge(batch.len(), verdicts, rejected))
+    }
+}
+
+/// The events of a batch that were not rejected while it was encoded.
+pub(crate) fn without<'a>(
+    batch: &'a [Arc<Event>],
+    rejected: &[(usize, Rejection, String)],
+) -> Vec<&'a Event> {
+    let mut rejected = rejected.iter().map(|(index, ..)| *index).peekable();
+    let kept = batch.iter().enumerate().filter(|(index, _)| rejected.next_if_eq(index).is_none());
+    kept.map(|(_, event)| &**event).collect()
+}
+
+/// Puts the verdicts of the vendor and our own rejections back in the order of
+/// the batch.
+pub(crate) fn merge(
+    len: usize,
+    verdicts: Vec<Verdict>,
+    rejected: Vec<(usize, Rejection, String)>,
+) -> Vec<Verdict> {
+    let mut verdicts = verdicts.into_iter();
+    let mut rejected = rejected.into_iter().peekable();
+    let verdict = |index| match rejected.next_if(|(at, ..)| *at == index) {
+        Some((_, reason, detail)) => Some(Verdict::Rejected { reason, detail }),
+        None => verdicts.next(),
+    };
+    (0..len).map_while(verdict).collect()
+}
+
+/// One vendor's connection pool, with every limit set.
+pub struct HttpClient {
+    settings: HttpSettings,
+    client: Mutex<(Client, Instant)>,
+    /// Texts that must not be seen in what an answer says.
+    secrets: Vec<String>,
+}
+
+/// Where and how to reach a vendor.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Scheme, host and port; paths are appended.
+    pub base_url: Url,
+    /// Longest time for one request, from connecting to the end of the answer.
+    pub request_timeout: Duration,
+    /// Most connections that are kept open while idle.
+    pub idle_connections_max: usize,
+}
+
+impl HttpClient {
+    /// Prepares the client; connects to nothing. Fails when the machine has no
+    /// certificate authorities.
+    pub fn new(settings: HttpSettings, key: &Secret) -> Result<Self, reqwest::Error> {
+        let client = Mutex::new((build_client(&settings)?, Instant::now()));
+        let encoded = BASE64_STANDARD.encode(format!("{}:", key.expose()));
+        Ok(Self { settings, client, secrets: vec![key.expose().to_owned(), encoded] })
+    }
+
+    /// Sends one request, once, and reads the whole answer.
+    async fn post(&self, encoded: Encoded) -> Result<Reply, SendError> {
+        let url = format!("{}{}", self.settings.base_url.as_str().trim_end_matches('/'), encoded.path);
+        let mut request = self.client()?.post(url).header(header::CONTENT_TYPE, "application/json");
+        if let Some(user) = &encoded.basic_user {
+            request = request.basic_auth(user.expose(), Some(""));
+        }
+        request = if encoded.gzip {
+            request.header(header::CONTENT_ENCODING, "gzip").body(compress(encoded.body).await?)
+        } else {
+            request.body(encoded.body)
+        };
+
+        let response = request.send().await.map_err(|error| self.transport(error))?;
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| parse_retry_after(value, SystemTime::now()));
+        let body = self.read(response, retry_after).await?;
+        Ok(Reply { status, body, retry_after })
+    }
+
+    async fn read(
+        &self,
+        mut response: reqwest::Response,
+        retry_after: Option<Duration>,
+    ) -> Result<String, SendError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(error))? {
+            if body.len() + chunk.len() > REPLY_BYTES_MAX {
+                let detail =
+                    format!("{} with an answer of over {REPLY_BYTES_MAX} bytes", response.status().as_u16());
+                return Err(SendError::Unavailable { retry_after, detail });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(self.redact(&String::from_utf8_lossy(&body)))
+    }
+
+    fn client(&self) -> Result<Client, SendError> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if client.1.elapsed() > CLIENT_AGE_MAX {
+            let fresh = build_client(&self.settings).map_err(|error| self.transport(error))?;
+            *client = (fresh, Instant::now());
+        }
+        Ok(client.0.clone())
+    }
+
+    /// A failure below HTTP. Whether the request arrived is unknown.
+    fn transport(&self, error: reqwest::Error) -> SendError {
+        let error = error.without_url();
+        let mut detail = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            detail = format!("{detail}: {cause}");
+            source = cause.source();
+        }
+        SendError::Unavailable { retry_after: None, detail: self.redact(&detail) }
+    }
+
+    fn redact(&self, text: &str) -> String {
+        let secrets = self.secrets.iter().filter(|secret| !secret.is_empty());
+        secrets.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+    }
+}
+
+fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
+    // Fails only if one is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+        .user_agent(concat!("analytics-relay/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT_MAX.min(settings.request_timeout))
+        .timeout(settings.request_timeout)
+        .pool_max_idle_per_host(settings.idle_connections_max)
+        .redirect(reqwest::redirect::Policy::none())
+        // The client would send again by itself after some failures, and such
+        // an attempt would be counted nowhere.
+        .retry(reqwest::retry::never())
+        .build()
+}
+
+async fn compress(body: Vec<u8>) -> Result<Vec<u8>, SendError> {
+    // Level 2: within a tenth of the best ratio for half of its time.
+    let gzip = |body: &[u8]| {
+        let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::new(2));
+        encoder.write_all(body).and_then(|()| encoder.finish()).expect("a vector takes any bytes")
+    };
+    if body.len() <= COMPRESS_INLINE_BYTES_MAX {
+        return Ok(gzip(&body));
+    }
+    tokio::task::spawn_blocking(move || gzip(&body)).await.map_err(|error| SendError::Unavailable {
+        retry_after: None,
+        detail: format!("compression was cut short: {error}"),
+    })
+}
+
+/// Reads a `Retry-After` header: seconds, or a date. What is neither is as good
+/// as absent. (RFC 9110, section 10.2.3)
+fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let wait = match value.parse::<f64>() {
+        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
+            Duration::try_from_secs_f64(seconds).unwrap_or(RETRY_AFTER_MAX)
+        }
+        Ok(_) => return None,
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or(Duration::ZERO),
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+pub(crate) fn now_ms() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(status: u16) -> Reply {
+        Reply { status, body: "why".into(), retry_after: None }
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_or_as_a_date_and_is_capped() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (value, want) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("99999999999999999999999", Some(3600)),
+            ("86400", Some(3600)),
+            ("-5", None),
+            ("NaN", None),
+            ("inf", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_retry_after(value, now), want.map(Duration::from_secs), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_named_for_the_next_move() {
+        let unavailable = SendError::Unavailable { retry_after: None, detail: String::new() };
+        for (status, want) in [
+            (200, unavailable.clone()),
+            (307, unavailable.clone()),
+            (400, SendError::Refused { detail: String::new() }),
+            (401, SendError::Unauthorized { detail: String::new() }),
+            (403, SendError::Unauthorized { detail: String::new() }),
+            (404, SendError::Refused { detail: String::new() }),
+            (408, unavailable.clone()),
+            (413, SendError::TooLarge { detail: String::new() }),
+            (429, unavailable.clone()),
+            (500, unavailable.clone()),
+            (503, unavailable),
+        ] {
+            let got = std::mem::discriminant(&reply(status).failure());
+            assert_eq!(got, std::mem::discriminant(&want), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_vendors_words_are_short_and_on_one_line() {
+        let reply =
+            Reply { status: 400, body: format!("a\r\n\u{1b}[31mb {}", "x".repeat(1000)), retry_after: None };
+        let detail = reply.detail();
+        assert!(detail.starts_with("400 a [31mb x"), "{detail}");
+        assert!(detail.chars().count() <= DETAIL_CHARS_MAX + 4);
+    }
+
+    #[test]
+    fn keys_are_removed_from_what_an_answer_says() {
+        let settings = HttpSettings {
+            base_url: "http://localhost".parse().unwrap(),
+            request_timeout: Duration::from_secs(1),
+            idle_connections_max: 1,
+        };
+        let client = HttpClient::new(settings, &Secret::new("canary-key")).unwrap();
+        assert_eq!(client.redact("no canary-key, no Y2FuYXJ5LWtleTo= here"), "no ***, no *** here");
+    }
+
+    #[test]
+    fn our_own_rejections_go_back_to_their_places() {
+        let rejected = |index| (index, Rejection::Invalid, String::new());
+        let merged = merge(4, vec![Verdict::Delivered, Verdict::Resend], vec![rejected(0), rejected(2)]);
+        let gone = Verdict::Rejected { reason: Rejection::Invalid, detail: String::new() };
+        assert_eq!(merged, [gone.clone(), Verdict::Delivered, gone, Verdict::Resend]);
+    }
+}

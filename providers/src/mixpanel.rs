@@ -1,0 +1,637 @@
+//! Mixpanel: tracks through `/import`, identifies through `/engage`.
+//!
+//! Limits, as documented in Mixpanel's Ingestion API reference (checked
+//! 2026-11-20):
+//!
+//! | what | limit |
+//! |---|---|
+//! | events, or profile updates, per request | 2,000 |
+//! | body, before compression | 10 MB in the text, 2 MiB in the OpenAPI file: 2,000,000 bytes here |
+//! | properties of an event | under 255; nested objects and lists under 255, at most 3 deep, 8 KB |
+//! | `$insert_id` | 1 to 36 of `[A-Za-z0-9-]` |
+//! | `time` | from 1971 to an hour ahead of Mixpanel's clock |
+//! | parallel requests | 10 to 20 |
+//!
+//! Sent again: 408, 429, 5xx, no answer, and an answer that cannot be read. Not
+//! sent again: a 400 with `failed_records`, which means that **the other rows
+//! were taken**.
+
+use std::{borrow::Cow, collections::HashSet, sync::Arc};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
+    http::{Encoded, Reply, Wire},
+    json::Object,
+    properties::{Properties, shape_of},
+};
+
+const LIMITS: BatchLimits = BatchLimits { events_max: 2000, body_bytes_max: BODY_BYTES_MAX, requests_max: 8 };
+const BODY_BYTES_MAX: usize = 2_000_000;
+const PROFILE_UPDATES_MAX: usize = 2000;
+const ITEMS_MAX: usize = 254;
+const NESTING_MAX: usize = 3;
+const NESTED_BYTES_MAX: usize = 8 * 1024;
+const KEY_BYTES_MAX: usize = 255;
+/// Fields of our own beside the caller's properties, at most.
+const OWN_PROPERTIES: usize = 6;
+/// Mixpanel refuses a time of more than an hour ahead; this leaves five minutes
+/// for clocks that differ.
+const AHEAD_MS_MAX: i64 = 55 * 60 * 1000;
+/// Where properties beyond Mixpanel's number go, as one object.
+const SURPLUS: &str = "more_properties";
+
+const IMPORT: Endpoint = Endpoint(0);
+const ENGAGE: Endpoint = Endpoint(1);
+
+/// Ids that Mixpanel refuses, as `distinct_id` and as `$insert_id`.
+const FORBIDDEN_IDS: [&str; 17] = [
+    "00000000-0000-0000-0000-000000000000",
+    "anon",
+    "anonymous",
+    "nil",
+    "none",
+    "null",
+    "n/a",
+    "na",
+    "undefined",
+    "unknown",
+    "<nil>",
+    "0",
+    "-1",
+    "true",
+    "false",
+    "[]",
+    "{}",
+];
+
+/// Event names that do something else than record an event.
+const RESERVED_EVENTS: [&str; 3] = ["$identify", "$merge", "$create_alias"];
+
+/// Properties that Mixpanel reads itself. A caller's property of that name is
+/// relayed under another one.
+const RESERVED_PROPERTIES: [&str; 13] = [
+    "time",
+    "distinct_id",
+    "ip",
+    "token",
+    "bucket",
+    "alias",
+    "$insert_id",
+    "$device_id",
+    "$user_id",
+    "$anon_id",
+    "$ignore",
+    "$event_name",
+    "$identified_id",
+];
+
+/// How a project joins what one person did before and after signing in; a
+/// setting of the Mixpanel project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IdentityMode {
+    /// Simplified ID Merge, the default of new projects: `$user_id` and
+    /// `$device_id` are sent and Mixpanel joins them.
+    #[default]
+    Simplified,
+    /// Original ID Merge and older: only `distinct_id` is sent.
+    Original,
+}
+
+/// True if Mixpanel reads a property of this name itself.
+pub(crate) fn is_reserved_property(key: &str) -> bool {
+    key.starts_with("mp_") || key == "$distinct_ids" || RESERVED_PROPERTIES.contains(&key)
+}
+
+/// The name under which Mixpanel's own pages know a common trait.
+pub(crate) fn profile_name(trait_name: &str) -> Option<&'static str> {
+    Some(match trait_name {
+        "email" => "$email",
+        "name" => "$name",
+        "phone" => "$phone",
+        "avatar" => "$avatar",
+        "username" => "$username",
+        "createdAt" => "$created",
+        "firstName" => "$first_name",
+        "lastName" => "$last_name",
+        _ => return None,
+    })
+}
+
+/// Mixpanel's wire contract.
+#[derive(Debug)]
+pub struct Mixpanel {
+    token: Secret,
+    identity: IdentityMode,
+}
+
+impl Mixpanel {
+    /// `token` is the project token.
+    pub fn new(token: Secret, identity: IdentityMode) -> Self {
+        Self { token, identity }
+    }
+}
+
+impl Wire for Mixpanel {
+    fn name(&self) -> &'static str {
+        "mixpanel"
+    }
+
+    fn limits(&self) -> BatchLimits {
+        LIMITS
+    }
+
+    fn endpoint(&self, event: &Event) -> Endpoint {
+        match event.kind {
+            EventKind::Track { .. } => IMPORT,
+            EventKind::Identify => ENGAGE,
+        }
+    }
+
+    fn encode(&self, batch: &[Arc<Event>], _now_ms: i64) -> Encoded {
+        if batch.first().is_some_and(|event| event.is_identify()) {
+            self.encode_engage(batch)
+        } else {
+            self.encode_import(batch)
+        }
+    }
+
+    fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        if sent.first().is_some_and(|event| event.is_identify()) {
+            interpret_engage(sent.len(), reply)
+        } else {
+            interpret_import(sent.len(), reply)
+        }
+    }
+}
+
+impl Mixpanel {
+    fn encode_import(&self, batch: &[Arc<Event>]) -> Encoded {
+        let mut body = vec![b'['];
+        for event in batch {
+            separate(&mut body);
+            self.encode_track(&mut body, event);
+        }
+        body.push(b']');
+        Encoded {
+            path: "/import?strict=1",
+            body,
+            gzip: true,
+            basic_user: Some(self.token.clone()),
+            body_bytes_max: BODY_BYTES_MAX,
+            rejected: Vec::new(),
+        }
+    }
+
+    fn encode_track(&self, body: &mut Vec<u8>, event: &Event) {
+        let user = usable(event.user_id.as_deref());
+        let device = usable(event.anonymous_id.as_deref());
+        let simplified = self.identity == IdentityMode::Simplified;
+        // "" says that there is no user; without the field Mixpanel would make
+        // one up from the relay's address.
+        let distinct_id = match (user, device) {
+            (Some(user), _) => Cow::Borrowed(user),
+            (None, Some(device)) if simplified => Cow::Owned(format!("$device:{device}")),
+            (None, Some(device)) => Cow::Borrowed(device),
+            (None, None) => Cow::Borrowed(""),
+        };
+
+        let mut row = Object::begin(body);
+        row.string("event", &event_name(event.name().unwrap_or_default()));
+        let mut properties = row.object("properties");
+        properties.integer("time", time_ms(event));
+        properties.string("distinct_id", &distinct_id);
+        if simplified {
+            properties.optional("$user_id", user);
+            properties.optional("$device_id", device);
+        }
+        properties.string("$insert_id", &insert_id(event));
+        match event.context.ip {
+            Some(ip) => properties.string("ip", &ip.to_string()),
+            // Without it Mixpanel would locate the user where the relay stands.
+            None => properties.string("ip", "0"),
+        }
+        splice_properties(&mut properties, &event.properties);
+        properties.end();
+        row.end();
+    }
+
+    fn encode_engage(&self, batch: &[Arc<Event>]) -> Encoded {
+        let mut body = vec![b'['];
+        let mut updates = 0;
+        let mut rejected = Vec::new();
+        for (index, event) in batch.iter().enumerate() {
+            match usable(event.user_id.as_deref()) {
+                Some(user) => updates += self.encode_identify(&mut body, event, user),
+                None => {
+                    let detail = "Mixpanel refuses this user id for a profile".to_owned();
+                    rejected.push((index, Rejection::UnusableId, detail));
+                }
+            }
+        }
+        body.push(b']');
+        // An identify that also removes traits is two updates, so a full batch
+        // may be too many.
+        let body_bytes_max = if updates > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
+        Encoded {
+            path: "/engage?ip=0&verbose=1",
+            body,
+            gzip: false,
+            basic_user: None,
+            body_bytes_max,
+            rejected,
+        }
+    }
+
+    /// Writes the updates of one identify and returns their number.
+    fn encode_identify(&self, body: &mut Vec<u8>, event: &Event, user: &str) -> usize {
+        let shape = event.properties.shape();
+        let entries = if shape.has_null || shape.has_renamed_trait {
+            rename_traits(event.properties.entries())
+        } else {
+            Vec::new()
+        };
+        let (removed, set): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| value.get() == "null");
+
+        let mut updates = 0;
+        if removed.is_empty() || !set.is_empty() {
+            let mut update = self.begin_update(body, event, user);
+            if entries.is_empty() {
+                update.raw("$set", event.properties.json());
+            } else {
+                let mut object = update.object("$set");
+                object.entries(set.iter().map(|(key, value)| (&**key, *value)));
+                object.end();
+            }
+            update.end();
+            updates += 1;
+        }
+        if !removed.is_empty() {
+            let mut update = self.begin_update(body, event, user);
+            update.strings("$unset", removed.iter().map(|(key, _)| &**key));
+            update.end();
+            updates += 1;
+        }
+        updates
+    }
+
+    fn begin_update<'a>(&self, body: &'a mut Vec<u8>, event: &Event, user: &str) -> Object<'a> {
+        separate(body);
+        let mut update = Object::begin(body);
+        update.string("$token", self.token.expose());
+        update.string("$distinct_id", user);
+        match event.context.ip {
+            Some(ip) => update.string("$ip", &ip.to_string()),
+            None => update.string("$ip", "0"),
+        }
+        update
+    }
+}
+
+fn separate(body: &mut Vec<u8>) {
+    if body.len() > 1 {
+        body.push(b',');
+    }
+}
+
+fn usable(id: Option<&str>) -> Option<&str> {
+    id.filter(|id| !FORBIDDEN_IDS.contains(id))
+}
+
+fn event_name(name: &str) -> Cow<'_, str> {
+    if RESERVED_EVENTS.contains(&name) { format!("event_{name}").into() } else { name.into() }
+}
+
+fn time_ms(event: &Event) -> i64 {
+    // The time at acceptance stands in, and not the time of this attempt: a
+    // retry must carry the same time to be recognised as one.
+    if event.time_ms > event.accepted_ms + AHEAD_MS_MAX { event.accepted_ms } else { event.time_ms }
+}
+
+fn insert_id(event: &Event) -> Cow<'_, str> {
+    let id = event.id.as_str();
+    let legal = id.len() <= 36 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if legal && !FORBIDDEN_IDS.contains(&id) { id.into() } else { event.id.namespaced().to_string().into() }
+}
+
+/// Writes the caller's properties beside ours, as they are if Mixpanel's
+/// narrower rules allow it.
+fn splice_properties(out: &mut Object<'_>, properties: &Properties) {
+    let shape = properties.shape();
+    let fits = !shape.has_reserved_key
+        && shape.top_keys + OWN_PROPERTIES <= ITEMS_MAX
+        && shape.depth <= NESTING_MAX + 1
+        && shape.widest <= ITEMS_MAX
+        && shape.longest_key <= KEY_BYTES_MAX
+        && (shape.depth == 1 || properties.json().len() <= NESTED_BYTES_MAX);
+    if fits {
+        out.splice(properties.json());
+    } else {
+        write_fitted(out, properties);
+    }
+}
+
+/// Writes properties that break one of Mixpanel's rules so that none is lost:
+/// a reserved or overlong name is changed, a value that is too deep, too wide
+/// or too large becomes its JSON text, and what is beyond the number of
+/// properties goes into one object.
+fn write_fitted(out: &mut Object<'_>, properties: &Properties) {
+    let mut entries = properties.entries();
+    let mut names = Names::default();
+    for (key, _) in &mut entries {
+        *key = names.fit(key);
+    }
+    let room = ITEMS_MAX - OWN_PROPERTIES;
+    let surplus = if entries.len() > room { entries.split_off(room - 1) } else { Vec::new() };
+    for (key, value) in &entries {
+        write_value(out, key, value, NESTING_MAX);
+    }
+    if !surplus.is_empty() {
+        let mut json = Vec::new();
+        let mut object = Object::begin(&mut json);
+        for (key, value) in &surplus {
+            write_value(&mut object, key, value, NESTING_MAX - 1);
+        }
+        object.end();
+        let json = String::from_utf8(json).expect("only UTF-8 was written");
+        let name = names.fit(SURPLUS);
+        if json.len() <= NESTED_BYTES_MAX { out.raw(&name, &json) } else { out.string(&name, &json) }
+    }
+}
+
+fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: usize) {
+    let nested = value.get().starts_with(['{', '[']);
+    let shape = if nested { shape_of(value) } else { Default::default() };
+    // The shape counts the object that the value stands in as a level.
+    let fits = shape.depth <= nesting_max + 1
+        && shape.widest <= ITEMS_MAX
+        && shape.longest_key <= KEY_BYTES_MAX
+        && (!nested || value.get().len() <= NESTED_BYTES_MAX);
+    if fits { out.raw(key, value.get()) } else { out.string(key, value.get()) }
+}
+
+/// Property names in use.
+#[derive(Default)]
+struct Names(HashSet<String>);
+
+impl Names {
+    /// The name itself, or one like it that Mixpanel takes and that is not in
+    /// use.
+    fn fit(&mut self, name: &str) -> String {
+        let mut fitted =
+            if is_reserved_property(name) { format!("property_{name}") } else { name.to_owned() };
+        cut(&mut fitted, KEY_BYTES_MAX);
+        while !self.0.insert(fitted.clone()) {
+            cut(&mut fitted, KEY_BYTES_MAX - 1);
+            // From the front, so that names cut alike do not meet again.
+            fitted.insert(0, '_');
+        }
+        fitted
+    }
+}
+
+/// Cuts a text to at most `bytes_max` bytes, between two characters.
+fn cut(text: &mut String, bytes_max: usize) {
+    while text.len() > bytes_max {
+        text.pop();
+    }
+}
+
+/// Gives common traits Mixpanel's names, unless the caller uses that name too.
+fn rename_traits(entries: Vec<(String, &RawValue)>) -> Vec<(Cow<'static, str>, &RawValue)> {
+    let given: HashSet<String> = entries.iter().map(|(key, _)| key.clone()).collect();
+    let rename = |(key, value): (String, _)| match profile_name(&key) {
+        Some(name) if !given.contains(name) => (Cow::Borrowed(name), value),
+        _ => (Cow::Owned(key), value),
+    };
+    entries.into_iter().map(rename).collect()
+}
+
+#[derive(Deserialize)]
+struct ImportReply {
+    #[serde(default)]
+    failed_records: Vec<FailedRecord>,
+}
+
+#[derive(Deserialize)]
+struct FailedRecord {
+    index: usize,
+    #[serde(default)]
+    field: String,
+    #[serde(default)]
+    message: String,
+}
+
+fn interpret_import(sent: usize, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+    if !matches!(reply.status, 200 | 400) {
+        return Err(reply.failure());
+    }
+    // With lenient validation the answer may be a bare 1.
+    if reply.status == 200 && reply.body.trim() == "1" {
+        return Ok(vec![Verdict::Delivered; sent]);
+    }
+    let Ok(parsed) = serde_json::from_str::<ImportReply>(&reply.body) else {
+        return Err(reply.failure());
+    };
+    if reply.status == 400 && parsed.failed_records.is_empty() {
+        return Err(reply.failure());
+    }
+    // Also after a 400: all rows but the listed ones were taken.
+    let mut verdicts = vec![Verdict::Delivered; sent];
+    for record in parsed.failed_records {
+        if let Some(verdict) = verdicts.get_mut(record.index) {
+            let detail = format!("{} {}: {}", reply.status, record.field, record.message);
+            *verdict = Verdict::Rejected { reason: Rejection::Invalid, detail };
+        }
+    }
+    Ok(verdicts)
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum EngageReply {
+    Bare(i64),
+    Verbose { status: i64 },
+}
+
+fn interpret_engage(sent: usize, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+    if reply.status != 200 {
+        return Err(reply.failure());
+    }
+    match serde_json::from_str(&reply.body) {
+        Ok(EngageReply::Bare(1) | EngageReply::Verbose { status: 1 }) => Ok(vec![Verdict::Delivered; sent]),
+        Ok(_) => Err(SendError::Refused { detail: reply.detail() }),
+        Err(_) => Err(reply.unavailable()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::event::tests_support::{identify, track};
+
+    fn mixpanel(identity: IdentityMode) -> Mixpanel {
+        Mixpanel::new(Secret::new("token"), identity)
+    }
+
+    fn encoded(event: Event) -> Value {
+        let encoded = mixpanel(IdentityMode::Simplified).encode(&[Arc::new(event)], 0);
+        serde_json::from_slice(&encoded.body).unwrap()
+    }
+
+    fn properties(event: Event) -> Value {
+        encoded(event)[0]["properties"].clone()
+    }
+
+    fn reply(status: u16, body: Value) -> Reply {
+        Reply { status, body: body.to_string(), retry_after: None }
+    }
+
+    #[test]
+    fn a_track_is_one_row_of_import() {
+        let mut event = track("Order Placed", r#"{"total":19.5,"gift":false,"sku":"SKU-1"}"#);
+        event.anonymous_id = Some("device-1".into());
+        event.context.ip = Some("203.0.113.9".parse().unwrap());
+        assert_eq!(
+            encoded(event),
+            json!([{"event": "Order Placed", "properties": {
+                "time": 1_767_225_600_000_i64, "distinct_id": "user-1", "$user_id": "user-1",
+                "$device_id": "device-1", "$insert_id": "id-1", "ip": "203.0.113.9",
+                "total": 19.5, "gift": false, "sku": "SKU-1"}}])
+        );
+    }
+
+    #[test]
+    fn identity_follows_the_projects_mode() {
+        let cases = [
+            (Some("user"), Some("device"), "user", "user"),
+            (Some("user"), None, "user", "user"),
+            (None, Some("device"), "$device:device", "device"),
+            (None, None, "", ""),
+            (Some("null"), Some("device"), "$device:device", "device"),
+            (Some("undefined"), Some("anonymous"), "", ""),
+        ];
+        for (user, device, simplified, original) in cases {
+            let event = || {
+                let mut event = track("x", "{}");
+                event.user_id = user.map(Into::into);
+                event.anonymous_id = device.map(Into::into);
+                Arc::new(event)
+            };
+            for (mode, want) in [(IdentityMode::Simplified, simplified), (IdentityMode::Original, original)] {
+                let body = mixpanel(mode).encode(&[event()], 0).body;
+                let row: Value = serde_json::from_slice(&body).unwrap();
+                assert_eq!(row[0]["properties"]["distinct_id"], want, "{user:?} {device:?} {mode:?}");
+                assert_eq!(
+                    row[0]["properties"].get("$user_id").is_some(),
+                    want == "user" && mode == IdentityMode::Simplified
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn ids_that_mixpanel_refuses_become_a_uuid_that_never_changes() {
+        for id in ["order/1", "0", "null", &"x".repeat(37)] {
+            let mut event = track("x", "{}");
+            event.id = crate::EventId::new(id).unwrap();
+            let want = event.id.namespaced().to_string();
+            assert_eq!(properties(event)["$insert_id"], want);
+        }
+    }
+
+    #[test]
+    fn a_time_that_mixpanel_refuses_becomes_the_time_of_acceptance() {
+        let mut event = track("x", "{}");
+        event.time_ms = event.accepted_ms + AHEAD_MS_MAX;
+        assert_eq!(properties(event.clone())["time"], event.time_ms);
+        event.time_ms += 1;
+        assert_eq!(properties(event.clone())["time"], event.accepted_ms);
+    }
+
+    #[test]
+    fn no_property_of_the_caller_replaces_one_of_ours_or_is_lost() {
+        let event = track("x", r#"{"time":1,"$insert_id":"z","mp_x":2,"property_time":3,"plain":4}"#);
+        let properties = properties(event);
+        assert_eq!(properties["time"], 1_767_225_600_000_i64);
+        assert_eq!(properties["$insert_id"], "id-1");
+        assert_eq!(properties["property_time"], 1);
+        assert_eq!(properties["_property_time"], 3);
+        assert_eq!(properties["property_$insert_id"], "z");
+        assert_eq!(properties["property_mp_x"], 2);
+        assert_eq!(properties["plain"], 4);
+    }
+
+    #[test]
+    fn what_is_too_deep_or_too_wide_becomes_its_json_text() {
+        let deep = r#"{"a":{"b":{"c":{"d":1}}}}"#;
+        let wide = format!("[{}]", vec!["1"; 255].join(","));
+        let event = track("x", &format!(r#"{{"deep":{deep},"wide":{wide},"fits":{{"a":{{"b":{{}}}}}}}}"#));
+        let properties = properties(event);
+        assert_eq!(properties["deep"], deep);
+        assert_eq!(properties["wide"], wide);
+        assert_eq!(properties["fits"], json!({"a": {"b": {}}}));
+    }
+
+    #[test]
+    fn properties_beyond_mixpanels_number_go_into_one_object() {
+        let fields: Vec<_> = (0..256).map(|i| format!(r#""k{i}":{i}"#)).collect();
+        let properties = properties(track("x", &format!("{{{}}}", fields.join(","))));
+        assert!(properties.as_object().unwrap().len() <= ITEMS_MAX);
+        let surplus = properties[SURPLUS].as_object().unwrap();
+        let top = properties.as_object().unwrap().keys().filter(|key| key.starts_with('k')).count();
+        assert_eq!(top + surplus.len(), 256);
+    }
+
+    #[test]
+    fn an_identify_sets_and_unsets_in_two_updates() {
+        let event = identify(r#"{"plan":"pro","legacy":null,"email":"a@example.com"}"#);
+        assert_eq!(
+            encoded(event),
+            json!([
+                {"$token": "token", "$distinct_id": "user-1", "$ip": "0",
+                 "$set": {"plan": "pro", "$email": "a@example.com"}},
+                {"$token": "token", "$distinct_id": "user-1", "$ip": "0", "$unset": ["legacy"]},
+            ])
+        );
+        let only_unset = encoded(identify(r#"{"legacy":null}"#));
+        assert_eq!(only_unset.as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn after_a_400_the_rows_that_are_not_listed_were_taken() {
+        let body = json!({"code": 400, "failed_records": [
+            {"index": 1, "insert_id": "x", "field": "properties.time", "message": "bad"},
+            {"index": 99, "$insert_id": "y"},
+        ]});
+        let verdicts = interpret_import(3, &reply(400, body)).unwrap();
+        assert_eq!(verdicts[0], Verdict::Delivered);
+        assert!(
+            matches!(&verdicts[1], Verdict::Rejected { detail, .. } if detail.contains("properties.time"))
+        );
+        assert_eq!(verdicts[2], Verdict::Delivered);
+    }
+
+    #[test]
+    fn an_answer_that_names_no_row_is_a_failure_of_the_whole() {
+        let refused = interpret_import(3, &reply(400, json!({"error": "bad JSON"})));
+        assert!(matches!(refused, Err(SendError::Refused { .. })));
+        let junk = Reply { status: 200, body: "<html>".into(), retry_after: None };
+        assert!(matches!(interpret_import(3, &junk), Err(SendError::Unavailable { .. })));
+        assert!(matches!(interpret_engage(3, &junk), Err(SendError::Unavailable { .. })));
+    }
+
+    #[test]
+    fn engage_says_in_the_body_whether_it_took_anything() {
+        for good in [json!(1), json!({"status": 1, "error": null})] {
+            assert_eq!(interpret_engage(2, &reply(200, good)), Ok(vec![Verdict::Delivered; 2]));
+        }
+        for bad in [json!(0), json!({"status": 0, "error": "nothing valid"})] {
+            assert!(matches!(interpret_engage(2, &reply(200, bad)), Err(SendError::Refused { .. })));
+        }
+    }
+}

@@ -1,0 +1,622 @@
+//! Properties as one validated JSON object in an exactly sized buffer.
+//!
+//! They are encoded once, at admission, whatever front door they came through;
+//! providers splice the text into their envelope, and dead letters and spill
+//! files hold the same text. While it is written (or checked) its [`Shape`] is
+//! taken, so that a vendor with narrower rules looks inside only when the shape
+//! says that it has to.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
+    ser,
+};
+use serde_json::value::RawValue;
+
+use crate::mixpanel;
+
+/// Most bytes of all properties of one event, as JSON.
+pub const JSON_BYTES_MAX: usize = 10 * 1024;
+/// Most names in the properties of one event, counted over all levels.
+pub const KEYS_MAX: usize = 256;
+/// Most levels; the properties themselves are the first.
+pub const DEPTH_MAX: usize = 16;
+
+/// Integers up to here are exact as a double.
+const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// A validated JSON object. Its text is relayed as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Properties {
+    json: Box<str>,
+    shape: Shape,
+}
+
+/// What a vendor's mapping has to know to decide whether it must look inside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// Names over all levels.
+    pub keys: usize,
+    /// Names at the top level.
+    pub top_keys: usize,
+    /// Levels; a flat object has 1.
+    pub depth: usize,
+    /// Most items of one nested list or object.
+    pub widest: usize,
+    /// Bytes of the longest name, over all levels.
+    pub longest_key: usize,
+    /// A value at the top level is null.
+    pub has_null: bool,
+    /// A name at the top level is one that a vendor reserves for itself.
+    pub has_reserved_key: bool,
+    /// A name at the top level is a trait that a vendor knows under another name.
+    pub has_renamed_trait: bool,
+}
+
+/// Why properties are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{fault}")]
+pub struct PropertyError {
+    /// Where, as in `cart.items[2].price`; empty for the properties as a whole.
+    pub path: String,
+    /// What is wrong.
+    pub fault: PropertyFault,
+}
+
+/// What is wrong with properties.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PropertyFault {
+    /// Over [`JSON_BYTES_MAX`].
+    #[error("got {0} bytes as JSON, want at most {JSON_BYTES_MAX}")]
+    TooLarge(usize),
+    /// Over [`KEYS_MAX`].
+    #[error("got more than {KEYS_MAX} names, want at most {KEYS_MAX} over all levels")]
+    TooManyKeys,
+    /// Over [`DEPTH_MAX`].
+    #[error("got more than {DEPTH_MAX} levels, want at most {DEPTH_MAX}")]
+    TooDeep,
+    /// A name is empty.
+    #[error("got an empty name, want at least one character")]
+    EmptyKey,
+    /// NaN or an infinity, which JSON cannot say.
+    #[error("got {0}, want a finite number")]
+    NonFinite(String),
+    /// Not a JSON object.
+    #[error("not a JSON object: {0}")]
+    NotJson(String),
+}
+
+impl PropertyFault {
+    fn at_root(self) -> PropertyError {
+        PropertyError { path: String::new(), fault: self }
+    }
+}
+
+impl PropertyError {
+    /// The same error, one level further out: under the name `key`.
+    #[must_use]
+    pub fn under_key(mut self, key: &str) -> Self {
+        // A path helps a person to find the place; a hostile one helps nobody.
+        const PATH_BYTES_MAX: usize = 200;
+        let joint = if self.path.is_empty() || self.path.starts_with('[') { "" } else { "." };
+        if self.path.len() + key.len() < PATH_BYTES_MAX {
+            self.path = format!("{key}{joint}{}", self.path);
+        }
+        self
+    }
+
+    /// The same error, one level further out: at `index` of a list.
+    #[must_use]
+    pub fn under_index(self, index: usize) -> Self {
+        self.under_key(&format!("[{index}]"))
+    }
+}
+
+impl Properties {
+    /// `{}`.
+    pub fn empty() -> Self {
+        Self { json: "{}".into(), shape: Shape { depth: 1, ..Shape::default() } }
+    }
+
+    /// Checks an object that is JSON already. The text is kept as it is, less
+    /// the white space around it.
+    pub fn parse(json: &str) -> Result<Self, PropertyError> {
+        let json = json.trim();
+        let not_json = |error: serde_json::Error| PropertyFault::NotJson(error.to_string()).at_root();
+        if !json.starts_with('{') {
+            return Err(PropertyFault::NotJson("want {".to_owned()).at_root());
+        }
+        let mut meter = Meter::default();
+        let mut fault = None;
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let checked = Check { meter: &mut meter, fault: &mut fault }
+            .deserialize(&mut deserializer)
+            .and_then(|()| deserializer.end());
+        if let Some(fault) = fault {
+            return Err(fault.at_root());
+        }
+        checked.map_err(not_json)?;
+        Self::sized(json.into(), meter.shape)
+    }
+
+    fn sized(json: Box<str>, shape: Shape) -> Result<Self, PropertyError> {
+        if json.len() > JSON_BYTES_MAX {
+            return Err(PropertyFault::TooLarge(json.len()).at_root());
+        }
+        Ok(Self { json, shape })
+    }
+
+    /// The object as JSON, braces included.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// What the object looks like.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The object's names and values at the top level, values as JSON text. For
+    /// a mapping whose vendor's rules make it look inside.
+    pub fn entries(&self) -> Vec<(String, &RawValue)> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(entries)
+            }
+        }
+        serde_json::Deserializer::from_str(&self.json)
+            .deserialize_map(Entries)
+            .expect("the text was checked when the properties were made")
+    }
+}
+
+/// The shape of one value of some properties, as if it were the only one.
+pub(crate) fn shape_of(value: &RawValue) -> Shape {
+    let mut meter = Meter { open: vec![0], ..Meter::default() };
+    let mut deserializer = serde_json::Deserializer::from_str(value.get());
+    Check { meter: &mut meter, fault: &mut None }
+        .deserialize(&mut deserializer)
+        .expect("the value was checked when the properties were made");
+    meter.shape
+}
+
+impl Serialize for Properties {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(&self.json).map_err(ser::Error::custom)?;
+        raw.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Properties {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Self::parse(raw.get()).map_err(de::Error::custom)
+    }
+}
+
+/// Writes properties, value by value, and refuses what breaks a limit.
+///
+/// The caller opens and closes lists and objects in pairs and gives each value
+/// in an object its key first.
+#[derive(Debug)]
+pub struct PropertiesWriter {
+    json: Vec<u8>,
+    meter: Meter,
+}
+
+impl Default for PropertiesWriter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PropertiesWriter {
+    /// Opens the outermost object.
+    pub fn new() -> Self {
+        let mut meter = Meter::default();
+        meter.enter().expect("one level is within the limit");
+        Self { json: vec![b'{'], meter }
+    }
+
+    /// Names the next value.
+    pub fn key(&mut self, key: &str) -> Result<(), PropertyError> {
+        self.meter.key(key).map_err(PropertyFault::at_root)?;
+        self.comma();
+        self.text(key);
+        self.json.push(b':');
+        Ok(())
+    }
+
+    /// Starts the next item of a list.
+    pub fn item(&mut self) {
+        self.meter.item();
+        self.comma();
+    }
+
+    /// Opens a nested object.
+    pub fn begin_object(&mut self) -> Result<(), PropertyError> {
+        self.meter.enter().map_err(PropertyFault::at_root)?;
+        self.json.push(b'{');
+        Ok(())
+    }
+
+    /// Closes it.
+    pub fn end_object(&mut self) {
+        self.meter.leave();
+        self.json.push(b'}');
+    }
+
+    /// Opens a list.
+    pub fn begin_list(&mut self) -> Result<(), PropertyError> {
+        self.meter.enter().map_err(PropertyFault::at_root)?;
+        self.json.push(b'[');
+        Ok(())
+    }
+
+    /// Closes it.
+    pub fn end_list(&mut self) {
+        self.meter.leave();
+        self.json.push(b']');
+    }
+
+    /// A null.
+    pub fn null(&mut self) {
+        self.meter.null();
+        self.json.extend_from_slice(b"null");
+    }
+
+    /// A text.
+    pub fn string(&mut self, value: &str) {
+        self.text(value);
+    }
+
+    /// True or false.
+    pub fn boolean(&mut self, value: bool) {
+        self.json.extend_from_slice(if value { b"true" } else { b"false" });
+    }
+
+    /// A whole number.
+    pub fn integer(&mut self, value: i64) {
+        self.json.extend_from_slice(value.to_string().as_bytes());
+    }
+
+    /// A finite number; whole ones are written without a fraction, as every
+    /// language's own client would.
+    pub fn number(&mut self, value: f64) -> Result<(), PropertyError> {
+        if !value.is_finite() {
+            return Err(PropertyFault::NonFinite(value.to_string()).at_root());
+        }
+        if value.fract() == 0.0 && value.abs() <= EXACT_INTEGER_MAX {
+            #[expect(clippy::cast_possible_truncation, reason = "whole and within 53 bits")]
+            self.integer(value as i64);
+            return Ok(());
+        }
+        serde_json::to_writer(&mut self.json, &value).expect("a vector takes any bytes");
+        Ok(())
+    }
+
+    /// Closes the outermost object.
+    pub fn finish(mut self) -> Result<Properties, PropertyError> {
+        self.json.push(b'}');
+        let json = String::from_utf8(self.json).expect("only UTF-8 was written");
+        Properties::sized(json.into_boxed_str(), self.meter.shape)
+    }
+
+    fn comma(&mut self) {
+        if !matches!(self.json.last(), Some(b'{' | b'[')) {
+            self.json.push(b',');
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        serde_json::to_writer(&mut self.json, text).expect("a vector takes any bytes");
+    }
+}
+
+/// Counts what a [`Shape`] holds and refuses what breaks a limit, for the
+/// writer and the checker alike.
+#[derive(Debug, Default)]
+struct Meter {
+    shape: Shape,
+    /// Items so far, of each list and object that is open.
+    open: Vec<usize>,
+}
+
+impl Meter {
+    fn enter(&mut self) -> Result<(), PropertyFault> {
+        if self.open.len() == DEPTH_MAX {
+            return Err(PropertyFault::TooDeep);
+        }
+        self.open.push(0);
+        self.shape.depth = self.shape.depth.max(self.open.len());
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.open.pop();
+    }
+
+    fn key(&mut self, key: &str) -> Result<(), PropertyFault> {
+        if key.is_empty() {
+            return Err(PropertyFault::EmptyKey);
+        }
+        if self.shape.keys == KEYS_MAX {
+            return Err(PropertyFault::TooManyKeys);
+        }
+        self.shape.keys += 1;
+        self.shape.longest_key = self.shape.longest_key.max(key.len());
+        if self.open.len() == 1 {
+            self.shape.top_keys += 1;
+            self.shape.has_reserved_key |= mixpanel::is_reserved_property(key);
+            self.shape.has_renamed_trait |= mixpanel::profile_name(key).is_some();
+        }
+        self.item();
+        Ok(())
+    }
+
+    fn item(&mut self) {
+        let nested = self.open.len() > 1;
+        let Some(items) = self.open.last_mut() else { return };
+        *items += 1;
+        if nested {
+            self.shape.widest = self.shape.widest.max(*items);
+        }
+    }
+
+    fn null(&mut self) {
+        self.shape.has_null |= self.open.len() == 1;
+    }
+}
+
+/// Walks over a JSON value without building it.
+struct Check<'a> {
+    meter: &'a mut Meter,
+    /// The limit that was broken; serde's own error can only carry text.
+    fault: &'a mut Option<PropertyFault>,
+}
+
+impl Check<'_> {
+    fn limit<T, E: de::Error>(&mut self, result: Result<T, PropertyFault>) -> Result<T, E> {
+        result.map_err(|fault| {
+            let error = E::custom(&fault);
+            *self.fault = Some(fault);
+            error
+        })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Check<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Check<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        self.meter.null();
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+        let entered = self.meter.enter();
+        self.limit(entered)?;
+        while items.next_element_seed(Check { meter: self.meter, fault: self.fault })?.is_some() {
+            self.meter.item();
+        }
+        self.meter.leave();
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        let entered = self.meter.enter();
+        self.limit(entered)?;
+        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+            let counted = self.meter.key(&key);
+            self.limit(counted)?;
+            map.next_value_seed(Check { meter: self.meter, fault: self.fault })?;
+        }
+        self.meter.leave();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn write(writer: &mut PropertiesWriter, value: &Value) -> Result<(), PropertyError> {
+        match value {
+            Value::Null => writer.null(),
+            Value::Bool(value) => writer.boolean(*value),
+            Value::Number(number) => match number.as_i64() {
+                Some(integer) => writer.integer(integer),
+                None => writer.number(number.as_f64().unwrap())?,
+            },
+            Value::String(text) => writer.string(text),
+            Value::Array(items) => {
+                writer.begin_list()?;
+                for item in items {
+                    writer.item();
+                    write(writer, item)?;
+                }
+                writer.end_list();
+            }
+            Value::Object(fields) => {
+                writer.begin_object()?;
+                for (key, value) in fields {
+                    writer.key(key)?;
+                    write(writer, value)?;
+                }
+                writer.end_object();
+            }
+        }
+        Ok(())
+    }
+
+    fn written(object: &Value) -> Result<Properties, PropertyError> {
+        let mut writer = PropertiesWriter::new();
+        for (key, value) in object.as_object().unwrap() {
+            writer.key(key)?;
+            write(&mut writer, value)?;
+        }
+        writer.finish()
+    }
+
+    fn nested(levels: usize) -> Value {
+        (1..levels).fold(json!({"leaf": 1}), |inner, _| json!({ "inner": inner }))
+    }
+
+    fn fault(result: Result<Properties, PropertyError>) -> PropertyFault {
+        result.unwrap_err().fault
+    }
+
+    #[test]
+    fn each_limit_holds_at_n_and_breaks_at_n_plus_one() {
+        let wide = |keys: usize| Value::Object((0..keys).map(|i| (format!("k{i}"), json!(1))).collect());
+        let long = |bytes: usize| json!({ "k": "x".repeat(bytes - r#"{"k":""}"#.len()) });
+        for (good, bad, want) in [
+            (wide(KEYS_MAX), wide(KEYS_MAX + 1), PropertyFault::TooManyKeys),
+            (nested(DEPTH_MAX), nested(DEPTH_MAX + 1), PropertyFault::TooDeep),
+            (long(JSON_BYTES_MAX), long(JSON_BYTES_MAX + 1), PropertyFault::TooLarge(JSON_BYTES_MAX + 1)),
+            (json!({"k": {"a": 1}}), json!({"k": {"": 1}}), PropertyFault::EmptyKey),
+        ] {
+            assert!(written(&good).is_ok());
+            assert!(Properties::parse(&good.to_string()).is_ok());
+            assert_eq!(fault(written(&bad)), want);
+            assert_eq!(fault(Properties::parse(&bad.to_string())), want);
+        }
+    }
+
+    #[test]
+    fn numbers_that_json_cannot_say_are_refused() {
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let error = PropertiesWriter::new().number(number).unwrap_err();
+            assert!(matches!(error.fault, PropertyFault::NonFinite(_)), "{number}");
+        }
+        assert!(matches!(fault(Properties::parse(r#"{"n":1e999}"#)), PropertyFault::NotJson(_)));
+    }
+
+    #[test]
+    fn whole_numbers_are_written_without_a_fraction() {
+        let mut writer = PropertiesWriter::new();
+        for (key, number) in [("a", 3.0), ("b", 19.5), ("c", -0.0), ("d", 1e300)] {
+            writer.key(key).unwrap();
+            writer.number(number).unwrap();
+        }
+        assert_eq!(writer.finish().unwrap().json(), r#"{"a":3,"b":19.5,"c":0,"d":1e+300}"#);
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused() {
+        for text in ["", "[]", "1", "{", r#"{"a":1} x"#, r#"{"a":}"#, "{1:2}"] {
+            assert!(matches!(fault(Properties::parse(text)), PropertyFault::NotJson(_)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_depth_does_not_overflow_the_stack() {
+        let text = r#"{"a":"#.repeat(100_000);
+        assert_eq!(fault(Properties::parse(&text)), PropertyFault::TooDeep);
+    }
+
+    #[test]
+    fn a_path_names_the_place() {
+        let error = PropertyFault::EmptyKey.at_root().under_key("price").under_index(2).under_key("items");
+        assert_eq!(error.path, "items[2].price");
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            (-1e15..1e15).prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+        ];
+        let key = prop_oneof![4 => "[a-z$_]{1,8}", 1 => Just("time".to_owned()), 1 => Just("$insert_id".to_owned())];
+        leaf.prop_recursive(5, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::btree_map(key.clone(), inner, 0..6)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn writing_and_checking_agree_on_text_and_shape(
+            fields in prop::collection::btree_map("[a-z$]{1,6}", any_json(), 0..8)
+        ) {
+            let object = Value::Object(fields.into_iter().collect());
+            let properties = written(&object).unwrap();
+            prop_assert_eq!(&Properties::parse(properties.json()).unwrap(), &properties);
+            // Exactly what was given arrives: numbers compared as text would
+            // differ in form, so compare them as values.
+            let back: Value = serde_json::from_str(properties.json()).unwrap();
+            prop_assert!(same(&back, &object), "{back} {object}");
+        }
+
+        #[test]
+        fn checking_never_panics(text in ".{0,200}") {
+            let _ = Properties::parse(&text);
+        }
+    }
+
+    fn same(a: &Value, b: &Value) -> bool {
+        match (a, b) {
+            (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+            (Value::Array(a), Value::Array(b)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+            }
+            (Value::Object(a), Value::Object(b)) => {
+                a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+            }
+            _ => a == b,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The seam between delivery and a vendor.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::Event;
+
+/// One vendor. Translates and sends once; never retries, counts or spawns.
+#[async_trait]
+pub trait Provider: Send + Sync + 'static {
+    /// Lower-case name, unique in a relay: the label of its metrics and the
+    /// name of its directory of dead letters.
+    fn name(&self) -> &'static str;
+
+    /// How much one request may hold.
+    fn limits(&self) -> BatchLimits;
+
+    /// Which of the vendor's endpoints takes this event. Events of different
+    /// endpoints are never put into one batch, so that one `send` is one
+    /// request and has one outcome.
+    fn endpoint(&self, _event: &Event) -> Endpoint {
+        Endpoint::DEFAULT
+    }
+
+    /// Sends one batch, once, all of one [`Endpoint`] and within [`BatchLimits`].
+    ///
+    /// `Ok` holds one verdict per event, in order. Dropping the future abandons
+    /// the request; whether it arrived is then unknown, and the caller sends
+    /// the same events again with the same ids and times.
+    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError>;
+}
+
+/// How much a vendor takes at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Most events in one request.
+    pub events_max: usize,
+    /// Most bytes of one request's body, before compression.
+    pub body_bytes_max: usize,
+    /// Most requests under way at a time.
+    pub requests_max: usize,
+}
+
+/// One of a vendor's endpoints, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint(pub u8);
+
+impl Endpoint {
+    /// The only endpoint of a vendor that takes everything in one place.
+    pub const DEFAULT: Self = Self(0);
+}
+
+/// What became of one event of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The vendor took it.
+    Delivered,
+    /// The vendor will never take it.
+    Rejected {
+        /// Why, from a closed list.
+        reason: Rejection,
+        /// The vendor's own words, or ours if it never left.
+        detail: String,
+    },
+    /// Nothing is wrong with it, but another event of the batch kept it from
+    /// being taken: send it again at once. An answer that holds this verdict
+    /// holds at least one other verdict too, so that sending again ends.
+    Resend,
+    /// The vendor holds this event's user back: send it again after `after`.
+    Hold {
+        /// How long to wait at least.
+        after: Duration,
+        /// The vendor's own words.
+        detail: String,
+    },
+}
+
+/// Why an event can never be delivered to one vendor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    /// The vendor names the event or one of its fields as invalid.
+    Invalid,
+    /// The vendor refuses the event's ids, and without them it cannot be placed.
+    UnusableId,
+    /// The user's or the device's daily quota at the vendor is used up.
+    QuotaExceeded,
+    /// Even alone it is larger than the vendor takes.
+    TooLarge,
+}
+
+/// Why a whole request failed, named for the caller's next move.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// Not taken, or not known to be: send all of it again, later.
+    #[error("unavailable: {detail}")]
+    Unavailable {
+        /// How long the vendor asks to wait.
+        retry_after: Option<Duration>,
+        /// The status, the vendor's words, or the transport's error.
+        detail: String,
+    },
+    /// Too much at once: send it in halves. A lone event is too large for ever.
+    #[error("too large: {detail}")]
+    TooLarge {
+        /// The status and the vendor's words.
+        detail: String,
+    },
+    /// Nothing was taken, and the vendor does not say which event is to blame:
+    /// send it in halves to find out. A lone event is the culprit.
+    #[error("refused: {detail}")]
+    Refused {
+        /// The status and the vendor's words.
+        detail: String,
+    },
+    /// The vendor does not accept our key: stop sending and call a person. The
+    /// events are not to blame.
+    #[error("unauthorized: {detail}")]
+    Unauthorized {
+        /// The status and the vendor's words.
+        detail: String,
+    },
+}
+
+impl SendError {
+    /// The vendor's own words, or the transport's.
+    pub fn detail(&self) -> &str {
+        match self {
+            Self::Unavailable { detail, .. }
+            | Self::TooLarge { detail }
+            | Self::Refused { detail }
+            | Self::Unauthorized { detail } => detail,
+        }
+    }
+}

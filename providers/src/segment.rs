@@ -1,0 +1,251 @@
+//! Segment: everything through `/v1/batch`.
+//!
+//! Limits, as documented in Segment's HTTP API reference (checked 2026-11-20):
+//!
+//! | what | limit |
+//! |---|---|
+//! | events per request | 2,500 documented, 2,000 here |
+//! | body | 500 KB documented, 450,000 bytes here |
+//! | one event | 32 KB documented, 30,000 bytes here |
+//! | `messageId` | 100 characters; deduplicated across all workspaces |
+//! | requests | 1,000 a second advised |
+//!
+//! Sent again: 408, 410, 429, 460, 5xx but 501, 505 and 511, no answer, and an
+//! answer that cannot be read. **A 200 may hide a loss**: an event that Segment
+//! cannot place, and any event under a wrong write key, is answered with a
+//! success. So what can be checked is checked before it is sent, and
+//! "delivered" means "received" here.
+
+use std::{borrow::Cow, sync::Arc};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use crate::{
+    BatchLimits, Event, EventId, EventKind, Rejection, Secret, SendError, Verdict,
+    http::{Encoded, Reply, Wire},
+    json::Object,
+};
+
+const LIMITS: BatchLimits = BatchLimits { events_max: 2000, body_bytes_max: BODY_BYTES_MAX, requests_max: 8 };
+const BODY_BYTES_MAX: usize = 450_000;
+const EVENT_BYTES_MAX: usize = 30_000;
+/// A shorter id could be somebody else's: Segment compares ids of all its
+/// customers.
+const MESSAGE_ID_CHARS_MIN: usize = 16;
+
+/// Segment's wire contract.
+#[derive(Debug)]
+pub struct Segment {
+    write_key: Secret,
+}
+
+impl Segment {
+    /// `write_key` is the source's write key.
+    pub fn new(write_key: Secret) -> Self {
+        Self { write_key }
+    }
+}
+
+impl Wire for Segment {
+    fn name(&self) -> &'static str {
+        "segment"
+    }
+
+    fn limits(&self) -> BatchLimits {
+        LIMITS
+    }
+
+    fn encode(&self, batch: &[Arc<Event>], now_ms: i64) -> Encoded {
+        let mut body = Vec::new();
+        let mut rejected = Vec::new();
+        let mut request = Object::begin(&mut body);
+        // Segment corrects times by the difference of this and its own clock.
+        request.string("sentAt", &iso_8601(now_ms));
+
+        let mut items = Vec::from(b"[");
+        for (index, event) in batch.iter().enumerate() {
+            let start = items.len();
+            if start > 1 {
+                items.push(b',');
+            }
+            encode_item(&mut items, event);
+            let bytes = items.len() - start;
+            if bytes > EVENT_BYTES_MAX {
+                items.truncate(start);
+                let detail = format!("{bytes} bytes, want at most {EVENT_BYTES_MAX}");
+                rejected.push((index, Rejection::TooLarge, detail));
+            }
+        }
+        items.push(b']');
+        request.raw("batch", std::str::from_utf8(&items).expect("only UTF-8 was written"));
+        request.end();
+        Encoded {
+            path: "/v1/batch",
+            body,
+            gzip: false,
+            basic_user: Some(self.write_key.clone()),
+            body_bytes_max: BODY_BYTES_MAX,
+            rejected,
+        }
+    }
+
+    fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        match reply.status {
+            200 => match serde_json::from_str(&reply.body) {
+                Ok(BatchReply { success: true }) => Ok(vec![Verdict::Delivered; sent.len()]),
+                _ => Err(reply.unavailable()),
+            },
+            410 | 460 => Err(reply.unavailable()),
+            400 | 401 | 403 | 408 | 413 | 429 => Err(reply.failure()),
+            // Segment's own SDKs give these up at once.
+            402..=499 | 501 | 505 | 511 => {
+                let verdict = Verdict::Rejected { reason: Rejection::Invalid, detail: reply.detail() };
+                Ok(vec![verdict; sent.len()])
+            }
+            _ => Err(reply.failure()),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct BatchReply {
+    success: bool,
+}
+
+fn encode_item(out: &mut Vec<u8>, event: &Event) {
+    let mut item = Object::begin(out);
+    match &event.kind {
+        EventKind::Track { name } => {
+            item.string("type", "track");
+            item.string("event", name);
+        }
+        EventKind::Identify => item.string("type", "identify"),
+    }
+    item.optional("userId", event.user_id.as_deref());
+    match (&event.user_id, &event.anonymous_id) {
+        // Segment drops an event of nobody: an unknown visitor stands in, the
+        // same one at each attempt.
+        (None, None) => item.string("anonymousId", &event.id.namespaced().to_string()),
+        (_, anonymous_id) => item.optional("anonymousId", anonymous_id.as_deref()),
+    }
+    item.string("messageId", &message_id(&event.id));
+    item.string("timestamp", &iso_8601(event.time_ms));
+    let mut context = item.object("context");
+    if let Some(ip) = event.context.ip {
+        context.string("ip", &ip.to_string());
+    }
+    context.optional("userAgent", event.context.user_agent.as_deref());
+    let mut library = context.object("library");
+    library.string("name", "analytics-relay");
+    library.string("version", env!("CARGO_PKG_VERSION"));
+    library.end();
+    context.end();
+    match event.kind {
+        EventKind::Track { .. } => item.raw("properties", event.properties.json()),
+        // A null trait means to Segment what it means to us: remove it.
+        EventKind::Identify => item.raw("traits", event.properties.json()),
+    }
+    item.end();
+}
+
+fn message_id(id: &EventId) -> Cow<'_, str> {
+    if id.as_str().len() < MESSAGE_ID_CHARS_MIN {
+        id.namespaced().to_string().into()
+    } else {
+        id.as_str().into()
+    }
+}
+
+fn iso_8601(unix_ms: i64) -> String {
+    // A time outside of what can be written was refused at admission.
+    let time = Timestamp::from_millisecond(unix_ms).unwrap_or(Timestamp::UNIX_EPOCH);
+    format!("{time:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::event::tests_support::{identify, track};
+
+    fn encode(event: Event) -> Encoded {
+        Segment::new(Secret::new("key")).encode(&[Arc::new(event)], 1_767_225_601_000)
+    }
+
+    fn item(event: Event) -> Value {
+        serde_json::from_slice::<Value>(&encode(event).body).unwrap()["batch"][0].clone()
+    }
+
+    fn interpret(status: u16, body: &str) -> Result<Vec<Verdict>, SendError> {
+        let event = track("x", "{}");
+        let reply = Reply { status, body: body.into(), retry_after: None };
+        Segment::new(Secret::new("key")).interpret(&[&event], &reply)
+    }
+
+    #[test]
+    fn a_track_is_one_item_of_a_batch() {
+        let mut event = track("Order Placed", r#"{"total":19.5}"#);
+        event.id = EventId::new("6f1c2a9e-2b7d-4c55-9a53-0d2f6f0a7b11").unwrap();
+        event.context.ip = Some("2001:db8::1".parse().unwrap());
+        let body: Value = serde_json::from_slice(&encode(event).body).unwrap();
+        let library = json!({"name": "analytics-relay", "version": env!("CARGO_PKG_VERSION")});
+        assert_eq!(
+            body,
+            json!({"sentAt": "2026-01-01T00:00:01.000Z", "batch": [{
+                "type": "track", "event": "Order Placed", "userId": "user-1",
+                "messageId": "6f1c2a9e-2b7d-4c55-9a53-0d2f6f0a7b11", "timestamp": "2026-01-01T00:00:00.000Z",
+                "context": {"ip": "2001:db8::1", "library": library}, "properties": {"total": 19.5}}]})
+        );
+    }
+
+    #[test]
+    fn an_identify_keeps_its_nulls() {
+        let item = item(identify(r#"{"plan":"pro","legacy":null}"#));
+        assert_eq!(item["type"], "identify");
+        assert_eq!(item["traits"], json!({"plan": "pro", "legacy": null}));
+    }
+
+    #[test]
+    fn a_short_id_gets_our_namespace() {
+        let event = track("x", "{}");
+        let want = event.id.namespaced().to_string();
+        assert_eq!(item(event)["messageId"], want);
+    }
+
+    #[test]
+    fn an_event_of_nobody_gets_a_visitor_that_never_changes() {
+        let event = Event { user_id: None, ..track("x", "{}") };
+        let want = event.id.namespaced().to_string();
+        assert_eq!(item(event)["anonymousId"], want);
+    }
+
+    #[test]
+    fn an_event_that_is_too_large_is_rejected_here() {
+        // Within admission's limits nothing reaches Segment's, so widen one.
+        let event = Event { anonymous_id: Some("x".repeat(EVENT_BYTES_MAX).into()), ..track("x", "{}") };
+        let encoded = encode(event);
+        assert_eq!(encoded.rejected[0].1, Rejection::TooLarge);
+        assert_eq!(serde_json::from_slice::<Value>(&encoded.body).unwrap()["batch"], json!([]));
+    }
+
+    #[test]
+    fn each_status_is_answered_as_segment_documents_it() {
+        assert_eq!(interpret(200, r#"{"success":true}"#), Ok(vec![Verdict::Delivered]));
+        for status in [408, 410, 429, 460, 500, 502, 503, 504] {
+            assert!(matches!(interpret(status, ""), Err(SendError::Unavailable { .. })), "{status}");
+        }
+        for status in [402, 404, 422, 501, 505, 511] {
+            assert!(matches!(interpret(status, "").unwrap()[0], Verdict::Rejected { .. }), "{status}");
+        }
+        for status in [401, 403] {
+            assert!(matches!(interpret(status, ""), Err(SendError::Unauthorized { .. })), "{status}");
+        }
+        assert!(matches!(interpret(400, "{}"), Err(SendError::Refused { .. })));
+        assert!(matches!(interpret(413, "{}"), Err(SendError::TooLarge { .. })));
+        for junk in ["", "<html>", "{}", r#"{"success":false}"#, "[[[["] {
+            assert!(matches!(interpret(200, junk), Err(SendError::Unavailable { .. })), "{junk}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What an operator's machines ask: `/metrics`, `/healthz`, `/readyz`. On a port
+//! of its own.
+
+use std::{future::Future, io, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::net::TcpListener;
+
+use crate::{health::Health, telemetry::SharedTelemetry};
+
+/// The media type of the text format that the metrics are written in.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone)]
+struct Admin {
+    telemetry: SharedTelemetry,
+    health: Arc<Health>,
+}
+
+/// Serves until `stop`.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    telemetry: SharedTelemetry,
+    health: Arc<Health>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(Admin { telemetry, health });
+    axum::serve(listener, router).with_graceful_shutdown(stop).await
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    match admin.telemetry.encode() {
+        Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, OPENMETRICS)], text),
+        Err(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string())
+        }
+    }
+}
+
+/// The process works; whether it should get traffic is another question.
+async fn healthz(State(admin): State<Admin>) -> String {
+    admin.health.status()
+}
+
+/// Whether the relay should get traffic: yes, until it drains. A provider in
+/// trouble is no reason to send events elsewhere.
+async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
+    let status = admin.health.status();
+    let code = if admin.health.is_draining() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (code, status)
+}

@@ -1,0 +1,481 @@
+//! Validates, normalises, assigns id and time: the only way into the queue.
+//!
+//! Every front door hands over a [`Draft`] and turns the answer into a reply.
+//! Nothing here waits.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use analytics_relay_providers::{
+    Context, Event, EventId, EventKind, Properties,
+    event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
+    properties::{PropertyError, PropertyFault},
+};
+use tracing::debug;
+
+use crate::{
+    queue::{QueueSender, Refused},
+    telemetry::AdmissionMetrics,
+    time::{Clock, rfc_3339},
+};
+
+/// 2000-01-01T00:00:00Z, the earliest time of an event.
+const TIME_MS_MIN: i64 = 946_684_800_000;
+/// How far ahead of our clock an event's time may be.
+const AHEAD_MS_MAX: i64 = 24 * 3600 * 1000;
+/// How long a caller should wait when the queue is full: long enough for many
+/// batches to leave, short enough that a caller's own buffer lasts.
+const FULL_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Most characters of a refused text that are shown to its sender.
+const SHOWN_CHARS_MAX: usize = 40;
+
+/// An event as it came, checked by nobody yet. Empty texts mean "not given".
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) kind: DraftKind,
+    pub(crate) event_id: String,
+    pub(crate) user_id: String,
+    pub(crate) anonymous_id: String,
+    /// The front door's field and its time in Unix milliseconds, if given.
+    pub(crate) time_ms: Option<(&'static str, i64)>,
+    pub(crate) ip: String,
+    pub(crate) user_agent: String,
+    /// Encoded by the front door, which alone knows their form on the wire.
+    pub(crate) properties: Result<Properties, PropertyError>,
+}
+
+/// What kind of event is to be admitted.
+#[derive(Debug)]
+pub(crate) enum DraftKind {
+    Track { event_name: String },
+    Identify,
+}
+
+/// An event that was admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) event_id: EventId,
+}
+
+/// Why an event was not admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// It breaks rules, at least one, and always will.
+    Invalid(Vec<Violation>),
+    /// There is no room now.
+    Full { retry_delay: Duration },
+    /// The relay is stopping.
+    Draining,
+}
+
+/// One rule that an event breaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Violation {
+    pub(crate) reason: RefusalReason,
+    /// The request's field, as in `properties.cart.total`.
+    pub(crate) field: String,
+    /// What came.
+    pub(crate) got: String,
+    /// What is allowed.
+    pub(crate) want: String,
+}
+
+/// Why an event is refused: the closed list of replies, logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RefusalReason {
+    EventNameEmpty,
+    EventNameTooLong,
+    UserIdMissing,
+    IdTooLong,
+    EventIdInvalid,
+    TimeOutOfRange,
+    IpInvalid,
+    UserAgentTooLong,
+    PropertiesTooLarge,
+    PropertiesTooManyKeys,
+    PropertiesTooDeep,
+    PropertyKeyEmpty,
+    PropertyNumberNotFinite,
+    PropertiesMalformed,
+    QueueFull,
+    Draining,
+}
+
+impl RefusalReason {
+    pub(crate) const ALL: [Self; 16] = [
+        Self::EventNameEmpty,
+        Self::EventNameTooLong,
+        Self::UserIdMissing,
+        Self::IdTooLong,
+        Self::EventIdInvalid,
+        Self::TimeOutOfRange,
+        Self::IpInvalid,
+        Self::UserAgentTooLong,
+        Self::PropertiesTooLarge,
+        Self::PropertiesTooManyKeys,
+        Self::PropertiesTooDeep,
+        Self::PropertyKeyEmpty,
+        Self::PropertyNumberNotFinite,
+        Self::PropertiesMalformed,
+        Self::QueueFull,
+        Self::Draining,
+    ];
+
+    /// The reason's name in replies, logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::EventNameEmpty => "EVENT_NAME_EMPTY",
+            Self::EventNameTooLong => "EVENT_NAME_TOO_LONG",
+            Self::UserIdMissing => "USER_ID_MISSING",
+            Self::IdTooLong => "ID_TOO_LONG",
+            Self::EventIdInvalid => "EVENT_ID_INVALID",
+            Self::TimeOutOfRange => "TIME_OUT_OF_RANGE",
+            Self::IpInvalid => "IP_INVALID",
+            Self::UserAgentTooLong => "USER_AGENT_TOO_LONG",
+            Self::PropertiesTooLarge => "PROPERTIES_TOO_LARGE",
+            Self::PropertiesTooManyKeys => "PROPERTIES_TOO_MANY_KEYS",
+            Self::PropertiesTooDeep => "PROPERTIES_TOO_DEEP",
+            Self::PropertyKeyEmpty => "PROPERTY_KEY_EMPTY",
+            Self::PropertyNumberNotFinite => "PROPERTY_NUMBER_NOT_FINITE",
+            Self::PropertiesMalformed => "PROPERTIES_MALFORMED",
+            Self::QueueFull => "QUEUE_FULL",
+            Self::Draining => "DRAINING",
+        }
+    }
+}
+
+/// The gate before the queue.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    queue: QueueSender,
+    clock: Clock,
+    metrics: AdmissionMetrics,
+    closed: AtomicBool,
+}
+
+impl Admission {
+    pub(crate) fn new(queue: QueueSender, clock: Clock, metrics: AdmissionMetrics) -> Self {
+        Self { queue, clock, metrics, closed: AtomicBool::new(false) }
+    }
+
+    /// Admits an event into the queue, or says why not. Never waits.
+    pub(crate) fn admit(&self, draft: Draft) -> Result<Accepted, Denied> {
+        let admitted = self.check_and_offer(draft);
+        match &admitted {
+            Ok(_) => {
+                self.metrics.accepted.inc();
+            }
+            Err(denied) => {
+                let reason = denied.reason();
+                self.metrics.refused(reason).inc();
+                debug!(reason = reason.name(), "event refused");
+            }
+        }
+        admitted
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    fn check_and_offer(&self, draft: Draft) -> Result<Accepted, Denied> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Denied::Draining);
+        }
+        let event = Arc::new(check(draft, self.clock.now_ms()).map_err(Denied::Invalid)?);
+        let event_id = event.id.clone();
+        match self.queue.offer(event) {
+            Ok(queue_size) => {
+                debug!(%event_id, queue_size, "event queued");
+                Ok(Accepted { event_id })
+            }
+            Err(Refused::Full) => Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }),
+            Err(Refused::Closed) => Err(Denied::Draining),
+        }
+    }
+}
+
+impl Denied {
+    /// The reason that stands for the denial in logs and metrics: of several
+    /// violations the first.
+    pub(crate) fn reason(&self) -> RefusalReason {
+        match self {
+            Self::Invalid(violations) => violations[0].reason,
+            Self::Full { .. } => RefusalReason::QueueFull,
+            Self::Draining => RefusalReason::Draining,
+        }
+    }
+}
+
+/// Turns a draft into an event, or names every rule that it breaks.
+fn check(draft: Draft, now_ms: i64) -> Result<Event, Vec<Violation>> {
+    let mut violations = Vec::new();
+    let mut note = |violation: Option<Violation>| violations.extend(violation);
+
+    let kind = match draft.kind {
+        DraftKind::Track { event_name } => {
+            note(check_event_name(&event_name));
+            EventKind::Track { name: event_name.into() }
+        }
+        DraftKind::Identify => {
+            note(draft.user_id.is_empty().then(|| Violation {
+                reason: RefusalReason::UserIdMissing,
+                field: "user_id".into(),
+                got: "\"\"".into(),
+                want: format!("1 to {ID_BYTES_MAX} bytes"),
+            }));
+            EventKind::Identify
+        }
+    };
+    note(too_long(RefusalReason::IdTooLong, "user_id", &draft.user_id, ID_BYTES_MAX));
+    note(too_long(RefusalReason::IdTooLong, "anonymous_id", &draft.anonymous_id, ID_BYTES_MAX));
+    let id =
+        if draft.event_id.is_empty() { Ok(EventId::assign()) } else { EventId::new(draft.event_id.as_str()) };
+    note(id.as_ref().err().map(|error| Violation {
+        reason: RefusalReason::EventIdInvalid,
+        field: "event_id".into(),
+        got: shown(&draft.event_id),
+        want: error.to_string().trim_start_matches("want ").to_owned(),
+    }));
+    note(draft.time_ms.and_then(|(field, time_ms)| check_time(field, time_ms, now_ms)));
+    let ip = (!draft.ip.is_empty()).then(|| draft.ip.parse::<IpAddr>());
+    note(matches!(ip, Some(Err(_))).then(|| Violation {
+        reason: RefusalReason::IpInvalid,
+        field: "context.ip".into(),
+        got: shown(&draft.ip),
+        want: "an IPv4 or IPv6 address without a port".into(),
+    }));
+    let user_agent = &draft.user_agent;
+    note(too_long(RefusalReason::UserAgentTooLong, "context.user_agent", user_agent, USER_AGENT_BYTES_MAX));
+    note(draft.properties.as_ref().err().map(property_violation));
+
+    match (id, draft.properties) {
+        (Ok(id), Ok(properties)) if violations.is_empty() => Ok(Event {
+            id,
+            kind,
+            user_id: given(draft.user_id),
+            anonymous_id: given(draft.anonymous_id),
+            time_ms: draft.time_ms.map_or(now_ms, |(_, time_ms)| time_ms),
+            accepted_ms: now_ms,
+            context: Context { ip: ip.and_then(Result::ok), user_agent: given(draft.user_agent) },
+            properties,
+        }),
+        _ => Err(violations),
+    }
+}
+
+fn given(text: String) -> Option<Box<str>> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn check_event_name(name: &str) -> Option<Violation> {
+    if name.is_empty() {
+        return Some(Violation {
+            reason: RefusalReason::EventNameEmpty,
+            field: "event_name".into(),
+            got: "\"\"".into(),
+            want: format!("1 to {NAME_BYTES_MAX} bytes"),
+        });
+    }
+    too_long(RefusalReason::EventNameTooLong, "event_name", name, NAME_BYTES_MAX)
+}
+
+fn too_long(reason: RefusalReason, field: &str, text: &str, bytes_max: usize) -> Option<Violation> {
+    (text.len() > bytes_max).then(|| Violation {
+        reason,
+        field: field.to_owned(),
+        got: format!("{} bytes", text.len()),
+        want: format!("at most {bytes_max} bytes"),
+    })
+}
+
+fn check_time(field: &str, time_ms: i64, now_ms: i64) -> Option<Violation> {
+    let latest_ms = now_ms.saturating_add(AHEAD_MS_MAX);
+    (!(TIME_MS_MIN..=latest_ms).contains(&time_ms)).then(|| Violation {
+        reason: RefusalReason::TimeOutOfRange,
+        field: field.to_owned(),
+        got: rfc_3339(time_ms),
+        want: format!("{} to {} (24 hours ahead of the relay)", rfc_3339(TIME_MS_MIN), rfc_3339(latest_ms)),
+    })
+}
+
+fn property_violation(error: &PropertyError) -> Violation {
+    let text = error.fault.to_string();
+    let (got, want) = text.split_once(", want ").unwrap_or((&text, "a JSON object"));
+    let joint = if error.path.is_empty() || error.path.starts_with('[') { "" } else { "." };
+    Violation {
+        reason: match error.fault {
+            PropertyFault::TooLarge(_) => RefusalReason::PropertiesTooLarge,
+            PropertyFault::TooManyKeys => RefusalReason::PropertiesTooManyKeys,
+            PropertyFault::TooDeep => RefusalReason::PropertiesTooDeep,
+            PropertyFault::EmptyKey => RefusalReason::PropertyKeyEmpty,
+            PropertyFault::NonFinite(_) => RefusalReason::PropertyNumberNotFinite,
+            PropertyFault::NotJson(_) => RefusalReason::PropertiesMalformed,
+        },
+        field: format!("properties{joint}{}", error.path),
+        got: got.trim_start_matches("got ").to_owned(),
+        want: want.to_owned(),
+    }
+}
+
+/// A caller's text, short and quoted, so that it can stand in a message.
+fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    let dots = if cut.len() < text.len() { "…" } else { "" };
+    format!("{cut:?}{dots}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::{self, QueueLimits, QueueReceiver};
+
+    const NOW_MS: i64 = 1_767_225_600_000;
+
+    fn draft() -> Draft {
+        Draft {
+            kind: DraftKind::Track { event_name: "Order Placed".into() },
+            event_id: String::new(),
+            user_id: "user-1".into(),
+            anonymous_id: String::new(),
+            time_ms: None,
+            ip: String::new(),
+            user_agent: String::new(),
+            properties: Ok(Properties::empty()),
+        }
+    }
+
+    fn admission(events_max: usize) -> (Admission, QueueReceiver) {
+        let (sender, receiver) = queue::bounded(QueueLimits { events_max, bytes_max: usize::MAX });
+        (Admission::new(sender, Clock::from_fn(|| NOW_MS), AdmissionMetrics::default()), receiver)
+    }
+
+    fn violations(change: impl FnOnce(&mut Draft)) -> Vec<(RefusalReason, String)> {
+        let mut draft = draft();
+        change(&mut draft);
+        match check(draft, NOW_MS) {
+            Ok(_) => Vec::new(),
+            Err(violations) => violations.into_iter().map(|v| (v.reason, v.field)).collect(),
+        }
+    }
+
+    #[test]
+    fn each_limit_holds_at_n_and_breaks_at_n_plus_one() {
+        type Change = fn(&mut Draft, i64);
+        let rows: [(Change, i64, i64, RefusalReason, &str); 7] = [
+            (
+                |d, n| d.kind = DraftKind::Track { event_name: "x".repeat(n as usize) },
+                255,
+                256,
+                RefusalReason::EventNameTooLong,
+                "event_name",
+            ),
+            (|d, n| d.user_id = "x".repeat(n as usize), 255, 256, RefusalReason::IdTooLong, "user_id"),
+            (
+                |d, n| d.anonymous_id = "x".repeat(n as usize),
+                255,
+                256,
+                RefusalReason::IdTooLong,
+                "anonymous_id",
+            ),
+            (|d, n| d.event_id = "x".repeat(n as usize), 100, 101, RefusalReason::EventIdInvalid, "event_id"),
+            (
+                |d, n| d.user_agent = "x".repeat(n as usize),
+                1024,
+                1025,
+                RefusalReason::UserAgentTooLong,
+                "context.user_agent",
+            ),
+            (
+                |d, n| d.time_ms = Some(("timestamp", n)),
+                TIME_MS_MIN,
+                TIME_MS_MIN - 1,
+                RefusalReason::TimeOutOfRange,
+                "timestamp",
+            ),
+            (
+                |d, n| d.time_ms = Some(("timestamp_ms", n)),
+                NOW_MS + AHEAD_MS_MAX,
+                NOW_MS + AHEAD_MS_MAX + 1,
+                RefusalReason::TimeOutOfRange,
+                "timestamp_ms",
+            ),
+        ];
+        for (change, good, bad, reason, field) in rows {
+            assert_eq!(violations(|draft| change(draft, good)), [], "{field} {good}");
+            assert_eq!(violations(|draft| change(draft, bad)), [(reason, field.to_owned())], "{field} {bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_counted_and_not_characters() {
+        let name = "é".repeat(128);
+        assert_eq!(
+            violations(|draft| draft.kind = DraftKind::Track { event_name: name }),
+            [(RefusalReason::EventNameTooLong, "event_name".to_owned())]
+        );
+    }
+
+    #[test]
+    fn every_broken_rule_is_named_at_once() {
+        let found = violations(|draft| {
+            draft.kind = DraftKind::Identify;
+            draft.user_id = String::new();
+            draft.event_id = "tab\t".into();
+            draft.ip = "1.2.3.4:80".into();
+            draft.time_ms = Some(("timestamp_ms", i64::MIN));
+            draft.properties = Properties::parse(r#"{"":1}"#);
+        });
+        let reasons: Vec<_> = found.into_iter().map(|(reason, _)| reason.name()).collect();
+        assert_eq!(
+            reasons,
+            ["USER_ID_MISSING", "EVENT_ID_INVALID", "TIME_OUT_OF_RANGE", "IP_INVALID", "PROPERTY_KEY_EMPTY"]
+        );
+    }
+
+    #[test]
+    fn a_violation_says_what_came_and_what_is_allowed() {
+        let error =
+            PropertyError { path: "cart[2].price".into(), fault: PropertyFault::NonFinite("NaN".into()) };
+        let violation = property_violation(&error);
+        assert_eq!(violation.field, "properties.cart[2].price");
+        assert_eq!((violation.got.as_str(), violation.want.as_str()), ("NaN", "a finite number"));
+    }
+
+    #[tokio::test]
+    async fn an_id_and_a_time_are_assigned_when_the_caller_gives_none() {
+        let (admission, mut receiver) = admission(10);
+        let accepted = admission.admit(draft()).unwrap();
+        let mut events = Vec::new();
+        receiver.recv_many(&mut events, 10).await;
+        assert_eq!(events[0].id, accepted.event_id);
+        assert_eq!(accepted.event_id.as_str().len(), 36);
+        assert_eq!((events[0].time_ms, events[0].accepted_ms), (NOW_MS, NOW_MS));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_and_a_closed_gate_are_answered_at_once() {
+        let (admission, mut receiver) = admission(1);
+        admission.admit(draft()).unwrap();
+        assert_eq!(admission.admit(draft()), Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }));
+        // A handler that passed the gate before it closed meets the closed queue.
+        receiver.close();
+        receiver.recv_many(&mut Vec::new(), 10).await;
+        assert_eq!(admission.admit(draft()), Err(Denied::Draining));
+        admission.close();
+        assert_eq!(admission.admit(draft()), Err(Denied::Draining));
+    }
+
+    #[test]
+    fn reasons_have_distinct_names() {
+        let names: std::collections::HashSet<_> = RefusalReason::ALL.map(RefusalReason::name).into();
+        assert_eq!(names.len(), RefusalReason::ALL.len());
+    }
+}

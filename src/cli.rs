@@ -1,0 +1,199 @@
+//! The command line. Without a sub-command the relay serves.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use analytics_relay_providers::sandbox::{Fault, Vendor};
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    app::App,
+    config::Config,
+    outcome::DeadLetterReason,
+    shutdown,
+    telemetry::{self, VERSION},
+};
+
+mod check;
+mod dead_letters;
+mod sandbox;
+
+/// Relays product-analytics events to Mixpanel, Amplitude and Segment.
+#[derive(Debug, Parser)]
+#[command(name = "analytics-relay", version = VERSION, after_help = "Settings come from the environment \
+and from .env; .env.example documents them.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take events and relay them (the default)
+    Serve,
+    /// Validate the settings and print them, keys masked
+    Check,
+    /// Run a local server that speaks the providers' contracts, with faults on demand
+    Sandbox(SandboxArgs),
+    /// Look at events that a provider did not get, and send them again
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
+}
+
+#[derive(Debug, Args)]
+struct SandboxArgs {
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:8787")]
+    listen: SocketAddr,
+    /// The key that is accepted, for all vendors
+    #[arg(long, default_value = "sandbox-key")]
+    key: String,
+    /// What every request of a vendor gets, as in mixpanel=503 or segment=10%reset-after
+    #[arg(long = "fault", value_parser = parse_fault, value_name = "VENDOR=FAULT")]
+    faults: Vec<(Vendor, Fault)>,
+}
+
+#[derive(Debug, Subcommand)]
+enum DeadLettersCommand {
+    /// Count them by provider and reason
+    List(Filter),
+    /// Print them, one JSON object a line
+    Show(ShowArgs),
+    /// Send them again; what is delivered is never sent twice
+    Replay(Filter),
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// Print at most this many
+    #[arg(long)]
+    limit: Option<usize>,
+}
+
+/// Which dead letters; all without any option.
+#[derive(Debug, Args, Clone, Default)]
+struct Filter {
+    /// Of one provider
+    #[arg(long)]
+    provider: Option<String>,
+    /// With one reason, such as retries_exhausted
+    #[arg(long, value_parser = parse_reason)]
+    reason: Option<DeadLetterReason>,
+    /// Not older than this time, as in 2026-01-31T08:00:00Z
+    #[arg(long, value_parser = parse_time)]
+    since: Option<jiff::Timestamp>,
+    /// Older than this time
+    #[arg(long, value_parser = parse_time)]
+    until: Option<jiff::Timestamp>,
+    /// Where they are, instead of DATA_DIR
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+}
+
+/// Reads the command line and does what it says.
+pub fn run() -> ExitCode {
+    match Cli::parse().command.unwrap_or(Command::Serve) {
+        Command::Serve => with_config(|config| in_runtime(serve(config))),
+        Command::Check => check::check(Config::from_env()),
+        Command::Sandbox(args) => in_runtime(sandbox::sandbox(args)),
+        Command::DeadLetters(command) => dead_letters(command),
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    telemetry::init_logs(&config.log_level, config.log_format);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    check::log(&config);
+    let signals = shutdown::signals()?;
+    let app = App::start(&config).await?;
+    let report = app.run_until(signals).await;
+    Ok(ExitCode::from(report.exit_code()))
+}
+
+fn with_config(action: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match Config::from_env() {
+        Ok(config) => action(config),
+        Err(error) => fail(&error),
+    }
+}
+
+fn dead_letters(command: DeadLettersCommand) -> ExitCode {
+    let at = |config: Config, filter: &Filter| filter.data_dir.clone().unwrap_or(config.data_dir);
+    // Reading needs no key; replaying does.
+    let done = match command {
+        DeadLettersCommand::List(filter) => {
+            Config::for_reading().map(|config| dead_letters::list(&at(config, &filter), &filter))
+        }
+        DeadLettersCommand::Show(ShowArgs { filter, limit }) => {
+            Config::for_reading().map(|config| dead_letters::show(&at(config, &filter), &filter, limit))
+        }
+        DeadLettersCommand::Replay(filter) => Config::from_env().map(|mut config| {
+            config.data_dir = at(config.clone(), &filter);
+            Ok(in_runtime(dead_letters::replay(config, filter)))
+        }),
+    };
+    match done {
+        Ok(result) => result.unwrap_or_else(|error| fail(&format!("{error:#}"))),
+        Err(error) => fail(&error),
+    }
+}
+
+fn in_runtime(task: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let code = runtime.block_on(task).unwrap_or_else(|error| fail(&format!("{error:#}")));
+    // Connections that callers keep open must not keep the process.
+    runtime.shutdown_background();
+    code
+}
+
+#[expect(clippy::print_stderr, reason = "the command line's own errors")]
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("analytics-relay: {error}");
+    ExitCode::FAILURE
+}
+
+fn parse_fault(text: &str) -> Result<(Vendor, Fault), String> {
+    let (vendor, fault) = text.split_once('=').ok_or("want VENDOR=FAULT, as in mixpanel=503")?;
+    let vendor = Vendor::from_name(vendor)
+        .ok_or_else(|| format!("got {vendor:?}, want one of {}", Vendor::ALL.map(Vendor::name).join(", ")))?;
+    Ok((vendor, fault.parse().map_err(|error| format!("{error}"))?))
+}
+
+fn parse_reason(name: &str) -> Result<DeadLetterReason, String> {
+    DeadLetterReason::from_name(name).ok_or_else(|| {
+        let known = DeadLetterReason::ALL.map(DeadLetterReason::name);
+        format!("got {name:?}, want one of {}", known.join(", "))
+    })
+}
+
+fn parse_time(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|_| format!("got {text:?}, want a time such as 2026-01-31T08:00:00Z"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bad_arguments_say_what_is_wanted() {
+        assert!(parse_fault("mixpanel").unwrap_err().contains("VENDOR=FAULT"));
+        assert!(parse_fault("posthog=503").unwrap_err().contains("mixpanel"));
+        assert!(parse_fault("mixpanel=nonsense").is_err());
+        assert_eq!(parse_fault("segment=503").unwrap().0, Vendor::Segment);
+        assert!(parse_reason("x").unwrap_err().contains("retries_exhausted"));
+        assert!(parse_time("yesterday").unwrap_err().contains("2026"));
+    }
+}

@@ -1,0 +1,213 @@
+//! `analytics-relay dead-letters list|show|replay`.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, Mutex},
+};
+
+use analytics_relay_providers::registry;
+use anyhow::{Context, bail};
+
+use super::Filter;
+use crate::{
+    app::lane_settings,
+    config::{Config, ProviderConfig},
+    delivery::{
+        dead_letter::{DeadLetter, DeadLetterDir},
+        replay::{ReplayReport, replay as replay_letters},
+    },
+    outcome::DeadLetterReason,
+    shutdown::{self, Stop},
+    telemetry::{self, Telemetry},
+    time::rfc_3339,
+};
+
+impl Filter {
+    fn takes(&self, letter: &DeadLetter) -> bool {
+        let since = self.since.is_none_or(|since| letter.dead_since_ms >= since.as_millisecond());
+        let until = self.until.is_none_or(|until| letter.dead_since_ms < until.as_millisecond());
+        self.reason.is_none_or(|reason| letter.reason == reason) && since && until
+    }
+
+    fn providers(&self, data_dir: &Path) -> io::Result<Vec<String>> {
+        let mut providers = DeadLetterDir::providers(data_dir)?;
+        providers.retain(|name| self.provider.as_ref().is_none_or(|wanted| wanted == name));
+        Ok(providers)
+    }
+}
+
+/// What `list` says of one provider and reason.
+#[derive(Debug)]
+struct Row {
+    letters: u64,
+    oldest_ms: i64,
+    newest_ms: i64,
+}
+
+pub(super) fn list(data_dir: &Path, filter: &Filter) -> anyhow::Result<ExitCode> {
+    let mut rows: BTreeMap<(String, DeadLetterReason), Row> = BTreeMap::new();
+    each(data_dir, filter, |letter| {
+        let at_ms = letter.dead_since_ms;
+        let row = rows.entry((letter.provider, letter.reason)).or_insert(Row {
+            letters: 0,
+            oldest_ms: at_ms,
+            newest_ms: at_ms,
+        });
+        row.letters += 1;
+        row.oldest_ms = row.oldest_ms.min(at_ms);
+        row.newest_ms = row.newest_ms.max(at_ms);
+        Ok(true)
+    })?;
+    if rows.is_empty() {
+        println!("no dead letters in {}", data_dir.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{:<12} {:<18} {:>8}  {:<24}  newest", "provider", "reason", "letters", "oldest");
+    for ((provider, reason), row) in rows {
+        let (oldest, newest) = (rfc_3339(row.oldest_ms), rfc_3339(row.newest_ms));
+        println!("{provider:<12} {:<18} {:>8}  {oldest:<24}  {newest}", reason.name(), row.letters);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn show(data_dir: &Path, filter: &Filter, limit: Option<usize>) -> anyhow::Result<ExitCode> {
+    let mut left = limit.unwrap_or(usize::MAX);
+    let mut out = io::stdout().lock();
+    let shown = each(data_dir, filter, |letter| {
+        if left == 0 {
+            return Ok(false);
+        }
+        left -= 1;
+        serde_json::to_writer(&mut out, &letter)?;
+        out.write_all(b"\n")?;
+        Ok(true)
+    });
+    match shown {
+        // `show | head` is no failure.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        shown => shown.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<io::Error>().is_some_and(kind)
+        || error
+            .downcast_ref::<serde_json::Error>()
+            .is_some_and(|e| e.io_error_kind() == Some(io::ErrorKind::BrokenPipe))
+}
+
+/// Passes each letter on that the filter takes, until `action` says false.
+fn each(
+    data_dir: &Path,
+    filter: &Filter,
+    mut action: impl FnMut(DeadLetter) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    for provider in filter.providers(data_dir)? {
+        let dir = DeadLetterDir::new(data_dir, &provider);
+        let replayed = dir.replayed()?;
+        for path in dir.files()? {
+            let stored = DeadLetterDir::read(&path, &replayed)?;
+            report_damage(&path, stored.damaged);
+            for letter in stored.letters.into_iter().filter(|letter| filter.takes(letter)) {
+                if !action(letter)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "standard output is for the letters")]
+fn report_damage(path: &Path, lines: usize) {
+    if lines > 0 {
+        eprintln!("warning: {}: {lines} line(s) cannot be read", path.display());
+    }
+}
+
+/// Sends letters again, file by file, and prints what became of them. The exit
+/// code says whether all that were tried are delivered.
+pub(super) async fn replay(config: Config, filter: Filter) -> anyhow::Result<ExitCode> {
+    telemetry::init_logs("warn", config.log_format);
+    if config.test_mode {
+        bail!("TEST_MODE is on: nothing would be sent, and the letters would count as delivered");
+    }
+    let stop = Stop::default();
+    let mut signals = shutdown::signals()?;
+    let stopping = stop.clone();
+    let on_signal = tokio::spawn(async move {
+        signals.recv().await;
+        stopping.force();
+    });
+
+    let mut clean = true;
+    for name in filter.providers(&config.data_dir)? {
+        let vendor = config.providers.iter().find(|vendor| vendor.settings.vendor.name() == name);
+        let Some(vendor) = vendor else {
+            if filter.provider.is_some() {
+                bail!("{name}: ANALYTICS_PROVIDER does not name it");
+            }
+            println!("{name:<12} skipped: ANALYTICS_PROVIDER does not name it");
+            continue;
+        };
+        let report = replay_provider(&config, vendor, &filter, &stop).await?;
+        clean &= report.failed.is_empty() && report.left == 0;
+        print(&name, &report);
+    }
+    on_signal.abort();
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn replay_provider(
+    config: &Config,
+    vendor: &ProviderConfig,
+    filter: &Filter,
+    stop: &Stop,
+) -> anyhow::Result<ReplayReport> {
+    let name = vendor.settings.vendor.name();
+    let provider = registry::build(&vendor.settings)?;
+    let dir = DeadLetterDir::new(&config.data_dir, name);
+    let log = Arc::new(Mutex::new(dir.open_replayed().with_context(|| format!("{name}: cannot replay"))?));
+    let metrics = Telemetry::new(0).lanes();
+    // A file is a bounded part of all letters, and all of it has to fit.
+    let mut settings = lane_settings(config, vendor.delivery);
+    settings.capacity.events_max = usize::MAX;
+    settings.capacity.bytes_max = usize::MAX;
+
+    let mut total = ReplayReport::default();
+    for path in dir.files()? {
+        // Read anew: the file before may have held the same event.
+        let stored = DeadLetterDir::read(&path, &dir.replayed()?)?;
+        report_damage(&path, stored.damaged);
+        let letters: Vec<_> = stored.letters.into_iter().filter(|letter| filter.takes(letter)).collect();
+        if letters.is_empty() {
+            continue;
+        }
+        if total.unauthorized || stop.is_forced() {
+            total.left += letters.len() as u64;
+            continue;
+        }
+        let provider = provider.clone();
+        total.add(replay_letters(provider, settings, letters, &log, metrics.of(name), stop).await);
+    }
+    drop(log);
+    dir.prune()?;
+    Ok(total)
+}
+
+fn print(provider: &str, report: &ReplayReport) {
+    println!("{provider:<12} delivered {}", report.delivered);
+    for (reason, letters) in &report.failed {
+        println!("{provider:<12} not delivered {letters} ({reason}); they stay dead letters");
+    }
+    if report.unauthorized {
+        println!("{provider:<12} refuses its key");
+    }
+    if report.left > 0 {
+        println!("{provider:<12} left {}", report.left);
+    }
+}

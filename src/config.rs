@@ -1,0 +1,662 @@
+//! The environment → one typed [`Config`]. The only reader of the environment.
+//!
+//! [`SETTINGS`] lists every variable; `.env.example` and a test follow it. What
+//! stands in the environment wins over the file `.env`. Every bad setting is
+//! reported, not only the first.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    fmt::{self, Display},
+    num::NonZeroUsize,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use analytics_relay_providers::{
+    Secret,
+    mixpanel::IdentityMode,
+    registry::{ProviderSettings, Url, Vendor},
+};
+
+use crate::telemetry::{LogFormat, parse_level};
+
+/// One variable.
+#[derive(Debug, Clone, Copy)]
+pub struct SettingInfo {
+    /// Its name.
+    pub name: &'static str,
+    /// What holds when it is not set; empty if nothing does.
+    pub default: &'static str,
+    /// May be set for one provider, as in `SEGMENT_BATCH_SIZE`.
+    pub per_provider: bool,
+}
+
+const fn setting(name: &'static str, default: &'static str) -> SettingInfo {
+    SettingInfo { name, default, per_provider: false }
+}
+
+const fn per_provider(name: &'static str, default: &'static str) -> SettingInfo {
+    SettingInfo { name, default, per_provider: true }
+}
+
+/// Every variable.
+pub const SETTINGS: [SettingInfo; 28] = [
+    setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
+    setting("TEST_MODE", "false"),
+    setting("MIXPANEL_API_KEY", ""),
+    setting("MIXPANEL_BASE_URL", "us"),
+    setting("MIXPANEL_IDENTITY_MODE", "simplified"),
+    setting("AMPLITUDE_API_KEY", ""),
+    setting("AMPLITUDE_BASE_URL", "us"),
+    setting("AMPLITUDE_MIN_ID_LENGTH", "1"),
+    setting("SEGMENT_WRITE_KEY", ""),
+    setting("SEGMENT_BASE_URL", "us"),
+    setting("GRPC_HOST", "0.0.0.0"),
+    setting("GRPC_PORT", "50054"),
+    setting("GRPC_MAX_CONNECTIONS", "1000"),
+    setting("METRICS_HOST", "0.0.0.0"),
+    setting("METRICS_PORT", "9090"),
+    setting("LOG_LEVEL", "info"),
+    setting("LOG_FORMAT", ""),
+    per_provider("BATCH_SIZE", "50"),
+    per_provider("FLUSH_INTERVAL_SECONDS", "10"),
+    per_provider("MAX_RETRY_ATTEMPTS", "5"),
+    per_provider("INITIAL_RETRY_DELAY_MS", "1000"),
+    per_provider("MAX_RETRY_DELAY_MS", "30000"),
+    per_provider("REQUEST_TIMEOUT_SECONDS", "10"),
+    setting("QUEUE_MAX_EVENTS", "100000"),
+    setting("QUEUE_MAX_BYTES", "67108864"),
+    setting("DRAIN_TIMEOUT_SECONDS", "8"),
+    setting("DATA_DIR", "./data"),
+    setting("DEAD_LETTERS_MAX_BYTES", "1073741824"),
+];
+
+/// Everything the relay can be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen for callers.
+    pub grpc: Listen,
+    /// Most connections of callers.
+    pub grpc_connections_max: usize,
+    /// Where to listen for scrapes and probes.
+    pub metrics: Listen,
+    /// Level or directives of the logs.
+    pub log_level: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// The named vendors, in the order of their naming.
+    pub providers: Vec<ProviderConfig>,
+    /// What holds for a provider that is not a named vendor.
+    pub delivery: DeliveryConfig,
+    /// Most events in the queue, and in each lane.
+    pub queue_events_max: usize,
+    /// Most memory that events in the queue, and in each lane, may hold.
+    pub queue_bytes_max: usize,
+    /// From the first signal to the exit.
+    pub drain_timeout: Duration,
+    /// Where dead letters and spill files are.
+    pub data_dir: PathBuf,
+    /// Most bytes of one provider's dead letters.
+    pub dead_letters_bytes_max: u64,
+    /// Send nothing, show what would be sent.
+    pub test_mode: bool,
+    /// Every setting as it was read, secrets masked.
+    pub shown: Vec<Shown>,
+    /// What looks wrong and is none of ours.
+    pub warnings: Vec<String>,
+}
+
+/// An address to listen at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// An address, or a name of this machine.
+    pub host: String,
+    /// 0 means any that is free.
+    pub port: u16,
+}
+
+/// One named vendor.
+#[derive(Debug, Clone)]
+pub struct ProviderConfig {
+    /// How to build it.
+    pub settings: ProviderSettings,
+    /// How to deliver to it.
+    pub delivery: DeliveryConfig,
+}
+
+/// How events go to one provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeliveryConfig {
+    /// A batch leaves with this many events,
+    pub batch_size: usize,
+    /// or this long after its first one.
+    pub flush_interval: Duration,
+    /// Most attempts for an event, the first included.
+    pub retry_attempts_max: u32,
+    /// Longest wait after the first failure; doubles with each further one.
+    pub retry_delay_initial: Duration,
+    /// Longest wait after any failure.
+    pub retry_delay_max: Duration,
+    /// Longest time for one request.
+    pub request_timeout: Duration,
+}
+
+/// A setting as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The variable.
+    pub name: String,
+    /// Its value, masked if it is a secret.
+    pub value: String,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// Where a setting came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The process's environment.
+    Environment,
+    /// The file `.env`.
+    File,
+    /// It was not set.
+    Default,
+}
+
+impl Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Environment => "environment",
+            Self::File => ".env",
+            Self::Default => "default",
+        })
+    }
+}
+
+/// Every setting that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(pub Vec<String>);
+
+impl Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bad setting(s):", self.0.len())?;
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the environment and, if it is there, the file `.env` in the
+    /// current directory.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::read(env::vars_os(), Path::new(".env"))
+    }
+
+    /// As [`Config::from_env`], for what needs no provider and so no key.
+    pub fn for_reading() -> Result<Self, ConfigError> {
+        let no_provider = (OsString::from("ANALYTICS_PROVIDER"), OsString::from("none"));
+        Self::read(env::vars_os().chain([no_provider]), Path::new(".env"))
+    }
+
+    /// Reads given variables instead of the environment, and no file.
+    pub fn from_vars<K: Into<OsString>, V: Into<OsString>>(
+        vars: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        let vars = vars.into_iter().map(|(name, value)| (name.into(), value.into()));
+        Self::read(vars, Path::new(""))
+    }
+
+    fn read(vars: impl Iterator<Item = (OsString, OsString)>, file: &Path) -> Result<Self, ConfigError> {
+        let mut reader = Reader::default();
+        reader.take_file(file);
+        reader.take_environment(vars);
+        let config = reader.config();
+        if reader.errors.is_empty() { Ok(config) } else { Err(ConfigError(reader.errors)) }
+    }
+}
+
+/// Reads settings one by one and keeps what is wrong with them.
+#[derive(Default)]
+struct Reader {
+    vars: BTreeMap<String, (String, Source)>,
+    shown: Vec<Shown>,
+    errors: Vec<String>,
+}
+
+impl Reader {
+    fn take_file(&mut self, path: &Path) {
+        let lines = match dotenvy::from_path_iter(path) {
+            Ok(lines) => lines,
+            Err(error) if error.not_found() || path.as_os_str().is_empty() => return,
+            Err(error) => return self.errors.push(format!("{}: {error}", path.display())),
+        };
+        for line in lines {
+            match line {
+                Ok((name, value)) => {
+                    self.vars.insert(name, (value, Source::File));
+                }
+                // The library's own words would quote the line, a key perhaps.
+                Err(_) => {
+                    let path = path.display();
+                    self.errors.push(format!("{path}: got a line that cannot be read, want NAME=value"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_environment(&mut self, vars: impl Iterator<Item = (OsString, OsString)>) {
+        for (name, value) in vars {
+            // A name that is not UTF-8 is none of ours.
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => {
+                    self.vars.insert(name, (value, Source::Environment));
+                }
+                Err(_) if is_known(&name) => {
+                    self.errors.push(format!("{name}: got bytes that are not UTF-8, want text"));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn config(&mut self) -> Config {
+        let test_mode = self.flag("TEST_MODE");
+        let grpc = self.listen("GRPC_HOST", "GRPC_PORT");
+        let grpc_connections_max = self.number("GRPC_MAX_CONNECTIONS", 1..=100_000);
+        let metrics = self.listen("METRICS_HOST", "METRICS_PORT");
+        let log_level = self.log_level();
+        let log_format = self.log_format();
+        let queue_events_max = self.number("QUEUE_MAX_EVENTS", 1..=10_000_000);
+        let queue_bytes_max = self.number("QUEUE_MAX_BYTES", 65_536..=1 << 36);
+        let drain_timeout = self.seconds("DRAIN_TIMEOUT_SECONDS", 0.1..=3600.0);
+        let data_dir = PathBuf::from(self.text("DATA_DIR"));
+        let dead_letters_bytes_max = self.number("DEAD_LETTERS_MAX_BYTES", 0..=1 << 50);
+        let delivery = self.delivery(None);
+        let providers = self.providers(test_mode);
+        Config {
+            grpc,
+            grpc_connections_max,
+            metrics,
+            log_level,
+            log_format,
+            providers,
+            delivery,
+            queue_events_max,
+            queue_bytes_max,
+            drain_timeout,
+            data_dir,
+            dead_letters_bytes_max,
+            test_mode,
+            shown: std::mem::take(&mut self.shown),
+            warnings: self.vars.keys().filter_map(|name| misspelling(name)).collect(),
+        }
+    }
+
+    fn providers(&mut self, test_mode: bool) -> Vec<ProviderConfig> {
+        let names = self.text("ANALYTICS_PROVIDER");
+        let mut vendors = Vec::new();
+        for name in names.split(',').map(str::trim).filter(|name| !matches!(*name, "" | "none")) {
+            match Vendor::from_name(&name.to_ascii_lowercase()) {
+                Some(vendor) if vendors.contains(&vendor) => {
+                    self.wrong("ANALYTICS_PROVIDER", name, "each provider once");
+                }
+                Some(vendor) => vendors.push(vendor),
+                None => {
+                    let known = Vendor::ALL.map(Vendor::name).join(", ");
+                    self.wrong("ANALYTICS_PROVIDER", name, &format!("none, or some of {known}"));
+                }
+            }
+        }
+        vendors.into_iter().map(|vendor| self.provider(vendor, test_mode)).collect()
+    }
+
+    fn provider(&mut self, vendor: Vendor, test_mode: bool) -> ProviderConfig {
+        let delivery = self.delivery(Some(vendor));
+        let (key, base_url) = match vendor {
+            Vendor::Mixpanel => ("MIXPANEL_API_KEY", "MIXPANEL_BASE_URL"),
+            Vendor::Amplitude => ("AMPLITUDE_API_KEY", "AMPLITUDE_BASE_URL"),
+            Vendor::Segment => ("SEGMENT_WRITE_KEY", "SEGMENT_BASE_URL"),
+        };
+        let mixpanel = vendor == Vendor::Mixpanel;
+        let amplitude = vendor == Vendor::Amplitude;
+        let settings = ProviderSettings {
+            vendor,
+            key: self.key(key, vendor, test_mode),
+            base_url: self.base_url(base_url, vendor),
+            request_timeout: delivery.request_timeout,
+            identity_mode: if mixpanel { self.identity_mode() } else { IdentityMode::default() },
+            min_id_length: if amplitude { self.number("AMPLITUDE_MIN_ID_LENGTH", 1..=255) } else { 1 },
+        };
+        ProviderConfig { settings, delivery }
+    }
+
+    /// What holds for all providers, or, where it is set, for one.
+    fn delivery(&mut self, vendor: Option<Vendor>) -> DeliveryConfig {
+        let prefix = vendor.map(|vendor| format!("{}_", vendor.name().to_ascii_uppercase()));
+        let name =
+            |setting: &'static str| prefix.as_deref().map_or(setting.into(), |p| format!("{p}{setting}"));
+        let delivery = DeliveryConfig {
+            batch_size: self
+                .number::<NonZeroUsize>(
+                    &name("BATCH_SIZE"),
+                    NonZeroUsize::MIN..=NonZeroUsize::MIN.saturating_add(1999),
+                )
+                .get(),
+            flush_interval: self.seconds(&name("FLUSH_INTERVAL_SECONDS"), 0.01..=3600.0),
+            retry_attempts_max: self.number(&name("MAX_RETRY_ATTEMPTS"), 1..=100),
+            retry_delay_initial: self.millis(&name("INITIAL_RETRY_DELAY_MS"), 1..=600_000),
+            retry_delay_max: self.millis(&name("MAX_RETRY_DELAY_MS"), 1..=3_600_000),
+            request_timeout: self.seconds(&name("REQUEST_TIMEOUT_SECONDS"), 0.01..=600.0),
+        };
+        if delivery.retry_delay_initial > delivery.retry_delay_max {
+            let want = format!("at least {}", name("INITIAL_RETRY_DELAY_MS"));
+            let got = delivery.retry_delay_max.as_millis().to_string();
+            self.wrong(&name("MAX_RETRY_DELAY_MS"), &got, &want);
+        }
+        delivery
+    }
+
+    fn key(&mut self, name: &str, vendor: Vendor, test_mode: bool) -> Secret {
+        let (key, source) = self.lookup(name);
+        let value = if key.is_empty() { "(not set)" } else { "***" };
+        self.show(name, value.to_owned(), source);
+        if key.is_empty() && !test_mode {
+            self.errors.push(format!(
+                "{name}: got nothing, want the key of {0}, which ANALYTICS_PROVIDER names (or TEST_MODE=true)",
+                vendor.name()
+            ));
+        }
+        if !key.chars().all(|c| c.is_ascii_graphic()) {
+            self.errors
+                .push(format!("{name}: got a key with a space or a special character, want the key alone"));
+        }
+        Secret::new(key)
+    }
+
+    fn base_url(&mut self, name: &str, vendor: Vendor) -> Url {
+        let text = self.text(name);
+        let host = vendor.hosts().iter().find(|(region, _)| *region == text);
+        let url = host.map_or(text.as_str(), |(_, url)| *url);
+        match url.parse::<Url>() {
+            Ok(url)
+                if matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() =>
+            {
+                url
+            }
+            _ => {
+                let regions: Vec<_> = vendor.hosts().iter().map(|(region, _)| *region).collect();
+                self.wrong(name, &text, &format!("{}, or a URL with http or https", regions.join(", ")));
+                let (_, default) = vendor.hosts()[0];
+                default.parse().expect("the vendors' own hosts are URLs")
+            }
+        }
+    }
+
+    fn identity_mode(&mut self) -> IdentityMode {
+        let name = "MIXPANEL_IDENTITY_MODE";
+        match self.text(name).as_str() {
+            "simplified" => IdentityMode::Simplified,
+            "original" => IdentityMode::Original,
+            other => {
+                self.wrong(name, other, "simplified or original");
+                IdentityMode::default()
+            }
+        }
+    }
+
+    fn log_level(&mut self) -> String {
+        let level = self.text("LOG_LEVEL");
+        if let Err(want) = parse_level(&level) {
+            self.wrong("LOG_LEVEL", &level, &want);
+        }
+        level
+    }
+
+    fn log_format(&mut self) -> LogFormat {
+        match self.text("LOG_FORMAT").as_str() {
+            "" => LogFormat::for_stdout(),
+            "json" => LogFormat::Json,
+            "pretty" => LogFormat::Pretty,
+            other => {
+                self.wrong("LOG_FORMAT", other, "json or pretty");
+                LogFormat::Json
+            }
+        }
+    }
+
+    fn listen(&mut self, host: &str, port: &str) -> Listen {
+        Listen { host: self.text(host), port: self.number(port, 0..=u16::MAX) }
+    }
+
+    fn flag(&mut self, name: &str) -> bool {
+        match self.text(name).to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => true,
+            "false" | "0" | "no" | "off" => false,
+            other => {
+                self.wrong(name, other, "true or false");
+                false
+            }
+        }
+    }
+
+    fn seconds(&mut self, name: &str, range: RangeInclusive<f64>) -> Duration {
+        Duration::from_secs_f64(self.number(name, range))
+    }
+
+    fn millis(&mut self, name: &str, range: RangeInclusive<u64>) -> Duration {
+        Duration::from_millis(self.number(name, range))
+    }
+
+    fn number<T: FromStr + PartialOrd + Display + Copy>(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<T>,
+    ) -> T {
+        let text = self.text(name);
+        match text.replace('_', "").parse() {
+            Ok(number) if range.contains(&number) => number,
+            _ => {
+                self.wrong(name, &text, &format!("{} to {}", range.start(), range.end()));
+                *range.start()
+            }
+        }
+    }
+
+    fn text(&mut self, name: &str) -> String {
+        let (text, source) = self.lookup(name);
+        self.show(name, text.clone(), source);
+        text
+    }
+
+    /// The value of a setting: its own, for a provider's that of all providers,
+    /// or the default.
+    fn lookup(&self, name: &str) -> (String, Source) {
+        let general = SETTINGS.iter().find(|info| {
+            info.name == name
+                || info.per_provider && name.strip_suffix(info.name).is_some_and(|p| p.ends_with('_'))
+        });
+        let general = general.expect("every setting that is read is in SETTINGS");
+        let set = |name| self.vars.get(name).map(|(text, source)| (text.trim(), *source));
+        set(name)
+            .filter(|(text, _)| !text.is_empty())
+            .or_else(|| set(general.name).filter(|(text, _)| !text.is_empty()))
+            .map_or((general.default.to_owned(), Source::Default), |(text, source)| (text.to_owned(), source))
+    }
+
+    fn show(&mut self, name: &str, value: String, source: Source) {
+        self.shown.push(Shown { name: name.to_owned(), value, source });
+    }
+
+    fn wrong(&mut self, name: &str, got: &str, want: &str) {
+        self.errors.push(format!("{name}: got {got:?}, want {want}"));
+    }
+}
+
+/// Names of all variables, those for one provider included.
+pub fn known_names() -> impl Iterator<Item = String> {
+    let prefixed = |info: &SettingInfo| {
+        let name = info.name;
+        let vendors = if info.per_provider { &Vendor::ALL[..] } else { &[] };
+        vendors.iter().map(move |vendor| format!("{}_{name}", vendor.name().to_ascii_uppercase()))
+    };
+    SETTINGS.iter().flat_map(move |info| std::iter::once(info.name.to_owned()).chain(prefixed(info)))
+}
+
+fn is_known(name: &str) -> bool {
+    known_names().any(|known| known == name)
+}
+
+/// A warning if a variable looks like one of ours and is none.
+fn misspelling(name: &str) -> Option<String> {
+    /// Letters that may differ.
+    const DISTANCE_MAX: usize = 2;
+    if is_known(name) {
+        return None;
+    }
+    let upper = name.to_ascii_uppercase();
+    let near = known_names().map(|known| (strsim::damerau_levenshtein(&known, &upper), known)).min()?;
+    let ours = Vendor::ALL
+        .iter()
+        .any(|vendor| upper.starts_with(&format!("{}_", vendor.name().to_ascii_uppercase())));
+    // A short name is near to many.
+    (ours || near.0 <= DISTANCE_MAX && name.len() >= 8)
+        .then(|| format!("{name} is none of our settings; did you mean {}?", near.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_vars(vars.iter().copied())
+    }
+
+    fn errors(vars: &[(&str, &str)]) -> Vec<String> {
+        read(vars).unwrap_err().0
+    }
+
+    #[test]
+    fn test_mode_needs_nothing_and_has_the_documented_defaults() {
+        let config = read(&[("TEST_MODE", "true")]).unwrap();
+        assert_eq!(config.grpc, Listen { host: "0.0.0.0".into(), port: 50054 });
+        assert_eq!(config.providers.len(), 3);
+        assert_eq!(config.delivery.batch_size, 50);
+        assert_eq!(config.delivery.flush_interval, Duration::from_secs(10));
+        assert_eq!(config.drain_timeout, Duration::from_secs(8));
+    }
+
+    #[test]
+    fn a_provider_without_its_key_is_named_with_the_variable() {
+        let errors = errors(&[("ANALYTICS_PROVIDER", "segment")]);
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].starts_with("SEGMENT_WRITE_KEY: got nothing"), "{}", errors[0]);
+    }
+
+    #[test]
+    fn every_bad_setting_is_reported_with_what_came_and_what_is_wanted() {
+        let errors = errors(&[
+            ("TEST_MODE", "maybe"),
+            ("ANALYTICS_PROVIDER", "none"),
+            ("BATCH_SIZE", "0"),
+            ("FLUSH_INTERVAL_SECONDS", "NaN"),
+            ("GRPC_PORT", "65536"),
+            ("LOG_LEVEL", "loud"),
+            ("LOG_FORMAT", "xml"),
+            ("MAX_RETRY_DELAY_MS", "10"),
+        ]);
+        let names: Vec<_> = errors.iter().map(|error| error.split(':').next().unwrap()).collect();
+        for name in [
+            "TEST_MODE",
+            "BATCH_SIZE",
+            "FLUSH_INTERVAL_SECONDS",
+            "GRPC_PORT",
+            "LOG_LEVEL",
+            "LOG_FORMAT",
+            "MAX_RETRY_DELAY_MS",
+        ] {
+            assert!(names.contains(&name), "{name} in {names:?}");
+        }
+        assert!(errors.contains(&"BATCH_SIZE: got \"0\", want 1 to 2000".to_owned()), "{errors:?}");
+    }
+
+    #[test]
+    fn one_provider_can_differ() {
+        let config = read(&[
+            ("TEST_MODE", "1"),
+            ("MAX_RETRY_ATTEMPTS", "7"),
+            ("SEGMENT_MAX_RETRY_ATTEMPTS", "2"),
+            ("SEGMENT_FLUSH_INTERVAL_SECONDS", "0.25"),
+            ("AMPLITUDE_BASE_URL", "eu"),
+            ("MIXPANEL_BASE_URL", "http://localhost:8080"),
+        ])
+        .unwrap();
+        let attempts: Vec<_> = config.providers.iter().map(|p| p.delivery.retry_attempts_max).collect();
+        assert_eq!(attempts, [7, 7, 2]);
+        assert_eq!(config.providers[2].delivery.flush_interval, Duration::from_millis(250));
+        assert_eq!(config.providers[1].settings.base_url.as_str(), "https://api.eu.amplitude.com/");
+        assert_eq!(config.providers[0].settings.base_url.as_str(), "http://localhost:8080/");
+    }
+
+    #[test]
+    fn a_key_is_never_shown() {
+        let config = read(&[("ANALYTICS_PROVIDER", "mixpanel"), ("MIXPANEL_API_KEY", "canary")]).unwrap();
+        assert!(!format!("{config:?}").contains("canary"));
+        let bad = errors(&[("ANALYTICS_PROVIDER", "mixpanel"), ("MIXPANEL_API_KEY", "canary key")]);
+        assert!(!bad.join("").contains("canary"));
+    }
+
+    #[test]
+    fn a_misspelling_is_noticed_and_other_variables_are_not() {
+        for (name, want) in [
+            ("BACTH_SIZE", "BATCH_SIZE"),
+            ("MIXPANEL_TOKEN", "MIXPANEL_"),
+            ("grpc_prot", "GRPC_PORT"),
+            ("SEGMENT_API_KEY", "SEGMENT_WRITE_KEY"),
+        ] {
+            let warning = misspelling(name).unwrap_or_else(|| panic!("{name}"));
+            assert!(warning.contains(want) || name == "SEGMENT_API_KEY", "{warning}");
+        }
+        for name in ["PATH", "HOME", "CARGO_HOME", "BATCH_SIZE", "SEGMENT_BATCH_SIZE", "HOSTNAME", "LOGNAME"]
+        {
+            assert_eq!(misspelling(name), None);
+        }
+    }
+
+    #[test]
+    fn the_file_is_read_and_the_environment_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".env");
+        std::fs::write(&path, "TEST_MODE=true\nBATCH_SIZE=10\nGRPC_PORT=1\n").unwrap();
+        let environment = [("GRPC_PORT".into(), "2".into())];
+        let config = Config::read(environment.into_iter(), &path).unwrap();
+        assert_eq!((config.delivery.batch_size, config.grpc.port), (10, 2));
+        let source = |name: &str| config.shown.iter().find(|shown| shown.name == name).unwrap().source;
+        assert_eq!((source("BATCH_SIZE"), source("GRPC_PORT")), (Source::File, Source::Environment));
+        std::fs::write(&path, "MIXPANEL_API_KEY='canary\n").unwrap();
+        let error = Config::read(std::iter::empty(), &path).unwrap_err().to_string();
+        assert!(error.contains("cannot be read") && !error.contains("canary"), "{error}");
+    }
+
+    #[test]
+    fn the_example_file_lists_every_setting_with_its_default() {
+        let example = include_str!("../.env.example");
+        for info in SETTINGS {
+            let line = format!("{}={}", info.name, info.default);
+            let found = example.lines().any(|found| found.trim_start_matches("# ") == line);
+            assert!(found, "{line} is not in .env.example");
+        }
+        for line in example.lines().filter_map(|line| line.trim_start_matches("# ").split_once('=')) {
+            let (name, _) = line;
+            if name.chars().all(|c| c.is_ascii_uppercase() || c == '_') {
+                assert!(is_known(name), "{name} in .env.example is no setting");
+            }
+        }
+    }
+}

@@ -1,0 +1,530 @@
+//! Everything that one provider has not got yet, and what goes into the next
+//! request. A pure value that takes time as an argument.
+//!
+//! Each event is in one of three places: *ready*, in the order of arrival and
+//! by endpoint; *held* until a time; or *out*, in a request that is under way.
+//! A request takes ready events from the front, up to the provider's limits in
+//! count and bytes, which merges what has waited.
+//!
+//! **Order.** An identify is not taken while an earlier one of the same user is
+//! held or out in another request, so an older trait never overwrites a newer
+//! one. Tracks carry their own time and need no order.
+//!
+//! **Splitting.** Events of a request that was too large come back with
+//! `together_max`, half of their number, and a request is never larger than any
+//! of its events allows. So a poisonous event is alone after log2 n rounds while
+//! the others get through, in at most 2n - 1 requests.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use analytics_relay_providers::{BatchLimits, Endpoint, Event};
+use tokio::time::Instant;
+
+/// Ready events that are looked at for one request beyond those it takes: a
+/// user whose identifies wait must not make each request look at everything.
+const SKIPPED_MAX: usize = 1024;
+
+/// One event that a provider has not got.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    pub(crate) event: Arc<Event>,
+    /// Place in the order of arrival in this lane.
+    seq: u64,
+    /// Attempts that failed.
+    pub(crate) attempts: u32,
+    /// Most events that it may be sent together with, itself included.
+    pub(crate) together_max: usize,
+    /// It came from a spill file.
+    pub(crate) reloaded: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    limits: BatchLimits,
+    /// By endpoint, each sorted by arrival.
+    ready: BTreeMap<Endpoint, VecDeque<Waiting>>,
+    held: BTreeMap<(Instant, u64), (Endpoint, Waiting)>,
+    /// Users with identifies that are held or out, and their number.
+    busy: HashMap<String, usize>,
+    ages: Ages,
+    events: usize,
+    bytes: usize,
+}
+
+impl Backlog {
+    pub(crate) fn new(limits: BatchLimits) -> Self {
+        Self {
+            limits,
+            ready: BTreeMap::new(),
+            held: BTreeMap::new(),
+            busy: HashMap::new(),
+            ages: Ages::default(),
+            events: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Adds an event behind all others.
+    pub(crate) fn push(&mut self, event: Arc<Event>, endpoint: Endpoint, reloaded: bool) {
+        self.events += 1;
+        self.bytes += event.memory_bytes();
+        let seq = self.ages.arrived(event.accepted_ms);
+        let waiting = Waiting { event, seq, attempts: 0, together_max: usize::MAX, reloaded };
+        self.ready.entry(endpoint).or_default().push_back(waiting);
+    }
+
+    /// Takes the events of the next request, at most `events_max`, all of one
+    /// endpoint. Empty when nothing is ready. They count as out until each is
+    /// settled, put back or held.
+    pub(crate) fn next_request(&mut self, events_max: usize) -> (Endpoint, Vec<Waiting>) {
+        // The endpoint whose first event came first, unless all it has must wait.
+        let mut endpoints: Vec<_> = self
+            .ready
+            .iter()
+            .filter_map(|(endpoint, events)| Some((events.front()?.seq, *endpoint)))
+            .collect();
+        endpoints.sort_unstable();
+        for (_, endpoint) in endpoints {
+            let taken = self.take_from(endpoint, events_max);
+            if !taken.is_empty() {
+                return (endpoint, taken);
+            }
+        }
+        (Endpoint::DEFAULT, Vec::new())
+    }
+
+    fn take_from(&mut self, endpoint: Endpoint, events_max: usize) -> Vec<Waiting> {
+        let Some(ready) = self.ready.get_mut(&endpoint) else { return Vec::new() };
+        let mut together_max = events_max.min(self.limits.events_max);
+        let mut taken: Vec<Waiting> = Vec::new();
+        let mut skipped: Vec<Waiting> = Vec::new();
+        let mut users = HashSet::new();
+        let mut body_bytes = 0;
+        while let Some(waiting) = ready.pop_front() {
+            let bytes = waiting.event.wire_bytes_estimate();
+            let full = taken.len() >= together_max.min(waiting.together_max)
+                || (!taken.is_empty() && body_bytes + bytes > self.limits.body_bytes_max);
+            if full || skipped.len() >= SKIPPED_MAX {
+                ready.push_front(waiting);
+                break;
+            }
+            if let Some(user) = ordered_user(&waiting.event) {
+                let first = !users.contains(user);
+                if first && self.busy.contains_key(user) {
+                    skipped.push(waiting);
+                    continue;
+                }
+                users.insert(user.to_owned());
+            }
+            together_max = together_max.min(waiting.together_max);
+            body_bytes += bytes;
+            taken.push(waiting);
+        }
+        for waiting in skipped.into_iter().rev() {
+            ready.push_front(waiting);
+        }
+        for waiting in &taken {
+            self.mark_busy(&waiting.event);
+        }
+        taken
+    }
+
+    /// Returns events that were out, to be sent again at once.
+    pub(crate) fn put_back(&mut self, endpoint: Endpoint, events: Vec<Waiting>) {
+        for waiting in events {
+            self.unmark_busy(&waiting.event);
+            self.insert(endpoint, waiting);
+        }
+    }
+
+    /// Keeps an event that was out until a time. Later identifies of its user
+    /// wait for it.
+    pub(crate) fn hold(&mut self, endpoint: Endpoint, waiting: Waiting, until: Instant) {
+        self.held.insert((until, waiting.seq), (endpoint, waiting));
+    }
+
+    /// Makes the held events whose time has come ready.
+    pub(crate) fn release(&mut self, now: Instant) {
+        // Ties and what comes after them stay held: the key is (time, seq).
+        let later = self.held.split_off(&(now, u64::MAX));
+        let due = std::mem::replace(&mut self.held, later);
+        self.make_ready(due);
+    }
+
+    /// Makes all held events ready, whatever their time.
+    pub(crate) fn release_all(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        self.make_ready(held);
+    }
+
+    /// Counts an event that was out as ended.
+    pub(crate) fn settle(&mut self, waiting: &Waiting) {
+        self.unmark_busy(&waiting.event);
+        self.ages.ended(waiting.seq);
+        self.events -= 1;
+        self.bytes -= waiting.event.memory_bytes();
+    }
+
+    /// When the next held event becomes ready.
+    pub(crate) fn next_release(&self) -> Option<Instant> {
+        self.held.keys().next().map(|(until, _)| *until)
+    }
+
+    /// True if nothing is ready and nothing is held; something may be out.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.ready.values().all(VecDeque::is_empty)
+    }
+
+    /// Events that have not ended.
+    pub(crate) fn events(&self) -> usize {
+        self.events
+    }
+
+    /// Memory that they hold.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// When the oldest event that has not ended was accepted, in Unix
+    /// milliseconds.
+    pub(crate) fn oldest_accepted_ms(&self) -> Option<i64> {
+        self.ages.oldest_ms()
+    }
+
+    /// Takes everything that is ready or held, in the order of arrival. It
+    /// counts as out.
+    pub(crate) fn take_all(&mut self) -> Vec<Waiting> {
+        self.release_all();
+        let mut all: Vec<_> = std::mem::take(&mut self.ready).into_values().flatten().collect();
+        for waiting in &all {
+            self.mark_busy(&waiting.event);
+        }
+        in_order(&mut all);
+        all
+    }
+
+    fn make_ready(&mut self, held: BTreeMap<(Instant, u64), (Endpoint, Waiting)>) {
+        for (endpoint, waiting) in held.into_values() {
+            self.unmark_busy(&waiting.event);
+            self.insert(endpoint, waiting);
+        }
+    }
+
+    /// Puts an event where it belongs in the order of arrival, which is near
+    /// the front.
+    fn insert(&mut self, endpoint: Endpoint, waiting: Waiting) {
+        let ready = self.ready.entry(endpoint).or_default();
+        let place = ready.partition_point(|other| other.seq < waiting.seq);
+        ready.insert(place, waiting);
+    }
+
+    fn mark_busy(&mut self, event: &Event) {
+        if let Some(user) = ordered_user(event) {
+            *self.busy.entry(user.to_owned()).or_default() += 1;
+        }
+    }
+
+    fn unmark_busy(&mut self, event: &Event) {
+        let Some(user) = ordered_user(event) else { return };
+        if let Some(out) = self.busy.get_mut(user) {
+            *out -= 1;
+            if *out == 0 {
+                self.busy.remove(user);
+            }
+        }
+    }
+}
+
+/// Sorts events by their arrival.
+pub(crate) fn in_order(events: &mut [Waiting]) {
+    events.sort_unstable_by_key(|waiting| waiting.seq);
+}
+
+/// The user whose events must stay in order, if this is one of them.
+pub(crate) fn ordered_user(event: &Event) -> Option<&str> {
+    event.subject().filter(|_| event.is_identify())
+}
+
+/// Acceptance times from the oldest event that has not ended to the newest.
+/// Events end out of order; the window moves on when its oldest has ended.
+#[derive(Debug, Default)]
+struct Ages {
+    first_seq: u64,
+    accepted_ms: VecDeque<Option<i64>>,
+}
+
+impl Ages {
+    fn arrived(&mut self, accepted_ms: i64) -> u64 {
+        self.accepted_ms.push_back(Some(accepted_ms));
+        self.first_seq + self.accepted_ms.len() as u64 - 1
+    }
+
+    fn ended(&mut self, seq: u64) {
+        let slot = usize::try_from(seq - self.first_seq).ok().and_then(|at| self.accepted_ms.get_mut(at));
+        if let Some(slot) = slot {
+            *slot = None;
+        }
+        while let Some(None) = self.accepted_ms.front() {
+            self.accepted_ms.pop_front();
+            self.first_seq += 1;
+        }
+    }
+
+    fn oldest_ms(&self) -> Option<i64> {
+        self.accepted_ms.front().copied().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::delivery::test_support::{identify, track};
+
+    const TRACKS: Endpoint = Endpoint(0);
+    const IDENTIFIES: Endpoint = Endpoint(1);
+    const LIMITS: BatchLimits = BatchLimits { events_max: 4, body_bytes_max: 1_000_000, requests_max: 2 };
+
+    fn backlog() -> Backlog {
+        Backlog::new(LIMITS)
+    }
+
+    fn push_tracks(backlog: &mut Backlog, names: &[&str]) {
+        for name in names {
+            backlog.push(track(name), TRACKS, false);
+        }
+    }
+
+    fn names(events: &[Waiting]) -> Vec<&str> {
+        events.iter().map(|waiting| waiting.event.name().unwrap_or("identify")).collect()
+    }
+
+    fn take(backlog: &mut Backlog) -> Vec<Waiting> {
+        backlog.next_request(usize::MAX).1
+    }
+
+    #[test]
+    fn a_request_merges_what_waits_up_to_the_number_of_events() {
+        let mut backlog = backlog();
+        push_tracks(&mut backlog, &["a", "b", "c", "d", "e"]);
+        assert_eq!(names(&take(&mut backlog)), ["a", "b", "c", "d"]);
+        assert_eq!(names(&take(&mut backlog)), ["e"]);
+        assert!(take(&mut backlog).is_empty());
+    }
+
+    #[test]
+    fn a_request_stays_within_the_bytes_but_never_starves() {
+        let bytes = track("a").wire_bytes_estimate();
+        let mut backlog = Backlog::new(BatchLimits { body_bytes_max: 2 * bytes, ..LIMITS });
+        push_tracks(&mut backlog, &["a", "b", "c"]);
+        assert_eq!(names(&take(&mut backlog)), ["a", "b"]);
+        let mut tiny = Backlog::new(BatchLimits { body_bytes_max: 1, ..LIMITS });
+        push_tracks(&mut tiny, &["a", "b"]);
+        assert_eq!(names(&take(&mut tiny)), ["a"]);
+    }
+
+    #[test]
+    fn endpoints_are_never_mixed_and_the_older_goes_first() {
+        let mut backlog = backlog();
+        backlog.push(identify("u"), IDENTIFIES, false);
+        push_tracks(&mut backlog, &["a"]);
+        assert_eq!(backlog.next_request(9).0, IDENTIFIES);
+        assert_eq!(backlog.next_request(9).0, TRACKS);
+    }
+
+    #[test]
+    fn halving_isolates_the_poison_within_2n_minus_1_requests() {
+        let mut backlog = Backlog::new(BatchLimits { events_max: 100, ..LIMITS });
+        let all: Vec<String> =
+            (0..50).map(|i| if i == 37 { "poison".into() } else { format!("e{i}") }).collect();
+        push_tracks(&mut backlog, &all.iter().map(String::as_str).collect::<Vec<_>>());
+        let (mut requests, mut delivered, mut poison) = (0, Vec::new(), 0);
+        loop {
+            let (endpoint, mut taken) = backlog.next_request(usize::MAX);
+            if taken.is_empty() {
+                break;
+            }
+            requests += 1;
+            if !names(&taken).contains(&"poison") {
+                delivered.extend(names(&taken).into_iter().map(str::to_owned));
+                taken.iter().for_each(|waiting| backlog.settle(waiting));
+            } else if taken.len() == 1 {
+                poison += 1;
+                backlog.settle(&taken[0]);
+            } else {
+                let half = taken.len().div_ceil(2);
+                taken.iter_mut().for_each(|waiting| waiting.together_max = half);
+                backlog.put_back(endpoint, taken);
+            }
+        }
+        assert_eq!((delivered.len(), poison, backlog.events()), (49, 1, 0));
+        assert!(requests <= 2 * 50 - 1, "{requests}");
+        assert!(requests <= 16, "one poison of 50 takes log2 rounds, not {requests}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_identify_waits_for_an_earlier_one_of_its_user() {
+        let mut backlog = backlog();
+        let now = Instant::now();
+        for user in ["u", "v", "u"] {
+            backlog.push(identify(user), IDENTIFIES, false);
+        }
+        let (_, mut first) = backlog.next_request(1);
+        assert_eq!(first[0].event.subject(), Some("u"));
+        let (_, second) = backlog.next_request(9);
+        assert_eq!(second.len(), 1, "only v may go while u is out");
+        assert_eq!(second[0].event.subject(), Some("v"));
+
+        let until = now + Duration::from_secs(5);
+        backlog.hold(IDENTIFIES, first.remove(0), until);
+        backlog.release(now);
+        assert!(take(&mut backlog).is_empty(), "u is held, so the later u waits too");
+        assert_eq!(backlog.next_release(), Some(until));
+        backlog.release(until);
+        let both = take(&mut backlog);
+        assert_eq!(both.len(), 2);
+        assert!(both[0].seq < both[1].seq);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_age_is_that_of_the_oldest_that_has_not_ended() {
+        let mut backlog = backlog();
+        let mut event = (*track("a")).clone();
+        for accepted_ms in [10, 20, 30] {
+            event.accepted_ms = accepted_ms;
+            backlog.push(Arc::new(event.clone()), TRACKS, false);
+        }
+        let taken = take(&mut backlog);
+        backlog.settle(&taken[1]);
+        assert_eq!(backlog.oldest_accepted_ms(), Some(10));
+        backlog.settle(&taken[0]);
+        assert_eq!(backlog.oldest_accepted_ms(), Some(30));
+        backlog.settle(&taken[2]);
+        assert_eq!((backlog.oldest_accepted_ms(), backlog.events(), backlog.bytes()), (None, 0, 0));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push { user: u8, identify: bool },
+        Take { events_max: usize },
+        Settle,
+        PutBack { halve: bool },
+        Hold { seconds: u64 },
+        Wait { seconds: u64 },
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0_u8..4, any::<bool>()).prop_map(|(user, identify)| Step::Push { user, identify }),
+            3 => (1_usize..6).prop_map(|events_max| Step::Take { events_max }),
+            2 => Just(Step::Settle),
+            1 => any::<bool>().prop_map(|halve| Step::PutBack { halve }),
+            1 => (0_u64..20).prop_map(|seconds| Step::Hold { seconds }),
+            1 => (0_u64..20).prop_map(|seconds| Step::Wait { seconds }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// Whatever happens to requests: nothing is lost or doubled, limits
+        /// hold, and identifies of one user end in the order in which they came.
+        #[test]
+        fn nothing_is_lost_doubled_or_overtaken(steps in prop::collection::vec(any_step(), 1..200)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            let mut now = runtime.block_on(async { Instant::now() });
+            let mut backlog = backlog();
+            let mut out: VecDeque<(Endpoint, Vec<Waiting>)> = VecDeque::new();
+            let mut pushed = 0_u64;
+            let mut ended: Vec<Waiting> = Vec::new();
+            let mut finish = |backlog: &mut Backlog, events: Vec<Waiting>| {
+                for waiting in events {
+                    backlog.settle(&waiting);
+                    ended.push(waiting);
+                }
+            };
+            for step in steps {
+                match step {
+                    Step::Push { user, identify: true } => {
+                        backlog.push(identify(&user.to_string()), IDENTIFIES, false);
+                        pushed += 1;
+                    }
+                    Step::Push { .. } => {
+                        backlog.push(track("t"), TRACKS, false);
+                        pushed += 1;
+                    }
+                    Step::Take { events_max } => {
+                        let (endpoint, taken) = backlog.next_request(events_max);
+                        prop_assert!(taken.len() <= events_max.min(LIMITS.events_max));
+                        prop_assert!(taken.iter().all(|waiting| taken.len() <= waiting.together_max));
+                        if !taken.is_empty() {
+                            out.push_back((endpoint, taken));
+                        }
+                    }
+                    Step::Settle => {
+                        if let Some((_, taken)) = out.pop_back() {
+                            finish(&mut backlog, taken);
+                        }
+                    }
+                    Step::PutBack { halve } => {
+                        if let Some((endpoint, mut taken)) = out.pop_front() {
+                            let half = taken.len().div_ceil(2);
+                            if halve {
+                                taken.iter_mut().for_each(|waiting| waiting.together_max = half);
+                            }
+                            backlog.put_back(endpoint, taken);
+                        }
+                    }
+                    Step::Hold { seconds } => {
+                        if let Some((endpoint, taken)) = out.pop_front() {
+                            for (index, waiting) in taken.into_iter().enumerate() {
+                                // As a provider may: some again at once, others
+                                // each at a time of its own.
+                                let seconds = (seconds * (index as u64 + 7)) % 20;
+                                if seconds < 3 {
+                                    backlog.put_back(endpoint, vec![waiting]);
+                                } else {
+                                    backlog.hold(endpoint, waiting, now + Duration::from_secs(seconds));
+                                }
+                            }
+                        }
+                    }
+                    Step::Wait { seconds } => {
+                        now += Duration::from_secs(seconds);
+                        backlog.release(now);
+                    }
+                }
+            }
+            while let Some((_, taken)) = out.pop_front() {
+                finish(&mut backlog, taken);
+            }
+            backlog.release_all();
+            loop {
+                let taken = take(&mut backlog);
+                if taken.is_empty() {
+                    break;
+                }
+                finish(&mut backlog, taken);
+            }
+            prop_assert!(backlog.is_idle());
+            prop_assert_eq!((backlog.events(), backlog.bytes()), (0, 0));
+            let seqs: HashSet<u64> = ended.iter().map(|waiting| waiting.seq).collect();
+            prop_assert_eq!(seqs.len() as u64, pushed);
+            prop_assert_eq!(ended.len() as u64, pushed);
+            let mut last: HashMap<&str, u64> = HashMap::new();
+            for waiting in &ended {
+                if let Some(user) = ordered_user(&waiting.event) {
+                    let before = last.insert(user, waiting.seq);
+                    prop_assert!(before.is_none_or(|before| before < waiting.seq), "user {user} was overtaken");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Events that one provider will not get, with the reason: to be read, counted
+//! and sent again by a person.
+//!
+//! `DATA_DIR/dead-letters/<provider>/<time>-<turn>.ndjson`, mode 0600: one
+//! [`DeadLetter`] a line. A file is begun anew at each start and when it has
+//! grown; what is written is synced before its events count as ended. All files
+//! of a provider together stay within a number of bytes.
+//!
+//! Beside them `replayed.log` lists the ids of events that a replay delivered,
+//! so that no replay sends one twice. A file whose events were all replayed is
+//! removed.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use analytics_relay_providers::{Event, EventId};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::files;
+use crate::outcome::{DeadLetterReason, DropReason};
+
+/// Bytes after which a new file is begun.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Name of the list of replayed events.
+const REPLAYED: &str = "replayed.log";
+
+/// One event that one provider did not get.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DeadLetter {
+    /// When it became one: Unix milliseconds.
+    pub(crate) dead_since_ms: i64,
+    pub(crate) provider: String,
+    pub(crate) reason: DeadLetterReason,
+    /// How often it was sent.
+    pub(crate) attempts: u32,
+    /// The provider's own words, without secrets, or ours.
+    pub(crate) detail: String,
+    pub(crate) event: Arc<Event>,
+}
+
+/// Where one provider's dead letters are.
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLetterDir(PathBuf);
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    /// Letters that no replay has delivered, in the order of their writing.
+    pub(crate) letters: Vec<DeadLetter>,
+    /// Lines that cannot be read.
+    pub(crate) damaged: usize,
+}
+
+impl DeadLetterDir {
+    pub(crate) fn new(data_dir: &Path, provider: &str) -> Self {
+        Self(data_dir.join("dead-letters").join(provider))
+    }
+
+    /// The providers that have dead letters under a data directory.
+    pub(crate) fn providers(data_dir: &Path) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(data_dir.join("dead-letters")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.extend(entry?.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The files of letters, oldest first; each small enough to be read whole.
+    pub(crate) fn files(&self) -> io::Result<Vec<PathBuf>> {
+        files::list_ndjson(&self.0)
+    }
+
+    /// Reads the letters of one file that were not `replayed`. Works beside a
+    /// relay that is writing to it.
+    pub(crate) fn read(path: &Path, replayed: &HashSet<EventId>) -> io::Result<Stored> {
+        let mut stored = Stored::default();
+        read_letters(path, |letter| match letter {
+            Some(letter) if replayed.contains(&letter.event.id) => {}
+            Some(letter) => stored.letters.push(letter),
+            None => stored.damaged += 1,
+        })?;
+        Ok(stored)
+    }
+
+    /// Ids of the events that a replay delivered.
+    pub(crate) fn replayed(&self) -> io::Result<HashSet<EventId>> {
+        let file = match File::open(self.0.join(REPLAYED)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
+            file => file?,
+        };
+        let lines = BufReader::new(file).lines();
+        lines.filter_map(|line| line.map(|line| EventId::new(line).ok()).transpose()).collect()
+    }
+
+    /// Opens the list of replayed events for us alone.
+    pub(crate) fn open_replayed(&self) -> io::Result<ReplayedLog> {
+        let path = self.0.join(REPLAYED);
+        let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "another replay is running"));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+        files::sync_dir(&self.0)?;
+        Ok(ReplayedLog(file))
+    }
+
+    /// Removes files whose letters were all replayed and that no relay writes
+    /// to; with the last of them, the list too.
+    pub(crate) fn prune(&self) -> io::Result<()> {
+        let replayed = self.replayed()?;
+        let mut kept = 0;
+        for path in self.files()? {
+            let mut open = 0;
+            read_letters(&path, |letter| {
+                open += usize::from(letter.is_none_or(|letter| !replayed.contains(&letter.event.id)));
+            })?;
+            let unused = File::open(&path)?.try_lock().is_ok();
+            if open == 0 && unused {
+                fs::remove_file(&path)?;
+            } else {
+                kept += 1;
+            }
+        }
+        if kept == 0 && !replayed.is_empty() {
+            fs::remove_file(self.0.join(REPLAYED))?;
+        }
+        files::sync_dir(&self.0)
+    }
+}
+
+/// Passes each line of a file on; a line that is no letter as `None`.
+fn read_letters(path: &Path, mut each: impl FnMut(Option<DeadLetter>)) -> io::Result<()> {
+    let mut lines = BufReader::new(File::open(path)?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if lines.read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        // A relay may be writing the last line just now; it is no letter yet.
+        if line.ends_with(b"\n") {
+            each(serde_json::from_slice(&line).ok());
+        }
+    }
+}
+
+/// The list of events that a replay delivered.
+#[derive(Debug)]
+pub(crate) struct ReplayedLog(File);
+
+impl ReplayedLog {
+    /// Adds events, durably.
+    pub(crate) fn append<'a>(&mut self, ids: impl IntoIterator<Item = &'a EventId>) -> io::Result<()> {
+        let lines: String = ids.into_iter().flat_map(|id| [id.as_str(), "\n"]).collect();
+        self.0.write_all(lines.as_bytes())?;
+        self.0.sync_data()
+    }
+}
+
+/// Writes one provider's dead letters.
+#[derive(Debug)]
+pub(crate) struct DeadLetterWriter {
+    dir: PathBuf,
+    file: Option<(File, u64)>,
+    /// Bytes of all files together; shared with the metric.
+    bytes: Arc<AtomicU64>,
+    bytes_max: u64,
+}
+
+impl DeadLetterWriter {
+    /// Creates the directory if need be and measures what is in it.
+    pub(crate) fn open(dir: &DeadLetterDir, bytes_max: u64) -> io::Result<Self> {
+        let dir = dir.0.clone();
+        files::create_dir(&dir)?;
+        let mut bytes = 0;
+        for path in files::list_ndjson(&dir)? {
+            bytes += fs::metadata(path)?.len();
+        }
+        Ok(Self { dir, file: None, bytes: Arc::new(AtomicU64::new(bytes)), bytes_max })
+    }
+
+    /// Bytes of all files together.
+    pub(crate) fn bytes(&self) -> Arc<AtomicU64> {
+        self.bytes.clone()
+    }
+
+    /// Writes letters and syncs them. Either all of them are on disk when this
+    /// returns, or none.
+    pub(crate) fn write(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), DropReason> {
+        let mut lines = Vec::with_capacity(letters.len() * 512);
+        for letter in letters {
+            serde_json::to_writer(&mut lines, letter).expect("a vector takes any bytes");
+            lines.push(b'\n');
+        }
+        let added = lines.len() as u64;
+        if self.bytes.load(Ordering::Relaxed) + added > self.bytes_max {
+            self.measure();
+            if self.bytes.load(Ordering::Relaxed) + added > self.bytes_max {
+                return Err(DropReason::DeadLettersFull);
+            }
+        }
+        self.append(&lines, now_ms).map_err(|error| {
+            warn!(%error, dir = %self.dir.display(), "dead letters cannot be written");
+            DropReason::DeadLetterFailed
+        })?;
+        self.bytes.fetch_add(added, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn append(&mut self, lines: &[u8], now_ms: i64) -> io::Result<()> {
+        let (mut file, length) = match self.file.take() {
+            Some((file, length)) if length < FILE_BYTES_MAX => (file, length),
+            _ => (self.begin_file(now_ms)?, 0),
+        };
+        let written = file.write_all(lines).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            // What is half there must not be read as a letter. The file is left
+            // for good: after a failed sync nobody knows what it holds.
+            let _ = file.set_len(length);
+            return Err(error);
+        }
+        self.file = Some((file, length + lines.len() as u64));
+        Ok(())
+    }
+
+    fn begin_file(&self, now_ms: i64) -> io::Result<File> {
+        let file = files::create_file(&files::new_ndjson(&self.dir, now_ms))?;
+        // Tells a replay that this file is in use.
+        file.lock_shared()?;
+        files::sync_dir(&self.dir)?;
+        Ok(file)
+    }
+
+    /// A replay may have removed files since.
+    fn measure(&self) {
+        let paths = files::list_ndjson(&self.dir).unwrap_or_default();
+        let bytes = paths.iter().filter_map(|path| fs::metadata(path).ok()).map(|data| data.len()).sum();
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::test_support::track;
+
+    fn letter(name: &str) -> DeadLetter {
+        DeadLetter {
+            dead_since_ms: 1,
+            provider: "mixpanel".into(),
+            reason: DeadLetterReason::Invalid,
+            attempts: 1,
+            detail: "400 no".into(),
+            event: track(name),
+        }
+    }
+
+    fn read(dir: &DeadLetterDir) -> Stored {
+        let replayed = dir.replayed().unwrap();
+        let mut all = Stored::default();
+        for path in dir.files().unwrap() {
+            let stored = DeadLetterDir::read(&path, &replayed).unwrap();
+            all.letters.extend(stored.letters);
+            all.damaged += stored.damaged;
+        }
+        all
+    }
+
+    fn dir() -> (tempfile::TempDir, DeadLetterDir) {
+        let data = tempfile::tempdir().unwrap();
+        let dir = DeadLetterDir::new(data.path(), "mixpanel");
+        (data, dir)
+    }
+
+    #[test]
+    fn letters_are_read_as_they_were_written() {
+        let (data, dir) = dir();
+        let letters = [letter("a"), letter("b")];
+        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        writer.write(&letters[..1], 5).unwrap();
+        writer.write(&letters[1..], 6).unwrap();
+        assert_eq!(read(&dir).letters, letters);
+        assert_eq!(DeadLetterDir::providers(data.path()).unwrap(), ["mixpanel"]);
+        let reopened = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        assert_eq!(reopened.bytes().load(Ordering::Relaxed), writer.bytes().load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_what_does_not_fit_is_not_written() {
+        let (_data, dir) = dir();
+        let mut writer = DeadLetterWriter::open(&dir, 700).unwrap();
+        writer.write(&[letter("a")], 5).unwrap();
+        assert_eq!(writer.write(&[letter("b"), letter("c")], 5), Err(DropReason::DeadLettersFull));
+        assert_eq!(read(&dir).letters.len(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_no_half_letter() {
+        let (_data, dir) = dir();
+        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        writer.write(&[letter("a")], 5).unwrap();
+        // A file that cannot be written to any more.
+        let path = dir.files().unwrap().remove(0);
+        writer.file = Some((File::open(path).unwrap(), fs::metadata(&dir.0).unwrap().len()));
+        assert_eq!(writer.write(&[letter("b")], 5), Err(DropReason::DeadLetterFailed));
+        writer.write(&[letter("c")], 5).unwrap();
+        let stored = read(&dir);
+        assert_eq!((stored.letters.len(), stored.damaged), (2, 0));
+    }
+
+    #[test]
+    fn a_replayed_letter_is_never_read_again_and_its_file_goes() {
+        let (_data, dir) = dir();
+        let letters = [letter("a"), letter("b")];
+        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        writer.write(&letters, 5).unwrap();
+        dir.open_replayed().unwrap().append([&letters[0].event.id]).unwrap();
+        assert_eq!(read(&dir).letters, letters[1..]);
+        dir.prune().unwrap();
+        assert_eq!(read(&dir).letters, letters[1..], "a file with an open letter stays");
+
+        dir.open_replayed().unwrap().append([&letters[1].event.id]).unwrap();
+        dir.prune().unwrap();
+        assert_eq!(dir.files().unwrap().len(), 1, "a relay still writes to it");
+        drop(writer);
+        dir.prune().unwrap();
+        assert!(dir.files().unwrap().is_empty());
+        assert!(dir.replayed().unwrap().is_empty(), "the list goes with the last file");
+    }
+
+    #[test]
+    fn two_replays_at_a_time_are_refused() {
+        let (_data, dir) = dir();
+        DeadLetterWriter::open(&dir, 1).unwrap();
+        let _first = dir.open_replayed().unwrap();
+        assert_eq!(dir.open_replayed().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_no_letter_and_no_damage() {
+        let (_data, dir) = dir();
+        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        writer.write(&[letter("a")], 5).unwrap();
+        let path = dir.files().unwrap().remove(0);
+        let mut file = OpenOptions::new().append(true).open(path).unwrap();
+        file.write_all(b"garbage\n{\"dead_since_ms\":1,\"prov").unwrap();
+        let stored = read(&dir);
+        assert_eq!((stored.letters.len(), stored.damaged), (1, 1));
+    }
+}

@@ -1,0 +1,619 @@
+//! The owner of everything that one provider has not got yet.
+//!
+//! One task. It takes batches in at once, whatever the provider does, so that
+//! nobody waits for it; what does not fit any more becomes a dead letter. It
+//! sends what its backlog offers, reads one verdict per event, and ends each
+//! event exactly once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU8, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use analytics_relay_providers::{Endpoint, Event, Provider, SendError, Verdict};
+use tokio::{
+    sync::mpsc,
+    task::{Id, JoinError, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Batch,
+    backlog::{Backlog, Waiting, in_order, ordered_user},
+    dead_letter::DeadLetter,
+    recorder::Recorder,
+    retry::{Gate, ProviderState, RetryBudget, RetryRule},
+    spill::{SpillDir, Spilled},
+};
+use crate::{
+    outcome::{DeadLetterReason, DropReason, Ledger, Outcome},
+    queue::QueueLimits,
+    shutdown::Stop,
+    telemetry::LaneMetrics,
+    time::Clock,
+};
+
+/// Batches that are taken in at once.
+const BATCHES_AT_ONCE: usize = 64;
+
+/// How a lane works.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LaneSettings {
+    pub(crate) retry: RetryRule,
+    /// How much it may hold; beyond, events become dead letters.
+    pub(crate) capacity: QueueLimits,
+    /// Most events of a request to a provider that does not work.
+    pub(crate) probe_events: usize,
+}
+
+/// What others may see of a lane.
+#[derive(Debug)]
+pub(crate) struct LaneStatus {
+    pub(crate) provider: &'static str,
+    events: AtomicUsize,
+    bytes: AtomicUsize,
+    reloaded: AtomicUsize,
+    /// 0 if there is none.
+    oldest_accepted_ms: AtomicI64,
+    state: AtomicU8,
+}
+
+impl LaneStatus {
+    pub(crate) fn new(provider: &'static str) -> Self {
+        Self {
+            provider,
+            events: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            reloaded: AtomicUsize::new(0),
+            oldest_accepted_ms: AtomicI64::new(0),
+            state: AtomicU8::new(0),
+        }
+    }
+
+    /// Events in the lane.
+    pub(crate) fn events(&self) -> usize {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Memory that they hold.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that are on disk too.
+    pub(crate) fn reloaded(&self) -> usize {
+        self.reloaded.load(Ordering::Relaxed)
+    }
+
+    /// Age of the oldest of them; 0 if there is none.
+    pub(crate) fn oldest_age_ms(&self, now_ms: i64) -> i64 {
+        match self.oldest_accepted_ms.load(Ordering::Relaxed) {
+            0 => 0,
+            oldest_ms => (now_ms - oldest_ms).max(0),
+        }
+    }
+
+    /// How the provider is doing.
+    pub(crate) fn state(&self) -> ProviderState {
+        ProviderState::from_index(self.state.load(Ordering::Relaxed))
+    }
+}
+
+/// A request that is under way.
+struct Sent {
+    endpoint: Endpoint,
+    events: Vec<Waiting>,
+    at: Instant,
+}
+
+/// Files of an earlier run, and how many of their events have not ended.
+#[derive(Debug, Default)]
+struct Reloaded {
+    files: Vec<PathBuf>,
+    left: usize,
+}
+
+/// See the module.
+pub(crate) struct Lane {
+    provider: Arc<dyn Provider>,
+    settings: LaneSettings,
+    recorder: Arc<dyn Recorder>,
+    metrics: LaneMetrics,
+    status: Arc<LaneStatus>,
+    clock: Clock,
+    stop: Stop,
+
+    backlog: Backlog,
+    in_flight: JoinSet<Result<Vec<Verdict>, SendError>>,
+    sent: HashMap<Id, Sent>,
+    gate: Gate,
+    budget: RetryBudget,
+    rng: fastrand::Rng,
+    reloaded: Reloaded,
+    /// Events that are not tried again in this run.
+    parked: Vec<Waiting>,
+    draining: bool,
+    /// So that a lane that stays full is reported once.
+    full: bool,
+}
+
+/// What a lane could not deliver before it had to stop.
+#[derive(Debug)]
+pub(crate) struct Leftover {
+    pub(crate) events: Vec<Waiting>,
+    reloaded: Vec<PathBuf>,
+}
+
+impl Lane {
+    pub(crate) fn new(
+        provider: Arc<dyn Provider>,
+        settings: LaneSettings,
+        recorder: Arc<dyn Recorder>,
+        metrics: LaneMetrics,
+        status: Arc<LaneStatus>,
+        clock: Clock,
+        stop: Stop,
+    ) -> Self {
+        let backlog = Backlog::new(provider.limits());
+        Self {
+            provider,
+            settings,
+            recorder,
+            metrics,
+            status,
+            clock,
+            stop,
+            backlog,
+            in_flight: JoinSet::new(),
+            sent: HashMap::new(),
+            gate: Gate::new(),
+            budget: RetryBudget::new(Instant::now()),
+            rng: fastrand::Rng::new(),
+            reloaded: Reloaded::default(),
+            parked: Vec::new(),
+            draining: false,
+            full: false,
+        }
+    }
+
+    /// Takes in what an earlier run left, before anything new.
+    pub(crate) fn reload(&mut self, spilled: Spilled) {
+        self.reloaded = Reloaded { left: spilled.events.len(), files: spilled.files };
+        for event in spilled.events {
+            self.push(event, true);
+        }
+        self.finish_reloaded(0);
+    }
+
+    /// Runs until the inbox is closed and every event has ended, or until the
+    /// relay is forced to stop. Returns what has not ended.
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Batch>) -> Leftover {
+        let mut closed = false;
+        let mut batches = Vec::new();
+        loop {
+            self.backlog.release(Instant::now());
+            self.start_requests();
+            self.publish();
+            if closed && self.backlog.is_idle() && self.in_flight.is_empty() {
+                break;
+            }
+            let wake = self.wakes_at();
+            tokio::select! {
+                received = inbox.recv_many(&mut batches, BATCHES_AT_ONCE), if !closed => {
+                    closed = received == 0;
+                    self.take_in(&mut batches).await;
+                }
+                Some(answered) = self.in_flight.join_next_with_id() => self.settle(answered).await,
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                () = self.stop.draining(), if !self.draining => self.begin_drain(),
+                () = self.stop.forced() => break,
+            }
+        }
+        self.leave(inbox).await
+    }
+
+    async fn take_in(&mut self, batches: &mut Vec<Batch>) {
+        let mut overflow = Vec::new();
+        for event in batches.drain(..).flat_map(|batch| batch.to_vec()) {
+            let capacity = self.settings.capacity;
+            let full = self.backlog.events() >= capacity.events_max
+                || self.backlog.bytes() + event.memory_bytes() > capacity.bytes_max;
+            if full {
+                let detail = format!("{} events waited", self.backlog.events());
+                overflow.push(self.letter(event, DeadLetterReason::LaneFull, 0, detail));
+            } else {
+                self.push(event, false);
+            }
+        }
+        if overflow.is_empty() {
+            self.full = false;
+            return;
+        }
+        if !self.full {
+            error!(
+                provider = self.provider.name(),
+                lane_events = self.backlog.events(),
+                "lane is full: new events become dead letters"
+            );
+        }
+        self.full = true;
+        self.recorder.dead_lettered(overflow).await;
+    }
+
+    fn push(&mut self, event: Arc<Event>, reloaded: bool) {
+        // The provider's own code: a panic in it must not end the lane.
+        let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(&event)));
+        self.backlog.push(event, endpoint.unwrap_or(Endpoint::DEFAULT), reloaded);
+    }
+
+    fn start_requests(&mut self) {
+        let (requests_max, events_max) = match self.gate.state() {
+            _ if self.draining => (self.provider.limits().requests_max, usize::MAX),
+            ProviderState::Sending => (self.provider.limits().requests_max, usize::MAX),
+            ProviderState::Failing | ProviderState::Paused => (1, self.settings.probe_events),
+        };
+        let now = Instant::now();
+        let open = self.draining || self.gate.opens_at(now).is_none();
+        while open && self.in_flight.len() < requests_max {
+            let (endpoint, events) = self.backlog.next_request(events_max);
+            if events.is_empty() {
+                return;
+            }
+            let batch: Vec<Arc<Event>> = events.iter().map(|waiting| waiting.event.clone()).collect();
+            let provider = self.provider.clone();
+            let request = self.in_flight.spawn(async move { provider.send(&batch).await });
+            self.sent.insert(request.id(), Sent { endpoint, events, at: now });
+        }
+    }
+
+    /// When something happens by itself: a held event becomes ready, or the
+    /// gate opens for one that is.
+    fn wakes_at(&self) -> Option<Instant> {
+        let gate = if self.draining { None } else { self.gate.opens_at(Instant::now()) };
+        [self.backlog.next_release(), gate].into_iter().flatten().min()
+    }
+
+    fn begin_drain(&mut self) {
+        self.draining = true;
+        // One prompt attempt for each; the deadline decides about more.
+        self.backlog.release_all();
+    }
+
+    async fn settle(&mut self, answered: Result<(Id, Result<Vec<Verdict>, SendError>), JoinError>) {
+        let (id, answer) = match answered {
+            Ok((id, answer)) => (id, answer),
+            Err(error) => {
+                let detail = "the provider's code panicked".to_owned();
+                (error.id(), Err(SendError::Unavailable { retry_after: None, detail }))
+            }
+        };
+        let mut sent = self.sent.remove(&id).expect("every request that runs is in `sent`");
+        self.metrics.attempts.inc_by(sent.events.len() as u64);
+        self.metrics.request.observe(sent.at.elapsed().as_secs_f64());
+        match checked(answer, sent.events.len()) {
+            Ok(verdicts) => self.settle_verdicts(sent, verdicts).await,
+            Err(SendError::Unavailable { retry_after, detail }) => {
+                self.metrics.batch("unavailable");
+                self.retry_later(sent, retry_after, detail).await;
+            }
+            Err(SendError::TooLarge { detail }) => {
+                self.metrics.batch("too_large");
+                self.split(sent, DeadLetterReason::TooLarge, detail).await;
+            }
+            Err(SendError::Refused { detail }) => {
+                self.metrics.batch("refused");
+                self.split(sent, DeadLetterReason::Invalid, detail).await;
+            }
+            Err(SendError::Unauthorized { detail }) => {
+                self.metrics.batch("unauthorized");
+                in_order(&mut sent.events);
+                self.pause(sent, &detail);
+            }
+        }
+    }
+
+    /// The provider answered for each event.
+    async fn settle_verdicts(&mut self, sent: Sent, verdicts: Vec<Verdict>) {
+        self.gate.succeeded();
+        self.budget.deposit();
+        let (now, event_count) = (Instant::now(), sent.events.len());
+        let attempt = attempt_of(&sent.events);
+        let mut delivered = Vec::new();
+        let mut dead = Vec::new();
+        let mut again = Vec::new();
+        // From the newest: an identify must not follow a newer one of its user.
+        let mut superseding = HashSet::new();
+        for (mut waiting, verdict) in sent.events.into_iter().zip(verdicts).rev() {
+            let user = ordered_user(&waiting.event).map(str::to_owned);
+            let superseded = user.as_ref().is_some_and(|user| superseding.contains(user));
+            match verdict {
+                Verdict::Delivered => {
+                    superseding.extend(user);
+                    delivered.push(waiting);
+                }
+                Verdict::Rejected { reason, detail } => {
+                    waiting.attempts += 1;
+                    dead.push((waiting, reason.into(), detail));
+                }
+                Verdict::Resend | Verdict::Hold { .. } if superseded => {
+                    waiting.attempts += 1;
+                    let detail = "a newer identify of the same user was delivered".to_owned();
+                    dead.push((waiting, DeadLetterReason::Superseded, detail));
+                }
+                Verdict::Resend => again.push(waiting),
+                Verdict::Hold { after, detail } => {
+                    waiting.attempts += 1;
+                    if self.settings.retry.is_exhausted(waiting.attempts) {
+                        self.exhausted(waiting, detail, &mut dead);
+                    } else {
+                        self.metrics.retries.inc();
+                        self.backlog.hold(sent.endpoint, waiting, now + after);
+                    }
+                }
+            }
+        }
+
+        self.metrics.batch(if delivered.len() == event_count { "delivered" } else { "partial" });
+        let took = sent.at.elapsed();
+        if dead.is_empty() && again.is_empty() && delivered.len() == event_count {
+            info!(
+                provider = self.provider.name(),
+                event_count,
+                attempt,
+                duration_ms = millis(took),
+                "batch flushed successfully"
+            );
+        } else {
+            warn!(
+                provider = self.provider.name(),
+                delivered = delivered.len(),
+                rejected = dead.len(),
+                sent_again = event_count - delivered.len() - dead.len(),
+                attempt,
+                duration_ms = millis(took),
+                detail = dead.first().map_or("", |(_, _, detail)| detail),
+                "batch taken in part"
+            );
+        }
+        again.reverse();
+        self.backlog.put_back(sent.endpoint, again);
+        self.deliver(delivered).await;
+        dead.reverse();
+        self.bury(dead).await;
+    }
+
+    /// Nothing was taken, or it is not known: all of it goes again, later.
+    async fn retry_later(&mut self, sent: Sent, retry_after: Option<Duration>, detail: String) {
+        let (now, event_count) = (Instant::now(), sent.events.len());
+        let attempt = attempt_of(&sent.events);
+        let backoff = self.settings.retry.delay(attempt, retry_after, &mut self.rng);
+        let delay = backoff.max(self.budget.withdraw(now));
+        self.gate.failed(now, delay, retry_after.is_some());
+
+        let mut dead = Vec::new();
+        for mut waiting in sent.events {
+            waiting.attempts += 1;
+            if self.settings.retry.is_exhausted(waiting.attempts) {
+                self.exhausted(waiting, detail.clone(), &mut dead);
+            } else {
+                self.metrics.retries.inc();
+                self.backlog.hold(sent.endpoint, waiting, now + delay);
+            }
+        }
+        if dead.len() < event_count {
+            warn!(
+                provider = self.provider.name(),
+                attempt,
+                event_count,
+                retry_in_ms = millis(delay),
+                error = detail,
+                "batch send failed, retrying"
+            );
+        }
+        self.bury(dead).await;
+    }
+
+    /// Too much, or something in it: the halves go again at once. A lone event
+    /// is to blame.
+    async fn split(&mut self, sent: Sent, reason: DeadLetterReason, detail: String) {
+        self.gate.succeeded();
+        let Sent { endpoint, mut events, .. } = sent;
+        if events.len() == 1 {
+            let mut waiting = events.remove(0);
+            waiting.attempts += 1;
+            self.bury(vec![(waiting, reason, detail)]).await;
+            return;
+        }
+        let half = events.len().div_ceil(2);
+        warn!(
+            provider = self.provider.name(),
+            event_count = events.len(),
+            halves = half,
+            error = detail,
+            "batch send failed, splitting"
+        );
+        for waiting in &mut events {
+            waiting.together_max = half;
+        }
+        self.backlog.put_back(endpoint, events);
+    }
+
+    /// The provider refuses our key: the events wait, and no attempt is counted.
+    fn pause(&mut self, sent: Sent, detail: &str) {
+        self.gate.unauthorized(Instant::now());
+        error!(
+            provider = self.provider.name(),
+            lane_events = self.backlog.events(),
+            error = detail,
+            "provider refuses its key: it is paused and its events wait"
+        );
+        if self.draining {
+            // No attempt of this run can succeed.
+            self.parked.extend(sent.events);
+            self.parked.extend(self.backlog.take_all());
+        } else {
+            self.backlog.put_back(sent.endpoint, sent.events);
+        }
+    }
+
+    /// Every attempt failed. While draining, attempts come faster than the
+    /// cycle means them to, so the next run begins a new one.
+    fn exhausted(
+        &mut self,
+        waiting: Waiting,
+        detail: String,
+        dead: &mut Vec<(Waiting, DeadLetterReason, String)>,
+    ) {
+        if self.draining {
+            self.parked.push(waiting);
+        } else {
+            dead.push((waiting, DeadLetterReason::RetriesExhausted, detail));
+        }
+    }
+
+    async fn deliver(&mut self, events: Vec<Waiting>) {
+        if events.is_empty() {
+            return;
+        }
+        self.recorder.delivered(&events).await;
+        let now_ms = self.clock.now_ms();
+        for waiting in &events {
+            #[expect(clippy::cast_precision_loss, reason = "a duration")]
+            self.metrics.delivery.observe((now_ms - waiting.event.accepted_ms).max(0) as f64 / 1000.0);
+            debug!(provider = self.provider.name(), event_id = %waiting.event.id, "event delivered");
+        }
+        self.end(&events);
+    }
+
+    async fn bury(&mut self, dead: Vec<(Waiting, DeadLetterReason, String)>) {
+        if dead.is_empty() {
+            return;
+        }
+        let (_, reason, detail) = &dead[0];
+        error!(
+            provider = self.provider.name(),
+            event_count = dead.len(),
+            reason = reason.name(),
+            error = detail,
+            "events become dead letters"
+        );
+        let letters = dead
+            .iter()
+            .map(|(waiting, reason, detail)| {
+                self.letter(waiting.event.clone(), *reason, waiting.attempts, detail.clone())
+            })
+            .collect();
+        self.recorder.dead_lettered(letters).await;
+        let events: Vec<Waiting> = dead.into_iter().map(|(waiting, ..)| waiting).collect();
+        self.end(&events);
+    }
+
+    /// Forgets events that have ended.
+    fn end(&mut self, events: &[Waiting]) {
+        for waiting in events {
+            self.backlog.settle(waiting);
+        }
+        self.finish_reloaded(events.iter().filter(|waiting| waiting.reloaded).count());
+    }
+
+    /// Removes spill files when the last of their events has ended.
+    fn finish_reloaded(&mut self, ended: usize) {
+        self.reloaded.left -= ended;
+        if self.reloaded.left == 0 && !self.reloaded.files.is_empty() {
+            SpillDir::remove(&std::mem::take(&mut self.reloaded.files));
+        }
+    }
+
+    fn letter(
+        &self,
+        event: Arc<Event>,
+        reason: DeadLetterReason,
+        attempts: u32,
+        detail: String,
+    ) -> DeadLetter {
+        let provider = self.provider.name().to_owned();
+        DeadLetter { dead_since_ms: self.clock.now_ms(), provider, reason, attempts, detail, event }
+    }
+
+    fn publish(&self) {
+        let status = &self.status;
+        status.events.store(self.backlog.events(), Ordering::Relaxed);
+        status.bytes.store(self.backlog.bytes(), Ordering::Relaxed);
+        status.reloaded.store(self.reloaded.left, Ordering::Relaxed);
+        status.oldest_accepted_ms.store(self.backlog.oldest_accepted_ms().unwrap_or(0), Ordering::Relaxed);
+        status.state.store(self.gate.state() as u8, Ordering::Relaxed);
+    }
+
+    /// Gives up what is under way and collects all that has not ended. Whether
+    /// a request that is cut here arrived is unknown; its events go again at the
+    /// next start, with the same ids.
+    async fn leave(mut self, mut inbox: mpsc::Receiver<Batch>) -> Leftover {
+        self.in_flight.shutdown().await;
+        // The batch worker stops with us; what it still had comes through here.
+        while let Some(batch) = inbox.recv().await {
+            for event in batch.iter() {
+                self.push(event.clone(), false);
+            }
+        }
+        let mut events = self.backlog.take_all();
+        events.append(&mut self.parked);
+        events.extend(self.sent.into_values().flat_map(|sent| sent.events));
+        in_order(&mut events);
+        Leftover { events, reloaded: self.reloaded.files }
+    }
+}
+
+impl Leftover {
+    /// Writes what is left for the next start and ends it in the ledger.
+    /// Blocks on the disk.
+    pub(crate) fn spill(self, dir: &SpillDir, ledger: &Ledger, now_ms: i64) {
+        if self.events.is_empty() {
+            return;
+        }
+        let events = self.events.len() as u64;
+        match dir.write(self.events.iter().map(|waiting| &*waiting.event), now_ms) {
+            Ok(()) => {
+                SpillDir::remove(&self.reloaded);
+                ledger.ended(Outcome::Spilled, events);
+            }
+            Err(error) => {
+                // What was reloaded still stands in the files it came from.
+                let kept = self.events.iter().filter(|waiting| waiting.reloaded).count() as u64;
+                ledger.ended(Outcome::Spilled, kept);
+                ledger.ended(Outcome::Dropped(DropReason::SpillFailed), events - kept);
+                error!(%error, event_count = events - kept, "events lost: they could not be spilled");
+            }
+        }
+    }
+}
+
+/// An answer that can be acted upon: a verdict for each event, and not only
+/// such as ask for the same request again.
+fn checked(answer: Result<Vec<Verdict>, SendError>, events: usize) -> Result<Vec<Verdict>, SendError> {
+    let unusable = |detail| Err(SendError::Unavailable { retry_after: None, detail });
+    match answer {
+        Ok(verdicts) if verdicts.len() != events => {
+            unusable(format!("the provider's code gave {} verdicts for {events} events", verdicts.len()))
+        }
+        Ok(verdicts) if verdicts.iter().all(|verdict| *verdict == Verdict::Resend) => {
+            unusable("the provider's code asks for the same request again".to_owned())
+        }
+        answer => answer,
+    }
+}
+
+/// The attempt that a request is, for its oldest event.
+fn attempt_of(events: &[Waiting]) -> u32 {
+    events.iter().map(|waiting| waiting.attempts).max().unwrap_or(0) + 1
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,82 @@
+//! One lane per provider: what happens to a batch after it left the batch
+//! worker.
+//!
+//! A [`lane`] owns everything that one provider has not got yet. It keeps it in
+//! a [`backlog`], a pure value that decides what goes into the next request; it
+//! asks [`retry`] when to try again; and it ends each event in the ledger, in
+//! [`dead_letter`]s, or, when the relay stops, in a [`spill`] file.
+
+use std::sync::Arc;
+
+use analytics_relay_providers::Event;
+use tokio::sync::mpsc;
+use tracing::error;
+
+pub(crate) mod backlog;
+pub(crate) mod dead_letter;
+pub(crate) mod files;
+pub(crate) mod lane;
+pub(crate) mod recorder;
+pub(crate) mod replay;
+pub(crate) mod retry;
+pub(crate) mod spill;
+
+/// Events that left the batch worker together, shared by all lanes.
+pub(crate) type Batch = Arc<[Arc<Event>]>;
+
+/// Batches that may wait before a lane looks at them. It looks at once unless
+/// it is writing to the disk.
+const INBOX_BATCHES_MAX: usize = 64;
+
+/// A lane's entrance; held by the batch worker. When the last one is dropped
+/// the lane knows that nothing more will come.
+#[derive(Debug, Clone)]
+pub(crate) struct LaneInbox(mpsc::Sender<Batch>);
+
+impl LaneInbox {
+    /// Makes an entrance and the end that the lane holds.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Batch>) {
+        let (sender, receiver) = mpsc::channel(INBOX_BATCHES_MAX);
+        (Self(sender), receiver)
+    }
+
+    /// Hands a batch over.
+    pub(crate) async fn send(&self, batch: Batch) {
+        if self.0.send(batch).await.is_err() {
+            // The balance will show these events as in flight for ever.
+            error!("a defect: a lane ended before the batch worker");
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test_support {
+    use analytics_relay_providers::{Context, EventId, EventKind, Properties};
+
+    use super::*;
+
+    pub(crate) fn inbox() -> (LaneInbox, mpsc::Receiver<Batch>) {
+        LaneInbox::new()
+    }
+
+    pub(crate) fn track(name: &str) -> Arc<Event> {
+        Arc::new(event(EventKind::Track { name: name.into() }, "user-1"))
+    }
+
+    pub(crate) fn identify(user: &str) -> Arc<Event> {
+        Arc::new(event(EventKind::Identify, user))
+    }
+
+    fn event(kind: EventKind, user: &str) -> Event {
+        Event {
+            id: EventId::assign(),
+            kind,
+            user_id: Some(user.into()),
+            anonymous_id: None,
+            time_ms: 1_767_225_600_000,
+            accepted_ms: 1_767_225_600_000,
+            context: Context::default(),
+            properties: Properties::empty(),
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! When to try again. Pure values that take time and randomness as arguments.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Between probes of a provider that refuses our key.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// Requests that fail in a row before a provider counts as failing.
+const FAILURES_MAX: u32 = 3;
+
+/// One delivery cycle: how often an event is sent, and how long it waits
+/// between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RetryRule {
+    /// Most attempts, the first included.
+    pub(crate) attempts_max: u32,
+    /// Longest wait after the first failure; doubles with each further one.
+    pub(crate) initial_delay: Duration,
+    /// Longest wait after any failure.
+    pub(crate) max_delay: Duration,
+}
+
+impl RetryRule {
+    /// True if an event that failed so often is not sent again.
+    pub(crate) fn is_exhausted(&self, attempts: u32) -> bool {
+        attempts >= self.attempts_max
+    }
+
+    /// How long to wait after failure number `attempts` (counted from 1): a
+    /// random time up to the exponential limit, so that relays which failed
+    /// together do not come back together. A provider that asks for longer gets
+    /// it.
+    pub(crate) fn delay(
+        &self,
+        attempts: u32,
+        retry_after: Option<Duration>,
+        rng: &mut fastrand::Rng,
+    ) -> Duration {
+        let doublings = attempts.saturating_sub(1).min(31);
+        let limit = self.initial_delay.saturating_mul(1 << doublings).min(self.max_delay);
+        limit.mul_f64(rng.f64()).max(retry_after.unwrap_or(Duration::ZERO))
+    }
+}
+
+/// Keeps retries to a share of what succeeds, so that a provider which is half
+/// down is not pushed over by being sent everything several times.
+#[derive(Debug)]
+pub(crate) struct RetryBudget {
+    tokens: f64,
+    refilled_at: Instant,
+}
+
+impl RetryBudget {
+    /// Retries that a request which succeeds allows.
+    const PER_SUCCESS: f64 = 0.2;
+    /// Retries a second that are always allowed.
+    const PER_SECOND: f64 = 1.0;
+    /// Most retries that can be saved up.
+    const SAVED_MAX: f64 = 10.0;
+    /// Longest wait for the budget.
+    const WAIT_MAX: f64 = 30.0;
+
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { tokens: Self::SAVED_MAX, refilled_at: now }
+    }
+
+    /// Notes a request that succeeded.
+    pub(crate) fn deposit(&mut self) {
+        self.tokens = (self.tokens + Self::PER_SUCCESS).min(Self::SAVED_MAX);
+    }
+
+    /// Spends one retry, and says how long it has to wait for that.
+    pub(crate) fn withdraw(&mut self, now: Instant) -> Duration {
+        let elapsed = now.saturating_duration_since(self.refilled_at).as_secs_f64();
+        self.refilled_at = now;
+        self.tokens = (self.tokens + elapsed * Self::PER_SECOND).min(Self::SAVED_MAX) - 1.0;
+        self.tokens = self.tokens.max(-Self::WAIT_MAX * Self::PER_SECOND);
+        Duration::from_secs_f64((-self.tokens).max(0.0) / Self::PER_SECOND)
+    }
+}
+
+/// What a lane knows of its provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProviderState {
+    /// Requests get through.
+    Sending,
+    /// Several in a row did not.
+    Failing,
+    /// It refuses our key: a person is needed.
+    Paused,
+}
+
+impl ProviderState {
+    /// Names of all states, by discriminant.
+    pub(crate) const NAMES: [&'static str; 3] = ["sending", "failing", "paused"];
+
+    pub(crate) fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+
+    pub(crate) fn from_index(index: u8) -> Self {
+        match index {
+            0 => Self::Sending,
+            1 => Self::Failing,
+            _ => Self::Paused,
+        }
+    }
+}
+
+/// Lets requests through to a provider that works, one probe at a time to one
+/// that does not. While it is closed, events wait without using up attempts.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    failures: u32,
+    paused: bool,
+    closed_until: Option<Instant>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self { failures: 0, paused: false, closed_until: None }
+    }
+
+    pub(crate) fn state(&self) -> ProviderState {
+        if self.paused {
+            ProviderState::Paused
+        } else if self.failures >= FAILURES_MAX {
+            ProviderState::Failing
+        } else {
+            ProviderState::Sending
+        }
+    }
+
+    /// A request got through.
+    pub(crate) fn succeeded(&mut self) {
+        *self = Self::new();
+    }
+
+    /// A request did not; it will be sent again after `delay`. A provider that
+    /// `asks` for that delay is sent nothing else meanwhile.
+    pub(crate) fn failed(&mut self, now: Instant, delay: Duration, asks: bool) {
+        self.failures = self.failures.saturating_add(1);
+        if asks || self.state() != ProviderState::Sending {
+            let until = now + delay;
+            self.closed_until = Some(self.closed_until.map_or(until, |closed| closed.max(until)));
+        }
+    }
+
+    /// The provider refused our key.
+    pub(crate) fn unauthorized(&mut self, now: Instant) {
+        self.paused = true;
+        self.closed_until = Some(now + PROBE_INTERVAL);
+    }
+
+    /// When the next request may go; nothing if one may go now.
+    pub(crate) fn opens_at(&self, now: Instant) -> Option<Instant> {
+        self.closed_until.filter(|until| *until > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RULE: RetryRule = RetryRule {
+        attempts_max: 5,
+        initial_delay: Duration::from_secs(1),
+        max_delay: Duration::from_secs(30),
+    };
+
+    proptest! {
+        #[test]
+        fn a_delay_is_within_the_exponential_limit(attempts in 1_u32..100, seed: u64) {
+            let delay = RULE.delay(attempts, None, &mut fastrand::Rng::with_seed(seed));
+            let limit = Duration::from_secs(1 << (attempts - 1).min(10)).min(Duration::from_secs(30));
+            prop_assert!(delay <= limit);
+        }
+
+        #[test]
+        fn a_provider_that_asks_for_longer_gets_it(attempts in 1_u32..10, asked in 0_u64..7200, seed: u64) {
+            let asked = Duration::from_secs(asked);
+            let delay = RULE.delay(attempts, Some(asked), &mut fastrand::Rng::with_seed(seed));
+            prop_assert!(delay >= asked && delay <= asked.max(Duration::from_secs(30)));
+        }
+    }
+
+    #[test]
+    fn delays_use_the_whole_range() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let delays: Vec<_> = (0..1000).map(|_| RULE.delay(4, None, &mut rng).as_secs_f64()).collect();
+        let mean = delays.iter().sum::<f64>() / 1000.0;
+        assert!((mean - 4.0).abs() < 0.3, "{mean}");
+        assert!(delays.iter().any(|delay| *delay < 0.5) && delays.iter().any(|delay| *delay > 7.5));
+    }
+
+    #[test]
+    fn the_fifth_failure_is_the_last() {
+        assert!(!RULE.is_exhausted(4));
+        assert!(RULE.is_exhausted(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_allows_a_share_of_what_succeeds_and_a_trickle_always() {
+        let start = Instant::now();
+        let mut budget = RetryBudget::new(start);
+        for _ in 0..10 {
+            assert_eq!(budget.withdraw(start), Duration::ZERO);
+        }
+        assert_eq!(budget.withdraw(start), Duration::from_secs(1));
+        assert_eq!(budget.withdraw(start), Duration::from_secs(2));
+        for _ in 0..15 {
+            budget.deposit();
+        }
+        assert_eq!(budget.withdraw(start), Duration::ZERO);
+        // However many are asked for, the debt and so the wait has an end.
+        for _ in 0..1000 {
+            assert!(budget.withdraw(start) <= Duration::from_secs(30));
+        }
+        assert_eq!(budget.withdraw(start + Duration::from_secs(3600)), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_gate_closes_when_failures_come_in_a_row_and_opens_with_a_success() {
+        let now = Instant::now();
+        let delay = Duration::from_secs(4);
+        let mut gate = Gate::new();
+        gate.failed(now, delay, false);
+        gate.failed(now, delay, false);
+        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
+        gate.failed(now, delay, false);
+        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Failing, Some(now + delay)));
+        assert_eq!(gate.opens_at(now + delay), None);
+        gate.succeeded();
+        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_asks_to_wait_closes_the_gate_at_once() {
+        let now = Instant::now();
+        let mut gate = Gate::new();
+        gate.failed(now, Duration::from_secs(120), true);
+        assert_eq!(gate.opens_at(now), Some(now + Duration::from_secs(120)));
+        assert_eq!(gate.state(), ProviderState::Sending);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_key_pauses_until_a_probe_succeeds() {
+        let now = Instant::now();
+        let mut gate = Gate::new();
+        gate.unauthorized(now);
+        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Paused, Some(now + PROBE_INTERVAL)));
+        gate.succeeded();
+        assert_eq!(gate.state(), ProviderState::Sending);
+    }
+}

@@ -1,0 +1,63 @@
+//! What the relay says of itself when it is asked.
+
+use std::sync::Arc;
+
+use crate::{
+    delivery::{lane::LaneStatus, retry::ProviderState},
+    queue::QueueSender,
+    shutdown::Stop,
+};
+
+/// Share of the queue's limits above which the relay calls itself degraded.
+const QUEUE_SHARE_MAX: f64 = 0.9;
+
+/// Looks at every stage that can be in trouble.
+#[derive(Debug)]
+pub(crate) struct Health {
+    stop: Stop,
+    queue: QueueSender,
+    lanes: Vec<Arc<LaneStatus>>,
+}
+
+impl Health {
+    pub(crate) fn new(stop: Stop, queue: QueueSender, lanes: Vec<Arc<LaneStatus>>) -> Self {
+        Self { stop, queue, lanes }
+    }
+
+    /// `SERVING`, `DRAINING` or `DEGRADED: <why>`.
+    pub(crate) fn status(&self) -> String {
+        if self.is_draining() {
+            return "DRAINING".to_owned();
+        }
+        let troubles = self.troubles();
+        if troubles.is_empty() { "SERVING".to_owned() } else { format!("DEGRADED: {}", troubles.join("; ")) }
+    }
+
+    /// True once the relay takes no more events.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.stop.is_draining()
+    }
+
+    /// Waits until the relay takes no more events.
+    pub(crate) async fn draining(&self) {
+        self.stop.draining().await;
+    }
+
+    fn troubles(&self) -> Vec<String> {
+        let lanes = self.lanes.iter().filter_map(|lane| match lane.state() {
+            ProviderState::Sending => None,
+            ProviderState::Failing => Some(format!("{} does not take events", lane.provider)),
+            ProviderState::Paused => Some(format!("{} refuses its key", lane.provider)),
+        });
+        lanes.chain(self.queue_trouble()).collect()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a share")]
+    fn queue_trouble(&self) -> Option<String> {
+        let limits = self.queue.limits();
+        let events = self.queue.events() as f64 / limits.events_max as f64;
+        let bytes = self.queue.bytes() as f64 / limits.bytes_max as f64;
+        let share = events.max(bytes);
+        (share > QUEUE_SHARE_MAX).then(|| format!("the queue is {:.0} % full", share * 100.0))
+    }
+}

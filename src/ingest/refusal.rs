@@ -1,0 +1,82 @@
+//! Turns a denial into a gRPC status that a program and a person can read.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::admission::{Denied, Violation};
+
+/// The domain of the reasons in `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "analytics-relay";
+
+impl From<Denied> for Status {
+    fn from(denied: Denied) -> Self {
+        let reason = denied.reason().name();
+        let (code, message, mut details) = match denied {
+            Denied::Invalid(violations) => {
+                let message = violations.iter().map(said).collect::<Vec<_>>().join("; ");
+                let violations: Vec<_> = violations.iter().map(field_violation).collect();
+                (Code::InvalidArgument, message, ErrorDetails::with_bad_request(violations))
+            }
+            Denied::Full { retry_delay } => {
+                let details = ErrorDetails::with_retry_info(Some(retry_delay));
+                (Code::ResourceExhausted, "the queue is full".to_owned(), details)
+            }
+            Denied::Draining => (Code::Unavailable, "the relay is stopping".to_owned(), ErrorDetails::new()),
+        };
+        details.set_error_info(reason, DOMAIN, HashMap::new());
+        Self::with_error_details(code, message, details)
+    }
+}
+
+fn said(violation: &Violation) -> String {
+    format!("{}: got {}, want {}", violation.field, violation.got, violation.want)
+}
+
+fn field_violation(violation: &Violation) -> FieldViolation {
+    FieldViolation {
+        field: violation.field.clone(),
+        description: format!("got {}, want {}", violation.got, violation.want),
+        reason: violation.reason.name().to_owned(),
+        localized_message: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::admission::RefusalReason;
+
+    #[test]
+    fn an_invalid_event_names_field_value_rule_and_reason() {
+        let violation = Violation {
+            reason: RefusalReason::IdTooLong,
+            field: "user_id".into(),
+            got: "300 bytes".into(),
+            want: "at most 255 bytes".into(),
+        };
+        let status = Status::from(Denied::Invalid(vec![violation]));
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.message(), "user_id: got 300 bytes, want at most 255 bytes");
+        let details = status.get_error_details();
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!((violations[0].field.as_str(), violations[0].reason.as_str()), ("user_id", "ID_TOO_LONG"));
+        assert_eq!(details.error_info().unwrap().reason, "ID_TOO_LONG");
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back() {
+        let status = Status::from(Denied::Full { retry_delay: Duration::from_millis(500) });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let details = status.get_error_details();
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn a_draining_relay_is_unavailable() {
+        assert_eq!(Status::from(Denied::Draining).code(), Code::Unavailable);
+    }
+}

@@ -1,0 +1,99 @@
+//! The server behind the gRPC front door, with every limit set.
+
+use std::{any::Any, future::Future, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tonic::{Status, transport::Server};
+use tonic_health::server::HealthReporter;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::error;
+
+use super::{grpc::GrpcFrontDoor, listener::connections, observe::ObserveLayer};
+use crate::{
+    admission::Admission,
+    health::Health,
+    proto::v1::{DESCRIPTOR_SET, analytics_service_server::AnalyticsServiceServer},
+    telemetry::IngestMetrics,
+};
+
+/// Largest message of a unary call.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Largest head of a call.
+const HEADER_BYTES_MAX: u32 = 8 * 1024;
+/// Most calls at a time on one connection.
+const STREAMS_MAX: u32 = 100;
+/// Most calls of one connection that its caller has reset and we have not seen
+/// off yet. (CVE-2023-44487)
+const RESETS_MAX: usize = 20;
+/// Longest time from a call's head to its answer; only a caller that sends its
+/// message slowly comes near it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection is closed after this time, so that callers spread over relays
+/// that were added.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// And its calls have this long to finish.
+const CONNECTION_AGE_GRACE: Duration = Duration::from_secs(30);
+/// A silent connection is asked whether it is alive,
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// and closed if it does not answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Serves until `stop`, then lets calls under way finish; unbounded, so the
+/// caller sets a limit.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    connections_max: usize,
+    admission: Arc<Admission>,
+    health: Arc<Health>,
+    metrics: IngestMetrics,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let panics = metrics.panics.clone();
+    let on_panic = move |panic: Box<dyn Any + Send>| {
+        drop(panic);
+        panics.inc();
+        error!("a defect: a call's handler panicked; its caller got INTERNAL");
+        Status::internal("a defect of the relay; the event may or may not have been accepted")
+            .into_http::<tonic::body::Body>()
+    };
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let front_door = AnalyticsServiceServer::new(GrpcFrontDoor::new(admission, health.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX);
+
+    let (reporter, standard_health) = tonic_health::server::health_reporter();
+    let incoming = connections(listener, connections_max, metrics.connections.clone());
+    let server = Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .max_connection_age(CONNECTION_AGE_MAX)
+        .max_connection_age_grace(CONNECTION_AGE_GRACE)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .timeout(CALL_TIMEOUT)
+        .layer(ObserveLayer(metrics))
+        .layer(CatchPanicLayer::custom(on_panic))
+        .add_service(front_door)
+        .add_service(standard_health)
+        .add_service(reflection().build_v1().expect("the descriptors were compiled with the binary"))
+        .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with the binary"))
+        .serve_with_incoming_shutdown(incoming, stop);
+
+    tokio::select! {
+        served = server => served,
+        never = report_health(reporter, health) => match never {},
+    }
+}
+
+/// Keeps the standard health service in step with ours.
+async fn report_health(reporter: HealthReporter, health: Arc<Health>) -> std::convert::Infallible {
+    reporter.set_serving::<AnalyticsServiceServer<GrpcFrontDoor>>().await;
+    health.draining().await;
+    reporter.set_not_serving::<AnalyticsServiceServer<GrpcFrontDoor>>().await;
+    reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    std::future::pending().await
+}

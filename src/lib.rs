@@ -1,0 +1,65 @@
+//! analytics-relay stands between a company's services and its analytics
+//! providers: it answers at once, queues, batches, fans out, retries, accounts
+//! for every event, and drains cleanly.
+//!
+//! # The path of an event
+//!
+//! ```text
+//!  ingest ──► admission ──► queue ──► batch worker ──┬─► lane ─► mixpanel
+//!    │ reply      │ refuse    │ bounded              ├─► lane ─► amplitude
+//!    ▼            ▼           │ (events and bytes)   └─► lane ─► segment
+//!  caller      outcome                                    │
+//!                                                         └─► dead letters, spill
+//! ```
+//!
+//! The modules are declared in the order in which an event meets them.
+//!
+//! # What always holds
+//!
+//! 1. **Every accepted event ends, at every provider, in exactly one counted
+//!    [`outcome`]**: delivered, dead-lettered, spilled for the next start, or
+//!    dropped with a named reason. At any quiet moment, per provider: accepted +
+//!    reloaded = delivered + dead-lettered + spilled + dropped + in flight.
+//! 2. No front door waits for a provider, for a disk, or for room.
+//! 3. An event's id and time are fixed at admission; every attempt sends the
+//!    same, so providers can tell a retry from a new event.
+//! 4. One provider's trouble stays in its own lane.
+//! 5. Every queue, body, batch, retry and lane has a limit.
+//! 6. Dependencies point one way: `app` → stages → providers. A stage may name
+//!    the input of the stage after it, never one before it. Only `app` and
+//!    `cli` know [`config`].
+//!
+//! # Where a change goes
+//!
+//! | to | touch |
+//! |---|---|
+//! | add a provider | a file in `providers/src`, its registry, a conformance row, `.env.example` |
+//! | add a front door | a file in `ingest`, [`app`], [`config`] |
+//! | change the batching rule | `batch_worker` |
+//! | add a metric | [`telemetry`] and the line that records it |
+//! | add a way for an event to end | [`outcome`] |
+
+pub mod proto;
+
+mod ingest;
+
+mod admission;
+
+mod queue;
+
+mod batch_worker;
+
+mod delivery;
+
+pub mod outcome;
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+mod health;
+pub mod shutdown;
+pub mod telemetry;
+mod time;
+
+pub use analytics_relay_providers as providers;

@@ -1,0 +1,150 @@
+//! The queue between the front doors and the batch worker, bounded in events
+//! and in bytes. Full means refused at once: it never waits and never grows.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use analytics_relay_providers::Event;
+use tokio::sync::mpsc;
+
+/// How much the queue holds at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QueueLimits {
+    /// Most events.
+    pub(crate) events_max: usize,
+    /// Most bytes of memory that its events hold.
+    pub(crate) bytes_max: usize,
+}
+
+/// Makes a queue.
+pub(crate) fn bounded(limits: QueueLimits) -> (QueueSender, QueueReceiver) {
+    let (sender, receiver) = mpsc::channel(limits.events_max);
+    let bytes = Arc::new(AtomicUsize::new(0));
+    (QueueSender { sender, bytes: bytes.clone(), limits }, QueueReceiver { receiver, bytes })
+}
+
+/// Why the queue did not take an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// It holds as much as it may.
+    Full,
+    /// It is closed: the relay is stopping.
+    Closed,
+}
+
+/// The queue's entrance; held by admission.
+#[derive(Debug, Clone)]
+pub(crate) struct QueueSender {
+    sender: mpsc::Sender<Arc<Event>>,
+    bytes: Arc<AtomicUsize>,
+    limits: QueueLimits,
+}
+
+impl QueueSender {
+    /// Puts an event in, or refuses it at once. Returns the events in the queue.
+    pub(crate) fn offer(&self, event: Arc<Event>) -> Result<usize, Refused> {
+        let event_bytes = event.memory_bytes();
+        let before = self.bytes.fetch_add(event_bytes, Ordering::Relaxed);
+        let offered = if before + event_bytes > self.limits.bytes_max {
+            Err(if self.sender.is_closed() { Refused::Closed } else { Refused::Full })
+        } else {
+            self.sender.try_send(event).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => Refused::Full,
+                mpsc::error::TrySendError::Closed(_) => Refused::Closed,
+            })
+        };
+        match offered {
+            Ok(()) => Ok(self.events()),
+            Err(refused) => {
+                self.bytes.fetch_sub(event_bytes, Ordering::Relaxed);
+                Err(refused)
+            }
+        }
+    }
+
+    /// Events in the queue.
+    pub(crate) fn events(&self) -> usize {
+        self.sender.max_capacity() - self.sender.capacity()
+    }
+
+    /// Bytes of memory that they hold.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How much the queue holds at most.
+    pub(crate) fn limits(&self) -> QueueLimits {
+        self.limits
+    }
+}
+
+/// The queue's exit; held by the batch worker.
+#[derive(Debug)]
+pub(crate) struct QueueReceiver {
+    receiver: mpsc::Receiver<Arc<Event>>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl QueueReceiver {
+    /// Waits for events and appends at most `events_max` of them. Returns their
+    /// number; 0 when the queue is closed and empty. Losing the future loses no
+    /// event.
+    pub(crate) async fn recv_many(&mut self, events: &mut Vec<Arc<Event>>, events_max: usize) -> usize {
+        let start = events.len();
+        let received = self.receiver.recv_many(events, events_max).await;
+        let freed = events[start..].iter().map(|event| event.memory_bytes()).sum();
+        self.bytes.fetch_sub(freed, Ordering::Relaxed);
+        received
+    }
+
+    /// Closes the entrance: what is in the queue stays and can be received.
+    pub(crate) fn close(&mut self) {
+        self.receiver.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::test_support::track;
+
+    fn queue(events_max: usize, bytes_max: usize) -> (QueueSender, QueueReceiver) {
+        bounded(QueueLimits { events_max, bytes_max })
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() {
+        let (sender, mut receiver) = queue(2, usize::MAX);
+        assert_eq!(sender.offer(track("a")), Ok(1));
+        assert_eq!(sender.offer(track("b")), Ok(2));
+        assert_eq!(sender.offer(track("c")), Err(Refused::Full));
+        assert_eq!(receiver.recv_many(&mut Vec::new(), 1).await, 1);
+        assert_eq!(sender.offer(track("d")), Ok(2));
+    }
+
+    #[tokio::test]
+    async fn bytes_are_a_limit_of_their_own_and_are_given_back() {
+        let event = track("a");
+        let (sender, mut receiver) = queue(100, 2 * event.memory_bytes());
+        sender.offer(event.clone()).unwrap();
+        sender.offer(event.clone()).unwrap();
+        assert_eq!(sender.offer(event.clone()), Err(Refused::Full));
+        assert_eq!(sender.bytes(), 2 * event.memory_bytes());
+        receiver.recv_many(&mut Vec::new(), 10).await;
+        assert_eq!(sender.bytes(), 0);
+        assert_eq!(sender.offer(event), Ok(1));
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_refuses_and_keeps_what_it_holds() {
+        let (sender, mut receiver) = queue(10, usize::MAX);
+        sender.offer(track("a")).unwrap();
+        receiver.close();
+        assert_eq!(sender.offer(track("b")), Err(Refused::Closed));
+        let mut events = Vec::new();
+        assert_eq!(receiver.recv_many(&mut events, 10).await, 1);
+        assert_eq!(receiver.recv_many(&mut events, 10).await, 0);
+    }
+}

@@ -1,0 +1,472 @@
+//! Logs, and every metric's name, unit and meaning in one place.
+//!
+//! [`METRICS`] is the list; registering, `docs/operations.md` and a test follow
+//! it. Labels come from closed sets: what a caller chooses, an event's name
+//! above all, is never a label.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+    panic,
+    sync::Arc,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    admission::RefusalReason,
+    outcome::{Ledger, Outcome},
+};
+
+/// One metric: its name as it is scraped, its unit, and what it says.
+#[derive(Debug, Clone, Copy)]
+pub struct MetricInfo {
+    /// Name in `/metrics`, with the suffix of its kind.
+    pub name: &'static str,
+    /// Labels, comma separated.
+    pub labels: &'static str,
+    /// What one step of its value is.
+    pub unit: &'static str,
+    /// What it says.
+    pub help: &'static str,
+}
+
+const fn metric(
+    name: &'static str,
+    labels: &'static str,
+    unit: &'static str,
+    help: &'static str,
+) -> MetricInfo {
+    MetricInfo { name, labels, unit, help }
+}
+
+/// Every metric.
+pub const METRICS: [MetricInfo; 30] = [
+    metric("relay_build_info", "version", "1", "Version of the relay"),
+    metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
+    metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
+    metric("relay_requests_total", "method,code", "calls", "gRPC calls answered, by status code"),
+    metric("relay_accept_duration_seconds", "method", "seconds", "Time from a call's head to its answer"),
+    metric("relay_handler_panics_total", "", "panics", "Calls that a defect answered with INTERNAL"),
+    metric("relay_connections", "", "connections", "Open connections of callers"),
+    metric("relay_connections_max", "", "connections", "Most connections of callers"),
+    metric("relay_events_accepted_total", "", "events", "Events answered OK"),
+    metric("relay_refusals_total", "reason", "events", "Events refused, by the first reason"),
+    metric("relay_queue_events", "", "events", "Events in the queue"),
+    metric("relay_queue_events_max", "", "events", "Most events in the queue"),
+    metric("relay_queue_bytes", "", "bytes", "Memory that the events in the queue hold"),
+    metric("relay_queue_bytes_max", "", "bytes", "Most memory that events in the queue may hold"),
+    metric("relay_lane_events", "provider", "events", "Events in a provider's lane, under way included"),
+    metric("relay_lane_bytes", "provider", "bytes", "Memory that the events in a provider's lane hold"),
+    metric(
+        "relay_in_flight_events",
+        "provider",
+        "events",
+        "Accepted or reloaded, and not ended: the open side of the balance",
+    ),
+    metric(
+        "relay_events_at_risk",
+        "provider",
+        "events",
+        "Accepted and only in memory: what SIGKILL or a power cut would lose",
+    ),
+    metric(
+        "relay_oldest_event_age_seconds",
+        "provider",
+        "seconds",
+        "Age of the oldest event that the provider has not got; 0 if none",
+    ),
+    metric(
+        "relay_provider_state",
+        "provider,state",
+        "0 or 1",
+        "1 for the state the provider is in: sending, failing (no request gets through) or paused (it refuses the key)",
+    ),
+    metric(
+        "relay_batches_total",
+        "provider,outcome",
+        "requests",
+        "Requests to the provider, by what came of them",
+    ),
+    metric("relay_attempts_total", "provider", "events", "Events sent to the provider, each time counted"),
+    metric("relay_retries_total", "provider", "events", "Events that will be sent again after a failure"),
+    metric(
+        "relay_events_total",
+        "provider,outcome,reason",
+        "events",
+        "Events that ended, by outcome and reason",
+    ),
+    metric("relay_events_reloaded_total", "provider", "events", "Events that came back from a spill file"),
+    metric(
+        "relay_delivery_duration_seconds",
+        "provider",
+        "seconds",
+        "Time from accepting an event to its delivery",
+    ),
+    metric("relay_request_duration_seconds", "provider", "seconds", "Time of one request to the provider"),
+    metric("relay_dead_letters_bytes", "provider", "bytes", "Bytes of dead letters on disk"),
+    metric("relay_dead_letters_bytes_max", "provider", "bytes", "Most bytes of dead letters on disk"),
+    metric(
+        "relay_lane_events_max",
+        "provider",
+        "events",
+        "Most events in a provider's lane; beyond, they become dead letters",
+    ),
+];
+
+/// Version of the relay.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+type Values = Box<dyn Fn() + Send + Sync>;
+
+/// All metrics of one relay. Not global: each relay has its own, so that tests
+/// can be exact.
+pub struct Telemetry {
+    registry: Registry,
+    /// Set gauges from the live values, before each scrape.
+    probes: Vec<Values>,
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Telemetry")
+    }
+}
+
+impl Telemetry {
+    /// Starts with the metrics that never change.
+    pub(crate) fn new(start_time_ms: i64) -> Self {
+        let mut telemetry = Self { registry: Registry::default(), probes: Vec::new() };
+        let build: Family<Labels<1>, Gauge> = telemetry.register("relay_build_info");
+        build.get_or_create(&[("version", VERSION)]).set(1);
+        telemetry.register::<Gauge>("relay_start_time_seconds").set(start_time_ms / 1000);
+        telemetry
+    }
+
+    /// Registers a metric of [`METRICS`].
+    fn register<M>(&mut self, name: &'static str) -> M
+    where
+        M: Default + Clone + prometheus_client::registry::Metric,
+    {
+        self.register_as(name, M::default())
+    }
+
+    fn register_as<M>(&mut self, name: &'static str, metric: M) -> M
+    where
+        M: Clone + prometheus_client::registry::Metric,
+    {
+        let info = METRICS.iter().find(|info| info.name == name).expect("every metric is in METRICS");
+        // The encoding appends the suffix of a counter and a period by itself.
+        let name = info.name.strip_suffix("_total").unwrap_or(info.name);
+        self.registry.register(name, info.help, metric.clone());
+        metric
+    }
+
+    /// Registers a gauge that shows a live value.
+    pub(crate) fn gauge(&mut self, name: &'static str, value: impl Fn() -> i64 + Send + Sync + 'static) {
+        let gauge: Gauge = self.register(name);
+        self.probes.push(Box::new(move || {
+            gauge.set(value());
+        }));
+    }
+
+    /// Registers what the front doors count.
+    pub(crate) fn ingest(&mut self) -> IngestMetrics {
+        IngestMetrics {
+            requests: self.register("relay_requests_total"),
+            duration: self.register_as("relay_accept_duration_seconds", Family::new_with_constructor(fast)),
+            panics: self.register("relay_handler_panics_total"),
+            connections: self.register("relay_connections"),
+        }
+    }
+
+    /// Registers what admission counts.
+    pub(crate) fn admission(&mut self) -> AdmissionMetrics {
+        AdmissionMetrics::of(
+            self.register("relay_events_accepted_total"),
+            self.register("relay_refusals_total"),
+        )
+    }
+
+    /// Registers what lanes count; one call for all providers.
+    pub(crate) fn lanes(&mut self) -> LaneFamilies {
+        LaneFamilies {
+            batches: self.register("relay_batches_total"),
+            attempts: self.register("relay_attempts_total"),
+            retries: self.register("relay_retries_total"),
+            ended: self.register("relay_events_total"),
+            reloaded: self.register("relay_events_reloaded_total"),
+            delivery: self.register_as("relay_delivery_duration_seconds", Family::new_with_constructor(slow)),
+            request: self.register_as("relay_request_duration_seconds", Family::new_with_constructor(slow)),
+        }
+    }
+
+    /// Registers gauges that show a live value for each provider.
+    pub(crate) fn provider_gauge(
+        &mut self,
+        name: &'static str,
+        values: Vec<(&'static str, Box<dyn Fn() -> i64 + Send + Sync>)>,
+    ) {
+        let family: Family<Labels<1>, Gauge> = self.register(name);
+        for (provider, value) in values {
+            let gauge = family.get_or_create_owned(&[("provider", provider)]);
+            self.probes.push(Box::new(move || {
+                gauge.set(value());
+            }));
+        }
+    }
+
+    /// Registers the state of each provider, one gauge for each state.
+    pub(crate) fn provider_states(
+        &mut self,
+        states: &'static [&'static str],
+        values: Vec<(&'static str, Box<dyn Fn() -> &'static str + Send + Sync>)>,
+    ) {
+        let family: Family<Labels<2>, Gauge> = self.register("relay_provider_state");
+        for (provider, value) in values {
+            let gauges: Vec<_> = states
+                .iter()
+                .map(|state| {
+                    (*state, family.get_or_create_owned(&[("provider", provider), ("state", state)]))
+                })
+                .collect();
+            self.probes.push(Box::new(move || {
+                let current = value();
+                for (state, gauge) in &gauges {
+                    gauge.set(i64::from(*state == current));
+                }
+            }));
+        }
+    }
+
+    /// All metrics in the text format of OpenMetrics.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        for probe in &self.probes {
+            probe();
+        }
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Buckets for what should take less than a millisecond.
+fn fast() -> Histogram {
+    Histogram::new([
+        0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5,
+        1.0,
+    ])
+}
+
+/// Buckets for what waits for a provider.
+fn slow() -> Histogram {
+    Histogram::new([
+        0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 300.0, 1800.0,
+    ])
+}
+
+/// What the front doors count.
+#[derive(Debug, Clone)]
+pub(crate) struct IngestMetrics {
+    requests: Family<Labels<2>, Counter>,
+    duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    pub(crate) panics: Counter,
+    pub(crate) connections: Gauge,
+}
+
+impl IngestMetrics {
+    /// Counts a call that was answered. Both labels come from closed sets.
+    pub(crate) fn answered(&self, method: &'static str, code: &'static str, seconds: f64) {
+        self.requests.get_or_create(&[("method", method), ("code", code)]).inc();
+        self.duration.get_or_create(&[("method", method)]).observe(seconds);
+    }
+}
+
+/// What admission counts.
+#[derive(Debug, Clone)]
+pub(crate) struct AdmissionMetrics {
+    pub(crate) accepted: Counter,
+    refusals: Vec<Counter>,
+}
+
+impl AdmissionMetrics {
+    fn of(accepted: Counter, refusals: Family<Labels<1>, Counter>) -> Self {
+        let counter = |reason: RefusalReason| refusals.get_or_create_owned(&[("reason", reason.name())]);
+        Self { accepted, refusals: RefusalReason::ALL.into_iter().map(counter).collect() }
+    }
+
+    /// The counter of one reason.
+    pub(crate) fn refused(&self, reason: RefusalReason) -> &Counter {
+        &self.refusals[reason as usize]
+    }
+}
+
+#[cfg(test)]
+impl Default for AdmissionMetrics {
+    fn default() -> Self {
+        Self::of(Counter::default(), Family::default())
+    }
+}
+
+/// What lanes count, for all providers.
+#[derive(Debug, Clone)]
+pub(crate) struct LaneFamilies {
+    batches: Family<Labels<2>, Counter>,
+    attempts: Family<Labels<1>, Counter>,
+    retries: Family<Labels<1>, Counter>,
+    ended: Family<Labels<3>, Counter>,
+    reloaded: Family<Labels<1>, Counter>,
+    delivery: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    request: Family<Labels<1>, Histogram, fn() -> Histogram>,
+}
+
+#[cfg(test)]
+impl Default for LaneFamilies {
+    fn default() -> Self {
+        Telemetry::new(0).lanes()
+    }
+}
+
+impl LaneFamilies {
+    /// What one lane counts, without the ledger.
+    pub(crate) fn of(&self, provider: &'static str) -> LaneMetrics {
+        let label = [("provider", provider)];
+        LaneMetrics {
+            provider,
+            batches: self.batches.clone(),
+            attempts: self.attempts.get_or_create_owned(&label),
+            retries: self.retries.get_or_create_owned(&label),
+            delivery: self.delivery.get_or_create_owned(&label),
+            request: self.request.get_or_create_owned(&label),
+        }
+    }
+
+    /// The ledger of one provider, whose counters are metrics.
+    pub(crate) fn ledger(&self, provider: &'static str, accepted: Counter) -> Ledger {
+        let reloaded = self.reloaded.get_or_create_owned(&[("provider", provider)]);
+        Ledger::new(provider, accepted, reloaded, |outcome: Outcome| {
+            let labels = [("provider", provider), ("outcome", outcome.name()), ("reason", outcome.reason())];
+            self.ended.get_or_create_owned(&labels)
+        })
+    }
+}
+
+/// What one lane counts.
+#[derive(Debug, Clone)]
+pub(crate) struct LaneMetrics {
+    provider: &'static str,
+    batches: Family<Labels<2>, Counter>,
+    pub(crate) attempts: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) delivery: Histogram,
+    pub(crate) request: Histogram,
+}
+
+impl LaneMetrics {
+    /// Counts a request by what came of it, from a closed list.
+    pub(crate) fn batch(&self, outcome: &'static str) {
+        self.batches.get_or_create(&[("provider", self.provider), ("outcome", outcome)]).inc();
+    }
+}
+
+// The labels above are plain pairs; this pins that they can be encoded.
+const _: fn() = || {
+    fn encodes<T: EncodeLabelSet>() {}
+    encodes::<Labels<3>>();
+};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a person at a terminal.
+    Pretty,
+}
+
+impl LogFormat {
+    /// Pretty on a terminal, else JSON.
+    pub fn for_stdout() -> Self {
+        if io::stdout().is_terminal() { Self::Pretty } else { Self::Json }
+    }
+}
+
+/// Sends logs to standard output, and panics to the logs. Once in a process.
+///
+/// `level` is a level, which is then ours alone (what our dependencies have to
+/// say starts at `warn`), or directives as `tracing-subscriber` reads them.
+pub fn init_logs(level: &str, format: LogFormat) {
+    let filter = parse_level(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter);
+    // A second call is a test's or an example's; the first one's logs stand.
+    let _ = match format {
+        LogFormat::Json => {
+            logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+        }
+        LogFormat::Pretty => logs.with_target(false).try_init(),
+    };
+    panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        error!(message_of_panic = message, location, "a defect: code panicked");
+    }));
+}
+
+/// Reads a level or directives.
+pub fn parse_level(level: &str) -> Result<EnvFilter, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = level.trim().to_ascii_lowercase();
+    let directives = if LEVELS.contains(&level.as_str()) {
+        let theirs = if matches!(level.as_str(), "off" | "error") { level.as_str() } else { "warn" };
+        format!("{theirs},analytics_relay={level},analytics_relay_providers={level}")
+    } else if level.contains(['=', ',']) {
+        level
+    } else {
+        return Err(format!(
+            "one of {} or directives such as \"info,analytics_relay=debug\"",
+            LEVELS.join(", ")
+        ));
+    };
+    EnvFilter::try_new(directives).map_err(|error| format!("directives that can be read ({error})"))
+}
+
+/// Shared by whoever answers scrapes.
+pub type SharedTelemetry = Arc<Telemetry>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_ours_and_leaves_dependencies_at_warn() {
+        let filter = parse_level("debug").unwrap().to_string();
+        assert!(filter.contains("analytics_relay=debug") && filter.contains("warn"), "{filter}");
+        assert!(parse_level("info,h2=trace").is_ok());
+        assert!(parse_level("verbose").is_err());
+    }
+
+    #[test]
+    fn names_follow_the_conventions_of_their_kind() {
+        for info in METRICS {
+            assert!(info.name.starts_with("relay_"), "{}", info.name);
+            assert!(!info.help.is_empty() && !info.unit.is_empty(), "{}", info.name);
+        }
+    }
+
+    #[test]
+    fn every_metric_is_documented_for_operators() {
+        let page = include_str!("../docs/operations.md");
+        for info in METRICS {
+            let row = page.lines().find(|line| line.starts_with(&format!("| `{}`", info.name)));
+            let row = row.unwrap_or_else(|| panic!("{} is not in docs/operations.md", info.name));
+            assert!(row.contains(info.unit) && row.contains(info.help), "{row} differs from {info:?}");
+        }
+    }
+}

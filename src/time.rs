@@ -1,0 +1,45 @@
+//! The wall clock, passed in so that tests can set it. Waiting is measured by
+//! tokio's monotonic clock instead, which tests can pause.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use jiff::Timestamp;
+
+/// Tells the time of day.
+#[derive(Clone)]
+pub(crate) struct Clock(Arc<dyn Fn() -> i64 + Send + Sync>);
+
+impl Clock {
+    /// The machine's clock.
+    pub(crate) fn system() -> Self {
+        Self::from_fn(|| {
+            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+            i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+        })
+    }
+
+    /// A clock that says what `now_ms` returns.
+    pub(crate) fn from_fn(now_ms: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now_ms))
+    }
+
+    /// Unix time in milliseconds.
+    pub(crate) fn now_ms(&self) -> i64 {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// Unix milliseconds as RFC 3339, UTC.
+pub(crate) fn rfc_3339(unix_ms: i64) -> String {
+    Timestamp::from_millisecond(unix_ms).map_or_else(|_| unix_ms.to_string(), |time| format!("{time:.3}"))
+}
