@@ -248,7 +248,7 @@ impl Mixpanel {
     /// Writes the updates of one identify and returns their number.
     fn encode_identify(&self, body: &mut Vec<u8>, event: &Event, user: &str) -> usize {
         let shape = event.properties.shape();
-        let entries = if shape.has_null || shape.has_renamed_trait {
+        let entries = if shape.has_null || shape.has_renamed_trait || shape.longest_key > KEY_BYTES_MAX {
             rename_traits(event.properties.entries())
         } else {
             Vec::new()
@@ -372,23 +372,29 @@ fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: u
     if fits { out.raw(key, value.get()) } else { out.string(key, value.get()) }
 }
 
-/// Property names in use.
+/// Names in use.
 #[derive(Default)]
 struct Names(HashSet<String>);
 
 impl Names {
-    /// The name itself, or one like it that Mixpanel takes and that is not in
-    /// use.
+    /// A name for a property: the name itself, or one like it that Mixpanel
+    /// takes and that is not in use.
     fn fit(&mut self, name: &str) -> String {
-        let mut fitted =
-            if is_reserved_property(name) { format!("property_{name}") } else { name.to_owned() };
-        cut(&mut fitted, KEY_BYTES_MAX);
-        while !self.0.insert(fitted.clone()) {
-            cut(&mut fitted, KEY_BYTES_MAX - 1);
-            // From the front, so that names cut alike do not meet again.
-            fitted.insert(0, '_');
+        if is_reserved_property(name) {
+            self.unique(format!("property_{name}"))
+        } else {
+            self.unique(name.to_owned())
         }
-        fitted
+    }
+
+    fn unique(&mut self, mut name: String) -> String {
+        cut(&mut name, KEY_BYTES_MAX);
+        while !self.0.insert(name.clone()) {
+            cut(&mut name, KEY_BYTES_MAX - 1);
+            // In front, so that names cut alike do not meet again.
+            name.insert(0, '_');
+        }
+        name
     }
 }
 
@@ -399,14 +405,16 @@ fn cut(text: &mut String, bytes_max: usize) {
     }
 }
 
-/// Gives common traits Mixpanel's names, unless the caller uses that name too.
-fn rename_traits(entries: Vec<(String, &RawValue)>) -> Vec<(Cow<'static, str>, &RawValue)> {
+/// Gives common traits Mixpanel's names, unless the caller uses that name too,
+/// and cuts names that are too long.
+fn rename_traits(entries: Vec<(String, &RawValue)>) -> Vec<(String, &RawValue)> {
     let given: HashSet<String> = entries.iter().map(|(key, _)| key.clone()).collect();
-    let rename = |(key, value): (String, _)| match profile_name(&key) {
-        Some(name) if !given.contains(name) => (Cow::Borrowed(name), value),
-        _ => (Cow::Owned(key), value),
+    let mut names = Names::default();
+    let mut rename = |key: String| match profile_name(&key) {
+        Some(name) if !given.contains(name) => names.unique(name.to_owned()),
+        _ => names.unique(key),
     };
-    entries.into_iter().map(rename).collect()
+    entries.into_iter().map(|(key, value)| (rename(key), value)).collect()
 }
 
 #[derive(Deserialize)]

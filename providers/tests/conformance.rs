@@ -1,0 +1,440 @@
+//! One suite, every provider, against the sandbox.
+//!
+//! To add a provider: add it to `Vendor` in the sandbox and in the registry; the
+//! rows below run for all of them, and what differs between vendors is asked of
+//! `Expect`.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use analytics_relay_providers::{
+    Context, Event, EventId, EventKind, Properties, Provider, Rejection, Secret, SendError, Verdict,
+    mixpanel::IdentityMode,
+    properties::JSON_BYTES_MAX,
+    registry::{self, ProviderSettings},
+    sandbox::{Fault, Options, Sandbox, TakenKind, Vendor},
+};
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use serde_json::{Map, Value, json};
+
+const KEY: &str = "sandbox-key";
+
+fn settings(sandbox: &Sandbox, vendor: Vendor) -> ProviderSettings {
+    ProviderSettings {
+        vendor: registry::Vendor::from_name(vendor.name()).unwrap(),
+        key: Secret::new(KEY),
+        base_url: sandbox.url().parse().unwrap(),
+        request_timeout: Duration::from_millis(500),
+        identity_mode: IdentityMode::Simplified,
+        min_id_length: 1,
+    }
+}
+
+async fn start(vendor: Vendor) -> (Sandbox, Arc<dyn Provider>) {
+    let sandbox = Sandbox::start(Options::default()).await.unwrap();
+    let provider = registry::build(&settings(&sandbox, vendor)).unwrap();
+    (sandbox, provider)
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+fn track(user: &str, name: &str) -> Event {
+    let now_ms = now_ms();
+    Event {
+        id: EventId::assign(),
+        kind: EventKind::Track { name: name.into() },
+        user_id: Some(user.into()),
+        anonymous_id: None,
+        time_ms: now_ms,
+        accepted_ms: now_ms,
+        context: Context::default(),
+        properties: Properties::parse(r#"{"total":19.5,"gift":false,"list":[1,null]}"#).unwrap(),
+    }
+}
+
+fn identify(user: &str, traits: &str) -> Event {
+    Event { kind: EventKind::Identify, properties: Properties::parse(traits).unwrap(), ..track(user, "") }
+}
+
+fn tracks(count: usize) -> Vec<Arc<Event>> {
+    (0..count).map(|i| Arc::new(track(&format!("user-{i}"), "Order Placed"))).collect()
+}
+
+/// Sends as a lane does: each endpoint's events in a request of their own.
+async fn send_all(provider: &dyn Provider, events: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+    let mut verdicts = vec![None; events.len()];
+    let endpoints: HashSet<_> = events.iter().map(|event| provider.endpoint(event)).collect();
+    for endpoint in endpoints {
+        let indexes: Vec<_> =
+            (0..events.len()).filter(|index| provider.endpoint(&events[*index]) == endpoint).collect();
+        let batch: Vec<_> = indexes.iter().map(|index| events[*index].clone()).collect();
+        for (index, verdict) in indexes.into_iter().zip(provider.send(&batch).await?) {
+            verdicts[index] = Some(verdict);
+        }
+    }
+    Ok(verdicts.into_iter().map(Option::unwrap).collect())
+}
+
+fn all_delivered(verdicts: &[Verdict]) -> bool {
+    verdicts.iter().all(|verdict| *verdict == Verdict::Delivered)
+}
+
+#[tokio::test]
+async fn tracks_and_identifies_arrive_once_however_often_they_are_sent() {
+    for vendor in Vendor::ALL {
+        let (sandbox, provider) = start(vendor).await;
+        let mut events = tracks(20);
+        events.push(Arc::new(identify("user-1", r#"{"plan":"pro"}"#)));
+        events.push(Arc::new(identify("user-2", r#"{"plan":"pro","legacy":null,"email":"a@b.c"}"#)));
+        for _ in 0..2 {
+            assert!(all_delivered(&send_all(&*provider, &events).await.unwrap()), "{vendor:?}");
+        }
+        let taken = sandbox.taken(vendor);
+        let tracks: Vec<_> = taken.iter().filter(|taken| taken.kind == TakenKind::Track).collect();
+        assert_eq!(tracks.len(), 20, "{vendor:?}");
+        assert!(tracks.iter().all(|taken| taken.copies == 2 && taken.name == "Order Placed"), "{vendor:?}");
+        assert!(taken.iter().any(|taken| taken.kind == TakenKind::Identify), "{vendor:?}");
+        assert_eq!(sandbox.stats(vendor).rejected, 0, "{vendor:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_failure_of_a_request_is_named_for_the_next_move() {
+    let unavailable = [
+        "500",
+        "502",
+        "503",
+        "504",
+        "408",
+        "429",
+        "junk",
+        "junk-json",
+        "huge-body=200000",
+        "stall",
+        "drip=400",
+        "reset-before",
+        "reset-after",
+        "reset-mid-reply",
+        "redirect=http://127.0.0.1:1/",
+    ];
+    let rows = unavailable.into_iter().map(|fault| (fault, "unavailable")).chain([
+        ("401", "unauthorized"),
+        ("403", "unauthorized"),
+        ("413", "too large"),
+        ("400", "refused"),
+    ]);
+    for (fault, want) in rows {
+        for vendor in Vendor::ALL {
+            let (sandbox, provider) = start(vendor).await;
+            sandbox.script(vendor, [fault.parse::<Fault>().unwrap()]);
+            let error = provider.send(&tracks(3)).await.unwrap_err();
+            let got = error.to_string();
+            assert!(got.starts_with(want), "{vendor:?} {fault}: {got}");
+            assert!(!got.contains(KEY), "{got}");
+            assert!(!got.contains(&sandbox.url()), "{got}");
+            assert_eq!(
+                sandbox.stats(vendor).requests,
+                1,
+                "{vendor:?} {fault}: nothing is sent again by itself"
+            );
+            // And the provider works once the fault is over.
+            assert!(all_delivered(&provider.send(&tracks(3)).await.unwrap()), "{vendor:?} {fault}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_is_down_is_unavailable() {
+    for vendor in Vendor::ALL {
+        let (sandbox, provider) = start(vendor).await;
+        sandbox.go_down().await;
+        let error = provider.send(&tracks(1)).await.unwrap_err();
+        assert!(matches!(error, SendError::Unavailable { retry_after: None, .. }), "{vendor:?} {error}");
+        sandbox.come_back().await.unwrap();
+        assert!(all_delivered(&provider.send(&tracks(1)).await.unwrap()));
+    }
+}
+
+#[tokio::test]
+async fn retry_after_is_passed_on() {
+    let rows = [
+        ("429+retry-after=7", Some(7)),
+        ("503+retry-after=7", Some(7)),
+        ("429+retry-after=86400", Some(3600)),
+        ("429+retry-after=soon", None),
+    ];
+    for (fault, want) in rows {
+        for vendor in Vendor::ALL {
+            let (sandbox, provider) = start(vendor).await;
+            sandbox.script(vendor, [fault.parse::<Fault>().unwrap()]);
+            match provider.send(&tracks(1)).await.unwrap_err() {
+                SendError::Unavailable { retry_after, .. } => {
+                    assert_eq!(retry_after, want.map(Duration::from_secs), "{vendor:?} {fault}");
+                }
+                error => panic!("{vendor:?} {fault}: {error}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_not_the_events_fault() {
+    for vendor in Vendor::ALL {
+        let sandbox = Sandbox::start(Options::default()).await.unwrap();
+        let wrong = ProviderSettings { key: Secret::new("canary-key"), ..settings(&sandbox, vendor) };
+        let provider = registry::build(&wrong).unwrap();
+        for event in [track("u", "x"), identify("u", "{}")] {
+            let error = provider.send(&[Arc::new(event)]).await.unwrap_err();
+            assert!(matches!(error, SendError::Unauthorized { .. }), "{vendor:?} {error}");
+            assert!(!error.to_string().contains("canary-key"), "{error}");
+        }
+        assert!(sandbox.taken(vendor).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_largest_request_that_the_limits_allow_is_taken() {
+    for vendor in Vendor::ALL {
+        let (sandbox, provider) = start(vendor).await;
+        let limits = provider.limits();
+        let mut bytes = 0;
+        let full: Vec<_> = tracks(limits.events_max)
+            .into_iter()
+            .take_while(|event| {
+                bytes += event.wire_bytes_estimate();
+                bytes <= limits.body_bytes_max
+            })
+            .collect();
+        assert!(all_delivered(&provider.send(&full).await.unwrap()), "{vendor:?}");
+        assert_eq!(sandbox.taken(vendor).len(), full.len());
+    }
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_not_even_sent() {
+    for vendor in Vendor::ALL {
+        let (sandbox, provider) = start(vendor).await;
+        let text = "x".repeat(JSON_BYTES_MAX - 100);
+        let properties = Properties::parse(&json!({ "text": text }).to_string()).unwrap();
+        let large = Event { properties, ..track("u", "x") };
+        let batch = vec![Arc::new(large); provider.limits().body_bytes_max / JSON_BYTES_MAX + 20];
+        let error = provider.send(&batch).await.unwrap_err();
+        assert!(matches!(error, SendError::TooLarge { .. }), "{vendor:?} {error}");
+        assert_eq!(sandbox.stats(vendor).requests, 0);
+    }
+}
+
+/// What Mixpanel's 400 means is not what Amplitude's means.
+#[tokio::test]
+async fn a_partial_failure_is_read_as_its_vendor_means_it() {
+    for vendor in [Vendor::Mixpanel, Vendor::Amplitude] {
+        let (sandbox, provider) = start(vendor).await;
+        sandbox.always(vendor, Some(Fault::RejectNames { name: "bad".into() }));
+        let events: Vec<_> = ["good", "bad", "good"].iter().map(|name| Arc::new(track("u", name))).collect();
+        let verdicts = provider.send(&events).await.unwrap();
+        assert!(matches!(&verdicts[1], Verdict::Rejected { reason: Rejection::Invalid, .. }), "{vendor:?}");
+        let (others, taken) = match vendor {
+            // The others were taken: sending them again would double them.
+            Vendor::Mixpanel => (Verdict::Delivered, 2),
+            // Nothing was taken: not sending them again would lose them.
+            _ => (Verdict::Resend, 0),
+        };
+        assert_eq!((&verdicts[0], &verdicts[2]), (&others, &others), "{vendor:?}");
+        assert_eq!(sandbox.taken(vendor).len(), taken, "{vendor:?}");
+    }
+}
+
+#[tokio::test]
+async fn amplitude_holds_back_only_the_users_that_it_throttles() {
+    let (sandbox, provider) = start(Vendor::Amplitude).await;
+    let events: Vec<_> = ["slow", "quick"].iter().map(|user| Arc::new(track(user, "x"))).collect();
+    sandbox.script(Vendor::Amplitude, [Fault::ThrottleUsers { users: vec!["slow".into()] }]);
+    let verdicts = provider.send(&events).await.unwrap();
+    assert!(matches!(&verdicts[0], Verdict::Hold { after, .. } if *after == Duration::from_secs(15)));
+    assert_eq!(verdicts[1], Verdict::Resend);
+
+    sandbox.script(Vendor::Amplitude, [Fault::DailyQuota { users: vec!["slow".into()] }]);
+    let verdicts = provider.send(&events).await.unwrap();
+    assert!(matches!(&verdicts[0], Verdict::Rejected { reason: Rejection::QuotaExceeded, .. }));
+
+    sandbox.script(Vendor::Amplitude, [Fault::SilenceDevices { devices: vec!["dev".into()] }]);
+    let silenced = Event { anonymous_id: Some("dev".into()), ..track("u", "x") };
+    let verdicts = provider.send(&[Arc::new(silenced), events[1].clone()]).await.unwrap();
+    assert!(matches!(&verdicts[0], Verdict::Rejected { reason: Rejection::Invalid, .. }));
+    assert_eq!(verdicts[1], Verdict::Resend);
+}
+
+#[tokio::test]
+async fn both_identity_modes_of_mixpanel_are_taken() {
+    let sandbox = Sandbox::start(Options::default()).await.unwrap();
+    let mut users = Vec::new();
+    for identity_mode in [IdentityMode::Simplified, IdentityMode::Original] {
+        let settings = ProviderSettings { identity_mode, ..settings(&sandbox, Vendor::Mixpanel) };
+        let provider = registry::build(&settings).unwrap();
+        let anonymous = Event { user_id: None, anonymous_id: Some("device-1".into()), ..track("", "x") };
+        assert!(all_delivered(&provider.send(&[Arc::new(anonymous)]).await.unwrap()));
+        users.push(sandbox.taken(Vendor::Mixpanel).pop().unwrap().user);
+    }
+    assert_eq!(users, ["$device:device-1", "device-1"]);
+}
+
+// Any event that admission accepts.
+
+fn any_id() -> impl Strategy<Value = Option<String>> {
+    prop_oneof![
+        2 => Just(None),
+        4 => "[a-z0-9-]{1,40}".prop_map(Some),
+        1 => "\\PC{1,60}".prop_map(Some),
+        1 => Just(Some("x".repeat(255))),
+        1 => prop::sample::select(vec![
+            "anonymous", "null", "0", "undefined", "lmy47d", "true", "[]", "{}", "n/a",
+            "00000000-0000-0000-0000-000000000000",
+        ]).prop_map(|id| Some(id.to_owned())),
+    ]
+}
+
+fn any_name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => "[A-Za-z ]{1,40}",
+        1 => "\\PC{1,60}",
+        1 => Just("\u{0}\u{1b}[31m\"\\".to_owned()),
+        1 => Just("x".repeat(255)),
+        1 => prop::sample::select(vec![
+            "$identify", "$groupidentify", "$merge", "$create_alias", "revenue_amount", "[Amplitude] Page Viewed",
+        ]).prop_map(str::to_owned),
+    ]
+}
+
+fn any_key() -> impl Strategy<Value = String> {
+    prop_oneof![
+        6 => "[a-z_$]{1,10}",
+        1 => "\\PC{1,20}",
+        1 => (250_usize..400).prop_map(|bytes| "k".repeat(bytes)),
+        2 => prop::sample::select(vec![
+            "time", "distinct_id", "$insert_id", "$device_id", "$user_id", "ip", "token", "mp_x", "$ignore",
+            "bucket", "alias", "$distinct_ids", "email", "$email", "name", "property_time", "more_properties",
+        ]).prop_map(str::to_owned),
+    ]
+}
+
+fn any_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        2 => Just(Value::Null),
+        2 => any::<bool>().prop_map(Value::from),
+        2 => any::<i64>().prop_map(Value::from),
+        2 => prop::num::f64::NORMAL.prop_map(Value::from),
+        4 => "\\PC{0,20}".prop_map(Value::from),
+        1 => (200_usize..9000).prop_map(|bytes| Value::from("v".repeat(bytes))),
+        1 => (250_usize..2000).prop_map(|items| Value::from(vec![1; items])),
+        1 => (1_u32..15).prop_map(|levels| (0..levels).fold(json!(1), |inner, _| json!({ "in": inner }))),
+    ];
+    leaf.prop_recursive(4, 30, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::btree_map(any_key(), inner, 0..5).prop_map(|fields| json!(fields)),
+        ]
+    })
+}
+
+fn any_properties() -> impl Strategy<Value = Properties> {
+    let some = prop::collection::btree_map(any_key(), any_value(), 0..12);
+    let many = (240_usize..=256).prop_map(|keys| (0..keys).map(|i| (format!("k{i}"), json!(i))).collect());
+    prop_oneof![9 => some, 1 => many].prop_filter_map("over admission's limits", |fields| {
+        Properties::parse(&Value::Object(fields.into_iter().collect::<Map<_, _>>()).to_string()).ok()
+    })
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let event_id =
+        prop_oneof![3 => Just(None), 1 => "[ -~]{1,100}".prop_map(Some), 1 => Just(Some("0".to_owned()))];
+    let ip = prop_oneof![Just(None), Just(Some("203.0.113.9")), Just(Some("2001:db8::1"))];
+    let user_agent = prop_oneof![Just(None), "\\PC{1,80}".prop_map(Some), Just(Some("u".repeat(1024)))];
+    // From the year 2000 to a day ahead.
+    let time = prop_oneof![4 => Just(0_i64), 1 => 946_684_800_000_i64 - 1_767_225_600_000..=0, 1 => 0..=86_400_000_i64];
+    let kind = prop_oneof![3 => any_name().prop_map(Some), 1 => Just(None)];
+    (event_id, kind, any_id(), any_id(), ip, user_agent, time, any_properties()).prop_map(
+        |(event_id, name, user_id, anonymous_id, ip, user_agent, offset_ms, properties)| {
+            let now_ms = now_ms();
+            let user_id = user_id.or_else(|| name.is_none().then(|| "user-1".to_owned()));
+            Event {
+                id: event_id.map_or_else(EventId::assign, |id| EventId::new(id).unwrap()),
+                kind: name.map_or(EventKind::Identify, |name| EventKind::Track { name: name.into() }),
+                user_id: user_id.map(Into::into),
+                anonymous_id: anonymous_id.map(Into::into),
+                time_ms: (now_ms + offset_ms).max(946_684_800_000),
+                accepted_ms: now_ms,
+                context: Context {
+                    ip: ip.map(|ip| ip.parse().unwrap()),
+                    user_agent: user_agent.map(Into::into),
+                },
+                properties,
+            }
+        },
+    )
+}
+
+/// Whether a vendor can place an event at all, by its own documentation and
+/// independently of the mapping.
+fn is_placeable(vendor: Vendor, event: &Event) -> bool {
+    const BOTH: [&str; 10] =
+        ["anonymous", "nil", "none", "null", "n/a", "na", "undefined", "unknown", "0", "-1"];
+    let zero = "00000000-0000-0000-0000-000000000000";
+    let only = |extra: &[&str], id: &Option<Box<str>>| {
+        id.as_deref().is_some_and(|id| !BOTH.contains(&id) && id != zero && !extra.contains(&id))
+    };
+    match vendor {
+        Vendor::Mixpanel => {
+            event.name().is_some() || only(&["anon", "<nil>", "true", "false", "[]", "{}"], &event.user_id)
+        }
+        Vendor::Amplitude => {
+            let usable = |id| only(&["{}", "lmy47d"], id);
+            event.subject().is_none() || usable(&event.user_id) || usable(&event.anonymous_id)
+        }
+        Vendor::Segment => true,
+    }
+}
+
+#[tokio::test]
+async fn any_event_that_admission_accepts_becomes_a_body_that_the_vendor_accepts() {
+    const BATCHES: usize = 60;
+    const BATCH: usize = 16;
+    let sandbox = Sandbox::start(Options::default()).await.unwrap();
+    let mut runner = TestRunner::new(ProptestConfig::default());
+    let providers: Vec<_> = Vendor::ALL
+        .into_iter()
+        .map(|vendor| (vendor, registry::build(&settings(&sandbox, vendor)).unwrap()))
+        .collect();
+    let strategy = prop::collection::vec(any_event(), BATCH);
+    let mut unplaceable = 0;
+    for _ in 0..BATCHES {
+        let events: Vec<_> =
+            strategy.new_tree(&mut runner).unwrap().current().into_iter().map(Arc::new).collect();
+        for (vendor, provider) in &providers {
+            let verdicts = send_all(&**provider, &events).await.unwrap();
+            for (event, verdict) in events.iter().zip(verdicts) {
+                match verdict {
+                    Verdict::Delivered => assert!(is_placeable(*vendor, event), "{vendor:?} {event:?}"),
+                    Verdict::Rejected { reason: Rejection::UnusableId, .. } => {
+                        unplaceable += 1;
+                        assert!(!is_placeable(*vendor, event), "{vendor:?} {event:?}");
+                    }
+                    verdict => panic!("{vendor:?} {verdict:?} {event:?}"),
+                }
+            }
+            // What Segment and Mixpanel's /engage discard they do not say.
+            if sandbox.stats(*vendor).rejected > 0 {
+                for event in &events {
+                    let before = sandbox.stats(*vendor).rejected;
+                    let _ = provider.send(std::slice::from_ref(event)).await;
+                    assert_eq!(sandbox.stats(*vendor).rejected, before, "{vendor:?} discarded {event:?}");
+                }
+            }
+        }
+    }
+    assert!(unplaceable > 0, "the strategy must reach ids that vendors refuse");
+}

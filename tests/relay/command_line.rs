@@ -1,0 +1,223 @@
+//! The sub-commands.
+
+use std::time::Duration;
+
+use analytics_relay::providers::sandbox::Vendor;
+use serde_json::Value;
+
+use crate::harness::{KEY, Observer, Setup, lines_on_disk, taken};
+
+/// Leaves 20 dead letters of Mixpanel's, half of them rejected by name.
+async fn with_dead_letters() -> (Setup, Observer) {
+    let mut setup = Setup::new().await;
+    setup.set("MAX_RETRY_ATTEMPTS", "1").set("BATCH_SIZE", "10");
+    let relay = setup.start().await;
+    let mut client = relay.client();
+    let mut observer = Observer::default();
+    setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=bad".parse().unwrap()));
+    for _ in 0..10 {
+        observer.track(&mut client, "bad", "u").await;
+    }
+    relay.log_where("events become dead letters", |line| line["reason"] == "invalid").await;
+    setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
+    for _ in 0..10 {
+        observer.track(&mut client, "good", "u").await;
+    }
+    relay.log_where("events become dead letters", |line| line["reason"] == "retries_exhausted").await;
+    let ended = relay.terminate().await;
+    observer.check_balance(&setup, &ended);
+    assert_eq!(ended.balance(Vendor::Mixpanel).dead_lettered, 20);
+    setup.sandbox.always(Vendor::Mixpanel, None);
+    (setup, observer)
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_shown_and_filtered() {
+    let (setup, _) = with_dead_letters().await;
+    let (code, out, _) = setup.run(&["dead-letters", "list"]).await;
+    assert_eq!(code, 0);
+    for row in ["mixpanel", "invalid", "retries_exhausted"] {
+        assert!(out.contains(row), "{out}");
+    }
+    let shown =
+        |out: &str| -> Vec<Value> { out.lines().map(|line| serde_json::from_str(line).unwrap()).collect() };
+    for (args, letters) in [
+        (&[][..], 20),
+        (&["--limit", "3"], 3),
+        (&["--reason", "invalid"], 10),
+        (&["--provider", "segment"], 0),
+        (&["--until", "2020-01-01T00:00:00Z"], 0),
+        (&["--since", "2020-01-01T00:00:00Z"], 20),
+    ] {
+        let (code, out, _) = setup.run(&[&["dead-letters", "show"], args].concat()).await;
+        assert_eq!((code, shown(&out).len()), (0, letters), "{args:?}");
+    }
+    let (_, out, _) = setup.run(&["dead-letters", "show", "--limit", "1"]).await;
+    let letter = shown(&out).remove(0);
+    assert_eq!((&letter["provider"], &letter["reason"]), (&"mixpanel".into(), &"invalid".into()));
+    assert!(letter["detail"].as_str().unwrap().contains("400"), "the provider's own words: {letter}");
+    assert_eq!(letter["event"]["name"], "bad");
+}
+
+#[tokio::test]
+async fn a_replay_that_is_repeated_sends_nothing_twice() {
+    let (setup, observer) = with_dead_letters().await;
+    let before = setup.sandbox.stats(Vendor::Segment).requests;
+    // Half of them still refused, then all taken, then nothing left to send.
+    setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=bad".parse().unwrap()));
+    let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("delivered 10") && out.contains("not delivered 10 (invalid)"), "{out}");
+    assert_eq!(setup.sandbox.stats(Vendor::Mixpanel).taken, 10);
+
+    setup.sandbox.always(Vendor::Mixpanel, None);
+    let (code, out, _) = setup.run(&["dead-letters", "replay", "--reason", "retries_exhausted"]).await;
+    assert_eq!((code, out.contains("delivered 0")), (0, true), "{out}");
+    let (code, out, _) = setup.run(&["dead-letters", "replay", "--provider", "mixpanel"]).await;
+    assert_eq!((code, out.contains("delivered 10")), (0, true), "{out}");
+    for _ in 0..2 {
+        let requests = setup.sandbox.stats(Vendor::Mixpanel).requests;
+        assert_eq!(setup.run(&["dead-letters", "replay"]).await.0, 0);
+        assert_eq!(setup.sandbox.stats(Vendor::Mixpanel).requests, requests);
+    }
+    let taken = setup.sandbox.taken(Vendor::Mixpanel);
+    assert_eq!(taken.len(), 20);
+    assert!(taken.iter().all(|taken| taken.copies == 1));
+    assert!(taken.iter().all(|taken| observer.accepted.contains(&taken.id)));
+    assert_eq!(setup.sandbox.stats(Vendor::Segment).requests, before, "only Mixpanel's were sent");
+    assert!(lines_on_disk(&setup.data_dir().join("dead-letters/mixpanel")).is_empty(), "replayed files go");
+    let (_, out, _) = setup.run(&["dead-letters", "list"]).await;
+    assert!(out.contains("no dead letters"), "{out}");
+}
+
+#[tokio::test]
+async fn a_replay_to_a_provider_that_is_down_or_refuses_its_key_keeps_the_letters() {
+    let (mut setup, _) = with_dead_letters().await;
+    for (fault, says) in [("503", "not delivered 20 (retries_exhausted)"), ("401", "refuses its key")] {
+        setup.sandbox.always(Vendor::Mixpanel, Some(fault.parse().unwrap()));
+        let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
+        assert_eq!((code, out.contains(says)), (1, true), "{fault}: {out}");
+        assert_eq!(lines_on_disk(&setup.data_dir().join("dead-letters/mixpanel")).len(), 20);
+    }
+    setup.set("TEST_MODE", "true");
+    let (code, _, err) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!((code, err.contains("TEST_MODE")), (1, true), "{err}");
+}
+
+#[tokio::test]
+async fn a_replay_beside_a_running_relay_works() {
+    let mut setup = Setup::new().await;
+    setup.set("MAX_RETRY_ATTEMPTS", "1");
+    setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 5).await;
+    relay.log("events become dead letters").await;
+    setup.sandbox.always(Vendor::Mixpanel, None);
+    let (code, out, err) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!((code, out.contains("delivered 5")), (0, true), "{out} {err}");
+    // The file that the relay writes to stays, and so does its list.
+    setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
+    observer.tracks(&mut relay.client(), 5).await;
+    relay.log_where("events become dead letters", |line| line["event_count"] == 5).await;
+    taken(&setup, Vendor::Segment, 10).await;
+    relay.terminate().await;
+    setup.sandbox.always(Vendor::Mixpanel, None);
+    assert_eq!(setup.run(&["dead-letters", "replay"]).await.0, 0);
+    let account = observer.check(&setup, Vendor::Mixpanel);
+    assert_eq!((account.delivered, account.copies), (10, 10));
+}
+
+#[tokio::test]
+async fn check_shows_settings_masked_and_warns_of_a_misspelling() {
+    let mut setup = Setup::new().await;
+    setup.set("BACTH_SIZE", "10");
+    let (code, out, _) = setup.run(&["check"]).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("MIXPANEL_API_KEY=***") && !out.contains(KEY), "{out}");
+    assert!(out.contains("BACTH_SIZE is none of our settings; did you mean BATCH_SIZE?"), "{out}");
+    assert!(out.contains("# environment") && out.contains("# default"), "{out}");
+    std::fs::write(setup.data.path().join(".env"), "BATCH_SIZE=7\n").unwrap();
+    let (_, out, _) = setup.run(&["check"]).await;
+    let line = out.lines().find(|line| line.starts_with("BATCH_SIZE=")).unwrap();
+    assert!(line.starts_with("BATCH_SIZE=7") && line.ends_with("# .env"), "{line}");
+}
+
+#[tokio::test]
+async fn every_bad_setting_is_reported_and_nothing_starts() {
+    let mut setup = Setup::new().await;
+    setup.set("BATCH_SIZE", "0").set("GRPC_PORT", "many");
+    setup.vars.remove("SEGMENT_WRITE_KEY");
+    for args in [&[][..], &["serve"], &["check"]] {
+        let (code, _, err) = setup.run(args).await;
+        assert_eq!(code, 1);
+        for wrong in [
+            r#"BATCH_SIZE: got "0", want 1 to 2000"#,
+            "GRPC_PORT: got \"many\"",
+            "SEGMENT_WRITE_KEY: got nothing",
+        ] {
+            assert!(err.contains(wrong), "{wrong} in {err}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_relay_stays_away_from_a_data_directory_in_use() {
+    let setup = Setup::new().await;
+    let relay = setup.start().await;
+    let (code, out, err) = setup.run(&[]).await;
+    assert_eq!(code, 1, "{out}");
+    assert!(err.contains("DATA_DIR") && err.contains("another relay is using"), "{err}");
+    relay.terminate().await;
+    // And the lock goes with its holder.
+    setup.start().await.terminate().await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_an_error_that_names_the_setting() {
+    let mut setup = Setup::new().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    setup.set("GRPC_PORT", &taken.local_addr().unwrap().port().to_string());
+    let (code, _, err) = setup.run(&[]).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("GRPC_PORT") && err.contains("cannot listen at"), "{err}");
+}
+
+#[tokio::test]
+async fn the_sandbox_command_takes_events_and_misbehaves_on_demand() {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let mut setup = Setup::new().await;
+    let mut command = setup.command();
+    command.args(["sandbox", "--listen", "127.0.0.1:0", "--key", "another-key", "--fault", "segment=401"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let url = loop {
+        let line = lines.next_line().await.unwrap().unwrap();
+        if let Some(rest) = line.strip_prefix("MIXPANEL_BASE_URL=") {
+            break rest.split(' ').next().unwrap().to_owned();
+        }
+    };
+    for vendor in ["MIXPANEL", "AMPLITUDE", "SEGMENT"] {
+        setup.set(&format!("{vendor}_BASE_URL"), &url);
+    }
+    for key in ["MIXPANEL_API_KEY", "AMPLITUDE_API_KEY", "SEGMENT_WRITE_KEY"] {
+        setup.set(key, "another-key");
+    }
+    let relay = setup.start().await;
+    Observer::default().tracks(&mut relay.client(), 3).await;
+    relay
+        .log_where("provider refuses its key: it is paused and its events wait", |l| {
+            l["provider"] == "segment"
+        })
+        .await;
+    let ended = relay.terminate().await;
+    assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 3);
+    assert_eq!(ended.balance(Vendor::Segment).spilled, 3);
+    let stats = crate::harness::reqwest_client().get(format!("{url}/_sandbox/stats")).send().await.unwrap();
+    let stats: Value = serde_json::from_str(&stats.text().await.unwrap()).unwrap();
+    assert_eq!(stats["amplitude"]["taken"], 3, "{stats}");
+    let pid = child.id().unwrap();
+    std::process::Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().unwrap();
+    let status = tokio::time::timeout(Duration::from_secs(10), child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
+}

@@ -1,0 +1,448 @@
+//! Starts relays, sends events, and checks the account afterwards.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use analytics_relay::{
+    proto::v1::{
+        IdentifyUserRequest, PropertyValue, TrackEventRequest,
+        analytics_service_client::AnalyticsServiceClient, property_value::Value as Kind,
+    },
+    providers::sandbox::{Options, Sandbox, Vendor},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tonic::{Code, transport::Channel};
+
+pub(crate) type Client = AnalyticsServiceClient<Channel>;
+
+pub(crate) const KEY: &str = "sandbox-key";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A relay's settings, and the directory that outlives its runs.
+pub(crate) struct Setup {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) data: TempDir,
+    pub(crate) vars: BTreeMap<String, String>,
+}
+
+impl Setup {
+    /// Three providers, all in one sandbox; quick retries.
+    pub(crate) async fn new() -> Self {
+        let sandbox = Sandbox::start(Options::default()).await.unwrap();
+        let url = sandbox.url();
+        let data = tempfile::tempdir().unwrap();
+        let mut setup = Self { sandbox, data, vars: BTreeMap::new() };
+        for (name, value) in [
+            ("GRPC_HOST", "127.0.0.1"),
+            ("GRPC_PORT", "0"),
+            ("METRICS_HOST", "127.0.0.1"),
+            ("METRICS_PORT", "0"),
+            ("LOG_FORMAT", "json"),
+            ("MIXPANEL_API_KEY", KEY),
+            ("AMPLITUDE_API_KEY", KEY),
+            ("SEGMENT_WRITE_KEY", KEY),
+            ("MIXPANEL_BASE_URL", &url),
+            ("AMPLITUDE_BASE_URL", &url),
+            ("SEGMENT_BASE_URL", &url),
+            ("FLUSH_INTERVAL_SECONDS", "0.05"),
+            ("INITIAL_RETRY_DELAY_MS", "20"),
+            ("MAX_RETRY_DELAY_MS", "100"),
+            ("REQUEST_TIMEOUT_SECONDS", "1"),
+        ] {
+            setup.set(name, value);
+        }
+        let data_dir = setup.data.path().join("data");
+        setup.set("DATA_DIR", data_dir.to_str().unwrap());
+        setup
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &str) -> &mut Self {
+        self.vars.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    pub(crate) fn data_dir(&self) -> &Path {
+        Path::new(&self.vars["DATA_DIR"])
+    }
+
+    /// The command, with these settings and nothing else in its environment.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_analytics-relay"));
+        command.env_clear().envs(&self.vars).current_dir(self.data.path()).kill_on_drop(true);
+        command
+    }
+
+    /// Starts the relay and waits until it listens.
+    pub(crate) async fn start(&self) -> Relay {
+        Relay::spawn(self.command()).await
+    }
+
+    /// Runs a sub-command to its end: exit code, standard output, standard error.
+    pub(crate) async fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let output = timeout(PATIENCE, self.command().args(args).output()).await.unwrap().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+}
+
+/// A relay that runs as a process.
+pub(crate) struct Relay {
+    child: Child,
+    logs: Arc<Mutex<Vec<String>>>,
+    lines: watch::Receiver<usize>,
+    pub(crate) grpc_addr: SocketAddr,
+    pub(crate) metrics_addr: SocketAddr,
+}
+
+/// How a relay ended.
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) logs: Vec<Value>,
+    /// Signal to exit.
+    pub(crate) took: Duration,
+}
+
+impl Relay {
+    /// Starts a command that runs the relay and waits until it listens.
+    pub(crate) async fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let logs = Arc::new(Mutex::new(Vec::new()));
+        let (counter, lines) = watch::channel(0);
+        let sink = logs.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = stdout.next_line().await {
+                sink.lock().unwrap().push(line);
+                counter.send_modify(|lines| *lines += 1);
+            }
+        });
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut relay = Self { child, logs, lines, grpc_addr: nowhere, metrics_addr: nowhere };
+        let started = relay.log("relay started").await;
+        let addr = |field: &str| started[field].as_str().unwrap().parse().unwrap();
+        relay.grpc_addr = addr("grpc_addr");
+        relay.metrics_addr = addr("metrics_addr");
+        relay
+    }
+
+    /// Waits for a log line with this message.
+    pub(crate) async fn log(&self, message: &str) -> Value {
+        self.log_where(message, |_| true).await
+    }
+
+    /// Waits for a log line with this message that `is_it`.
+    pub(crate) async fn log_where(&self, message: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let mut lines = self.lines.clone();
+        let find = || self.logs().into_iter().find(|line| line["message"] == message && is_it(line));
+        let waiting = async {
+            loop {
+                if let Some(found) = find() {
+                    return found;
+                }
+                if lines.changed().await.is_err() {
+                    // The process has ended; one more look.
+                    return find()
+                        .unwrap_or_else(|| panic!("ended without {message:?}: {:#?}", self.raw_logs()));
+                }
+            }
+        };
+        let found = timeout(PATIENCE, waiting).await;
+        found.unwrap_or_else(|_| panic!("no log {message:?} in {:#?}", self.raw_logs()))
+    }
+
+    pub(crate) fn raw_logs(&self) -> Vec<String> {
+        self.logs.lock().unwrap().clone()
+    }
+
+    pub(crate) fn logs(&self) -> Vec<Value> {
+        self.raw_logs()
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not one JSON line: {line}")))
+            .collect()
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.grpc_addr)).unwrap().connect_lazy()
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        AnalyticsServiceClient::new(self.channel())
+    }
+
+    /// Body and status of a page on the metrics port.
+    pub(crate) async fn page(&self, path: &str) -> (u16, String) {
+        let answer =
+            reqwest_client().get(format!("http://{}{path}", self.metrics_addr)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// The value of a metric with all these labels; 0 if it is not there.
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let (_, page) = self.page("/metrics").await;
+        let line = page.lines().find(|line| {
+            let series = line.split(' ').next().unwrap_or_default();
+            series.split('{').next() == Some(name) && labels.iter().all(|label| series.contains(label))
+        });
+        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("still running")
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = std::process::Command::new("sh")
+            .args(["-c", &format!("kill -{name} {}", self.pid())])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+
+    pub(crate) async fn terminate(self) -> Ended {
+        let started = Instant::now();
+        self.signal("TERM");
+        self.ended(started).await
+    }
+
+    /// Waits for the end, which a signal at `since` asked for.
+    pub(crate) async fn ended(mut self, since: Instant) -> Ended {
+        let status = timeout(PATIENCE, self.child.wait()).await.expect("the relay does not end").unwrap();
+        let took = since.elapsed();
+        let mut lines = self.lines.clone();
+        // Until the pipe is empty.
+        while timeout(PATIENCE, lines.changed()).await.unwrap().is_ok() {}
+        Ended { code: status.code().unwrap_or(-1), logs: self.logs(), took }
+    }
+}
+
+impl Ended {
+    /// A provider's balance as the relay printed it.
+    pub(crate) fn balance(&self, vendor: Vendor) -> Balance {
+        let line = self
+            .logs
+            .iter()
+            .find(|line| line["message"] == "balance" && line["provider"] == vendor.name())
+            .unwrap_or_else(|| panic!("no balance of {} in {:#?}", vendor.name(), self.logs));
+        let number = |field: &str| line[field].as_u64().unwrap();
+        Balance {
+            accepted: number("accepted"),
+            reloaded: number("reloaded"),
+            delivered: number("delivered"),
+            dead_lettered: number("dead_lettered"),
+            spilled: number("spilled"),
+            dropped: number("dropped"),
+            in_flight: number("in_flight"),
+        }
+    }
+
+    pub(crate) fn count(&self, message: &str) -> usize {
+        self.logs.iter().filter(|line| line["message"] == message).count()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Balance {
+    pub(crate) accepted: u64,
+    pub(crate) reloaded: u64,
+    pub(crate) delivered: u64,
+    pub(crate) dead_lettered: u64,
+    pub(crate) spilled: u64,
+    pub(crate) dropped: u64,
+    pub(crate) in_flight: u64,
+}
+
+impl Balance {
+    /// Whether both sides are the same.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.in_flight == 0
+            && self.accepted + self.reloaded
+                == self.delivered + self.dead_lettered + self.spilled + self.dropped
+    }
+}
+
+/// Knows what was sent and what was answered; stands outside of the relay.
+#[derive(Debug, Default)]
+pub(crate) struct Observer {
+    /// Ids that were answered OK.
+    pub(crate) accepted: HashSet<String>,
+    /// Ids whose fate the caller cannot know.
+    pub(crate) unknown: HashSet<String>,
+    /// Ids that were refused.
+    pub(crate) refused: HashSet<String>,
+}
+
+impl Observer {
+    /// Sends one event and notes the answer.
+    pub(crate) async fn track(&mut self, client: &mut Client, name: &str, user: &str) -> Option<Code> {
+        let request = track(name, user);
+        let id = request.event_id.clone();
+        match client.track_event(request).await {
+            Ok(answer) => {
+                assert_eq!(answer.into_inner().event_id, id);
+                self.accepted.insert(id);
+                None
+            }
+            Err(status) => {
+                match status.code() {
+                    Code::InvalidArgument | Code::ResourceExhausted => self.refused.insert(id),
+                    // A relay that is stopping says so, or is gone.
+                    Code::Unavailable if status.message() == "the relay is stopping" => {
+                        self.refused.insert(id)
+                    }
+                    _ => self.unknown.insert(id),
+                };
+                Some(status.code())
+            }
+        }
+    }
+
+    pub(crate) async fn tracks(&mut self, client: &mut Client, count: usize) {
+        for index in 0..count {
+            let refused = self.track(client, "Order Placed", &format!("user-{}", index % 7)).await;
+            assert_eq!(refused, None);
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.accepted.extend(other.accepted);
+        self.unknown.extend(other.unknown);
+        self.refused.extend(other.refused);
+    }
+
+    /// Every event that was answered OK is delivered, a dead letter or spilled;
+    /// nothing else arrived.
+    pub(crate) fn check(&self, setup: &Setup, vendor: Vendor) -> Account {
+        let taken: HashMap<String, u32> = setup
+            .sandbox
+            .taken(vendor)
+            .into_iter()
+            .filter(|taken| !taken.id.is_empty())
+            .map(|taken| (taken.id, taken.copies))
+            .collect();
+        let dead = ids_on_disk(&setup.data_dir().join("dead-letters").join(vendor.name()), "/event/id");
+        let spilled = ids_on_disk(&setup.data_dir().join("spill").join(vendor.name()), "/id");
+        let on_disk = |id: &String| dead.contains(id) || spilled.contains(id);
+        let lost: Vec<_> =
+            self.accepted.iter().filter(|id| !taken.contains_key(*id) && !on_disk(id)).collect();
+        assert!(lost.is_empty(), "{vendor:?} lost {} of {}: {lost:?}", lost.len(), self.accepted.len());
+        let strangers: Vec<_> = taken
+            .keys()
+            .chain(&dead)
+            .chain(&spilled)
+            .filter(|id| !self.accepted.contains(*id) && !self.unknown.contains(*id))
+            .collect();
+        assert!(strangers.is_empty(), "{vendor:?} has what was not accepted: {strangers:?}");
+        Account {
+            delivered: taken.len() as u64,
+            copies: taken.values().map(|copies| u64::from(*copies)).sum(),
+            dead_lettered: dead.len() as u64,
+            spilled: spilled.len() as u64,
+        }
+    }
+
+    /// As [`Observer::check`], against what the relay says of itself. For runs
+    /// in which no answer of a provider was lost, or after which the relay
+    /// learned the truth.
+    pub(crate) fn check_balance(&self, setup: &Setup, ended: &Ended) {
+        for vendor in Vendor::ALL {
+            let account = self.check(setup, vendor);
+            let balance = ended.balance(vendor);
+            assert!(balance.is_exact(), "{vendor:?} {balance:?}");
+            assert_eq!(balance.accepted, self.accepted.len() as u64, "{vendor:?} {balance:?}");
+            assert_eq!(balance.dropped, 0, "{vendor:?} {balance:?}");
+            assert_eq!(
+                (balance.delivered, balance.dead_lettered, balance.spilled),
+                (account.delivered, account.dead_lettered, account.spilled),
+                "{vendor:?}: the relay's account against the observer's"
+            );
+        }
+    }
+}
+
+/// What the observer found at one provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// Distinct events that the provider took.
+    pub(crate) delivered: u64,
+    /// Times it took one.
+    pub(crate) copies: u64,
+    pub(crate) dead_lettered: u64,
+    pub(crate) spilled: u64,
+}
+
+fn ids_on_disk(dir: &Path, pointer: &str) -> HashSet<String> {
+    lines_on_disk(dir)
+        .iter()
+        .map(|line| line.pointer(pointer).unwrap().as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// Every JSON line of a directory.
+pub(crate) fn lines_on_disk(dir: &Path) -> Vec<Value> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut lines = Vec::new();
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "ndjson") {
+            let text = fs::read_to_string(&path).unwrap();
+            lines.extend(text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
+        }
+    }
+    lines
+}
+
+/// A track with an id of its own.
+pub(crate) fn track(name: &str, user: &str) -> TrackEventRequest {
+    TrackEventRequest {
+        event_name: name.to_owned(),
+        user_id: user.to_owned(),
+        event_id: uuid::Uuid::now_v7().to_string(),
+        properties: [("total".to_owned(), PropertyValue { value: Some(Kind::NumberValue(19.5)) })].into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn identify(user: &str, traits: &[(&str, Option<Kind>)]) -> IdentifyUserRequest {
+    let property =
+        |(key, value): &(&str, Option<Kind>)| ((*key).to_owned(), PropertyValue { value: value.clone() });
+    IdentifyUserRequest {
+        user_id: user.to_owned(),
+        properties: traits.iter().map(property).collect(),
+        ..Default::default()
+    }
+}
+
+/// Waits until `is_so`, or fails saying what was waited for.
+pub(crate) async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until a provider has taken so many distinct events.
+pub(crate) async fn taken(setup: &Setup, vendor: Vendor, events: u64) {
+    let what = format!("{events} events at {}", vendor.name());
+    eventually(&what, || setup.sandbox.stats(vendor).taken >= events).await;
+}
+
+/// A client for the metrics port.
+pub(crate) fn reqwest_client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}

@@ -1,0 +1,13 @@
+//! The whole relay as a process, against the sandbox, with an observer outside
+//! of it that compares what was answered OK with what arrived.
+
+mod harness;
+
+mod api;
+mod command_line;
+mod faults;
+mod flush;
+mod isolation;
+mod secrets;
+mod sigterm;
+mod test_mode;

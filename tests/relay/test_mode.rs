@@ -1,0 +1,71 @@
+//! A developer's desk: no key, no socket, every byte to be seen.
+
+use std::collections::BTreeMap;
+
+use analytics_relay::providers::sandbox::Vendor;
+use serde_json::Value;
+
+use crate::harness::{Observer, Setup};
+
+#[tokio::test]
+async fn test_mode_shows_each_vendors_body_and_opens_no_socket() {
+    let mut setup = Setup::new().await;
+    setup.set("TEST_MODE", "true").set("LOG_LEVEL", "debug").set("FLUSH_INTERVAL_SECONDS", "60");
+    // Only the addresses to listen at stay; the base URLs stay too, to see that
+    // nobody connects to them.
+    for key in ["MIXPANEL_API_KEY", "AMPLITUDE_API_KEY", "SEGMENT_WRITE_KEY"] {
+        setup.vars.remove(key);
+    }
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 2).await;
+    let ended = relay.terminate().await;
+    assert_eq!(ended.code, 0);
+    let mut bodies: BTreeMap<String, Value> = BTreeMap::new();
+    for line in &ended.logs {
+        if line["message"] == "TEST MODE: body of the batch" {
+            let body = serde_json::from_str(line["body"].as_str().unwrap()).unwrap();
+            bodies.insert(line["provider"].as_str().unwrap().to_owned(), body);
+        }
+    }
+    assert_eq!(bodies["mixpanel"].as_array().unwrap().len(), 2);
+    assert_eq!(bodies["amplitude"]["events"].as_array().unwrap().len(), 2);
+    assert_eq!(bodies["amplitude"]["api_key"], "***");
+    assert_eq!(bodies["segment"]["batch"].as_array().unwrap().len(), 2);
+    for vendor in Vendor::ALL {
+        let would_send = ended.logs.iter().find(|line| {
+            line["message"] == "TEST MODE: would send batch" && line["provider"] == vendor.name()
+        });
+        assert_eq!(would_send.unwrap()["event_count"], 2);
+        let balance = ended.balance(vendor);
+        assert_eq!((balance.accepted, balance.delivered, balance.is_exact()), (2, 2, true));
+        assert_eq!(setup.sandbox.stats(vendor).connections, 0);
+    }
+}
+
+/// Holds with a key in the environment too, and below debug no body is shown.
+#[tokio::test]
+async fn test_mode_masks_a_key_that_is_set() {
+    for (level, bodies) in [("debug", 3), ("info", 0)] {
+        let mut setup = Setup::new().await;
+        setup.set("TEST_MODE", "true").set("LOG_LEVEL", level).set("AMPLITUDE_API_KEY", "canary-key");
+        let relay = setup.start().await;
+        Observer::default().tracks(&mut relay.client(), 1).await;
+        relay.log("TEST MODE: would send batch").await;
+        let ended = relay.terminate().await;
+        assert_eq!(ended.count("TEST MODE: body of the batch"), bodies);
+        assert!(ended.logs.iter().all(|line| !line.to_string().contains("canary-key")));
+    }
+}
+
+#[tokio::test]
+async fn each_event_is_logged_with_the_size_of_the_queue_at_debug() {
+    let mut setup = Setup::new().await;
+    setup.set("TEST_MODE", "true").set("LOG_LEVEL", "debug").set("FLUSH_INTERVAL_SECONDS", "60");
+    let relay = setup.start().await;
+    Observer::default().tracks(&mut relay.client(), 1).await;
+    let queued = relay.log("event queued").await;
+    assert!(queued["queue_size"].as_u64().is_some_and(|size| size <= 1), "{queued}");
+    assert_eq!(queued["level"], "DEBUG");
+    relay.terminate().await;
+}
