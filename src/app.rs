@@ -133,6 +133,7 @@ impl App {
         let providers = providers(config, own)?;
         let data_dir = |source| StartError::DataDir { dir: config.data_dir.display().to_string(), source };
         let lock = DataDirLock::acquire(&config.data_dir).map_err(data_dir)?;
+        let connections_max = ingest::listener::connections_within_limits(config.grpc_connections_max);
         let clock = Clock::system();
         let stop = Stop::default();
         let (watch, ended) = StageWatch::new();
@@ -179,6 +180,7 @@ impl App {
         let statuses: Vec<_> = lanes.iter().map(|lane| lane.status.clone()).collect();
         let health = Arc::new(Health::new(stop.clone(), queue_in.clone(), statuses));
         let ingest_metrics = telemetry.ingest();
+        telemetry.gauge("relay_connections_max", move || to_i64(connections_max));
         register_gauges(&mut telemetry, config, &queue_in, &lanes, dead_letter_bytes, &stop, &clock);
 
         let metrics_listener = listen("METRICS_HOST, METRICS_PORT", &config.metrics).await?;
@@ -197,7 +199,7 @@ impl App {
         let stopped = stop_servers.clone().cancelled_owned();
         let grpc = ingest::server::serve(
             grpc_listener,
-            config.grpc_connections_max,
+            connections_max,
             admission.clone(),
             health,
             ingest_metrics,
@@ -435,8 +437,6 @@ fn register_gauges(
     telemetry.gauge("relay_queue_events_max", move || to_i64(limits.events_max));
     telemetry.gauge("relay_queue_bytes_max", move || to_i64(limits.bytes_max));
     telemetry.gauge("relay_draining", move || i64::from(draining.is_draining()));
-    let connections_max = config.grpc_connections_max;
-    telemetry.gauge("relay_connections_max", move || to_i64(connections_max));
 
     let each = |value: fn(&LaneStatus, &Ledger, &Clock) -> i64| {
         lanes

@@ -43,6 +43,10 @@ use crate::{
 /// Batches that are taken in at once.
 const BATCHES_AT_ONCE: usize = 64;
 
+/// How long events wait that should have become dead letters and could not be
+/// written.
+const UNWRITTEN_DELAY: Duration = Duration::from_secs(5);
+
 /// How a lane works.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LaneSettings {
@@ -244,7 +248,11 @@ impl Lane {
             );
         }
         self.full = true;
-        self.recorder.dead_lettered(overflow).await;
+        let event_count = overflow.len();
+        if let Err(reason) = self.recorder.dead_lettered(overflow).await {
+            // There is no room to keep them for another try.
+            self.drop_events(reason, event_count);
+        }
     }
 
     fn push(&mut self, event: Arc<Event>, reloaded: bool) {
@@ -386,7 +394,7 @@ impl Lane {
         self.backlog.put_back(sent.endpoint, again);
         self.deliver(delivered).await;
         dead.reverse();
-        self.bury(dead).await;
+        self.bury(sent.endpoint, dead).await;
     }
 
     /// Nothing was taken, or it is not known: all of it goes again, later.
@@ -417,7 +425,7 @@ impl Lane {
                 "batch send failed, retrying"
             );
         }
-        self.bury(dead).await;
+        self.bury(sent.endpoint, dead).await;
     }
 
     /// Too much, or something in it: the halves go again at once. A lone event
@@ -428,7 +436,7 @@ impl Lane {
         if events.len() == 1 {
             let mut waiting = events.remove(0);
             waiting.attempts += 1;
-            self.bury(vec![(waiting, reason, detail)]).await;
+            self.bury(endpoint, vec![(waiting, reason, detail)]).await;
             return;
         }
         let half = events.len().div_ceil(2);
@@ -492,7 +500,9 @@ impl Lane {
         self.end(&events);
     }
 
-    async fn bury(&mut self, dead: Vec<(Waiting, DeadLetterReason, String)>) {
+    /// Makes events dead letters. What cannot be written has not ended: it goes
+    /// to the provider once more, later.
+    async fn bury(&mut self, endpoint: Endpoint, dead: Vec<(Waiting, DeadLetterReason, String)>) {
         if dead.is_empty() {
             return;
         }
@@ -510,9 +520,30 @@ impl Lane {
                 self.letter(waiting.event.clone(), *reason, waiting.attempts, detail.clone())
             })
             .collect();
-        self.recorder.dead_lettered(letters).await;
+        let written = self.recorder.dead_lettered(letters).await;
         let events: Vec<Waiting> = dead.into_iter().map(|(waiting, ..)| waiting).collect();
-        self.end(&events);
+        match written {
+            Ok(()) => self.end(&events),
+            Err(reason @ DropReason::DeadLettersFull) => {
+                self.drop_events(reason, events.len());
+                self.end(&events);
+            }
+            Err(_) if self.draining => self.parked.extend(events),
+            Err(_) => {
+                let until = Instant::now() + UNWRITTEN_DELAY;
+                events.into_iter().for_each(|waiting| self.backlog.hold(endpoint, waiting, until));
+            }
+        }
+    }
+
+    fn drop_events(&self, reason: DropReason, event_count: usize) {
+        self.recorder.dropped(reason, event_count);
+        error!(
+            provider = self.provider.name(),
+            event_count,
+            reason = reason.name(),
+            "events lost: they could not become dead letters"
+        );
     }
 
     /// Forgets events that have ended.

@@ -7,7 +7,6 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
-use tracing::error;
 
 use super::{
     backlog::Waiting,
@@ -24,8 +23,11 @@ pub(crate) trait Recorder: Send + Sync + 'static {
     /// The provider took them.
     async fn delivered(&self, events: &[Waiting]);
 
-    /// The provider will not get them.
-    async fn dead_lettered(&self, letters: Vec<DeadLetter>);
+    /// The provider will not get them. On an error none of them has ended.
+    async fn dead_lettered(&self, letters: Vec<DeadLetter>) -> Result<(), DropReason>;
+
+    /// They are gone.
+    fn dropped(&self, reason: DropReason, events: usize);
 }
 
 /// The running relay's: the ledger and the dead letter files.
@@ -47,10 +49,7 @@ impl Recorder for RelayRecorder {
         self.ledger.ended(Outcome::Delivered, events.len() as u64);
     }
 
-    async fn dead_lettered(&self, letters: Vec<DeadLetter>) {
-        let Some(first) = letters.first() else { return };
-        let provider = first.provider.clone();
-        let event_count = letters.len();
+    async fn dead_lettered(&self, letters: Vec<DeadLetter>) -> Result<(), DropReason> {
         let reasons = count_by_reason(&letters);
         let dead_letters = self.dead_letters.clone();
         let now_ms = self.clock.now_ms();
@@ -60,22 +59,15 @@ impl Recorder for RelayRecorder {
         })
         .await
         .unwrap_or(Err(DropReason::DeadLetterFailed));
-        match written {
-            Ok(()) => {
-                for (reason, events) in reasons {
-                    self.ledger.ended(Outcome::DeadLettered(reason), events);
-                }
-            }
-            Err(reason) => {
-                self.ledger.ended(Outcome::Dropped(reason), event_count as u64);
-                error!(
-                    provider,
-                    event_count,
-                    reason = reason.name(),
-                    "events lost: they could not become dead letters"
-                );
-            }
+        written?;
+        for (reason, events) in reasons {
+            self.ledger.ended(Outcome::DeadLettered(reason), events);
         }
+        Ok(())
+    }
+
+    fn dropped(&self, reason: DropReason, events: usize) {
+        self.ledger.ended(Outcome::Dropped(reason), events as u64);
     }
 }
 

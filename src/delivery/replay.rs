@@ -25,7 +25,12 @@ use super::{
     recorder::{Recorder, count_by_reason},
     retry::ProviderState,
 };
-use crate::{outcome::DeadLetterReason, shutdown::Stop, telemetry::LaneMetrics, time::Clock};
+use crate::{
+    outcome::{DeadLetterReason, DropReason},
+    shutdown::Stop,
+    telemetry::LaneMetrics,
+    time::Clock,
+};
 
 /// How often it is looked whether the provider refuses our key.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
@@ -133,10 +138,15 @@ impl Recorder for ReplayRecorder {
         self.delivered.fetch_add(count, Ordering::Relaxed);
     }
 
-    async fn dead_lettered(&self, letters: Vec<DeadLetter>) {
+    /// They are dead letters already.
+    async fn dead_lettered(&self, letters: Vec<DeadLetter>) -> Result<(), DropReason> {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         for (reason, count) in count_by_reason(&letters) {
             *failed.entry(reason).or_default() += count;
         }
+        Ok(())
     }
+
+    /// And stay so.
+    fn dropped(&self, _: DropReason, _: usize) {}
 }

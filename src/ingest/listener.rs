@@ -14,6 +14,7 @@ use std::{
 };
 
 use prometheus_client::metrics::gauge::Gauge;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -23,6 +24,35 @@ use tokio::{
 use tokio_stream::Stream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tracing::warn;
+
+/// File descriptors that are kept for everything but callers: providers, disk,
+/// scrapes, the runtime.
+const DESCRIPTORS_KEPT: u64 = 128;
+
+/// Raises the limit of open files as far as it goes, and returns how many
+/// connections it leaves room for: at most `wanted`. Without room for its own
+/// connections and files the relay could neither deliver nor put anything away.
+pub(crate) fn connections_within_limits(wanted: usize) -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum || limit.maximum.is_none() {
+        let raised = Rlimit { current: limit.maximum, ..limit };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            limit = raised;
+        }
+    }
+    let Some(descriptors) = limit.current else { return wanted };
+    let room = descriptors.saturating_sub(DESCRIPTORS_KEPT).max(descriptors / 4).max(1);
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    if room < wanted {
+        warn!(
+            open_files_max = descriptors,
+            connections_max = room,
+            wanted,
+            "the limit of open files leaves room for fewer connections"
+        );
+    }
+    room.min(wanted)
+}
 
 /// Pause after a failure to accept, which would otherwise fail again at once.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);

@@ -18,12 +18,12 @@ async fn with_dead_letters() -> (Setup, Observer) {
     for _ in 0..10 {
         observer.track(&mut client, "bad", "u").await;
     }
-    relay.log_where("events become dead letters", |line| line["reason"] == "invalid").await;
+    relay.dead_lettered(Vendor::Mixpanel, 10).await;
     setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
     for _ in 0..10 {
         observer.track(&mut client, "good", "u").await;
     }
-    relay.log_where("events become dead letters", |line| line["reason"] == "retries_exhausted").await;
+    relay.dead_lettered(Vendor::Mixpanel, 20).await;
     let ended = relay.terminate().await;
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Mixpanel).dead_lettered, 20);
@@ -112,14 +112,14 @@ async fn a_replay_beside_a_running_relay_works() {
     let relay = setup.start().await;
     let mut observer = Observer::default();
     observer.tracks(&mut relay.client(), 5).await;
-    relay.log("events become dead letters").await;
+    relay.dead_lettered(Vendor::Mixpanel, 5).await;
     setup.sandbox.always(Vendor::Mixpanel, None);
     let (code, out, err) = setup.run(&["dead-letters", "replay"]).await;
     assert_eq!((code, out.contains("delivered 5")), (0, true), "{out} {err}");
     // The file that the relay writes to stays, and so does its list.
     setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
     observer.tracks(&mut relay.client(), 5).await;
-    relay.log_where("events become dead letters", |line| line["event_count"] == 5).await;
+    relay.dead_lettered(Vendor::Mixpanel, 10).await;
     taken(&setup, Vendor::Segment, 10).await;
     relay.terminate().await;
     setup.sandbox.always(Vendor::Mixpanel, None);

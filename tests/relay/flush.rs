@@ -59,7 +59,7 @@ async fn a_lane_that_is_behind_merges_waiting_batches() {
     let mut setup = Setup::new().await;
     setup.set("BATCH_SIZE", "10").set("REQUEST_TIMEOUT_SECONDS", "10");
     let relay = setup.start().await;
-    setup.sandbox.always(Vendor::Mixpanel, Some("delay=400".parse().unwrap()));
+    setup.sandbox.always(Vendor::Mixpanel, Some("delay=1500".parse().unwrap()));
     let mut observer = Observer::default();
     observer.tracks(&mut relay.client(), 500).await;
     taken(&setup, Vendor::Mixpanel, 500).await;

@@ -190,14 +190,26 @@ impl Relay {
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
-    /// The value of a metric with all these labels; 0 if it is not there.
+    /// The value of a metric with all these labels, summed over the others; 0
+    /// if it is not there.
     pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let (_, page) = self.page("/metrics").await;
-        let line = page.lines().find(|line| {
-            let series = line.split(' ').next().unwrap_or_default();
+        let has_labels = |line: &&str| {
+            let series = line.rsplit_once(' ').map_or("", |(series, _)| series);
             series.split('{').next() == Some(name) && labels.iter().all(|label| series.contains(label))
-        });
-        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        };
+        let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+        page.lines().filter(has_labels).map(value).sum()
+    }
+
+    /// Waits until so many events have become a provider's dead letters.
+    pub(crate) async fn dead_lettered(&self, vendor: Vendor, events: u64) {
+        let labels = [vendor.name(), "\"dead_lettered\""];
+        let start = Instant::now();
+        while self.metric("relay_events_total", &labels).await < events as f64 {
+            assert!(start.elapsed() < PATIENCE, "waited in vain for {events} dead letters");
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
