@@ -47,7 +47,7 @@ use crate::{
     outcome::Ledger,
     queue::{self, QueueLimits},
     shutdown::{DrainReport, Stop},
-    telemetry::{LaneFamilies, Telemetry, VERSION},
+    telemetry::{LaneFamilies, Probe, Telemetry, VERSION},
     time::Clock,
 };
 
@@ -149,7 +149,7 @@ impl App {
         let families = telemetry.lanes();
         let mut lanes = Vec::new();
         let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
-        let mut dead_letter_bytes: Vec<(&'static str, Probe)> = Vec::new();
+        let mut dead_letter_bytes: Vec<(&'static str, Probe<i64>)> = Vec::new();
         for (provider, delivery) in providers {
             let name = provider.name();
             let rule = BatchRule { events: delivery.batch_size, interval: delivery.flush_interval };
@@ -346,10 +346,10 @@ async fn report_progress(lanes: &[Arc<LaneStatus>], started: Instant) -> std::co
     }
 }
 
-fn providers(
-    config: &Config,
-    own: Vec<Arc<dyn Provider>>,
-) -> Result<Vec<(Arc<dyn Provider>, DeliveryConfig)>, StartError> {
+/// A provider, and how events go to it.
+type Configured = (Arc<dyn Provider>, DeliveryConfig);
+
+fn providers(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Vec<Configured>, StartError> {
     let mut providers = Vec::new();
     for vendor in &config.providers {
         let provider = if config.test_mode {
@@ -419,14 +419,12 @@ async fn start_lane(
     Ok((inbox, LaneHandle { status, ledger, spill, running }))
 }
 
-type Probe = Box<dyn Fn() -> i64 + Send + Sync>;
-
 fn register_gauges(
     telemetry: &mut Telemetry,
     config: &Config,
     queue: &queue::QueueSender,
     lanes: &[LaneHandle],
-    dead_letter_bytes: Vec<(&'static str, Probe)>,
+    dead_letter_bytes: Vec<(&'static str, Probe<i64>)>,
     stop: &Stop,
     clock: &Clock,
 ) {
@@ -443,7 +441,7 @@ fn register_gauges(
             .iter()
             .map(|lane| {
                 let (status, ledger, clock) = (lane.status.clone(), lane.ledger.clone(), clock.clone());
-                let probe: Probe = Box::new(move || value(&status, &ledger, &clock));
+                let probe: Probe<i64> = Box::new(move || value(&status, &ledger, &clock));
                 (lane.status.provider, probe)
             })
             .collect::<Vec<_>>()
@@ -461,7 +459,10 @@ fn register_gauges(
         each(|lane, ledger, _| to_i64(ledger.balance().in_flight()) - to_i64(lane.reloaded())),
     );
     let constant = |value: i64| {
-        lanes.iter().map(|lane| (lane.status.provider, Box::new(move || value) as Probe)).collect::<Vec<_>>()
+        lanes
+            .iter()
+            .map(|lane| (lane.status.provider, Box::new(move || value) as Probe<i64>))
+            .collect::<Vec<_>>()
     };
     telemetry.provider_gauge("relay_lane_events_max", constant(to_i64(limits.events_max)));
     telemetry.provider_gauge("relay_dead_letters_bytes", dead_letter_bytes);
@@ -470,7 +471,7 @@ fn register_gauges(
         .iter()
         .map(|lane| {
             let status = lane.status.clone();
-            let state: Box<dyn Fn() -> &'static str + Send + Sync> = Box::new(move || status.state().name());
+            let state: Probe<&'static str> = Box::new(move || status.state().name());
             (lane.status.provider, state)
         })
         .collect();

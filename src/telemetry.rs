@@ -124,14 +124,15 @@ pub const METRICS: [MetricInfo; 30] = [
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
-type Values = Box<dyn Fn() + Send + Sync>;
+/// Tells a live value.
+pub(crate) type Probe<T> = Box<dyn Fn() -> T + Send + Sync>;
 
 /// All metrics of one relay. Not global: each relay has its own, so that tests
 /// can be exact.
 pub struct Telemetry {
     registry: Registry,
     /// Set gauges from the live values, before each scrape.
-    probes: Vec<Values>,
+    probes: Vec<Probe<()>>,
 }
 
 impl fmt::Debug for Telemetry {
@@ -209,11 +210,7 @@ impl Telemetry {
     }
 
     /// Registers gauges that show a live value for each provider.
-    pub(crate) fn provider_gauge(
-        &mut self,
-        name: &'static str,
-        values: Vec<(&'static str, Box<dyn Fn() -> i64 + Send + Sync>)>,
-    ) {
+    pub(crate) fn provider_gauge(&mut self, name: &'static str, values: Vec<(&'static str, Probe<i64>)>) {
         let family: Family<Labels<1>, Gauge> = self.register(name);
         for (provider, value) in values {
             let gauge = family.get_or_create_owned(&[("provider", provider)]);
@@ -227,7 +224,7 @@ impl Telemetry {
     pub(crate) fn provider_states(
         &mut self,
         states: &'static [&'static str],
-        values: Vec<(&'static str, Box<dyn Fn() -> &'static str + Send + Sync>)>,
+        values: Vec<(&'static str, Probe<&'static str>)>,
     ) {
         let family: Family<Labels<2>, Gauge> = self.register("relay_provider_state");
         for (provider, value) in values {
@@ -413,7 +410,12 @@ pub fn init_logs(level: &str, format: LogFormat) {
         LogFormat::Pretty => logs.with_target(false).try_init(),
     };
     panic::set_hook(Box::new(|panic| {
-        let message = panic.payload_as_str().unwrap_or("no message");
+        let payload = panic.payload();
+        let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+            (Some(message), _) => message,
+            (None, Some(message)) => message.as_str(),
+            (None, None) => "no message",
+        };
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         error!(message_of_panic = message, location, "a defect: code panicked");
     }));

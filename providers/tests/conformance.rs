@@ -4,6 +4,8 @@
 //! rows below run for all of them, and what differs between vendors is asked of
 //! `Expect`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     collections::HashSet,
     sync::Arc,
@@ -222,7 +224,9 @@ async fn a_body_over_the_limit_is_not_even_sent() {
         let text = "x".repeat(JSON_BYTES_MAX - 100);
         let properties = Properties::parse(&json!({ "text": text }).to_string()).unwrap();
         let large = Event { properties, ..track("u", "x") };
-        let batch = vec![Arc::new(large); provider.limits().body_bytes_max / JSON_BYTES_MAX + 20];
+        let large = Arc::new(large);
+        let count = provider.limits().body_bytes_max / JSON_BYTES_MAX + 20;
+        let batch: Vec<_> = std::iter::repeat_n(large, count).collect();
         let error = provider.send(&batch).await.unwrap_err();
         assert!(matches!(error, SendError::TooLarge { .. }), "{vendor:?} {error}");
         assert_eq!(sandbox.stats(vendor).requests, 0);

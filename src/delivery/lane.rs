@@ -648,3 +648,6 @@ fn attempt_of(events: &[Waiting]) -> u32 {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

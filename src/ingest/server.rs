@@ -97,3 +97,50 @@ async fn report_health(reporter: HealthReporter, health: Arc<Health>) -> std::co
     reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     std::future::pending().await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tonic::Code;
+
+    use super::*;
+    use crate::{
+        proto::v1::{TrackEventRequest, analytics_service_client::AnalyticsServiceClient},
+        queue::{self, QueueLimits},
+        shutdown::Stop,
+        telemetry::Telemetry,
+        time::Clock,
+    };
+
+    #[tokio::test]
+    async fn a_panic_in_a_handler_is_internal_for_that_caller_and_counted() {
+        let broken = Arc::new(AtomicBool::new(true));
+        let is_broken = broken.clone();
+        let clock = Clock::from_fn(move || {
+            assert!(!is_broken.load(Ordering::SeqCst), "a defect");
+            1_767_225_600_000
+        });
+        let mut telemetry = Telemetry::new(0);
+        let metrics = telemetry.ingest();
+        let (queue, _receiver) = queue::bounded(QueueLimits { events_max: 10, bytes_max: 1 << 20 });
+        let admission = Arc::new(Admission::new(queue.clone(), clock, telemetry.admission()));
+        let health = Arc::new(Health::new(Stop::default(), queue, Vec::new()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let server = serve(listener, 10, admission, health, metrics.clone(), std::future::pending());
+        tokio::spawn(server);
+
+        let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
+        let request = || TrackEventRequest { event_name: "x".into(), ..Default::default() };
+        let status = client.track_event(request()).await.unwrap_err();
+        assert_eq!(status.code(), Code::Internal);
+        assert!(!status.message().contains("assert"), "no inner detail: {status:?}");
+        assert_eq!(metrics.panics.get(), 1);
+        // The same connection goes on.
+        broken.store(false, Ordering::SeqCst);
+        assert!(client.track_event(request()).await.unwrap().into_inner().success);
+        let page = telemetry.encode().unwrap();
+        assert!(page.contains(r#"relay_requests_total{method="TrackEvent",code="INTERNAL"} 1"#), "{page}");
+    }
+}
