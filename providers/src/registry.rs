@@ -1,6 +1,6 @@
 //! Every vendor by name: from settings to a provider that is ready to send.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// An address of a provider.
 pub use reqwest::Url;
@@ -59,6 +59,12 @@ impl Vendor {
                 &[("us", "https://api.segment.io"), ("eu", "https://events.eu1.segmentapis.com")]
             }
         }
+    }
+}
+
+impl fmt::Display for Vendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -26,7 +26,7 @@ const KEY: &str = "sandbox-key";
 
 fn settings(sandbox: &Sandbox, vendor: Vendor) -> ProviderSettings {
     ProviderSettings {
-        vendor: registry::Vendor::from_name(vendor.name()).unwrap(),
+        vendor,
         key: Secret::new(KEY),
         base_url: sandbox.url().parse().unwrap(),
         request_timeout: Duration::from_millis(500),

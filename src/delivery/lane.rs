@@ -586,6 +586,10 @@ impl Lane {
     /// a request that is cut here arrived is unknown; its events go again at the
     /// next start, with the same ids.
     async fn leave(mut self, mut inbox: mpsc::Receiver<Batch>) -> Leftover {
+        // Answers that are here already are no longer unknown.
+        while let Some(answered) = self.in_flight.try_join_next_with_id() {
+            self.settle(answered).await;
+        }
         self.in_flight.shutdown().await;
         // The batch worker stops with us; what it still had comes through here.
         while let Some(batch) = inbox.recv().await {

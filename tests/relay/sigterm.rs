@@ -80,7 +80,7 @@ async fn a_sigterm_at_any_moment_under_load_balances_exactly() {
             setup.sandbox.always(vendor, fault.map(|fault| fault.parse::<Fault>().unwrap()));
         }
         let relay = setup.start().await;
-        let callers = callers(&relay, 4);
+        let callers = callers(&relay, 16);
         sleep(Duration::from_millis(20 + random.below(400))).await;
         let ended = relay.terminate().await;
         let observer = join(callers).await;

@@ -52,43 +52,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
+pub use crate::registry::Vendor;
 pub use fault::{Fault, ParseFaultError};
-
-/// A vendor the sandbox impersonates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Vendor {
-    /// `POST /import` for events, `POST /engage` for profile updates.
-    Mixpanel,
-    /// `POST /batch` and `POST /2/httpapi`.
-    Amplitude,
-    /// `POST /v1/batch`.
-    Segment,
-}
-
-impl Vendor {
-    /// Every vendor, in the order of the enum.
-    pub const ALL: [Self; 3] = [Self::Mixpanel, Self::Amplitude, Self::Segment];
-
-    /// The name used in control requests: `mixpanel`, `amplitude`, `segment`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mixpanel => "mixpanel",
-            Self::Amplitude => "amplitude",
-            Self::Segment => "segment",
-        }
-    }
-
-    /// The vendor called `name` by [`Vendor::name`].
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|vendor| vendor.name() == name)
-    }
-}
-
-impl fmt::Display for Vendor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// How to start a [`Sandbox`].
 #[derive(Debug, Clone)]
