@@ -30,8 +30,9 @@ async fn main() -> anyhow::Result<()> {
         ]
         .map(|(key, value)| (key.to_owned(), PropertyValue { value: Some(value) }))
         .into(),
-        // Your own id makes sending again safe after a lost answer.
+        // Your own id and time make sending again safe after a lost answer.
         event_id: uuid::Uuid::now_v7().to_string(),
+        timestamp_ms: jiff::Timestamp::now().as_millisecond(),
         ..TrackEventRequest::default()
     });
     // Analytics must never hold up what it observes.

@@ -10,9 +10,13 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 
-use crate::{health::Health, telemetry::SharedTelemetry};
+use crate::{health::Health, listener::Connections, telemetry::SharedTelemetry};
+
+/// Most connections at a time: a few scrapers and probes.
+const CONNECTIONS_MAX: usize = 32;
 
 /// The media type of the text format that the metrics are written in.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -35,7 +39,8 @@ pub(crate) async fn serve(
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(Admin { telemetry, health });
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
+    let connections = Connections::new(listener, CONNECTIONS_MAX, Gauge::default());
+    axum::serve(connections, router).with_graceful_shutdown(stop).await
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

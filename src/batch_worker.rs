@@ -4,7 +4,13 @@
 //! for the interval, whichever is first. The rule is a pure value; the loop
 //! below it shows all the control flow.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use analytics_relay_providers::Event;
 use tokio::time::{Instant, sleep_until};
@@ -84,9 +90,31 @@ impl BatchGroup {
     }
 }
 
+/// When the oldest event of the batches that are being gathered was accepted;
+/// shared with the metric.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Gathering(Arc<AtomicI64>);
+
+impl Gathering {
+    /// In Unix milliseconds.
+    pub(crate) fn oldest_accepted_ms(&self) -> Option<i64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|oldest_ms| *oldest_ms != 0)
+    }
+
+    fn publish(&self, groups: &[BatchGroup]) {
+        let oldest = groups.iter().filter_map(|group| Some(group.events.first()?.accepted_ms)).min();
+        self.0.store(oldest.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
 /// Runs until the queue is empty after `closing`, then flushes what is left and
 /// lets go of the lanes.
-pub(crate) async fn run(mut queue: QueueReceiver, mut groups: Vec<BatchGroup>, closing: CancellationToken) {
+pub(crate) async fn run(
+    mut queue: QueueReceiver,
+    mut groups: Vec<BatchGroup>,
+    gathering: Gathering,
+    closing: CancellationToken,
+) {
     info!(
         batch_size = groups.first().map(|group| group.rule.events),
         flush_interval_seconds = groups.first().map(|group| group.rule.interval.as_secs_f64()),
@@ -121,11 +149,12 @@ pub(crate) async fn run(mut queue: QueueReceiver, mut groups: Vec<BatchGroup>, c
                 group.flush(trigger).await;
             }
         }
+        gathering.publish(&groups);
     }
     for group in groups.iter_mut().filter(|group| !group.events.is_empty()) {
         group.flush(Trigger::Drain).await;
     }
-    info!("final flush completed");
+    gathering.publish(&groups);
 }
 
 #[cfg(test)]
@@ -157,7 +186,7 @@ mod tests {
             })
             .unzip();
         let closing = CancellationToken::new();
-        tokio::spawn(run(receiver, groups, closing.clone()));
+        tokio::spawn(run(receiver, groups, Gathering::default(), closing.clone()));
         Worker { queue: sender, lanes, closing }
     }
 

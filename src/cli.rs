@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     outcome::DeadLetterReason,
     shutdown,
-    telemetry::{self, VERSION},
+    telemetry::{self, LogFormat, VERSION},
 };
 
 mod check;
@@ -59,7 +59,7 @@ enum DeadLettersCommand {
     /// Print them, one JSON object a line
     Show(ShowArgs),
     /// Send them again; what is delivered is never sent twice
-    Replay(Filter),
+    Replay(ReplayArgs),
 }
 
 #[derive(Debug, Args)]
@@ -69,6 +69,16 @@ struct ShowArgs {
     /// Print at most this many
     #[arg(long)]
     limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct ReplayArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// Send identifies too. A newer one of the same user may have been delivered
+    /// since: its traits would be overwritten
+    #[arg(long)]
+    identifies: bool,
 }
 
 /// Which dead letters; all without any option.
@@ -93,7 +103,15 @@ struct Filter {
 
 /// Reads the command line and does what it says.
 pub fn run() -> ExitCode {
-    match Cli::parse().command.unwrap_or(Command::Serve) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Printing fails only when nobody reads.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => with_config(|config| in_runtime(serve(config))),
         Command::Check => check::check(Config::from_env()),
         Command::Sandbox(args) => in_runtime(sandbox::sandbox(args)),
@@ -110,6 +128,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let signals = shutdown::signals()?;
     let app = App::start(&config).await?;
     let report = app.run_until(signals).await;
+    if config.log_format == LogFormat::Pretty {
+        print!("{report}");
+    }
     Ok(ExitCode::from(report.exit_code()))
 }
 
@@ -130,9 +151,9 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
         DeadLettersCommand::Show(ShowArgs { filter, limit }) => {
             Config::for_reading().map(|config| dead_letters::show(&at(config, &filter), &filter, limit))
         }
-        DeadLettersCommand::Replay(filter) => Config::from_env().map(|mut config| {
-            config.data_dir = at(config.clone(), &filter);
-            Ok(in_runtime(dead_letters::replay(config, filter)))
+        DeadLettersCommand::Replay(args) => Config::from_env().map(|mut config| {
+            config.data_dir = at(config.clone(), &args.filter);
+            Ok(in_runtime(dead_letters::replay(config, args)))
         }),
     };
     match done {

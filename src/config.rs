@@ -216,7 +216,12 @@ impl Config {
         reader.take_file(file);
         reader.take_environment(vars);
         let config = reader.config();
-        if reader.errors.is_empty() { Ok(config) } else { Err(ConfigError(reader.errors)) }
+        if reader.errors.is_empty() {
+            return Ok(config);
+        }
+        // A misspelled name may be why another one is not set.
+        reader.errors.extend(config.warnings);
+        Err(ConfigError(reader.errors))
     }
 }
 
@@ -244,7 +249,6 @@ impl Reader {
                 Err(_) => {
                     let path = path.display();
                     self.errors.push(format!("{path}: got a line that cannot be read, want NAME=value"));
-                    return;
                 }
             }
         }
@@ -381,18 +385,19 @@ impl Reader {
     }
 
     fn base_url(&mut self, name: &str, vendor: Vendor) -> Url {
-        let text = self.text(name);
+        let (text, source) = self.lookup(name);
+        // A password in it must not be shown.
+        let shown = if text.contains('@') { "***".to_owned() } else { text.clone() };
+        self.show(name, shown.clone(), source);
         let host = vendor.hosts().iter().find(|(region, _)| *region == text);
         let url = host.map_or(text.as_str(), |(_, url)| *url);
-        match url.parse::<Url>() {
-            Ok(url)
-                if matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() =>
-            {
-                url
-            }
+        match url.parse() {
+            Ok(url) if is_base_url(&url) => url,
             _ => {
                 let regions: Vec<_> = vendor.hosts().iter().map(|(region, _)| *region).collect();
-                self.wrong(name, &text, &format!("{}, or a URL with http or https", regions.join(", ")));
+                let want =
+                    format!("{}, or a URL with http or https and no user or query", regions.join(", "));
+                self.wrong(name, &shown, &want);
                 let (_, default) = vendor.hosts()[0];
                 default.parse().expect("the vendors' own hosts are URLs")
             }
@@ -478,25 +483,53 @@ impl Reader {
     /// The value of a setting: its own, for a provider's that of all providers,
     /// or the default.
     fn lookup(&self, name: &str) -> (String, Source) {
-        let general = SETTINGS.iter().find(|info| {
-            info.name == name
-                || info.per_provider && name.strip_suffix(info.name).is_some_and(|p| p.ends_with('_'))
-        });
-        let general = general.expect("every setting that is read is in SETTINGS");
-        let set = |name| self.vars.get(name).map(|(text, source)| (text.trim(), *source));
-        set(name)
-            .filter(|(text, _)| !text.is_empty())
-            .or_else(|| set(general.name).filter(|(text, _)| !text.is_empty()))
-            .map_or((general.default.to_owned(), Source::Default), |(text, source)| (text.to_owned(), source))
+        let general = general(name);
+        let (text, source) =
+            self.set(name).or_else(|| self.set(general.name)).unwrap_or((general.default, Source::Default));
+        (text.to_owned(), source)
+    }
+
+    /// A variable that is set to something.
+    fn set(&self, name: &str) -> Option<(&str, Source)> {
+        let (text, source) = self.vars.get(name)?;
+        Some((text.trim(), *source)).filter(|(text, _)| !text.is_empty())
+    }
+
+    /// True for a provider's setting that only repeats that of all providers,
+    /// which is shown, and found wrong, once.
+    fn is_repeated(&self, name: &str) -> bool {
+        general(name).name != name && self.set(name).is_none()
     }
 
     fn show(&mut self, name: &str, value: String, source: Source) {
-        self.shown.push(Shown { name: name.to_owned(), value, source });
+        if !self.is_repeated(name) {
+            self.shown.push(Shown { name: name.to_owned(), value, source });
+        }
     }
 
     fn wrong(&mut self, name: &str, got: &str, want: &str) {
-        self.errors.push(format!("{name}: got {got:?}, want {want}"));
+        if !self.is_repeated(name) {
+            self.errors.push(format!("{name}: got {got:?}, want {want}"));
+        }
     }
+}
+
+/// The entry of [`SETTINGS`] for a name, that of all providers for a provider's.
+fn general(name: &str) -> &'static SettingInfo {
+    let is_for = |info: &&SettingInfo| {
+        let prefix = name.strip_suffix(info.name);
+        info.name == name || info.per_provider && prefix.is_some_and(|prefix| prefix.ends_with('_'))
+    };
+    SETTINGS.iter().find(is_for).expect("every setting that is read is in SETTINGS")
+}
+
+/// Scheme, host, port and path, and nothing that could be a secret.
+fn is_base_url(url: &Url) -> bool {
+    matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.query().is_none()
+        && url.username().is_empty()
+        && url.password().is_none()
 }
 
 /// Names of all variables, those for one provider included.
@@ -584,6 +617,12 @@ mod tests {
             assert!(names.contains(&name), "{name} in {names:?}");
         }
         assert!(errors.contains(&"BATCH_SIZE: got \"0\", want 1 to 2000".to_owned()), "{errors:?}");
+        let repeated = super::tests::errors(&[("TEST_MODE", "1"), ("BATCH_SIZE", "0"), ("BACTH_SIZE", "1")]);
+        assert_eq!(
+            repeated.len(),
+            2,
+            "once, not once for each provider, and what looks misspelled: {repeated:?}"
+        );
     }
 
     #[test]
@@ -602,6 +641,14 @@ mod tests {
         assert_eq!(config.providers[2].delivery.flush_interval, Duration::from_millis(250));
         assert_eq!(config.providers[1].settings.base_url.as_str(), "https://api.eu.amplitude.com/");
         assert_eq!(config.providers[0].settings.base_url.as_str(), "http://localhost:8080/");
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_shown() {
+        for url in ["https://user:canary@proxy.example", "https://canary@x.example"] {
+            let bad = errors(&[("TEST_MODE", "1"), ("MIXPANEL_BASE_URL", url)]);
+            assert!(bad[0].starts_with("MIXPANEL_BASE_URL: got") && !bad[0].contains("canary"), "{bad:?}");
+        }
     }
 
     #[test]
@@ -639,9 +686,10 @@ mod tests {
         assert_eq!((config.delivery.batch_size, config.grpc.port), (10, 2));
         let source = |name: &str| config.shown.iter().find(|shown| shown.name == name).unwrap().source;
         assert_eq!((source("BATCH_SIZE"), source("GRPC_PORT")), (Source::File, Source::Environment));
-        std::fs::write(&path, "MIXPANEL_API_KEY='canary\n").unwrap();
+        std::fs::write(&path, "TEST_MODE=1\nwhat canary\nBATCH_SIZE=0\n").unwrap();
         let error = Config::read(std::iter::empty(), &path).unwrap_err().to_string();
         assert!(error.contains("cannot be read") && !error.contains("canary"), "{error}");
+        assert!(error.contains("BATCH_SIZE") && !error.contains("MIXPANEL_API_KEY"), "{error}");
     }
 
     #[test]

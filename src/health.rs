@@ -47,9 +47,13 @@ impl Health {
         let lanes = self.lanes.iter().filter_map(|lane| match lane.state() {
             ProviderState::Sending => None,
             ProviderState::Failing => Some(format!("{} does not take events", lane.provider)),
-            ProviderState::Paused => Some(format!("{} refuses its key", lane.provider)),
+            ProviderState::Paused => Some(format!("{} refuses its key or address", lane.provider)),
         });
-        lanes.chain(self.queue_trouble()).collect()
+        let full = self.lanes.iter().filter(|lane| lane.is_full());
+        let full = full.map(|lane| format!("the lane of {} is full", lane.provider));
+        let letters = self.lanes.iter().filter(|lane| lane.dead_letters_fail());
+        let letters = letters.map(|lane| format!("dead letters of {} cannot be written", lane.provider));
+        lanes.chain(full).chain(letters).chain(self.queue_trouble()).collect()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a share")]

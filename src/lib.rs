@@ -33,7 +33,7 @@
 //!
 //! | to | touch |
 //! |---|---|
-//! | add a provider | a file in `providers/src`, its registry, a conformance row, `.env.example` |
+//! | add a provider | a file in `providers/src`, its registry, a conformance row, [`config`], `.env.example` |
 //! | add a front door | a file in `ingest`, [`app`], [`config`] |
 //! | change the batching rule | `batch_worker` |
 //! | add a metric | [`telemetry`] and the line that records it |
@@ -58,6 +58,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 mod health;
+mod listener;
 pub mod shutdown;
 pub mod telemetry;
 mod time;

@@ -47,7 +47,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 30] = [
+pub const METRICS: [MetricInfo; 31] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -86,7 +86,7 @@ pub const METRICS: [MetricInfo; 30] = [
         "relay_provider_state",
         "provider,state",
         "0 or 1",
-        "1 for the state the provider is in: sending, failing (no request gets through) or paused (it refuses the key)",
+        "1 for the state the provider is in: sending, failing (no request gets through) or paused (it refuses our key or address)",
     ),
     metric(
         "relay_batches_total",
@@ -117,6 +117,12 @@ pub const METRICS: [MetricInfo; 30] = [
         "provider",
         "events",
         "Most events in a provider's lane; beyond, they become dead letters",
+    ),
+    metric(
+        "relay_lane_bytes_max",
+        "provider",
+        "bytes",
+        "Most memory that the events in a provider's lane may hold",
     ),
 ];
 
@@ -400,8 +406,22 @@ impl LogFormat {
 /// `level` is a level, which is then ours alone (what our dependencies have to
 /// say starts at `warn`), or directives as `tracing-subscriber` reads them.
 pub fn init_logs(level: &str, format: LogFormat) {
+    init_logs_to(io::stdout, io::stdout().is_terminal(), level, format);
+}
+
+/// As [`init_logs`], for a command whose standard output is its result.
+pub(crate) fn init_logs_to_stderr(level: &str, format: LogFormat) {
+    init_logs_to(io::stderr, io::stderr().is_terminal(), level, format);
+}
+
+fn init_logs_to<W: io::Write + 'static>(
+    writer: fn() -> W,
+    is_terminal: bool,
+    level: &str,
+    format: LogFormat,
+) {
     let filter = parse_level(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(is_terminal);
     // A second call is a test's or an example's; the first one's logs stand.
     let _ = match format {
         LogFormat::Json => {

@@ -9,7 +9,7 @@
 //! | body | 20 MB documented, 10 MB here |
 //! | events per user or device | 1,000 a second over 30 s; above, that id waits 15 s |
 //! | length of an id | 5 characters unless `min_id_length` says otherwise |
-//! | requests of one user | in order |
+//! | requests of one user | in order: the lane keeps it for identifies |
 //!
 //! Sent again: 408, 429, 5xx, no answer, and an answer that cannot be read. A
 //! 400 that lists events means that **nothing was taken**: the others go again
@@ -34,6 +34,8 @@ use crate::{
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 1000, body_bytes_max: BODY_BYTES_MAX, requests_max: 4 };
 const BODY_BYTES_MAX: usize = 10_000_000;
+/// Room for 1,000 users and devices of 255 characters each, and the lists.
+const REPLY_BYTES_MAX: usize = 1_000_000;
 /// How long a throttled user or device waits, unless the answer says longer.
 const THROTTLE_WAIT: Duration = Duration::from_secs(15);
 
@@ -80,6 +82,10 @@ impl Wire for Amplitude {
 
     fn limits(&self) -> BatchLimits {
         LIMITS
+    }
+
+    fn reply_bytes_max(&self) -> usize {
+        REPLY_BYTES_MAX
     }
 
     fn encode(&self, batch: &[Arc<Event>], _now_ms: i64) -> Encoded {
@@ -170,7 +176,7 @@ impl Amplitude {
 
         let rejected = parsed.rejected_indexes();
         let held: HashSet<usize> = parsed.throttled_events.iter().copied().collect();
-        let after = reply.retry_after.unwrap_or(THROTTLE_WAIT);
+        let after = reply.retry_after.unwrap_or(THROTTLE_WAIT).max(THROTTLE_WAIT);
         let verdict = |(index, event): (usize, &&Event)| {
             let ids = self.ids(event);
             let user = ids.as_ref().and_then(|ids| ids.user);
@@ -184,8 +190,8 @@ impl Amplitude {
             } else if rejected.contains_key(&index)
                 || device.is_some_and(|id| parsed.silenced_devices.iter().any(|silenced| silenced == id))
             {
-                let fields = rejected.get(&index).map_or("silenced", String::as_str);
-                let detail = format!("{} {}: {fields}", reply.status, parsed.error);
+                let why = rejected.get(&index).map_or("silenced", String::as_str);
+                let detail = reply.saying(&format!("{why}: {}", parsed.error));
                 Verdict::Rejected { reason: Rejection::Invalid, detail }
             } else if held.contains(&index) || listed(&parsed.throttled_users, &parsed.throttled_devices) {
                 Verdict::Hold { after, detail: detail.clone() }
@@ -279,7 +285,7 @@ struct BatchReply {
 }
 
 impl BatchReply {
-    /// Events that will never be taken, with the fields that are to blame.
+    /// Events that will never be taken, each with one of the fields to blame.
     fn rejected_indexes(&self) -> HashMap<usize, String> {
         let mut rejected: HashMap<usize, String> = HashMap::new();
         let maps = [
@@ -290,9 +296,10 @@ impl BatchReply {
         for (what, map) in maps {
             for (field, indexes) in map {
                 for &index in indexes {
-                    let fields = rejected.entry(index).or_default();
-                    let joint = if fields.is_empty() { "" } else { ", " };
-                    *fields = format!("{fields}{joint}{what} {field}");
+                    // The first is enough, and a hostile list stays cheap.
+                    rejected
+                        .entry(index)
+                        .or_insert_with(|| format!("{what} {}", field.chars().take(64).collect::<String>()));
                 }
             }
         }

@@ -81,8 +81,8 @@ impl Event {
             + self.properties.json().len()
     }
 
-    /// Most bytes that this event takes in a vendor's body, for packing. An
-    /// estimate: what is packed by it is measured again once it is encoded.
+    /// About how many bytes this event takes in a vendor's body, for
+    /// packing; what is packed by it is measured again once it is encoded.
     pub fn wire_bytes_estimate(&self) -> usize {
         // The vendors' own field names, an id and a time, each more than once.
         const ENVELOPE: usize = 420;

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use crate::{BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict};
 
-/// Most bytes of an answer that are read. An answer that is longer says nothing
-/// that we understand.
+/// Most bytes of an answer that are read, unless a vendor's answers can be
+/// longer. One that is longer still says nothing that we understand.
 pub const REPLY_BYTES_MAX: usize = 64 * 1024;
 /// Longest wait that a `Retry-After` is believed.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
@@ -42,6 +42,12 @@ pub trait Wire: Send + Sync + 'static {
     /// See [`Provider::endpoint`].
     fn endpoint(&self, _event: &Event) -> Endpoint {
         Endpoint::DEFAULT
+    }
+
+    /// Most bytes of an answer that are read: as many as a batch in which each
+    /// event is named can need.
+    fn reply_bytes_max(&self) -> usize {
+        REPLY_BYTES_MAX
     }
 
     /// Translates a batch of one endpoint, at `now_ms` Unix milliseconds.
@@ -75,7 +81,7 @@ pub struct Encoded {
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
-    /// The body, at most [`REPLY_BYTES_MAX`], keys removed.
+    /// The body, at most [`Wire::reply_bytes_max`], keys removed.
     pub body: String,
     /// The `Retry-After` header, at most [`RETRY_AFTER_MAX`].
     pub retry_after: Option<Duration>,
@@ -84,9 +90,23 @@ pub struct Reply {
 impl Reply {
     /// Status and the vendor's own words, short and on one line.
     pub fn detail(&self) -> String {
-        let words = self.body.split_whitespace().collect::<Vec<_>>().join(" ");
-        let printable = words.chars().filter(|c| !c.is_control());
-        format!("{} {}", self.status, printable.take(DETAIL_CHARS_MAX).collect::<String>())
+        self.saying(&self.body)
+    }
+
+    /// Status and some of the vendor's words, short and on one line.
+    pub fn saying(&self, words: &str) -> String {
+        let mut said = self.status.to_string();
+        let mut room = DETAIL_CHARS_MAX;
+        for word in words.split_whitespace() {
+            let word: String = word.chars().filter(|c| !c.is_control()).take(room).collect();
+            room = room.saturating_sub(word.chars().count() + 1);
+            said.push(' ');
+            said.push_str(&word);
+            if room == 0 {
+                break;
+            }
+        }
+        said
     }
 
     /// The request may or may not have been taken: send it again.
@@ -98,7 +118,8 @@ impl Reply {
     pub fn failure(&self) -> SendError {
         let detail = self.detail();
         match self.status {
-            401 | 403 => SendError::Unauthorized { detail },
+            // 404 and 405: the address is wrong, and so it is for every event.
+            401 | 403 | 404 | 405 => SendError::Unauthorized { detail },
             413 => SendError::TooLarge { detail },
             408 | 429 | 500.. => self.unavailable(),
             400..=499 => SendError::Refused { detail },
@@ -147,7 +168,7 @@ impl<W: Wire> Provider for HttpProvider<W> {
                 let detail = format!("{} bytes, want at most {}", encoded.body.len(), encoded.body_bytes_max);
                 return Err(SendError::TooLarge { detail });
             }
-            let reply = self.http.post(encoded).await?;
+            let reply = self.http.post(encoded, self.wire.reply_bytes_max()).await?;
             self.wire.interpret(&sent, &reply)?
         };
         Ok(merge(batch.len(), verdicts, rejected))
@@ -209,7 +230,7 @@ impl HttpClient {
     }
 
     /// Sends one request, once, and reads the whole answer.
-    async fn post(&self, encoded: Encoded) -> Result<Reply, SendError> {
+    async fn post(&self, encoded: Encoded, reply_bytes_max: usize) -> Result<Reply, SendError> {
         let url = format!("{}{}", self.settings.base_url.as_str().trim_end_matches('/'), encoded.path);
         let mut request = self.client()?.post(url).header(header::CONTENT_TYPE, "application/json");
         if let Some(user) = &encoded.basic_user {
@@ -228,20 +249,21 @@ impl HttpClient {
             .get(header::RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, SystemTime::now()));
-        let body = self.read(response, retry_after).await?;
+        let body = self.read(response, reply_bytes_max, retry_after).await?;
         Ok(Reply { status, body, retry_after })
     }
 
     async fn read(
         &self,
         mut response: reqwest::Response,
+        bytes_max: usize,
         retry_after: Option<Duration>,
     ) -> Result<String, SendError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(error))? {
-            if body.len() + chunk.len() > REPLY_BYTES_MAX {
+            if body.len() + chunk.len() > bytes_max {
                 let detail =
-                    format!("{} with an answer of over {REPLY_BYTES_MAX} bytes", response.status().as_u16());
+                    format!("{} with an answer of over {bytes_max} bytes", response.status().as_u16());
                 return Err(SendError::Unavailable { retry_after, detail });
             }
             body.extend_from_slice(&chunk);
@@ -362,7 +384,8 @@ mod tests {
             (400, SendError::Refused { detail: String::new() }),
             (401, SendError::Unauthorized { detail: String::new() }),
             (403, SendError::Unauthorized { detail: String::new() }),
-            (404, SendError::Refused { detail: String::new() }),
+            (404, SendError::Unauthorized { detail: String::new() }),
+            (422, SendError::Refused { detail: String::new() }),
             (408, unavailable.clone()),
             (413, SendError::TooLarge { detail: String::new() }),
             (429, unavailable.clone()),

@@ -30,6 +30,9 @@ use crate::{
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 2000, body_bytes_max: BODY_BYTES_MAX, requests_max: 8 };
 const BODY_BYTES_MAX: usize = 2_000_000;
+/// Room for 2,000 rows with a reason each: reading less than that would take
+/// rows that were ingested for a failure.
+const REPLY_BYTES_MAX: usize = 2_000_000;
 const PROFILE_UPDATES_MAX: usize = 2000;
 const ITEMS_MAX: usize = 254;
 const NESTING_MAX: usize = 3;
@@ -141,6 +144,10 @@ impl Wire for Mixpanel {
 
     fn limits(&self) -> BatchLimits {
         LIMITS
+    }
+
+    fn reply_bytes_max(&self) -> usize {
+        REPLY_BYTES_MAX
     }
 
     fn endpoint(&self, event: &Event) -> Endpoint {
@@ -450,7 +457,7 @@ fn interpret_import(sent: usize, reply: &Reply) -> Result<Vec<Verdict>, SendErro
     let mut verdicts = vec![Verdict::Delivered; sent];
     for record in parsed.failed_records {
         if let Some(verdict) = verdicts.get_mut(record.index) {
-            let detail = format!("{} {}: {}", reply.status, record.field, record.message);
+            let detail = reply.saying(&format!("{}: {}", record.field, record.message));
             *verdict = Verdict::Rejected { reason: Rejection::Invalid, detail };
         }
     }

@@ -115,8 +115,8 @@ pub enum SendError {
         /// The status and the vendor's words.
         detail: String,
     },
-    /// The vendor does not accept our key: stop sending and call a person. The
-    /// events are not to blame.
+    /// The vendor does not accept our key, or is not at our address: stop sending
+    /// and call a person. The events are not to blame.
     #[error("unauthorized: {detail}")]
     Unauthorized {
         /// The status and the vendor's words.

@@ -87,7 +87,7 @@ pub struct ProviderSettings {
 
 /// A provider could not be built.
 #[derive(Debug, thiserror::Error)]
-#[error("{vendor}: {source}")]
+#[error("the client for {vendor} cannot be built")]
 pub struct BuildError {
     vendor: &'static str,
     source: reqwest::Error,

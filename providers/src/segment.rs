@@ -97,7 +97,7 @@ impl Wire for Segment {
                 _ => Err(reply.unavailable()),
             },
             410 | 460 => Err(reply.unavailable()),
-            400 | 401 | 403 | 408 | 413 | 429 => Err(reply.failure()),
+            400 | 401 | 403..=405 | 408 | 413 | 429 => Err(reply.failure()),
             // Segment's own SDKs give these up at once.
             402..=499 | 501 | 505 | 511 => {
                 let verdict = Verdict::Rejected { reason: Rejection::Invalid, detail: reply.detail() };
@@ -236,10 +236,10 @@ mod tests {
         for status in [408, 410, 429, 460, 500, 502, 503, 504] {
             assert!(matches!(interpret(status, ""), Err(SendError::Unavailable { .. })), "{status}");
         }
-        for status in [402, 404, 422, 501, 505, 511] {
+        for status in [402, 422, 501, 505, 511] {
             assert!(matches!(interpret(status, "").unwrap()[0], Verdict::Rejected { .. }), "{status}");
         }
-        for status in [401, 403] {
+        for status in [401, 403, 404, 405] {
             assert!(matches!(interpret(status, ""), Err(SendError::Unauthorized { .. })), "{status}");
         }
         assert!(matches!(interpret(400, "{}"), Err(SendError::Refused { .. })));

@@ -116,7 +116,7 @@ async fn every_failure_of_a_request_is_named_for_the_next_move() {
         "429",
         "junk",
         "junk-json",
-        "huge-body=200000",
+        "huge-body=3000000",
         "stall",
         "drip=400",
         "reset-before",
@@ -127,6 +127,8 @@ async fn every_failure_of_a_request_is_named_for_the_next_move() {
     let rows = unavailable.into_iter().map(|fault| (fault, "unavailable")).chain([
         ("401", "unauthorized"),
         ("403", "unauthorized"),
+        ("404", "unauthorized"),
+        ("405", "unauthorized"),
         ("413", "too large"),
         ("400", "refused"),
     ]);
@@ -251,6 +253,31 @@ async fn a_partial_failure_is_read_as_its_vendor_means_it() {
         assert_eq!((&verdicts[0], &verdicts[2]), (&others, &others), "{vendor:?}");
         assert_eq!(sandbox.taken(vendor).len(), taken, "{vendor:?}");
     }
+}
+
+/// The longest answer there is must not be taken for a failure of the whole.
+#[tokio::test]
+async fn a_full_batch_in_which_every_event_is_refused_is_read_to_its_end() {
+    let patient = async |vendor| {
+        let sandbox = Sandbox::start(Options::default()).await.unwrap();
+        let request_timeout = Duration::from_secs(30);
+        let settings = ProviderSettings { request_timeout, ..settings(&sandbox, vendor) };
+        (sandbox, registry::build(&settings).unwrap())
+    };
+    for vendor in [Vendor::Mixpanel, Vendor::Amplitude] {
+        let (sandbox, provider) = patient(vendor).await;
+        sandbox.always(vendor, Some(Fault::RejectEvents { every: 1 }));
+        let events = tracks(provider.limits().events_max);
+        let verdicts = provider.send(&events).await.unwrap();
+        assert_eq!(verdicts.len(), events.len());
+        assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Rejected { .. })), "{vendor:?}");
+    }
+    let (sandbox, provider) = patient(Vendor::Amplitude).await;
+    let users: Vec<String> = (0..1000).map(|i| format!("{i}{}", "x".repeat(250))).collect();
+    let events: Vec<_> = users.iter().map(|user| Arc::new(track(user, "x"))).collect();
+    sandbox.always(Vendor::Amplitude, Some(Fault::ThrottleUsers { users }));
+    let verdicts = provider.send(&events).await.unwrap();
+    assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Hold { .. })));
 }
 
 #[tokio::test]

@@ -5,13 +5,13 @@ use std::{
     io::{self, Write},
     path::Path,
     process::ExitCode,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use analytics_relay_providers::registry;
 use anyhow::{Context, bail};
 
-use super::Filter;
+use super::{Filter, ReplayArgs};
 use crate::{
     app::lane_settings,
     config::{Config, ProviderConfig},
@@ -36,6 +36,14 @@ impl Filter {
         let mut providers = DeadLetterDir::providers(data_dir)?;
         providers.retain(|name| self.provider.as_ref().is_none_or(|wanted| wanted == name));
         Ok(providers)
+    }
+}
+
+impl ReplayArgs {
+    /// Nothing says whether a newer identify was delivered since, and for a
+    /// superseded one it is known.
+    fn sends(&self, letter: &DeadLetter) -> bool {
+        self.identifies || !letter.event.is_identify()
     }
 }
 
@@ -131,8 +139,8 @@ fn report_damage(path: &Path, lines: usize) {
 
 /// Sends letters again, file by file, and prints what became of them. The exit
 /// code says whether all that were tried are delivered.
-pub(super) async fn replay(config: Config, filter: Filter) -> anyhow::Result<ExitCode> {
-    telemetry::init_logs("warn", config.log_format);
+pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<ExitCode> {
+    telemetry::init_logs_to_stderr("warn", config.log_format);
     if config.test_mode {
         bail!("TEST_MODE is on: nothing would be sent, and the letters would count as delivered");
     }
@@ -145,17 +153,25 @@ pub(super) async fn replay(config: Config, filter: Filter) -> anyhow::Result<Exi
     });
 
     let mut clean = true;
-    for name in filter.providers(&config.data_dir)? {
+    let names = args.filter.providers(&config.data_dir)?;
+    if let Some(wanted) = args.filter.provider.as_ref().filter(|_| names.is_empty()) {
+        bail!(
+            "{wanted}: there are no dead letters of a provider of that name in {}",
+            config.data_dir.display()
+        );
+    }
+    for name in names {
         let vendor = config.providers.iter().find(|vendor| vendor.settings.vendor.name() == name);
         let Some(vendor) = vendor else {
-            if filter.provider.is_some() {
-                bail!("{name}: ANALYTICS_PROVIDER does not name it");
+            let why = "it is not among the vendors in ANALYTICS_PROVIDER";
+            if args.filter.provider.is_some() {
+                bail!("{name}: {why}");
             }
-            println!("{name:<12} skipped: ANALYTICS_PROVIDER does not name it");
+            println!("{name:<12} skipped: {why}");
             continue;
         };
-        let report = replay_provider(&config, vendor, &filter, &stop).await?;
-        clean &= report.failed.is_empty() && report.left == 0;
+        let report = replay_provider(&config, vendor, &args, &stop).await?;
+        clean &= report.failed.is_empty() && report.left == 0 && report.unnoted == 0;
         print(&name, &report);
     }
     on_signal.abort();
@@ -165,7 +181,7 @@ pub(super) async fn replay(config: Config, filter: Filter) -> anyhow::Result<Exi
 async fn replay_provider(
     config: &Config,
     vendor: &ProviderConfig,
-    filter: &Filter,
+    args: &ReplayArgs,
     stop: &Stop,
 ) -> anyhow::Result<ReplayReport> {
     let name = vendor.settings.vendor.name();
@@ -183,7 +199,9 @@ async fn replay_provider(
         // Read anew: the file before may have held the same event.
         let stored = DeadLetterDir::read(&path, &dir.replayed()?)?;
         report_damage(&path, stored.damaged);
-        let letters: Vec<_> = stored.letters.into_iter().filter(|letter| filter.takes(letter)).collect();
+        let asked: Vec<_> = stored.letters.into_iter().filter(|letter| args.filter.takes(letter)).collect();
+        let (letters, skipped): (Vec<_>, Vec<_>) = asked.into_iter().partition(|letter| args.sends(letter));
+        total.skipped += skipped.len() as u64;
         if letters.is_empty() {
             continue;
         }
@@ -194,8 +212,8 @@ async fn replay_provider(
         let provider = provider.clone();
         total.add(replay_letters(provider, settings, letters, &log, metrics.of(name), stop).await);
     }
-    drop(log);
-    dir.prune()?;
+    let log = Arc::into_inner(log).context("a lane still writes to the list of replayed events")?;
+    dir.prune(log.into_inner().unwrap_or_else(PoisonError::into_inner))?;
     Ok(total)
 }
 
@@ -204,8 +222,17 @@ fn print(provider: &str, report: &ReplayReport) {
     for (reason, letters) in &report.failed {
         println!("{provider:<12} not delivered {letters} ({reason}); they stay dead letters");
     }
+    if report.skipped > 0 {
+        println!(
+            "{provider:<12} skipped {} identifies, which could overwrite newer ones; --identifies sends them",
+            report.skipped
+        );
+    }
+    if report.unnoted > 0 {
+        println!("{provider:<12} not noted {}: another replay would send them again", report.unnoted);
+    }
     if report.unauthorized {
-        println!("{provider:<12} refuses its key");
+        println!("{provider:<12} refuses its key or address");
     }
     if report.left > 0 {
         println!("{provider:<12} left {}", report.left);

@@ -1,14 +1,18 @@
 //! Everything that one provider has not got yet, and what goes into the next
 //! request. A pure value that takes time as an argument.
 //!
-//! Each event is in one of three places: *ready*, in the order of arrival and
-//! by endpoint; *held* until a time; or *out*, in a request that is under way.
-//! A request takes ready events from the front, up to the provider's limits in
-//! count and bytes, which merges what has waited.
+//! Each event is in one of four places: *ready*, in the order of arrival and by
+//! endpoint; *held* until a time; *blocked* behind another event of its user; or
+//! *out*, in a request that is under way. A request takes ready events from the
+//! front, up to the provider's limits in count and bytes, which merges what has
+//! waited.
 //!
 //! **Order.** An identify is not taken while an earlier one of the same user is
 //! held or out in another request, so an older trait never overwrites a newer
 //! one. Tracks carry their own time and need no order.
+//!
+//! **Throttling.** While the provider holds one of a user's events back, all of
+//! that user's events wait with it: they would only be refused too.
 //!
 //! **Splitting.** Events of a request that was too large come back with
 //! `together_max`, half of their number, and a request is never larger than any
@@ -16,16 +20,12 @@
 //! the others get through, in at most 2n - 1 requests.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
 use analytics_relay_providers::{BatchLimits, Endpoint, Event};
 use tokio::time::Instant;
-
-/// Ready events that are looked at for one request beyond those it takes: a
-/// user whose identifies wait must not make each request look at everything.
-const SKIPPED_MAX: usize = 1024;
 
 /// One event that a provider has not got.
 #[derive(Debug, Clone)]
@@ -39,6 +39,25 @@ pub(crate) struct Waiting {
     pub(crate) together_max: usize,
     /// It came from a spill file.
     pub(crate) reloaded: bool,
+    /// The provider throttles its user.
+    throttled: bool,
+}
+
+/// What stands before a user's other events.
+#[derive(Debug, Default)]
+struct Busy {
+    /// Identifies that are held or out.
+    identifies: usize,
+    /// Events that are held because the provider throttles the user.
+    throttled: usize,
+    /// Events that wait for those.
+    blocked: Vec<(Endpoint, Waiting)>,
+}
+
+impl Busy {
+    fn blocks(&self, event: &Event) -> bool {
+        self.throttled > 0 || event.is_identify() && self.identifies > 0
+    }
 }
 
 /// See the module.
@@ -48,10 +67,10 @@ pub(crate) struct Backlog {
     /// By endpoint, each sorted by arrival.
     ready: BTreeMap<Endpoint, VecDeque<Waiting>>,
     held: BTreeMap<(Instant, u64), (Endpoint, Waiting)>,
-    /// Users with identifies that are held or out, and their number.
-    busy: HashMap<String, usize>,
-    ages: Ages,
-    events: usize,
+    busy: HashMap<String, Busy>,
+    /// When each event was accepted, by its place in the order of arrival.
+    accepted_ms: BTreeMap<u64, i64>,
+    next_seq: u64,
     bytes: usize,
 }
 
@@ -62,18 +81,20 @@ impl Backlog {
             ready: BTreeMap::new(),
             held: BTreeMap::new(),
             busy: HashMap::new(),
-            ages: Ages::default(),
-            events: 0,
+            accepted_ms: BTreeMap::new(),
+            next_seq: 0,
             bytes: 0,
         }
     }
 
     /// Adds an event behind all others.
     pub(crate) fn push(&mut self, event: Arc<Event>, endpoint: Endpoint, reloaded: bool) {
-        self.events += 1;
+        let seq = self.next_seq;
+        self.next_seq += 1;
         self.bytes += event.memory_bytes();
-        let seq = self.ages.arrived(event.accepted_ms);
-        let waiting = Waiting { event, seq, attempts: 0, together_max: usize::MAX, reloaded };
+        self.accepted_ms.insert(seq, event.accepted_ms);
+        let waiting =
+            Waiting { event, seq, attempts: 0, together_max: usize::MAX, reloaded, throttled: false };
         self.ready.entry(endpoint).or_default().push_back(waiting);
     }
 
@@ -101,34 +122,28 @@ impl Backlog {
         let Some(ready) = self.ready.get_mut(&endpoint) else { return Vec::new() };
         let mut together_max = events_max.min(self.limits.events_max);
         let mut taken: Vec<Waiting> = Vec::new();
-        let mut skipped: Vec<Waiting> = Vec::new();
-        let mut users = HashSet::new();
         let mut body_bytes = 0;
         while let Some(waiting) = ready.pop_front() {
+            // Identifies of one user may go together, in order: only those that
+            // were out or held before stand in the way.
+            let busy = waiting.event.subject().and_then(|user| self.busy.get_mut(user));
+            if let Some(busy) = busy.filter(|busy| busy.blocks(&waiting.event)) {
+                busy.blocked.push((endpoint, waiting));
+                continue;
+            }
             let bytes = waiting.event.wire_bytes_estimate();
             let full = taken.len() >= together_max.min(waiting.together_max)
                 || (!taken.is_empty() && body_bytes + bytes > self.limits.body_bytes_max);
-            if full || skipped.len() >= SKIPPED_MAX {
+            if full {
                 ready.push_front(waiting);
                 break;
-            }
-            if let Some(user) = ordered_user(&waiting.event) {
-                let first = !users.contains(user);
-                if first && self.busy.contains_key(user) {
-                    skipped.push(waiting);
-                    continue;
-                }
-                users.insert(user.to_owned());
             }
             together_max = together_max.min(waiting.together_max);
             body_bytes += bytes;
             taken.push(waiting);
         }
-        for waiting in skipped.into_iter().rev() {
-            ready.push_front(waiting);
-        }
         for waiting in &taken {
-            self.mark_busy(&waiting.event);
+            self.mark_busy(waiting);
         }
         taken
     }
@@ -136,9 +151,17 @@ impl Backlog {
     /// Returns events that were out, to be sent again at once.
     pub(crate) fn put_back(&mut self, endpoint: Endpoint, events: Vec<Waiting>) {
         for waiting in events {
-            self.unmark_busy(&waiting.event);
-            self.insert(endpoint, waiting);
+            self.make_ready(endpoint, waiting);
         }
+    }
+
+    /// Keeps an event that was out until a time, and all events of its user
+    /// with it, because the provider throttles that user.
+    pub(crate) fn throttle(&mut self, endpoint: Endpoint, mut waiting: Waiting, until: Instant) {
+        self.unmark_busy(&waiting);
+        waiting.throttled = true;
+        self.mark_busy(&waiting);
+        self.hold(endpoint, waiting, until);
     }
 
     /// Keeps an event that was out until a time. Later identifies of its user
@@ -151,21 +174,22 @@ impl Backlog {
     pub(crate) fn release(&mut self, now: Instant) {
         // Ties and what comes after them stay held: the key is (time, seq).
         let later = self.held.split_off(&(now, u64::MAX));
-        let due = std::mem::replace(&mut self.held, later);
-        self.make_ready(due);
+        for (endpoint, waiting) in std::mem::replace(&mut self.held, later).into_values() {
+            self.make_ready(endpoint, waiting);
+        }
     }
 
     /// Makes all held events ready, whatever their time.
     pub(crate) fn release_all(&mut self) {
-        let held = std::mem::take(&mut self.held);
-        self.make_ready(held);
+        for (endpoint, waiting) in std::mem::take(&mut self.held).into_values() {
+            self.make_ready(endpoint, waiting);
+        }
     }
 
     /// Counts an event that was out as ended.
     pub(crate) fn settle(&mut self, waiting: &Waiting) {
-        self.unmark_busy(&waiting.event);
-        self.ages.ended(waiting.seq);
-        self.events -= 1;
+        self.unmark_busy(waiting);
+        self.accepted_ms.remove(&waiting.seq);
         self.bytes -= waiting.event.memory_bytes();
     }
 
@@ -174,14 +198,15 @@ impl Backlog {
         self.held.keys().next().map(|(until, _)| *until)
     }
 
-    /// True if nothing is ready and nothing is held; something may be out.
+    /// True if nothing is ready and nothing is held. Something may be out, and
+    /// something blocked behind it.
     pub(crate) fn is_idle(&self) -> bool {
         self.held.is_empty() && self.ready.values().all(VecDeque::is_empty)
     }
 
     /// Events that have not ended.
     pub(crate) fn events(&self) -> usize {
-        self.events
+        self.accepted_ms.len()
     }
 
     /// Memory that they hold.
@@ -192,26 +217,28 @@ impl Backlog {
     /// When the oldest event that has not ended was accepted, in Unix
     /// milliseconds.
     pub(crate) fn oldest_accepted_ms(&self) -> Option<i64> {
-        self.ages.oldest_ms()
+        self.accepted_ms.values().next().copied()
     }
 
-    /// Takes everything that is ready or held, in the order of arrival. It
-    /// counts as out.
+    /// Takes everything that is not out, in the order of arrival. It counts as
+    /// out.
     pub(crate) fn take_all(&mut self) -> Vec<Waiting> {
         self.release_all();
         let mut all: Vec<_> = std::mem::take(&mut self.ready).into_values().flatten().collect();
+        for busy in self.busy.values_mut() {
+            all.extend(busy.blocked.drain(..).map(|(_, waiting)| waiting));
+        }
         for waiting in &all {
-            self.mark_busy(&waiting.event);
+            self.mark_busy(waiting);
         }
         in_order(&mut all);
         all
     }
 
-    fn make_ready(&mut self, held: BTreeMap<(Instant, u64), (Endpoint, Waiting)>) {
-        for (endpoint, waiting) in held.into_values() {
-            self.unmark_busy(&waiting.event);
-            self.insert(endpoint, waiting);
-        }
+    fn make_ready(&mut self, endpoint: Endpoint, mut waiting: Waiting) {
+        self.unmark_busy(&waiting);
+        waiting.throttled = false;
+        self.insert(endpoint, waiting);
     }
 
     /// Puts an event where it belongs in the order of arrival, which is near
@@ -222,18 +249,30 @@ impl Backlog {
         ready.insert(place, waiting);
     }
 
-    fn mark_busy(&mut self, event: &Event) {
-        if let Some(user) = ordered_user(event) {
-            *self.busy.entry(user.to_owned()).or_default() += 1;
-        }
+    fn mark_busy(&mut self, waiting: &Waiting) {
+        let (identify, throttled) = (waiting.event.is_identify(), waiting.throttled);
+        let Some(user) = waiting.event.subject().filter(|_| identify || throttled) else { return };
+        let busy = self.busy.entry(user.to_owned()).or_default();
+        busy.identifies += usize::from(identify);
+        busy.throttled += usize::from(throttled);
     }
 
-    fn unmark_busy(&mut self, event: &Event) {
-        let Some(user) = ordered_user(event) else { return };
-        if let Some(out) = self.busy.get_mut(user) {
-            *out -= 1;
-            if *out == 0 {
+    fn unmark_busy(&mut self, waiting: &Waiting) {
+        let (identify, throttled) = (waiting.event.is_identify(), waiting.throttled);
+        let Some(user) = waiting.event.subject().filter(|_| identify || throttled) else { return };
+        let Some(busy) = self.busy.get_mut(user) else { return };
+        busy.identifies -= usize::from(identify);
+        busy.throttled -= usize::from(throttled);
+        let idle = busy.identifies == 0 && busy.throttled == 0;
+        let throttle_ended = throttled && busy.throttled == 0;
+        if idle || throttle_ended {
+            // What must wait on is blocked again when its turn comes.
+            let freed = std::mem::take(&mut busy.blocked);
+            if idle {
                 self.busy.remove(user);
+            }
+            for (endpoint, waiting) in freed {
+                self.insert(endpoint, waiting);
             }
         }
     }
@@ -249,39 +288,9 @@ pub(crate) fn ordered_user(event: &Event) -> Option<&str> {
     event.subject().filter(|_| event.is_identify())
 }
 
-/// Acceptance times from the oldest event that has not ended to the newest.
-/// Events end out of order; the window moves on when its oldest has ended.
-#[derive(Debug, Default)]
-struct Ages {
-    first_seq: u64,
-    accepted_ms: VecDeque<Option<i64>>,
-}
-
-impl Ages {
-    fn arrived(&mut self, accepted_ms: i64) -> u64 {
-        self.accepted_ms.push_back(Some(accepted_ms));
-        self.first_seq + self.accepted_ms.len() as u64 - 1
-    }
-
-    fn ended(&mut self, seq: u64) {
-        let slot = usize::try_from(seq - self.first_seq).ok().and_then(|at| self.accepted_ms.get_mut(at));
-        if let Some(slot) = slot {
-            *slot = None;
-        }
-        while let Some(None) = self.accepted_ms.front() {
-            self.accepted_ms.pop_front();
-            self.first_seq += 1;
-        }
-    }
-
-    fn oldest_ms(&self) -> Option<i64> {
-        self.accepted_ms.front().copied().flatten()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::HashSet, time::Duration};
 
     use proptest::prelude::*;
 
@@ -394,6 +403,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_throttled_users_other_events_wait_with_it_and_nobody_elses() {
+        let mut backlog = backlog();
+        let now = Instant::now();
+        let of = |user: &str| {
+            let mut event = (*track("t")).clone();
+            event.user_id = Some(user.into());
+            Arc::new(event)
+        };
+        backlog.push(of("slow"), TRACKS, false);
+        let slow = take(&mut backlog).remove(0);
+        let until = now + Duration::from_secs(15);
+        backlog.throttle(TRACKS, slow, until);
+        for _ in 0..3000 {
+            backlog.push(of("slow"), TRACKS, false);
+        }
+        backlog.push(of("quick"), TRACKS, false);
+        let taken = take(&mut backlog);
+        assert_eq!(taken.len(), 1, "only quick's, however many of slow's wait before it");
+        assert_eq!(taken[0].event.subject(), Some("quick"));
+        backlog.release(until);
+        let released = take(&mut backlog);
+        assert_eq!(released.iter().map(|waiting| waiting.seq).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_oldest_age_is_that_of_the_oldest_that_has_not_ended() {
         let mut backlog = backlog();
         let mut event = (*track("a")).clone();
@@ -490,6 +524,8 @@ mod tests {
                                 let seconds = (seconds * (index as u64 + 7)) % 20;
                                 if seconds < 3 {
                                     backlog.put_back(endpoint, vec![waiting]);
+                                } else if seconds < 8 {
+                                    backlog.throttle(endpoint, waiting, now + Duration::from_secs(seconds));
                                 } else {
                                     backlog.hold(endpoint, waiting, now + Duration::from_secs(seconds));
                                 }

@@ -14,7 +14,7 @@ use std::{
     collections::HashSet,
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -68,16 +68,7 @@ impl DeadLetterDir {
 
     /// The providers that have dead letters under a data directory.
     pub(crate) fn providers(data_dir: &Path) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(data_dir.join("dead-letters")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            names.extend(entry?.file_name().into_string());
-        }
-        names.sort();
-        Ok(names)
+        files::list_dirs(&data_dir.join("dead-letters"))
     }
 
     /// The files of letters, oldest first; each small enough to be read whole.
@@ -123,26 +114,48 @@ impl DeadLetterDir {
     }
 
     /// Removes files whose letters were all replayed and that no relay writes
-    /// to; with the last of them, the list too.
-    pub(crate) fn prune(&self) -> io::Result<()> {
+    /// to, and forgets replayed events that no file holds any more. Ends the
+    /// replay that `log` belongs to.
+    pub(crate) fn prune(&self, log: ReplayedLog) -> io::Result<()> {
         let replayed = self.replayed()?;
-        let mut kept = 0;
+        let mut kept = HashSet::new();
         for path in self.files()? {
             let mut open = 0;
-            read_letters(&path, |letter| {
-                open += usize::from(letter.is_none_or(|letter| !replayed.contains(&letter.event.id)));
+            let mut ids = HashSet::new();
+            read_letters(&path, |letter| match letter {
+                Some(letter) if replayed.contains(&letter.event.id) => {
+                    ids.insert(letter.event.id.clone());
+                }
+                _ => open += 1,
             })?;
-            let unused = File::open(&path)?.try_lock().is_ok();
+            let file = File::open(&path)?;
+            let unused = file.try_lock().is_ok();
             if open == 0 && unused {
                 fs::remove_file(&path)?;
             } else {
-                kept += 1;
+                kept.extend(ids);
             }
         }
-        if kept == 0 && !replayed.is_empty() {
-            fs::remove_file(self.0.join(REPLAYED))?;
+        if kept.is_empty() || kept.len() < replayed.len() {
+            self.rewrite_replayed(&kept)?;
         }
-        files::sync_dir(&self.0)
+        files::sync_dir(&self.0)?;
+        // Until here no other replay could begin.
+        drop(log);
+        Ok(())
+    }
+
+    /// Replaces the list, whole or not at all.
+    fn rewrite_replayed(&self, ids: &HashSet<EventId>) -> io::Result<()> {
+        let path = self.0.join(REPLAYED);
+        if ids.is_empty() {
+            return fs::remove_file(path);
+        }
+        let unfinished = path.with_extension("unfinished");
+        let _ = fs::remove_file(&unfinished);
+        let mut list = ReplayedLog(files::create_file(&unfinished)?);
+        list.append(ids)?;
+        fs::rename(unfinished, path)
     }
 }
 
@@ -170,8 +183,11 @@ impl ReplayedLog {
     /// Adds events, durably.
     pub(crate) fn append<'a>(&mut self, ids: impl IntoIterator<Item = &'a EventId>) -> io::Result<()> {
         let lines: String = ids.into_iter().flat_map(|id| [id.as_str(), "\n"]).collect();
-        self.0.write_all(lines.as_bytes())?;
-        self.0.sync_data()
+        let length = self.0.metadata()?.len();
+        self.0.write_all(lines.as_bytes()).and_then(|()| self.0.sync_data()).inspect_err(|_| {
+            // Half an id would run into the next one.
+            let _ = self.0.set_len(length);
+        })
     }
 }
 
@@ -179,7 +195,10 @@ impl ReplayedLog {
 #[derive(Debug)]
 pub(crate) struct DeadLetterWriter {
     dir: PathBuf,
+    /// The file that is written to, and its length.
     file: Option<(File, u64)>,
+    /// Its name.
+    path: PathBuf,
     /// Bytes of all files together; shared with the metric.
     bytes: Arc<AtomicU64>,
     bytes_max: u64,
@@ -194,7 +213,8 @@ impl DeadLetterWriter {
         for path in files::list_ndjson(&dir)? {
             bytes += fs::metadata(path)?.len();
         }
-        Ok(Self { dir, file: None, bytes: Arc::new(AtomicU64::new(bytes)), bytes_max })
+        let bytes = Arc::new(AtomicU64::new(bytes));
+        Ok(Self { dir, file: None, path: PathBuf::new(), bytes, bytes_max })
     }
 
     /// Bytes of all files together.
@@ -235,18 +255,28 @@ impl DeadLetterWriter {
             // What is half there must not be read as a letter. The file is left
             // for good: after a failed sync nobody knows what it holds.
             let _ = file.set_len(length);
+            if length == 0 {
+                // A full disk must not fill up with empty files.
+                let _ = fs::remove_file(&self.path);
+            }
             return Err(error);
         }
         self.file = Some((file, length + lines.len() as u64));
         Ok(())
     }
 
-    fn begin_file(&self, now_ms: i64) -> io::Result<File> {
-        let file = files::create_file(&files::new_ndjson(&self.dir, now_ms))?;
-        // Tells a replay that this file is in use.
-        file.lock_shared()?;
-        files::sync_dir(&self.dir)?;
-        Ok(file)
+    fn begin_file(&mut self, now_ms: i64) -> io::Result<File> {
+        loop {
+            self.path = files::new_ndjson(&self.dir, now_ms);
+            let file = files::create_file(&self.path)?;
+            // Tells a replay that this file is in use.
+            file.lock_shared()?;
+            // A replay that came between the two may have removed it as empty.
+            if file.metadata()?.nlink() > 0 {
+                files::sync_dir(&self.dir)?;
+                return Ok(file);
+            }
+        }
     }
 
     /// A replay may have removed files since.
@@ -319,7 +349,8 @@ mod tests {
         writer.write(&[letter("a")], 5).unwrap();
         // A file that cannot be written to any more.
         let path = dir.files().unwrap().remove(0);
-        writer.file = Some((File::open(path).unwrap(), fs::metadata(&dir.0).unwrap().len()));
+        let length = fs::metadata(&path).unwrap().len();
+        writer.file = Some((File::open(path).unwrap(), length));
         assert_eq!(writer.write(&[letter("b")], 5), Err(DropReason::DeadLetterFailed));
         writer.write(&[letter("c")], 5).unwrap();
         let stored = read(&dir);
@@ -332,16 +363,18 @@ mod tests {
         let letters = [letter("a"), letter("b")];
         let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
         writer.write(&letters, 5).unwrap();
-        dir.open_replayed().unwrap().append([&letters[0].event.id]).unwrap();
+        let mut log = dir.open_replayed().unwrap();
+        log.append([&letters[0].event.id]).unwrap();
         assert_eq!(read(&dir).letters, letters[1..]);
-        dir.prune().unwrap();
+        dir.prune(log).unwrap();
         assert_eq!(read(&dir).letters, letters[1..], "a file with an open letter stays");
 
-        dir.open_replayed().unwrap().append([&letters[1].event.id]).unwrap();
-        dir.prune().unwrap();
+        let mut log = dir.open_replayed().unwrap();
+        log.append([&letters[1].event.id]).unwrap();
+        dir.prune(log).unwrap();
         assert_eq!(dir.files().unwrap().len(), 1, "a relay still writes to it");
         drop(writer);
-        dir.prune().unwrap();
+        dir.prune(dir.open_replayed().unwrap()).unwrap();
         assert!(dir.files().unwrap().is_empty());
         assert!(dir.replayed().unwrap().is_empty(), "the list goes with the last file");
     }

@@ -45,6 +45,23 @@ pub(crate) fn list_ndjson(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Names of the directories in a directory, sorted; none if it is not there.
+pub(crate) fn list_dirs(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            names.extend(entry.file_name().into_string());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// A name for a new file: sorts by time and is never used twice by processes
 /// that hold the lock of the data directory in turn.
 pub(crate) fn new_ndjson(dir: &Path, now_ms: i64) -> PathBuf {

@@ -11,12 +11,14 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use analytics_relay_providers::{Endpoint, Event, Provider, SendError, Verdict};
+use analytics_relay_providers::{
+    BatchLimits, Endpoint, Event, Provider, SendError, Verdict, http::RETRY_AFTER_MAX,
+};
 use tokio::{
     sync::mpsc,
     task::{Id, JoinError, JoinSet},
@@ -55,6 +57,9 @@ pub(crate) struct LaneSettings {
     pub(crate) capacity: QueueLimits,
     /// Most events of a request to a provider that does not work.
     pub(crate) probe_events: usize,
+    /// Forced to stop, wait for the answers to requests under way instead of
+    /// abandoning them.
+    pub(crate) awaits_answers: bool,
 }
 
 /// What others may see of a lane.
@@ -67,6 +72,8 @@ pub(crate) struct LaneStatus {
     /// 0 if there is none.
     oldest_accepted_ms: AtomicI64,
     state: AtomicU8,
+    dead_letters_fail: AtomicBool,
+    full: AtomicBool,
 }
 
 impl LaneStatus {
@@ -78,6 +85,8 @@ impl LaneStatus {
             reloaded: AtomicUsize::new(0),
             oldest_accepted_ms: AtomicI64::new(0),
             state: AtomicU8::new(0),
+            dead_letters_fail: AtomicBool::new(false),
+            full: AtomicBool::new(false),
         }
     }
 
@@ -96,12 +105,19 @@ impl LaneStatus {
         self.reloaded.load(Ordering::Relaxed)
     }
 
-    /// Age of the oldest of them; 0 if there is none.
-    pub(crate) fn oldest_age_ms(&self, now_ms: i64) -> i64 {
-        match self.oldest_accepted_ms.load(Ordering::Relaxed) {
-            0 => 0,
-            oldest_ms => (now_ms - oldest_ms).max(0),
-        }
+    /// When the oldest of them was accepted, in Unix milliseconds.
+    pub(crate) fn oldest_accepted_ms(&self) -> Option<i64> {
+        Some(self.oldest_accepted_ms.load(Ordering::Relaxed)).filter(|oldest_ms| *oldest_ms != 0)
+    }
+
+    /// True if the last dead letters could not be written.
+    pub(crate) fn dead_letters_fail(&self) -> bool {
+        self.dead_letters_fail.load(Ordering::Relaxed)
+    }
+
+    /// True if the lane has no room for new events.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     /// How the provider is doing.
@@ -127,6 +143,7 @@ struct Reloaded {
 /// See the module.
 pub(crate) struct Lane {
     provider: Arc<dyn Provider>,
+    limits: BatchLimits,
     settings: LaneSettings,
     recorder: Arc<dyn Recorder>,
     metrics: LaneMetrics,
@@ -165,9 +182,11 @@ impl Lane {
         clock: Clock,
         stop: Stop,
     ) -> Self {
-        let backlog = Backlog::new(provider.limits());
+        let limits = provider.limits();
+        let backlog = Backlog::new(limits);
         Self {
             provider,
+            limits,
             settings,
             recorder,
             metrics,
@@ -249,7 +268,9 @@ impl Lane {
         }
         self.full = true;
         let event_count = overflow.len();
-        if let Err(reason) = self.recorder.dead_lettered(overflow).await {
+        let written = self.recorder.dead_lettered(overflow).await;
+        self.status.dead_letters_fail.store(written.is_err(), Ordering::Relaxed);
+        if let Err(reason) = written {
             // There is no room to keep them for another try.
             self.drop_events(reason, event_count);
         }
@@ -263,8 +284,8 @@ impl Lane {
 
     fn start_requests(&mut self) {
         let (requests_max, events_max) = match self.gate.state() {
-            _ if self.draining => (self.provider.limits().requests_max, usize::MAX),
-            ProviderState::Sending => (self.provider.limits().requests_max, usize::MAX),
+            _ if self.draining => (self.limits.requests_max, usize::MAX),
+            ProviderState::Sending => (self.limits.requests_max, usize::MAX),
             ProviderState::Failing | ProviderState::Paused => (1, self.settings.probe_events),
         };
         let now = Instant::now();
@@ -302,7 +323,7 @@ impl Lane {
                 (error.id(), Err(SendError::Unavailable { retry_after: None, detail }))
             }
         };
-        let mut sent = self.sent.remove(&id).expect("every request that runs is in `sent`");
+        let sent = self.sent.remove(&id).expect("every request that runs is in `sent`");
         self.metrics.attempts.inc_by(sent.events.len() as u64);
         self.metrics.request.observe(sent.at.elapsed().as_secs_f64());
         match checked(answer, sent.events.len()) {
@@ -321,7 +342,6 @@ impl Lane {
             }
             Err(SendError::Unauthorized { detail }) => {
                 self.metrics.batch("unauthorized");
-                in_order(&mut sent.events);
                 self.pause(sent, &detail);
             }
         }
@@ -329,8 +349,7 @@ impl Lane {
 
     /// The provider answered for each event.
     async fn settle_verdicts(&mut self, sent: Sent, verdicts: Vec<Verdict>) {
-        self.gate.succeeded();
-        self.budget.deposit();
+        self.gate.answered();
         let (now, event_count) = (Instant::now(), sent.events.len());
         let attempt = attempt_of(&sent.events);
         let mut delivered = Vec::new();
@@ -362,13 +381,16 @@ impl Lane {
                         self.exhausted(waiting, detail, &mut dead);
                     } else {
                         self.metrics.retries.inc();
-                        self.backlog.hold(sent.endpoint, waiting, now + after);
+                        self.backlog.throttle(sent.endpoint, waiting, now + after);
                     }
                 }
             }
         }
 
         self.metrics.batch(if delivered.len() == event_count { "delivered" } else { "partial" });
+        if !delivered.is_empty() {
+            self.budget.deposit();
+        }
         let took = sent.at.elapsed();
         if dead.is_empty() && again.is_empty() && delivered.len() == event_count {
             info!(
@@ -431,7 +453,7 @@ impl Lane {
     /// Too much, or something in it: the halves go again at once. A lone event
     /// is to blame.
     async fn split(&mut self, sent: Sent, reason: DeadLetterReason, detail: String) {
-        self.gate.succeeded();
+        self.gate.answered();
         let Sent { endpoint, mut events, .. } = sent;
         if events.len() == 1 {
             let mut waiting = events.remove(0);
@@ -453,14 +475,14 @@ impl Lane {
         self.backlog.put_back(endpoint, events);
     }
 
-    /// The provider refuses our key: the events wait, and no attempt is counted.
+    /// The provider refuses our key or our address: the events wait, and no attempt is counted.
     fn pause(&mut self, sent: Sent, detail: &str) {
         self.gate.unauthorized(Instant::now());
         error!(
             provider = self.provider.name(),
             lane_events = self.backlog.events(),
             error = detail,
-            "provider refuses its key: it is paused and its events wait"
+            "provider refuses its key or address: it is paused and its events wait"
         );
         if self.draining {
             // No attempt of this run can succeed.
@@ -506,14 +528,7 @@ impl Lane {
         if dead.is_empty() {
             return;
         }
-        let (_, reason, detail) = &dead[0];
-        error!(
-            provider = self.provider.name(),
-            event_count = dead.len(),
-            reason = reason.name(),
-            error = detail,
-            "events become dead letters"
-        );
+        let (reason, detail) = (dead[0].1, dead[0].2.clone());
         let letters = dead
             .iter()
             .map(|(waiting, reason, detail)| {
@@ -521,9 +536,19 @@ impl Lane {
             })
             .collect();
         let written = self.recorder.dead_lettered(letters).await;
+        self.status.dead_letters_fail.store(written.is_err(), Ordering::Relaxed);
         let events: Vec<Waiting> = dead.into_iter().map(|(waiting, ..)| waiting).collect();
         match written {
-            Ok(()) => self.end(&events),
+            Ok(()) => {
+                error!(
+                    provider = self.provider.name(),
+                    event_count = events.len(),
+                    reason = reason.name(),
+                    error = detail,
+                    "events become dead letters"
+                );
+                self.end(&events);
+            }
             Err(reason @ DropReason::DeadLettersFull) => {
                 self.drop_events(reason, events.len());
                 self.end(&events);
@@ -580,12 +605,18 @@ impl Lane {
         status.reloaded.store(self.reloaded.left, Ordering::Relaxed);
         status.oldest_accepted_ms.store(self.backlog.oldest_accepted_ms().unwrap_or(0), Ordering::Relaxed);
         status.state.store(self.gate.state() as u8, Ordering::Relaxed);
+        status.full.store(self.full, Ordering::Relaxed);
     }
 
     /// Gives up what is under way and collects all that has not ended. Whether
     /// a request that is cut here arrived is unknown; its events go again at the
     /// next start, with the same ids.
     async fn leave(mut self, mut inbox: mpsc::Receiver<Batch>) -> Leftover {
+        if self.settings.awaits_answers {
+            while let Some(answered) = self.in_flight.join_next_with_id().await {
+                self.settle(answered).await;
+            }
+        }
         // Answers that are here already are no longer unknown.
         while let Some(answered) = self.in_flight.try_join_next_with_id() {
             self.settle(answered).await;
@@ -629,8 +660,8 @@ impl Leftover {
     }
 }
 
-/// An answer that can be acted upon: a verdict for each event, and not only
-/// such as ask for the same request again.
+/// An answer that can be acted upon: a verdict for each event, not only such as
+/// ask for the same request again, and no wait that never ends.
 fn checked(answer: Result<Vec<Verdict>, SendError>, events: usize) -> Result<Vec<Verdict>, SendError> {
     let unusable = |detail| Err(SendError::Unavailable { retry_after: None, detail });
     match answer {
@@ -640,7 +671,19 @@ fn checked(answer: Result<Vec<Verdict>, SendError>, events: usize) -> Result<Vec
         Ok(verdicts) if verdicts.iter().all(|verdict| *verdict == Verdict::Resend) => {
             unusable("the provider's code asks for the same request again".to_owned())
         }
-        answer => answer,
+        Ok(mut verdicts) => {
+            for verdict in &mut verdicts {
+                if let Verdict::Hold { after, .. } = verdict {
+                    *after = (*after).min(RETRY_AFTER_MAX);
+                }
+            }
+            Ok(verdicts)
+        }
+        Err(SendError::Unavailable { retry_after, detail }) => {
+            let retry_after = retry_after.map(|after| after.min(RETRY_AFTER_MAX));
+            Err(SendError::Unavailable { retry_after, detail })
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -24,9 +24,9 @@ pub(crate) mod spill;
 /// Events that left the batch worker together, shared by all lanes.
 pub(crate) type Batch = Arc<[Arc<Event>]>;
 
-/// Batches that may wait before a lane looks at them. It looks at once unless
-/// it is writing to the disk.
-const INBOX_BATCHES_MAX: usize = 64;
+/// Events, in whole batches, that may wait before a lane looks at them. It looks
+/// at once unless it is writing to the disk.
+const INBOX_EVENTS_MAX: usize = 4000;
 
 /// A lane's entrance; held by the batch worker. When the last one is dropped
 /// the lane knows that nothing more will come.
@@ -34,9 +34,10 @@ const INBOX_BATCHES_MAX: usize = 64;
 pub(crate) struct LaneInbox(mpsc::Sender<Batch>);
 
 impl LaneInbox {
-    /// Makes an entrance and the end that the lane holds.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Batch>) {
-        let (sender, receiver) = mpsc::channel(INBOX_BATCHES_MAX);
+    /// Makes an entrance for batches of that size and the end that the lane
+    /// holds.
+    pub(crate) fn new(batch_events: usize) -> (Self, mpsc::Receiver<Batch>) {
+        let (sender, receiver) = mpsc::channel((INBOX_EVENTS_MAX / batch_events).max(1));
         (Self(sender), receiver)
     }
 
@@ -56,7 +57,7 @@ pub(crate) mod test_support {
     use super::*;
 
     pub(crate) fn inbox() -> (LaneInbox, mpsc::Receiver<Batch>) {
-        LaneInbox::new()
+        LaneInbox::new(50)
     }
 
     pub(crate) fn track(name: &str) -> Arc<Event> {

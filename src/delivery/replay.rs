@@ -42,9 +42,14 @@ pub(crate) struct ReplayReport {
     pub(crate) delivered: u64,
     /// Letters that it did not take again, by the new reason.
     pub(crate) failed: BTreeMap<DeadLetterReason, u64>,
+    /// Letters that it took, which could not be noted: another replay would
+    /// send them again.
+    pub(crate) unnoted: u64,
+    /// Identifies that were not asked for.
+    pub(crate) skipped: u64,
     /// Letters that were not tried to the end.
     pub(crate) left: u64,
-    /// The provider refused our key.
+    /// The provider refused our key or our address.
     pub(crate) unauthorized: bool,
 }
 
@@ -55,6 +60,8 @@ impl ReplayReport {
         for (reason, letters) in part.failed {
             *self.failed.entry(reason).or_default() += letters;
         }
+        self.unnoted += part.unnoted;
+        self.skipped += part.skipped;
         self.left += part.left;
         self.unauthorized |= part.unauthorized;
     }
@@ -73,6 +80,8 @@ pub(crate) async fn replay(
     let recorder = Arc::new(ReplayRecorder::new(log));
     let status = Arc::new(LaneStatus::new(provider.name()));
     let stop = stop.child();
+    // An answer that is not waited for would be a letter sent twice.
+    let settings = LaneSettings { awaits_answers: true, ..settings };
     let lane = Lane::new(
         provider,
         settings,
@@ -83,7 +92,7 @@ pub(crate) async fn replay(
         stop.clone(),
     );
 
-    let (inbox, receiver) = LaneInbox::new();
+    let (inbox, receiver) = LaneInbox::new(1);
     let mut seen = HashSet::new();
     let first_copy = |letter: DeadLetter| seen.insert(letter.event.id.clone()).then_some(letter.event);
     inbox.send(letters.into_iter().filter_map(first_copy).collect()).await;
@@ -105,6 +114,8 @@ pub(crate) async fn replay(
     ReplayReport {
         delivered: recorder.delivered.load(Ordering::Relaxed),
         failed: recorder.failed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        unnoted: recorder.unnoted.load(Ordering::Relaxed),
+        skipped: 0,
         left: leftover.events.len() as u64,
         unauthorized: status.state() == ProviderState::Paused,
     }
@@ -113,12 +124,18 @@ pub(crate) async fn replay(
 struct ReplayRecorder {
     log: Arc<Mutex<ReplayedLog>>,
     delivered: AtomicU64,
+    unnoted: AtomicU64,
     failed: Mutex<BTreeMap<DeadLetterReason, u64>>,
 }
 
 impl ReplayRecorder {
     fn new(log: &Arc<Mutex<ReplayedLog>>) -> Self {
-        Self { log: log.clone(), delivered: AtomicU64::new(0), failed: Mutex::default() }
+        Self {
+            log: log.clone(),
+            delivered: AtomicU64::new(0),
+            unnoted: AtomicU64::new(0),
+            failed: Mutex::default(),
+        }
     }
 }
 
@@ -130,10 +147,8 @@ impl Recorder for ReplayRecorder {
         let log = self.log.clone();
         let noted = spawn_blocking(move || log.lock().unwrap_or_else(PoisonError::into_inner).append(&ids));
         if !matches!(noted.await, Ok(Ok(()))) {
-            error!(
-                event_count = count,
-                "replayed events could not be noted: another replay would send them again"
-            );
+            self.unnoted.fetch_add(count, Ordering::Relaxed);
+            error!(event_count = count, "replayed events could not be noted");
         }
         self.delivered.fetch_add(count, Ordering::Relaxed);
     }

@@ -87,7 +87,7 @@ pub(crate) enum ProviderState {
     Sending,
     /// Several in a row did not.
     Failing,
-    /// It refuses our key: a person is needed.
+    /// It refuses our key or our address: a person is needed.
     Paused,
 }
 
@@ -132,8 +132,8 @@ impl Gate {
         }
     }
 
-    /// A request got through.
-    pub(crate) fn succeeded(&mut self) {
+    /// The provider answered a request, whatever it made of it.
+    pub(crate) fn answered(&mut self) {
         *self = Self::new();
     }
 
@@ -147,7 +147,7 @@ impl Gate {
         }
     }
 
-    /// The provider refused our key.
+    /// The provider refused our key or our address.
     pub(crate) fn unauthorized(&mut self, now: Instant) {
         self.paused = true;
         self.closed_until = Some(now + PROBE_INTERVAL);
@@ -233,7 +233,7 @@ mod tests {
         gate.failed(now, delay, false);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Failing, Some(now + delay)));
         assert_eq!(gate.opens_at(now + delay), None);
-        gate.succeeded();
+        gate.answered();
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
     }
 
@@ -252,7 +252,7 @@ mod tests {
         let mut gate = Gate::new();
         gate.unauthorized(now);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Paused, Some(now + PROBE_INTERVAL)));
-        gate.succeeded();
+        gate.answered();
         assert_eq!(gate.state(), ProviderState::Sending);
     }
 }

@@ -63,15 +63,22 @@ impl SpillDir {
     ) -> io::Result<()> {
         let path = files::new_ndjson(&self.0, now_ms);
         let unfinished = path.with_extension("unfinished");
-        let file = files::create_file(&unfinished)?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        for event in events {
-            serde_json::to_writer(&mut out, event)?;
-            out.write_all(b"\n")?;
-        }
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        write_events(&unfinished, events).inspect_err(|_| {
+            let _ = fs::remove_file(&unfinished);
+        })?;
         fs::rename(&unfinished, &path)?;
         files::sync_dir(&self.0)
+    }
+
+    /// Providers that have spilled events under a data directory.
+    pub(crate) fn providers(data_dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for name in files::list_dirs(&data_dir.join("spill"))? {
+            if !files::list_ndjson(&data_dir.join("spill").join(&name))?.is_empty() {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// Removes files whose events have all ended, or stand in a newer file.
@@ -82,6 +89,15 @@ impl SpillDir {
             }
         }
     }
+}
+
+fn write_events<'a>(path: &Path, events: impl IntoIterator<Item = &'a Event>) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, files::create_file(path)?);
+    for event in events {
+        serde_json::to_writer(&mut out, event)?;
+        out.write_all(b"\n")?;
+    }
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// Appends the events of a file; returns the number of lines that are none.

@@ -11,6 +11,8 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
+use super::refusal::malformed;
+
 /// First size of a call's buffers: most messages fit.
 const BUFFER_BYTES: usize = 1024;
 /// Bytes that are gathered before they are handed to the connection.
@@ -71,9 +73,7 @@ impl<U: Message + Default> Decoder for MessageDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        U::decode(bytes)
-            .map(Some)
-            .map_err(|error| Status::invalid_argument(format!("the message cannot be decoded: {error}")))
+        U::decode(bytes).map(Some).map_err(|error| malformed(&error))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

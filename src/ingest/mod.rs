@@ -4,7 +4,6 @@
 
 pub(crate) mod codec;
 pub(crate) mod grpc;
-pub(crate) mod listener;
 mod observe;
 mod refusal;
 pub(crate) mod server;

@@ -30,6 +30,17 @@ impl From<Denied> for Status {
     }
 }
 
+/// A message that is no message: it never came to admission, so its reason is
+/// none of admission's, and it counts as a request and not as an event.
+pub(super) fn malformed(error: &prost::DecodeError) -> Status {
+    const REASON: &str = "MESSAGE_MALFORMED";
+    let description = format!("got bytes that cannot be decoded ({error}), want a protobuf message");
+    let violation = FieldViolation { reason: REASON.to_owned(), ..FieldViolation::new("", &description) };
+    let mut details = ErrorDetails::with_bad_request(vec![violation]);
+    details.set_error_info(REASON, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::InvalidArgument, description, details)
+}
+
 fn said(violation: &Violation) -> String {
     format!("{}: got {}, want {}", violation.field, violation.got, violation.want)
 }

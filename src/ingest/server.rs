@@ -8,10 +8,11 @@ use tonic_health::server::HealthReporter;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
 
-use super::{grpc::GrpcFrontDoor, listener::connections, observe::ObserveLayer};
+use super::{grpc::GrpcFrontDoor, observe::ObserveLayer};
 use crate::{
     admission::Admission,
     health::Health,
+    listener::Connections,
     proto::v1::{DESCRIPTOR_SET, analytics_service_server::AnalyticsServiceServer},
     telemetry::IngestMetrics,
 };
@@ -23,8 +24,9 @@ const HEADER_BYTES_MAX: u32 = 8 * 1024;
 /// Most calls at a time on one connection.
 const STREAMS_MAX: u32 = 100;
 /// Most calls of one connection that its caller has reset and we have not seen
-/// off yet. (CVE-2023-44487)
-const RESETS_MAX: usize = 20;
+/// off yet (CVE-2023-44487): as many as a caller can have open whose deadlines
+/// all pass at once.
+const RESETS_MAX: usize = STREAMS_MAX as usize;
 /// Longest time from a call's head to its answer; only a caller that sends its
 /// message slowly comes near it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,7 +67,7 @@ pub(crate) async fn serve(
         .max_decoding_message_size(MESSAGE_BYTES_MAX);
 
     let (reporter, standard_health) = tonic_health::server::health_reporter();
-    let incoming = connections(listener, connections_max, metrics.connections.clone());
+    let incoming = Connections::new(listener, connections_max, metrics.connections.clone()).into_stream();
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)

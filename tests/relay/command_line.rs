@@ -93,7 +93,9 @@ async fn a_replay_that_is_repeated_sends_nothing_twice() {
 #[tokio::test]
 async fn a_replay_to_a_provider_that_is_down_or_refuses_its_key_keeps_the_letters() {
     let (mut setup, _) = with_dead_letters().await;
-    for (fault, says) in [("503", "not delivered 20 (retries_exhausted)"), ("401", "refuses its key")] {
+    for (fault, says) in
+        [("503", "not delivered 20 (retries_exhausted)"), ("401", "refuses its key or address")]
+    {
         setup.sandbox.always(Vendor::Mixpanel, Some(fault.parse().unwrap()));
         let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
         assert_eq!((code, out.contains(says)), (1, true), "{fault}: {out}");
@@ -102,6 +104,37 @@ async fn a_replay_to_a_provider_that_is_down_or_refuses_its_key_keeps_the_letter
     setup.set("TEST_MODE", "true");
     let (code, _, err) = setup.run(&["dead-letters", "replay"]).await;
     assert_eq!((code, err.contains("TEST_MODE")), (1, true), "{err}");
+}
+
+#[tokio::test]
+async fn a_replay_leaves_identifies_alone_unless_it_is_asked() {
+    let mut setup = Setup::new().await;
+    setup.set("MAX_RETRY_ATTEMPTS", "1");
+    setup.sandbox.always(Vendor::Segment, Some("503".parse().unwrap()));
+    let relay = setup.start().await;
+    relay.client().identify_user(crate::harness::identify("ann", &[])).await.unwrap();
+    relay.client().track_event(crate::harness::track("x", "ann")).await.unwrap();
+    relay.dead_lettered(Vendor::Segment, 2).await;
+    relay.terminate().await;
+    setup.sandbox.always(Vendor::Segment, None);
+    let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!(
+        (code, out.contains("delivered 1") && out.contains("skipped 1 identifies")),
+        (0, true),
+        "{out}"
+    );
+    let (code, out, _) = setup.run(&["dead-letters", "replay", "--identifies"]).await;
+    assert_eq!((code, out.contains("delivered 1")), (0, true), "{out}");
+    assert_eq!(setup.sandbox.stats(Vendor::Segment).taken, 2);
+}
+
+#[tokio::test]
+async fn a_replay_of_a_provider_without_dead_letters_says_so() {
+    let setup = Setup::new().await;
+    let (code, _, err) = setup.run(&["dead-letters", "replay", "--provider", "mixpanle"]).await;
+    assert_eq!((code, err.contains("mixpanle: there are no dead letters")), (1, true), "{err}");
+    let (code, _, err) = setup.run(&["no-such-command"]).await;
+    assert_eq!((code, err.contains("no-such-command")), (1, true), "{err}");
 }
 
 #[tokio::test]
@@ -178,9 +211,34 @@ async fn a_port_that_is_taken_is_an_error_that_names_the_setting() {
     let mut setup = Setup::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     setup.set("GRPC_PORT", &taken.local_addr().unwrap().port().to_string());
+    // Something that a start would send.
+    let spill = setup.data_dir().join("spill/mixpanel");
+    std::fs::create_dir_all(&spill).unwrap();
+    let event = serde_json::json!({"id": "id-1", "kind": "track", "name": "x", "user_id": "u",
+        "time_ms": 1_767_225_600_000_i64, "accepted_ms": 1_767_225_600_000_i64, "properties": {}});
+    std::fs::write(spill.join("000000000000001-0000.ndjson"), format!("{event}\n")).unwrap();
     let (code, _, err) = setup.run(&[]).await;
     assert_eq!(code, 1);
     assert!(err.contains("GRPC_PORT") && err.contains("cannot listen at"), "{err}");
+    assert_eq!(err.matches("in use").count(), 1, "the cause once: {err}");
+    assert_eq!(setup.sandbox.stats(Vendor::Mixpanel).requests, 0, "a start that fails sends nothing");
+    assert_eq!(lines_on_disk(&spill).len(), 1);
+}
+
+#[tokio::test]
+async fn spilled_events_of_a_provider_that_is_not_named_are_kept_and_told() {
+    let mut setup = Setup::new().await;
+    setup.set("DRAIN_TIMEOUT_SECONDS", "1");
+    setup.sandbox.always(Vendor::Segment, Some("401".parse().unwrap()));
+    let relay = setup.start().await;
+    Observer::default().tracks(&mut relay.client(), 3).await;
+    assert_eq!(relay.terminate().await.balance(Vendor::Segment).spilled, 3);
+    setup.set("ANALYTICS_PROVIDER", "mixpanel");
+    let relay = setup.start().await;
+    let warning = relay.log("spilled events of a provider that is not named stay on disk").await;
+    assert_eq!(warning["provider"], "segment");
+    relay.terminate().await;
+    assert_eq!(lines_on_disk(&setup.data_dir().join("spill/segment")).len(), 3);
 }
 
 #[tokio::test]
@@ -206,7 +264,7 @@ async fn the_sandbox_command_takes_events_and_misbehaves_on_demand() {
     let relay = setup.start().await;
     Observer::default().tracks(&mut relay.client(), 3).await;
     relay
-        .log_where("provider refuses its key: it is paused and its events wait", |l| {
+        .log_where("provider refuses its key or address: it is paused and its events wait", |l| {
             l["provider"] == "segment"
         })
         .await;

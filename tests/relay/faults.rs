@@ -48,7 +48,7 @@ async fn whatever_passes_costs_attempts_and_no_event() {
         "429+retry-after=nonsense",
         "junk",
         "junk-json",
-        "huge-body=300000",
+        "huge-body=3000000",
         "stall",
         "drip=300",
         "reset-before",
@@ -218,17 +218,29 @@ async fn amplitudes_429_holds_back_only_the_throttled_user() {
     let users: Vec<_> = setup.sandbox.taken(Vendor::Amplitude).into_iter().map(|taken| taken.user).collect();
     assert_eq!(users, ["a", "b", "c"]);
     sleep(Duration::from_millis(300)).await;
-    assert_eq!(setup.sandbox.stats(Vendor::Amplitude).requests, 2, "the throttled user waits 15 s");
+    // Another event of that user would only be refused too.
+    for user in ["slow", "d"] {
+        observer.track(&mut client, "x", user).await;
+    }
+    taken(&setup, Vendor::Amplitude, 4).await;
+    let requests = setup.sandbox.requests(Vendor::Amplitude);
+    let refused = requests.iter().filter(|seen| seen.status == Some(429)).count();
+    assert_eq!((refused, requests.len()), (1, 3), "the throttled user waits 15 s: {requests:?}");
     setup.sandbox.always(Vendor::Amplitude, None);
     // A drain cuts the waiting short.
     let ended = relay.terminate().await;
     observer.check_balance(&setup, &ended);
-    assert_eq!(ended.balance(Vendor::Amplitude).delivered, 5);
+    assert_eq!(ended.balance(Vendor::Amplitude).delivered, 7);
 }
 
 #[tokio::test]
 async fn a_bad_key_pauses_the_provider_and_burns_no_event() {
-    for (vendor, row) in [(Vendor::Mixpanel, "401"), (Vendor::Amplitude, "403"), (Vendor::Segment, "401")] {
+    for (vendor, row) in [
+        (Vendor::Mixpanel, "401"),
+        (Vendor::Amplitude, "403"),
+        (Vendor::Segment, "401"),
+        (Vendor::Segment, "404"),
+    ] {
         let setup = Setup::new().await;
         setup.sandbox.always(vendor, Some(fault(row)));
         let relay = setup.start().await;
@@ -237,7 +249,7 @@ async fn a_bad_key_pauses_the_provider_and_burns_no_event() {
         for other in Vendor::ALL.into_iter().filter(|other| *other != vendor) {
             taken(&setup, other, EVENTS as u64).await;
         }
-        relay.log("provider refuses its key: it is paused and its events wait").await;
+        relay.log("provider refuses its key or address: it is paused and its events wait").await;
         assert!(setup.sandbox.stats(vendor).requests <= 8, "{vendor:?}: a paused provider is left alone");
         let ended = relay.terminate().await;
         assert_eq!(ended.code, 0);

@@ -87,6 +87,8 @@ async fn a_full_lane_writes_dead_letters_and_the_others_get_everything() {
     taken(&setup, Vendor::Amplitude, 500).await;
     taken(&setup, Vendor::Segment, 500).await;
     relay.log("lane is full: new events become dead letters").await;
+    let status = relay.page("/healthz").await.1;
+    assert!(status.starts_with("DEGRADED: the lane of mixpanel is full"), "{status}");
     let ended = relay.terminate().await;
     observer.check_balance(&setup, &ended);
     let balance = ended.balance(Vendor::Mixpanel);

@@ -69,3 +69,27 @@ async fn each_event_is_logged_with_the_size_of_the_queue_at_debug() {
     assert_eq!(queued["level"], "DEBUG");
     relay.terminate().await;
 }
+
+/// Test mode calls everything delivered, so what waits for a provider on disk
+/// is none of its business.
+#[tokio::test]
+async fn test_mode_leaves_real_events_on_disk_alone() {
+    let mut setup = Setup::new().await;
+    setup.set("DRAIN_TIMEOUT_SECONDS", "1");
+    setup.sandbox.always(Vendor::Segment, Some("401".parse().unwrap()));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 5).await;
+    assert_eq!(relay.terminate().await.balance(Vendor::Segment).spilled, 5);
+    setup.sandbox.always(Vendor::Segment, None);
+
+    setup.set("TEST_MODE", "true");
+    let ended = setup.start().await.terminate().await;
+    assert_eq!(ended.balance(Vendor::Segment).reloaded, 0);
+
+    setup.set("TEST_MODE", "false");
+    let relay = setup.start().await;
+    crate::harness::taken(&setup, Vendor::Segment, 5).await;
+    assert_eq!(relay.terminate().await.balance(Vendor::Segment).reloaded, 5);
+    observer.check(&setup, Vendor::Segment);
+}

@@ -24,6 +24,7 @@ const SETTINGS: LaneSettings = LaneSettings {
     },
     capacity: QueueLimits { events_max: 1000, bytes_max: usize::MAX },
     probe_events: 50,
+    awaits_answers: false,
 };
 
 type Answer = Box<dyn FnOnce(&[Arc<Event>]) -> Result<Vec<Verdict>, SendError> + Send>;
@@ -102,7 +103,7 @@ impl Running {
             Clock::system(),
             stop.clone(),
         );
-        let (inbox, receiver) = LaneInbox::new();
+        let (inbox, receiver) = LaneInbox::new(50);
         let lane = tokio::spawn(lane.run(receiver));
         Self { provider, kept, status, stop, inbox, lane }
     }
@@ -208,7 +209,12 @@ async fn a_refused_key_counts_no_attempt_and_is_probed_every_thirty_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn verdicts_are_taken_event_by_event() {
-    let events = tracks(4);
+    let of = |user: &str| {
+        let mut event = (*track("x")).clone();
+        event.user_id = Some(user.into());
+        Arc::new(event)
+    };
+    let events = ["a", "b", "c", "d"].map(of);
     let verdicts = vec![
         Verdict::Delivered,
         Verdict::Rejected { reason: Rejection::QuotaExceeded, detail: "429".into() },
@@ -295,7 +301,7 @@ async fn forced_to_stop_a_lane_gives_back_what_is_under_way() {
         Clock::system(),
         running.stop.clone(),
     );
-    let (inbox, receiver) = LaneInbox::new();
+    let (inbox, receiver) = LaneInbox::new(50);
     let lane = tokio::spawn(lane.run(receiver));
     inbox.send(tracks(25).into()).await;
     sleep(Duration::from_secs(1)).await;

@@ -2,11 +2,12 @@
 //! file descriptor left.
 //!
 //! A connection over the number waits in the kernel's queue until one closes.
-//! One that has not said anything after ten seconds is closed.
+//! One that has not said who it is after ten seconds is closed.
 
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -56,41 +57,70 @@ pub(crate) fn connections_within_limits(wanted: usize) -> usize {
 
 /// Pause after a failure to accept, which would otherwise fail again at once.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
-/// Longest silence of a new connection.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes with which a caller shows that it speaks our protocol: the length of
+/// HTTP/2's preface, after which the server's own limits hold.
+const FIRST_BYTES: usize = 24;
+/// Longest time until they are here.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The connections of a listener, at most `connections_max` at a time.
-pub(crate) fn connections(
+/// The connections of a listener, at most a number at a time.
+#[derive(Debug)]
+pub(crate) struct Connections {
     listener: TcpListener,
-    connections_max: usize,
+    permits: Arc<Semaphore>,
     open: Gauge,
-) -> impl Stream<Item = io::Result<Connection>> {
-    let permits = Arc::new(Semaphore::new(connections_max));
-    futures_util::stream::unfold((listener, permits, open), |(listener, permits, open)| async move {
-        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = accept(&listener).await;
-        // A small answer must not wait for an acknowledgement of the last one.
-        let _ = stream.set_nodelay(true);
-        let connection = Connection {
-            stream,
-            silence: Some(Box::pin(sleep(FIRST_BYTE_TIMEOUT))),
-            _open: Open::count(open.clone(), permit),
-        };
-        Some((Ok(connection), (listener, permits, open)))
-    })
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            // The caller was gone before we came; nothing is wrong here.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                warn!(%error, "connection could not be accepted");
-                sleep(FAILURE_PAUSE).await;
+impl Connections {
+    /// `open` counts the connections that live.
+    pub(crate) fn new(listener: TcpListener, connections_max: usize, open: Gauge) -> Self {
+        Self { listener, permits: Arc::new(Semaphore::new(connections_max)), open }
+    }
+
+    /// Waits for the next connection.
+    async fn next(&mut self) -> (Connection, SocketAddr) {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let (stream, addr) = self.accept().await;
+        // A small answer must not wait for an acknowledgement of the last one.
+        let _ = stream.set_nodelay(true);
+        let silence = Some(Silence { left: FIRST_BYTES, timeout: Box::pin(sleep(FIRST_BYTES_TIMEOUT)) });
+        (Connection { stream, silence, _open: Open::count(self.open.clone(), permit) }, addr)
+    }
+
+    async fn accept(&self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok(accepted) => return accepted,
+                // The caller was gone before we came; nothing is wrong here.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    warn!(%error, "connection could not be accepted");
+                    sleep(FAILURE_PAUSE).await;
+                }
             }
         }
+    }
+
+    /// For the server of the front door.
+    pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
+        futures_util::stream::unfold(self, |mut connections| async move {
+            let (connection, _) = connections.next().await;
+            Some((Ok(connection), connections))
+        })
+    }
+}
+
+/// For the server of the metrics port.
+impl axum::serve::Listener for Connections {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        self.next().await
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
     }
 }
 
@@ -118,9 +148,15 @@ impl Drop for Open {
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
-    /// Until the first byte.
-    silence: Option<Pin<Box<Sleep>>>,
+    silence: Option<Silence>,
     _open: Open,
+}
+
+/// Until the first bytes are here.
+#[derive(Debug)]
+struct Silence {
+    left: usize,
+    timeout: Pin<Box<Sleep>>,
 }
 
 impl Connected for Connection {
@@ -137,15 +173,19 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buf) {
+        let filled = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let Some(silence) = &mut self.silence else { return read };
+        silence.left = silence.left.saturating_sub(buf.filled().len() - filled);
+        if silence.left == 0 {
             self.silence = None;
-            return Poll::Ready(result);
+            return read;
         }
-        if let Some(silence) = &mut self.silence {
-            ready!(silence.as_mut().poll(cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        if read.is_ready() {
+            return read;
         }
-        Poll::Pending
+        ready!(silence.timeout.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -180,7 +220,10 @@ mod tests {
     use std::pin::pin;
 
     use futures_util::StreamExt;
-    use tokio::{io::AsyncReadExt, time::timeout};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        time::timeout,
+    };
 
     use super::*;
 
@@ -194,7 +237,7 @@ mod tests {
     async fn connections_over_the_number_wait_until_one_closes() {
         let (listener, addr) = listener().await;
         let open = Gauge::default();
-        let mut connections = pin!(connections(listener, 1, open.clone()));
+        let mut connections = pin!(Connections::new(listener, 1, open.clone()).into_stream());
         let _callers = [TcpStream::connect(addr).await.unwrap(), TcpStream::connect(addr).await.unwrap()];
         let first = connections.next().await.unwrap();
         let second = timeout(Duration::from_millis(100), connections.next()).await;
@@ -207,20 +250,26 @@ mod tests {
     #[tokio::test]
     async fn a_silent_connection_is_closed_and_a_talking_one_is_not() {
         let (listener, addr) = listener().await;
-        let mut connections = pin!(connections(listener, 2, Gauge::default()));
+        let mut connections = pin!(Connections::new(listener, 3, Gauge::default()).into_stream());
         let mut caller = TcpStream::connect(addr).await.unwrap();
         let mut talking = connections.next().await.unwrap().unwrap();
         let _silent_caller = TcpStream::connect(addr).await.unwrap();
         let mut silent = connections.next().await.unwrap().unwrap();
+        let mut dripping_caller = TcpStream::connect(addr).await.unwrap();
+        let mut dripping = connections.next().await.unwrap().unwrap();
 
-        tokio::io::AsyncWriteExt::write_all(&mut caller, b"x").await.unwrap();
-        let mut byte = [0];
-        talking.read_exact(&mut byte).await.unwrap();
+        let mut bytes = [0; FIRST_BYTES];
+        caller.write_all(&bytes).await.unwrap();
+        talking.read_exact(&mut bytes).await.unwrap();
+        dripping_caller.write_all(b"P").await.unwrap();
+        dripping.read_exact(&mut bytes[..1]).await.unwrap();
 
         tokio::time::pause();
-        let error = silent.read(&mut byte).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        let still_open = timeout(FIRST_BYTE_TIMEOUT * 3, talking.read(&mut byte)).await;
+        for connection in [&mut silent, &mut dripping] {
+            let error = connection.read(&mut bytes).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+        let still_open = timeout(FIRST_BYTES_TIMEOUT * 3, talking.read(&mut bytes)).await;
         assert!(still_open.is_err());
     }
 }

@@ -1,0 +1,88 @@
+//! Gauges that show live values of the stages.
+
+use std::sync::Arc;
+
+use super::lanes::LaneHandle;
+use crate::{
+    batch_worker::Gathering,
+    config::Config,
+    delivery::{lane::LaneStatus, retry::ProviderState},
+    outcome::Ledger,
+    queue::QueueSender,
+    shutdown::Stop,
+    telemetry::{Probe, Telemetry},
+    time::Clock,
+};
+
+/// The queue against its limits.
+pub(super) fn of_queue(telemetry: &mut Telemetry, queue: &QueueSender, stop: &Stop) {
+    let limits = queue.limits();
+    let (events, bytes, draining) = (queue.clone(), queue.clone(), stop.clone());
+    telemetry.gauge("relay_queue_events", move || to_i64(events.events()));
+    telemetry.gauge("relay_queue_bytes", move || to_i64(bytes.bytes()));
+    telemetry.gauge("relay_queue_events_max", move || to_i64(limits.events_max));
+    telemetry.gauge("relay_queue_bytes_max", move || to_i64(limits.bytes_max));
+    telemetry.gauge("relay_draining", move || i64::from(draining.is_draining()));
+}
+
+/// Each lane, its account and its disk.
+pub(super) fn of_lanes(
+    telemetry: &mut Telemetry,
+    config: &Config,
+    lanes: &[LaneHandle],
+    gathering: &Gathering,
+    clock: &Clock,
+) {
+    let mut register = |name, probe: &dyn Fn(&LaneHandle) -> Probe<i64>| {
+        let values = lanes.iter().map(|lane| (lane.status.provider, probe(lane))).collect();
+        telemetry.provider_gauge(name, values);
+    };
+    let constant = |value: i64| move |_: &LaneHandle| -> Probe<i64> { Box::new(move || value) };
+    register("relay_lane_events", &|lane| of_status(lane, LaneStatus::events));
+    register("relay_lane_bytes", &|lane| of_status(lane, LaneStatus::bytes));
+    register("relay_lane_events_max", &constant(to_i64(config.queue_events_max)));
+    register("relay_lane_bytes_max", &constant(to_i64(config.queue_bytes_max)));
+    register("relay_in_flight_events", &|lane| {
+        let ledger = lane.ledger.clone();
+        Box::new(move || in_flight(&ledger))
+    });
+    register("relay_events_at_risk", &|lane| {
+        let (ledger, status) = (lane.ledger.clone(), lane.status.clone());
+        // What was reloaded is on disk still.
+        Box::new(move || (in_flight(&ledger) - to_i64(status.reloaded())).max(0))
+    });
+    register("relay_oldest_event_age_seconds", &|lane| {
+        let (status, gathering, clock) = (lane.status.clone(), gathering.clone(), clock.clone());
+        Box::new(move || oldest_age_seconds(&status, &gathering, clock.now_ms()))
+    });
+    register("relay_dead_letters_bytes", &|lane| {
+        let bytes = lane.dead_letters_bytes();
+        Box::new(move || to_i64(bytes()))
+    });
+    register("relay_dead_letters_bytes_max", &constant(to_i64(config.dead_letters_bytes_max)));
+
+    let state = |lane: &LaneHandle| -> (&'static str, Probe<&'static str>) {
+        let status = lane.status.clone();
+        (status.provider, Box::new(move || status.state().name()))
+    };
+    telemetry.provider_states(&ProviderState::NAMES, lanes.iter().map(state).collect());
+}
+
+fn of_status(lane: &LaneHandle, value: fn(&LaneStatus) -> usize) -> Probe<i64> {
+    let status: Arc<LaneStatus> = lane.status.clone();
+    Box::new(move || to_i64(value(&status)))
+}
+
+fn in_flight(ledger: &Ledger) -> i64 {
+    to_i64(ledger.balance().in_flight())
+}
+
+/// Age of the oldest event that a provider has not got, wherever it is.
+fn oldest_age_seconds(status: &LaneStatus, gathering: &Gathering, now_ms: i64) -> i64 {
+    let oldest_ms = status.oldest_accepted_ms().into_iter().chain(gathering.oldest_accepted_ms()).min();
+    oldest_ms.map_or(0, |oldest_ms| (now_ms - oldest_ms).max(0) / 1000)
+}
+
+pub(super) fn to_i64(number: impl TryInto<i64>) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
+}
