@@ -2,7 +2,7 @@
 
 /// Package `analytics.v1`.
 pub mod v1 {
-    #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+    #![allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all, reason = "generated")]
     tonic::include_proto!("analytics.v1");
 
     /// All descriptors, for server reflection.

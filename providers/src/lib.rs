@@ -27,6 +27,7 @@ mod provider;
 pub mod amplitude;
 pub mod http;
 mod json;
+mod key_hints;
 pub mod mixpanel;
 pub mod registry;
 pub mod sandbox;

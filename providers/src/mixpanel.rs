@@ -25,6 +25,7 @@ use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
     http::{Encoded, Reply, Wire},
     json::Object,
+    key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
 };
 
@@ -73,24 +74,6 @@ const FORBIDDEN_IDS: [&str; 17] = [
 /// Event names that do something else than record an event.
 const RESERVED_EVENTS: [&str; 3] = ["$identify", "$merge", "$create_alias"];
 
-/// Properties that Mixpanel reads itself. A caller's property of that name is
-/// relayed under another one.
-const RESERVED_PROPERTIES: [&str; 13] = [
-    "time",
-    "distinct_id",
-    "ip",
-    "token",
-    "bucket",
-    "alias",
-    "$insert_id",
-    "$device_id",
-    "$user_id",
-    "$anon_id",
-    "$ignore",
-    "$event_name",
-    "$identified_id",
-];
-
 /// How a project joins what one person did before and after signing in; a
 /// setting of the Mixpanel project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,26 +84,6 @@ pub enum IdentityMode {
     Simplified,
     /// Original ID Merge and older: only `distinct_id` is sent.
     Original,
-}
-
-/// True if Mixpanel reads a property of this name itself.
-pub(crate) fn is_reserved_property(key: &str) -> bool {
-    key.starts_with("mp_") || key == "$distinct_ids" || RESERVED_PROPERTIES.contains(&key)
-}
-
-/// The name under which Mixpanel's own pages know a common trait.
-pub(crate) fn profile_name(trait_name: &str) -> Option<&'static str> {
-    Some(match trait_name {
-        "email" => "$email",
-        "name" => "$name",
-        "phone" => "$phone",
-        "avatar" => "$avatar",
-        "username" => "$username",
-        "createdAt" => "$created",
-        "firstName" => "$first_name",
-        "lastName" => "$last_name",
-        _ => return None,
-    })
 }
 
 /// Mixpanel's wire contract.

@@ -15,7 +15,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::mixpanel;
+use crate::key_hints;
 
 /// Most bytes of all properties of one event, as JSON.
 pub const JSON_BYTES_MAX: usize = 10 * 1024;
@@ -360,8 +360,8 @@ impl Meter {
         self.shape.longest_key = self.shape.longest_key.max(key.len());
         if self.open.len() == 1 {
             self.shape.top_keys += 1;
-            self.shape.has_reserved_key |= mixpanel::is_reserved_property(key);
-            self.shape.has_renamed_trait |= mixpanel::profile_name(key).is_some();
+            self.shape.has_reserved_key |= key_hints::is_reserved_property(key);
+            self.shape.has_renamed_trait |= key_hints::profile_name(key).is_some();
         }
         self.item();
         Ok(())
