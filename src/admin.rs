@@ -1,7 +1,7 @@
 //! What an operator's machines ask: `/metrics`, `/healthz`, `/readyz`. On a port
 //! of its own.
 
-use std::{future::Future, io, sync::Arc};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -17,6 +17,9 @@ use crate::{health::Health, listener::Connections, telemetry::SharedTelemetry};
 
 /// Most connections at a time: a few scrapers and probes.
 const CONNECTIONS_MAX: usize = 32;
+/// Longest silence of a connection: longer than scrapers and probes pause, which
+/// connect again anyway.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The media type of the text format that the metrics are written in.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,7 +42,8 @@ pub(crate) async fn serve(
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(Admin { telemetry, health });
-    let connections = Connections::new(listener, CONNECTIONS_MAX, Gauge::default());
+    let connections =
+        Connections::new(listener, CONNECTIONS_MAX, Gauge::default()).with_idle_timeout(IDLE_TIMEOUT);
     axum::serve(connections, router).with_graceful_shutdown(stop).await
 }
 

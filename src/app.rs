@@ -1,8 +1,8 @@
 //! Builds each stage, and owns the order in which they start and stop.
 //!
 //! Starting goes against the data, so that nothing is accepted before it can be
-//! delivered; the ports are bound first, so that a start which must fail sends
-//! nothing. Stopping goes with it, under one deadline:
+//! delivered; the ports are bound and the files read first, so that a start
+//! which must fail sends nothing. Stopping goes with it, under one deadline:
 //!
 //! 1. Admission closes: calls get UNAVAILABLE, readiness is off.
 //! 2. The queue closes and keeps what it holds; the batch worker flushes the
@@ -153,12 +153,11 @@ impl App {
             accepted,
             clock: clock.clone(),
             stop: stop.clone(),
-            watch: watch.clone(),
         };
         let mut lanes = Vec::new();
         let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
         for (provider, delivery) in providers {
-            let (inbox, lane) = builder.start(provider, delivery).await.map_err(unusable)?;
+            let (inbox, lane) = builder.build(provider, delivery).await.map_err(unusable)?;
             lanes.push(lane);
             let rule = BatchRule { events: delivery.batch_size, interval: delivery.flush_interval };
             match groups.iter_mut().find(|(group, _)| *group == rule) {
@@ -166,6 +165,8 @@ impl App {
                 None => groups.push((rule, vec![inbox])),
             }
         }
+        // Only now that nothing can fail any more.
+        let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
         lanes::warn_of_forgotten_spill(&data_dir, &lanes);
 
         let groups = groups.into_iter().map(|(rule, inboxes)| BatchGroup::new(rule, inboxes)).collect();
@@ -227,7 +228,7 @@ impl App {
     /// defect can make it do, counts as a signal.
     pub async fn run_until(mut self, mut signals: mpsc::Receiver<()>) -> DrainReport {
         let failed = tokio::select! {
-            _ = signals.recv() => None,
+            Some(()) = signals.recv() => None,
             stage = self.ended.recv() => stage,
         };
         if let Some(stage) = failed {
@@ -278,7 +279,7 @@ impl App {
         async move {
             tokio::select! {
                 never = report_progress(&statuses, started) => match never {},
-                _ = signals.recv() => warn!("second signal: what is left is spilled"),
+                Some(()) = signals.recv() => warn!("second signal: what is left is spilled"),
                 () = sleep_until(deadline) => warn!("drain deadline: what is left is spilled"),
             }
             stop.force();

@@ -360,9 +360,11 @@ impl Reader {
             request_timeout: self.seconds(&name("REQUEST_TIMEOUT_SECONDS"), 0.01..=600.0),
         };
         if delivery.retry_delay_initial > delivery.retry_delay_max {
-            let want = format!("at least {}", name("INITIAL_RETRY_DELAY_MS"));
-            let got = delivery.retry_delay_max.as_millis().to_string();
-            self.wrong(&name("MAX_RETRY_DELAY_MS"), &got, &want);
+            let (initial, max) = (name("INITIAL_RETRY_DELAY_MS"), name("MAX_RETRY_DELAY_MS"));
+            if !self.is_repeated(&initial) || !self.is_repeated(&max) {
+                let got = delivery.retry_delay_max.as_millis();
+                self.errors.push(format!("{max}: got \"{got}\", want at least {initial}"));
+            }
         }
         delivery
     }
@@ -387,7 +389,7 @@ impl Reader {
     fn base_url(&mut self, name: &str, vendor: Vendor) -> Url {
         let (text, source) = self.lookup(name);
         // A password in it must not be shown.
-        let shown = if text.contains('@') { "***".to_owned() } else { text.clone() };
+        let shown = if text.contains(['@', '?', '#']) { "***".to_owned() } else { text.clone() };
         self.show(name, shown.clone(), source);
         let host = vendor.hosts().iter().find(|(region, _)| *region == text);
         let url = host.map_or(text.as_str(), |(_, url)| *url);
@@ -528,6 +530,7 @@ fn is_base_url(url: &Url) -> bool {
     matches!(url.scheme(), "http" | "https")
         && url.has_host()
         && url.query().is_none()
+        && url.fragment().is_none()
         && url.username().is_empty()
         && url.password().is_none()
 }
@@ -626,6 +629,15 @@ mod tests {
     }
 
     #[test]
+    fn a_delay_of_one_provider_is_checked_against_the_limit_of_all() {
+        let bad = errors(&[("TEST_MODE", "1"), ("SEGMENT_INITIAL_RETRY_DELAY_MS", "60000")]);
+        assert_eq!(
+            bad,
+            ["SEGMENT_MAX_RETRY_DELAY_MS: got \"30000\", want at least SEGMENT_INITIAL_RETRY_DELAY_MS"]
+        );
+    }
+
+    #[test]
     fn one_provider_can_differ() {
         let config = read(&[
             ("TEST_MODE", "1"),
@@ -645,7 +657,9 @@ mod tests {
 
     #[test]
     fn a_password_in_a_url_is_refused_and_not_shown() {
-        for url in ["https://user:canary@proxy.example", "https://canary@x.example"] {
+        for url in
+            ["https://user:canary@proxy.example", "https://canary@x.example", "https://x.example/?k=canary"]
+        {
             let bad = errors(&[("TEST_MODE", "1"), ("MIXPANEL_BASE_URL", url)]);
             assert!(bad[0].starts_with("MIXPANEL_BASE_URL: got") && !bad[0].contains("canary"), "{bad:?}");
         }

@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 use tokio_stream::Stream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
@@ -69,12 +69,19 @@ pub(crate) struct Connections {
     listener: TcpListener,
     permits: Arc<Semaphore>,
     open: Gauge,
+    idle_timeout: Option<Duration>,
 }
 
 impl Connections {
     /// `open` counts the connections that live.
     pub(crate) fn new(listener: TcpListener, connections_max: usize, open: Gauge) -> Self {
-        Self { listener, permits: Arc::new(Semaphore::new(connections_max)), open }
+        Self { listener, permits: Arc::new(Semaphore::new(connections_max)), open, idle_timeout: None }
+    }
+
+    /// Closes a connection that says nothing for so long, for a server that has
+    /// no such limit of its own.
+    pub(crate) fn with_idle_timeout(self, idle_timeout: Duration) -> Self {
+        Self { idle_timeout: Some(idle_timeout), ..self }
     }
 
     /// Waits for the next connection.
@@ -84,7 +91,8 @@ impl Connections {
         // A small answer must not wait for an acknowledgement of the last one.
         let _ = stream.set_nodelay(true);
         let silence = Some(Silence { left: FIRST_BYTES, timeout: Box::pin(sleep(FIRST_BYTES_TIMEOUT)) });
-        (Connection { stream, silence, _open: Open::count(self.open.clone(), permit) }, addr)
+        let idle_timeout = self.idle_timeout;
+        (Connection { stream, silence, idle_timeout, _open: Open::count(self.open.clone(), permit) }, addr)
     }
 
     async fn accept(&self) -> (TcpStream, SocketAddr) {
@@ -149,12 +157,14 @@ impl Drop for Open {
 pub(crate) struct Connection {
     stream: TcpStream,
     silence: Option<Silence>,
+    idle_timeout: Option<Duration>,
     _open: Open,
 }
 
-/// Until the first bytes are here.
+/// How long a caller may still be silent.
 #[derive(Debug)]
 struct Silence {
+    /// Of the first bytes, those that are not here; 0 once they are.
     left: usize,
     timeout: Pin<Box<Sleep>>,
 }
@@ -175,13 +185,16 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let idle_timeout = self.idle_timeout;
         let Some(silence) = &mut self.silence else { return read };
-        silence.left = silence.left.saturating_sub(buf.filled().len() - filled);
-        if silence.left == 0 {
-            self.silence = None;
-            return read;
-        }
         if read.is_ready() {
+            silence.left = silence.left.saturating_sub(buf.filled().len() - filled);
+            match idle_timeout {
+                // The first bytes have to come within one timeout, however slowly.
+                _ if silence.left > 0 => {}
+                Some(idle_timeout) => silence.timeout.as_mut().reset(Instant::now() + idle_timeout),
+                None => self.silence = None,
+            }
             return read;
         }
         ready!(silence.timeout.as_mut().poll(cx));
@@ -245,6 +258,23 @@ mod tests {
         assert_eq!(open.get(), 1);
         drop(first);
         assert!(timeout(Duration::from_secs(5), connections.next()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_closed_where_that_is_asked_for() {
+        let (listener, addr) = listener().await;
+        let idle = Duration::from_secs(60);
+        let connections = Connections::new(listener, 1, Gauge::default()).with_idle_timeout(idle);
+        let mut connections = pin!(connections.into_stream());
+        let mut caller = TcpStream::connect(addr).await.unwrap();
+        let mut connection = connections.next().await.unwrap().unwrap();
+        let mut bytes = [0; FIRST_BYTES];
+        caller.write_all(&bytes).await.unwrap();
+        connection.read_exact(&mut bytes).await.unwrap();
+        tokio::time::pause();
+        let start = Instant::now();
+        assert_eq!(connection.read(&mut bytes).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(start.elapsed() >= idle - Duration::from_secs(1));
     }
 
     #[tokio::test]

@@ -259,11 +259,15 @@ impl HttpClient {
         bytes_max: usize,
         retry_after: Option<Duration>,
     ) -> Result<String, SendError> {
+        let status = response.status().as_u16();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(error))? {
+            if body.len() + chunk.len() > bytes_max && !matches!(status, 200 | 400 | 429) {
+                // The status says it all; the rest is somebody's error page.
+                break;
+            }
             if body.len() + chunk.len() > bytes_max {
-                let detail =
-                    format!("{} with an answer of over {bytes_max} bytes", response.status().as_u16());
+                let detail = format!("{status} with an answer of over {bytes_max} bytes");
                 return Err(SendError::Unavailable { retry_after, detail });
             }
             body.extend_from_slice(&chunk);

@@ -164,6 +164,25 @@ async fn a_provider_that_is_down_is_unavailable() {
     }
 }
 
+/// Somebody's error page may be long; its status counts all the same.
+#[tokio::test]
+async fn a_long_error_page_does_not_hide_its_status() {
+    for (code, want) in
+        [(404, "unauthorized"), (403, "unauthorized"), (413, "too large"), (503, "unavailable")]
+    {
+        for vendor in Vendor::ALL {
+            let (sandbox, provider) = start(vendor).await;
+            let body = Some(format!("<html>{}", "x".repeat(3_000_000)));
+            sandbox.script(vendor, [Fault::Status { code, retry_after: None, body }]);
+            let error = provider.send(&tracks(1)).await.unwrap_err().to_string();
+            assert!(
+                error.starts_with(want) && error.contains(&code.to_string()),
+                "{vendor:?} {code}: {error}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn retry_after_is_passed_on() {
     let rows = [

@@ -11,14 +11,17 @@ use std::{
 
 use analytics_relay_providers::Provider;
 use prometheus_client::metrics::counter::Counter;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, spawn_blocking},
+};
 use tracing::{error, info, warn};
 
 use super::watch::StageWatch;
 use crate::{
     config::{Config, DeliveryConfig},
     delivery::{
-        LaneInbox,
+        Batch, LaneInbox,
         dead_letter::{DeadLetterDir, DeadLetterWriter},
         lane::{Lane, LaneSettings, LaneStatus, Leftover},
         recorder::RelayRecorder,
@@ -40,7 +43,17 @@ pub(super) struct LaneBuilder<'a> {
     pub(super) accepted: Counter,
     pub(super) clock: Clock,
     pub(super) stop: Stop,
-    pub(super) watch: StageWatch,
+}
+
+/// A lane that is ready to run.
+pub(super) struct BuiltLane {
+    lane: Lane,
+    receiver: mpsc::Receiver<Batch>,
+    status: Arc<LaneStatus>,
+    ledger: Ledger,
+    dead_letters_bytes: Arc<AtomicU64>,
+    spill: SpillDir,
+    clock: Clock,
 }
 
 /// A lane that runs.
@@ -55,12 +68,12 @@ pub(super) struct LaneHandle {
 }
 
 impl LaneBuilder<'_> {
-    /// Starts a provider's lane, with what an earlier run has spilled.
-    pub(super) async fn start(
+    /// Builds a provider's lane, with what an earlier run has spilled.
+    pub(super) async fn build(
         &self,
         provider: Arc<dyn Provider>,
         delivery: DeliveryConfig,
-    ) -> io::Result<(LaneInbox, LaneHandle)> {
+    ) -> io::Result<(LaneInbox, BuiltLane)> {
         let name = provider.name();
         let dead_letters = DeadLetterDir::new(self.data_dir, name);
         let dead_letters = DeadLetterWriter::open(&dead_letters, self.config.dead_letters_bytes_max)?;
@@ -87,9 +100,17 @@ impl LaneBuilder<'_> {
         lane.reload(spilled);
 
         let (inbox, receiver) = LaneInbox::new(delivery.batch_size);
-        let running = tokio::spawn(self.watch.over(name, lane.run(receiver)));
         let clock = self.clock.clone();
-        Ok((inbox, LaneHandle { status, ledger, dead_letters_bytes, spill, clock, running }))
+        Ok((inbox, BuiltLane { lane, receiver, status, ledger, dead_letters_bytes, spill, clock }))
+    }
+}
+
+impl BuiltLane {
+    /// From here on events are sent.
+    pub(super) fn run(self, watch: &StageWatch) -> LaneHandle {
+        let Self { lane, receiver, status, ledger, dead_letters_bytes, spill, clock } = self;
+        let running = tokio::spawn(watch.over(status.provider, lane.run(receiver)));
+        LaneHandle { status, ledger, dead_letters_bytes, spill, clock, running }
     }
 }
 

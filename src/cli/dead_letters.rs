@@ -43,7 +43,9 @@ impl ReplayArgs {
     /// Nothing says whether a newer identify was delivered since, and for a
     /// superseded one it is known.
     fn sends(&self, letter: &DeadLetter) -> bool {
-        self.identifies || !letter.event.is_identify()
+        let superseded = letter.reason == DeadLetterReason::Superseded;
+        let asked_for = self.filter.reason == Some(DeadLetterReason::Superseded);
+        !letter.event.is_identify() || self.identifies && (!superseded || asked_for)
     }
 }
 
@@ -150,6 +152,9 @@ pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<E
     let on_signal = tokio::spawn(async move {
         signals.recv().await;
         stopping.force();
+        // Answers to what is under way are waited for, unless it is asked twice.
+        signals.recv().await;
+        std::process::exit(1);
     });
 
     let mut clean = true;
@@ -213,7 +218,9 @@ async fn replay_provider(
         total.add(replay_letters(provider, settings, letters, &log, metrics.of(name), stop).await);
     }
     let log = Arc::into_inner(log).context("a lane still writes to the list of replayed events")?;
-    dir.prune(log.into_inner().unwrap_or_else(PoisonError::into_inner))?;
+    if let Err(error) = dir.prune(log.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+        tracing::warn!(%error, "replayed dead letters could not be removed; they are not sent again");
+    }
     Ok(total)
 }
 

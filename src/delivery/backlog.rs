@@ -98,18 +98,22 @@ impl Backlog {
         self.ready.entry(endpoint).or_default().push_back(waiting);
     }
 
-    /// Takes the events of the next request, at most `events_max`, all of one
-    /// endpoint. Empty when nothing is ready. They count as out until each is
-    /// settled, put back or held.
-    pub(crate) fn next_request(&mut self, events_max: usize) -> (Endpoint, Vec<Waiting>) {
+    /// Takes the events of the next request, all of one endpoint, as many as
+    /// `events_max` says for it; none of an endpoint for which it says nothing.
+    /// Empty when nothing is ready. They count as out until each is settled, put
+    /// back or held.
+    pub(crate) fn next_request(
+        &mut self,
+        events_max: impl Fn(Endpoint) -> Option<usize>,
+    ) -> (Endpoint, Vec<Waiting>) {
         // The endpoint whose first event came first, unless all it has must wait.
         let mut endpoints: Vec<_> = self
             .ready
             .iter()
-            .filter_map(|(endpoint, events)| Some((events.front()?.seq, *endpoint)))
+            .filter_map(|(endpoint, events)| Some((events.front()?.seq, *endpoint, events_max(*endpoint)?)))
             .collect();
         endpoints.sort_unstable();
-        for (_, endpoint) in endpoints {
+        for (_, endpoint, events_max) in endpoints {
             let taken = self.take_from(endpoint, events_max);
             if !taken.is_empty() {
                 return (endpoint, taken);
@@ -150,15 +154,14 @@ impl Backlog {
 
     /// Returns events that were out, to be sent again at once.
     pub(crate) fn put_back(&mut self, endpoint: Endpoint, events: Vec<Waiting>) {
-        for waiting in events {
-            self.make_ready(endpoint, waiting);
-        }
+        self.make_ready(events.into_iter().map(|waiting| (endpoint, waiting)));
     }
 
     /// Keeps an event that was out until a time, and all events of its user
     /// with it, because the provider throttles that user.
     pub(crate) fn throttle(&mut self, endpoint: Endpoint, mut waiting: Waiting, until: Instant) {
-        self.unmark_busy(&waiting);
+        let freed = self.unmark_busy(&waiting);
+        self.insert(freed);
         waiting.throttled = true;
         self.mark_busy(&waiting);
         self.hold(endpoint, waiting, until);
@@ -174,21 +177,20 @@ impl Backlog {
     pub(crate) fn release(&mut self, now: Instant) {
         // Ties and what comes after them stay held: the key is (time, seq).
         let later = self.held.split_off(&(now, u64::MAX));
-        for (endpoint, waiting) in std::mem::replace(&mut self.held, later).into_values() {
-            self.make_ready(endpoint, waiting);
-        }
+        let due = std::mem::replace(&mut self.held, later);
+        self.make_ready(due.into_values());
     }
 
     /// Makes all held events ready, whatever their time.
     pub(crate) fn release_all(&mut self) {
-        for (endpoint, waiting) in std::mem::take(&mut self.held).into_values() {
-            self.make_ready(endpoint, waiting);
-        }
+        let held = std::mem::take(&mut self.held);
+        self.make_ready(held.into_values());
     }
 
     /// Counts an event that was out as ended.
     pub(crate) fn settle(&mut self, waiting: &Waiting) {
-        self.unmark_busy(waiting);
+        let freed = self.unmark_busy(waiting);
+        self.insert(freed);
         self.accepted_ms.remove(&waiting.seq);
         self.bytes -= waiting.event.memory_bytes();
     }
@@ -235,18 +237,33 @@ impl Backlog {
         all
     }
 
-    fn make_ready(&mut self, endpoint: Endpoint, mut waiting: Waiting) {
-        self.unmark_busy(&waiting);
-        waiting.throttled = false;
-        self.insert(endpoint, waiting);
+    fn make_ready(&mut self, events: impl Iterator<Item = (Endpoint, Waiting)>) {
+        let mut ready = Vec::new();
+        for (endpoint, mut waiting) in events {
+            ready.append(&mut self.unmark_busy(&waiting));
+            waiting.throttled = false;
+            ready.push((endpoint, waiting));
+        }
+        self.insert(ready);
     }
 
-    /// Puts an event where it belongs in the order of arrival, which is near
-    /// the front.
-    fn insert(&mut self, endpoint: Endpoint, waiting: Waiting) {
-        let ready = self.ready.entry(endpoint).or_default();
-        let place = ready.partition_point(|other| other.seq < waiting.seq);
-        ready.insert(place, waiting);
+    /// Puts events where they belong in the order of arrival.
+    fn insert(&mut self, events: Vec<(Endpoint, Waiting)>) {
+        // A few go to their places, near the front; for many it is cheaper to
+        // sort, which is quick for what is almost sorted.
+        const FEW: usize = 32;
+        let few = events.len() <= FEW;
+        for (endpoint, waiting) in events {
+            let ready = self.ready.entry(endpoint).or_default();
+            let place =
+                if few { ready.partition_point(|other| other.seq < waiting.seq) } else { ready.len() };
+            ready.insert(place, waiting);
+        }
+        if !few {
+            for ready in self.ready.values_mut() {
+                ready.make_contiguous().sort_by_key(|waiting| waiting.seq);
+            }
+        }
     }
 
     fn mark_busy(&mut self, waiting: &Waiting) {
@@ -257,24 +274,25 @@ impl Backlog {
         busy.throttled += usize::from(throttled);
     }
 
-    fn unmark_busy(&mut self, waiting: &Waiting) {
+    /// Returns the events that were blocked and may go now; what must wait on is
+    /// blocked again when its turn comes.
+    #[must_use]
+    fn unmark_busy(&mut self, waiting: &Waiting) -> Vec<(Endpoint, Waiting)> {
         let (identify, throttled) = (waiting.event.is_identify(), waiting.throttled);
-        let Some(user) = waiting.event.subject().filter(|_| identify || throttled) else { return };
-        let Some(busy) = self.busy.get_mut(user) else { return };
+        let user = waiting.event.subject().filter(|_| identify || throttled);
+        let Some(busy) = user.and_then(|user| self.busy.get_mut(user)) else { return Vec::new() };
         busy.identifies -= usize::from(identify);
         busy.throttled -= usize::from(throttled);
         let idle = busy.identifies == 0 && busy.throttled == 0;
         let throttle_ended = throttled && busy.throttled == 0;
-        if idle || throttle_ended {
-            // What must wait on is blocked again when its turn comes.
-            let freed = std::mem::take(&mut busy.blocked);
-            if idle {
-                self.busy.remove(user);
-            }
-            for (endpoint, waiting) in freed {
-                self.insert(endpoint, waiting);
-            }
+        if !(idle || throttle_ended) {
+            return Vec::new();
         }
+        let freed = std::mem::take(&mut busy.blocked);
+        if let Some(user) = user.filter(|_| idle) {
+            self.busy.remove(user);
+        }
+        freed
     }
 }
 
@@ -316,7 +334,7 @@ mod tests {
     }
 
     fn take(backlog: &mut Backlog) -> Vec<Waiting> {
-        backlog.next_request(usize::MAX).1
+        backlog.next_request(|_| Some(usize::MAX)).1
     }
 
     #[test]
@@ -344,8 +362,8 @@ mod tests {
         let mut backlog = backlog();
         backlog.push(identify("u"), IDENTIFIES, false);
         push_tracks(&mut backlog, &["a"]);
-        assert_eq!(backlog.next_request(9).0, IDENTIFIES);
-        assert_eq!(backlog.next_request(9).0, TRACKS);
+        assert_eq!(backlog.next_request(|_| Some(9)).0, IDENTIFIES);
+        assert_eq!(backlog.next_request(|_| Some(9)).0, TRACKS);
     }
 
     #[test]
@@ -356,7 +374,7 @@ mod tests {
         push_tracks(&mut backlog, &all.iter().map(String::as_str).collect::<Vec<_>>());
         let (mut requests, mut delivered, mut poison) = (0, Vec::new(), 0);
         loop {
-            let (endpoint, mut taken) = backlog.next_request(usize::MAX);
+            let (endpoint, mut taken) = backlog.next_request(|_| Some(usize::MAX));
             if taken.is_empty() {
                 break;
             }
@@ -385,9 +403,9 @@ mod tests {
         for user in ["u", "v", "u"] {
             backlog.push(identify(user), IDENTIFIES, false);
         }
-        let (_, mut first) = backlog.next_request(1);
+        let (_, mut first) = backlog.next_request(|_| Some(1));
         assert_eq!(first[0].event.subject(), Some("u"));
-        let (_, second) = backlog.next_request(9);
+        let (_, second) = backlog.next_request(|_| Some(9));
         assert_eq!(second.len(), 1, "only v may go while u is out");
         assert_eq!(second[0].event.subject(), Some("v"));
 
@@ -490,12 +508,14 @@ mod tests {
                         backlog.push(identify(&user.to_string()), IDENTIFIES, false);
                         pushed += 1;
                     }
-                    Step::Push { .. } => {
-                        backlog.push(track("t"), TRACKS, false);
+                    Step::Push { user, .. } => {
+                        let mut event = (*track("t")).clone();
+                        event.user_id = Some(user.to_string().into());
+                        backlog.push(Arc::new(event), TRACKS, false);
                         pushed += 1;
                     }
                     Step::Take { events_max } => {
-                        let (endpoint, taken) = backlog.next_request(events_max);
+                        let (endpoint, taken) = backlog.next_request(|_| Some(events_max));
                         prop_assert!(taken.len() <= events_max.min(LIMITS.events_max));
                         prop_assert!(taken.iter().all(|waiting| taken.len() <= waiting.together_max));
                         if !taken.is_empty() {

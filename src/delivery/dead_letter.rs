@@ -101,12 +101,13 @@ impl DeadLetterDir {
     /// Opens the list of replayed events for us alone.
     pub(crate) fn open_replayed(&self) -> io::Result<ReplayedLog> {
         let path = self.0.join(REPLAYED);
+        let busy = || io::Error::new(io::ErrorKind::WouldBlock, "another replay is running");
         let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
         match file.try_lock() {
+            // Another replay that has just ended may have replaced it.
+            Ok(()) if file.metadata()?.nlink() == 0 => return Err(busy()),
             Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, "another replay is running"));
-            }
+            Err(fs::TryLockError::WouldBlock) => return Err(busy()),
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
         files::sync_dir(&self.0)?;
@@ -120,6 +121,9 @@ impl DeadLetterDir {
         let replayed = self.replayed()?;
         let mut kept = HashSet::new();
         for path in self.files()? {
+            // First the lock: nobody may write after it was read.
+            let file = File::open(&path)?;
+            let unused = file.try_lock().is_ok();
             let mut open = 0;
             let mut ids = HashSet::new();
             read_letters(&path, |letter| match letter {
@@ -128,8 +132,6 @@ impl DeadLetterDir {
                 }
                 _ => open += 1,
             })?;
-            let file = File::open(&path)?;
-            let unused = file.try_lock().is_ok();
             if open == 0 && unused {
                 fs::remove_file(&path)?;
             } else {

@@ -154,7 +154,8 @@ pub(crate) struct Lane {
     backlog: Backlog,
     in_flight: JoinSet<Result<Vec<Verdict>, SendError>>,
     sent: HashMap<Id, Sent>,
-    gate: Gate,
+    /// One for each endpoint: a wrong path must not stop the other one.
+    gates: HashMap<Endpoint, Gate>,
     budget: RetryBudget,
     rng: fastrand::Rng,
     reloaded: Reloaded,
@@ -196,7 +197,7 @@ impl Lane {
             backlog,
             in_flight: JoinSet::new(),
             sent: HashMap::new(),
-            gate: Gate::new(),
+            gates: HashMap::new(),
             budget: RetryBudget::new(Instant::now()),
             rng: fastrand::Rng::new(),
             reloaded: Reloaded::default(),
@@ -283,14 +284,19 @@ impl Lane {
     }
 
     fn start_requests(&mut self) {
-        let (requests_max, events_max) = match self.gate.state() {
-            _ if self.draining => (self.limits.requests_max, usize::MAX),
-            ProviderState::Sending => (self.limits.requests_max, usize::MAX),
-            ProviderState::Failing | ProviderState::Paused => (1, self.settings.probe_events),
-        };
         let now = Instant::now();
-        let open = self.draining || self.gate.opens_at(now).is_none();
-        while open && self.in_flight.len() < requests_max {
+        while self.in_flight.len() < self.limits.requests_max {
+            let (gates, sent, draining) = (&self.gates, &self.sent, self.draining);
+            let probe_events = self.settings.probe_events;
+            let events_max = |endpoint: Endpoint| match gates.get(&endpoint) {
+                _ if draining => Some(usize::MAX),
+                Some(gate) if gate.opens_at(now).is_some() => None,
+                Some(gate) if gate.state() != ProviderState::Sending => {
+                    let probing = sent.values().any(|sent| sent.endpoint == endpoint);
+                    (!probing).then_some(probe_events)
+                }
+                _ => Some(usize::MAX),
+            };
             let (endpoint, events) = self.backlog.next_request(events_max);
             if events.is_empty() {
                 return;
@@ -302,11 +308,17 @@ impl Lane {
         }
     }
 
-    /// When something happens by itself: a held event becomes ready, or the
-    /// gate opens for one that is.
+    /// When something happens by itself: a held event becomes ready, or a gate
+    /// opens.
     fn wakes_at(&self) -> Option<Instant> {
-        let gate = if self.draining { None } else { self.gate.opens_at(Instant::now()) };
-        [self.backlog.next_release(), gate].into_iter().flatten().min()
+        let now = Instant::now();
+        let gates =
+            self.gates.values().filter_map(|gate| gate.opens_at(now)).min().filter(|_| !self.draining);
+        [self.backlog.next_release(), gates].into_iter().flatten().min()
+    }
+
+    fn gate(&mut self, endpoint: Endpoint) -> &mut Gate {
+        self.gates.entry(endpoint).or_insert_with(Gate::new)
     }
 
     fn begin_drain(&mut self) {
@@ -349,7 +361,7 @@ impl Lane {
 
     /// The provider answered for each event.
     async fn settle_verdicts(&mut self, sent: Sent, verdicts: Vec<Verdict>) {
-        self.gate.answered();
+        self.gate(sent.endpoint).answered();
         let (now, event_count) = (Instant::now(), sent.events.len());
         let attempt = attempt_of(&sent.events);
         let mut delivered = Vec::new();
@@ -425,7 +437,7 @@ impl Lane {
         let attempt = attempt_of(&sent.events);
         let backoff = self.settings.retry.delay(attempt, retry_after, &mut self.rng);
         let delay = backoff.max(self.budget.withdraw(now));
-        self.gate.failed(now, delay, retry_after.is_some());
+        self.gate(sent.endpoint).failed(now, delay, retry_after.is_some());
 
         let mut dead = Vec::new();
         for mut waiting in sent.events {
@@ -453,7 +465,7 @@ impl Lane {
     /// Too much, or something in it: the halves go again at once. A lone event
     /// is to blame.
     async fn split(&mut self, sent: Sent, reason: DeadLetterReason, detail: String) {
-        self.gate.answered();
+        self.gate(sent.endpoint).answered();
         let Sent { endpoint, mut events, .. } = sent;
         if events.len() == 1 {
             let mut waiting = events.remove(0);
@@ -477,7 +489,7 @@ impl Lane {
 
     /// The provider refuses our key or our address: the events wait, and no attempt is counted.
     fn pause(&mut self, sent: Sent, detail: &str) {
-        self.gate.unauthorized(Instant::now());
+        self.gate(sent.endpoint).unauthorized(Instant::now());
         error!(
             provider = self.provider.name(),
             lane_events = self.backlog.events(),
@@ -553,6 +565,11 @@ impl Lane {
                 self.drop_events(reason, events.len());
                 self.end(&events);
             }
+            // An identify that a newer one has overtaken must not be sent again.
+            Err(why) if reason == DeadLetterReason::Superseded => {
+                self.drop_events(why, events.len());
+                self.end(&events);
+            }
             Err(_) if self.draining => self.parked.extend(events),
             Err(_) => {
                 let until = Instant::now() + UNWRITTEN_DELAY;
@@ -604,8 +621,12 @@ impl Lane {
         status.bytes.store(self.backlog.bytes(), Ordering::Relaxed);
         status.reloaded.store(self.reloaded.left, Ordering::Relaxed);
         status.oldest_accepted_ms.store(self.backlog.oldest_accepted_ms().unwrap_or(0), Ordering::Relaxed);
-        status.state.store(self.gate.state() as u8, Ordering::Relaxed);
-        status.full.store(self.full, Ordering::Relaxed);
+        let state = self.gates.values().map(Gate::state).max().unwrap_or(ProviderState::Sending);
+        status.state.store(state as u8, Ordering::Relaxed);
+        status.full.store(self.backlog.events() >= self.settings.capacity.events_max, Ordering::Relaxed);
+        if self.backlog.events() == 0 {
+            status.dead_letters_fail.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Gives up what is under way and collects all that has not ended. Whether

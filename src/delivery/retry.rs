@@ -80,8 +80,8 @@ impl RetryBudget {
     }
 }
 
-/// What a lane knows of its provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a lane knows of its provider, from good to bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ProviderState {
     /// Requests get through.
     Sending,

@@ -67,7 +67,10 @@ impl SpillDir {
             let _ = fs::remove_file(&unfinished);
         })?;
         fs::rename(&unfinished, &path)?;
-        files::sync_dir(&self.0)
+        files::sync_dir(&self.0).inspect_err(|_| {
+            // The caller counts its events as not spilled, so they must not be.
+            let _ = fs::remove_file(&path);
+        })
     }
 
     /// Providers that have spilled events under a data directory.

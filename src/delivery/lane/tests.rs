@@ -47,6 +47,10 @@ impl Provider for Scripted {
         BatchLimits { events_max: 100, body_bytes_max: 1 << 20, requests_max: 2 }
     }
 
+    fn endpoint(&self, event: &Event) -> Endpoint {
+        Endpoint(u8::from(event.is_identify()))
+    }
+
     async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
         let ids = batch.iter().map(|event| event.id.to_string()).collect();
         self.requests.lock().unwrap().push((Instant::now(), ids));
@@ -205,6 +209,22 @@ async fn a_refused_key_counts_no_attempt_and_is_probed_every_thirty_seconds() {
     for pair in provider.requests.lock().unwrap().windows(2) {
         assert_eq!((pair[1].0 - pair[0].0).as_secs(), 30);
     }
+}
+
+/// As behind a proxy that forwards only one of a vendor's paths.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_refuses_us_does_not_stop_the_other() {
+    let refuse = || answer(|_| Err(SendError::Unauthorized { detail: "404".into() }));
+    let lane = Running::start(vec![refuse()]);
+    lane.send(&[identify("ann")]).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(lane.status.state(), ProviderState::Paused);
+    lane.send(&tracks(3)).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(lane.kept.delivered.lock().unwrap().len(), 3);
+    assert_eq!(lane.status.state(), ProviderState::Paused, "the worst of its endpoints");
+    let (_, kept) = lane.finish().await;
+    assert_eq!(kept.delivered.lock().unwrap().len(), 4);
 }
 
 #[tokio::test(start_paused = true)]
