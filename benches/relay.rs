@@ -52,7 +52,11 @@ async fn run(name: &str, providers: &str, rate: Option<u64>) -> anyhow::Result<(
     let (mut relay, mut logs) = start(&sandbox, providers, data.path())?;
     let addr = line(&mut logs, "relay started").await?["grpc_addr"].as_str().unwrap_or_default().to_owned();
     // Read on, or the relay would wait for room in the pipe.
-    let logs = tokio::spawn(async move { line(&mut logs, "balance").await });
+    let logs = tokio::spawn(async move {
+        let balance = line(&mut logs, "balance").await;
+        while let Ok(Some(_)) = logs.next_line().await {}
+        balance
+    });
 
     let started = Instant::now();
     let mut callers = JoinSet::new();
