@@ -13,7 +13,7 @@ use axum::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 
-use crate::{health::Health, listener::Connections, telemetry::SharedTelemetry};
+use crate::{health::Health, listener::Connections, telemetry::Telemetry};
 
 /// Most connections at a time: a few scrapers and probes.
 const CONNECTIONS_MAX: usize = 32;
@@ -26,14 +26,14 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 #[derive(Clone)]
 struct Admin {
-    telemetry: SharedTelemetry,
+    telemetry: Arc<Telemetry>,
     health: Arc<Health>,
 }
 
 /// Serves until `stop`.
 pub(crate) async fn serve(
     listener: TcpListener,
-    telemetry: SharedTelemetry,
+    telemetry: Arc<Telemetry>,
     health: Arc<Health>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {

@@ -8,11 +8,10 @@ use std::{
     fmt,
     io::{self, IsTerminal},
     panic,
-    sync::Arc,
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
+    encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
@@ -379,12 +378,6 @@ impl LaneMetrics {
     }
 }
 
-// The labels above are plain pairs; this pins that they can be encoded.
-const _: fn() = || {
-    fn encodes<T: EncodeLabelSet>() {}
-    encodes::<Labels<3>>();
-};
-
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -458,9 +451,6 @@ pub fn parse_level(level: &str) -> Result<EnvFilter, String> {
     };
     EnvFilter::try_new(directives).map_err(|error| format!("directives that can be read ({error})"))
 }
-
-/// Shared by whoever answers scrapes.
-pub type SharedTelemetry = Arc<Telemetry>;
 
 #[cfg(test)]
 mod tests {
