@@ -61,10 +61,10 @@ async fn healthz(State(admin): State<Admin>) -> String {
     admin.health.status()
 }
 
-/// Whether the relay should get traffic: yes, until it drains. A provider in
-/// trouble is no reason to send events elsewhere.
+/// Whether the relay should get traffic: yes, until it drains, or its disk
+/// fails. A provider in trouble is no reason to send events elsewhere.
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     let status = admin.health.status();
-    let code = if admin.health.is_draining() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let code = if admin.health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, status)
 }

@@ -1,7 +1,7 @@
 //! Validates, normalises, assigns id and time: the only way into the queue.
 //!
 //! Every front door hands over a [`Draft`] and turns the answer into a reply.
-//! Nothing here waits.
+//! Nothing here waits, but for the disk if the event is to be durable.
 
 use std::{
     net::IpAddr,
@@ -17,10 +17,11 @@ use analytics_relay_providers::{
     event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
     properties::{PropertyError, PropertyFault},
 };
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::{
-    queue::{QueueSender, Refused},
+    queue::{Durability, Queue, Refused},
     telemetry::AdmissionMetrics,
     time::{Clock, rfc_3339},
 };
@@ -32,6 +33,11 @@ const AHEAD_MS_MAX: i64 = 24 * 3600 * 1000;
 /// How long a caller should wait when the queue is full: long enough for many
 /// batches to leave, short enough that a caller's own buffer lasts.
 const FULL_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// How long a caller should wait when the spool is full: until a provider comes
+/// back, or a person has made room.
+const SPOOL_FULL_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Longest wait for the disk. What is not known by then is told so.
+const DISK_PATIENCE: Duration = Duration::from_secs(10);
 /// Most characters of a refused text that are shown to its sender.
 const SHOWN_CHARS_MAX: usize = 40;
 
@@ -48,6 +54,9 @@ pub(crate) struct Draft {
     pub(crate) user_agent: String,
     /// Encoded by the front door, which alone knows their form on the wire.
     pub(crate) properties: Result<Properties, PropertyError>,
+    /// How durable it has to be before the answer, if it says; a number that
+    /// means nothing.
+    pub(crate) durability: Result<Option<Durability>, i32>,
 }
 
 /// What kind of event is to be admitted.
@@ -61,6 +70,8 @@ pub(crate) enum DraftKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Accepted {
     pub(crate) event_id: EventId,
+    /// What the answer promises.
+    pub(crate) durability: Durability,
 }
 
 /// Why an event was not admitted.
@@ -68,8 +79,12 @@ pub(crate) struct Accepted {
 pub(crate) enum Denied {
     /// It breaks rules, at least one, and always will.
     Invalid(Vec<Violation>),
-    /// There is no room now.
+    /// There is no room in the queue now.
     Full { retry_delay: Duration },
+    /// There is no room in the spool now.
+    SpoolFull { retry_delay: Duration },
+    /// The disk fails or hangs. Whether the event will be delivered is not known.
+    SpoolFailed,
     /// The relay is stopping.
     Draining,
 }
@@ -103,12 +118,15 @@ pub(crate) enum RefusalReason {
     PropertyKeyEmpty,
     PropertyNumberNotFinite,
     PropertiesMalformed,
+    DurabilityUnavailable,
     QueueFull,
+    SpoolFull,
+    SpoolFailed,
     Draining,
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
@@ -123,7 +141,10 @@ impl RefusalReason {
         Self::PropertyKeyEmpty,
         Self::PropertyNumberNotFinite,
         Self::PropertiesMalformed,
+        Self::DurabilityUnavailable,
         Self::QueueFull,
+        Self::SpoolFull,
+        Self::SpoolFailed,
         Self::Draining,
     ];
 
@@ -144,7 +165,10 @@ impl RefusalReason {
             Self::PropertyKeyEmpty => "PROPERTY_KEY_EMPTY",
             Self::PropertyNumberNotFinite => "PROPERTY_NUMBER_NOT_FINITE",
             Self::PropertiesMalformed => "PROPERTIES_MALFORMED",
+            Self::DurabilityUnavailable => "DURABILITY_UNAVAILABLE",
             Self::QueueFull => "QUEUE_FULL",
+            Self::SpoolFull => "SPOOL_FULL",
+            Self::SpoolFailed => "SPOOL_FAILED",
             Self::Draining => "DRAINING",
         }
     }
@@ -153,29 +177,26 @@ impl RefusalReason {
 /// The gate before the queue.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    queue: QueueSender,
+    queue: Queue,
     clock: Clock,
     metrics: AdmissionMetrics,
     closed: AtomicBool,
 }
 
 impl Admission {
-    pub(crate) fn new(queue: QueueSender, clock: Clock, metrics: AdmissionMetrics) -> Self {
+    pub(crate) fn new(queue: Queue, clock: Clock, metrics: AdmissionMetrics) -> Self {
         Self { queue, clock, metrics, closed: AtomicBool::new(false) }
     }
 
-    /// Admits an event into the queue, or says why not. Never waits.
-    pub(crate) fn admit(&self, draft: Draft) -> Result<Accepted, Denied> {
-        let admitted = self.check_and_offer(draft);
-        match &admitted {
-            Ok(_) => {
-                self.metrics.accepted.inc();
-            }
-            Err(denied) => {
-                let reason = denied.reason();
-                self.metrics.refused(reason).inc();
-                debug!(reason = reason.name(), "event refused");
-            }
+    /// Admits an event into the queue, or says why not. Waits for the disk, if
+    /// the event is to be durable, and for nothing else. If the future is
+    /// dropped, the event may be admitted all the same.
+    pub(crate) async fn admit(&self, draft: Draft) -> Result<Accepted, Denied> {
+        let admitted = self.check_and_put(draft).await;
+        if let Err(denied) = &admitted {
+            let reason = denied.reason();
+            self.metrics.refused(reason).inc();
+            debug!(reason = reason.name(), "event refused");
         }
         admitted
     }
@@ -185,19 +206,57 @@ impl Admission {
         self.closed.store(true, Ordering::Release);
     }
 
-    fn check_and_offer(&self, draft: Draft) -> Result<Accepted, Denied> {
+    async fn check_and_put(&self, draft: Draft) -> Result<Accepted, Denied> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Denied::Draining);
         }
-        let event = Arc::new(check(draft, self.clock.now_ms()).map_err(Denied::Invalid)?);
+        let asked = draft.durability;
+        let checked = check(draft, self.clock.now_ms());
+        let (event, wanted) = match (checked, self.check_durability(asked)) {
+            (Ok(event), Ok(wanted)) => (Arc::new(event), wanted),
+            (Ok(_), Err(violation)) => return Err(Denied::Invalid(vec![violation])),
+            (Err(violations), wanted) => {
+                return Err(Denied::Invalid(violations.into_iter().chain(wanted.err()).collect()));
+            }
+        };
         let event_id = event.id.clone();
-        match self.queue.offer(event) {
-            Ok(queue_size) => {
-                debug!(%event_id, queue_size, "event queued");
-                Ok(Accepted { event_id })
+        let put = self.queue.put(event, wanted);
+        // Waiting for memory needs no timer.
+        let put = if wanted == Durability::Queued {
+            put.await
+        } else {
+            timeout(DISK_PATIENCE, put).await.unwrap_or(Err(Refused::SpoolFailed))
+        };
+        match put {
+            Ok(durability) => {
+                debug!(%event_id, %durability, "event accepted");
+                Ok(Accepted { event_id, durability })
             }
             Err(Refused::Full) => Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }),
+            Err(Refused::SpoolFull) => Err(Denied::SpoolFull { retry_delay: SPOOL_FULL_RETRY_DELAY }),
+            Err(Refused::SpoolFailed) => Err(Denied::SpoolFailed),
             Err(Refused::Closed) => Err(Denied::Draining),
+        }
+    }
+
+    /// The level that an event gets: the one that was asked for, or else the
+    /// relay's own.
+    fn check_durability(&self, asked: Result<Option<Durability>, i32>) -> Result<Durability, Violation> {
+        let highest = self.queue.highest_level();
+        let unavailable = |got: String| Violation {
+            reason: RefusalReason::DurabilityUnavailable,
+            field: "durability".into(),
+            got,
+            want: match highest {
+                Durability::Queued => "none or QUEUED (this relay runs DURABILITY=memory)".into(),
+                _ => "none, QUEUED, WRITTEN or SYNCED".into(),
+            },
+        };
+        match asked {
+            Ok(None) => Ok(self.queue.default_level()),
+            Ok(Some(level)) if level <= highest => Ok(level),
+            Ok(Some(level)) => Err(unavailable(level.name().to_ascii_uppercase())),
+            Err(number) => Err(unavailable(number.to_string())),
         }
     }
 }
@@ -209,6 +268,8 @@ impl Denied {
         match self {
             Self::Invalid(violations) => violations[0].reason,
             Self::Full { .. } => RefusalReason::QueueFull,
+            Self::SpoolFull { .. } => RefusalReason::SpoolFull,
+            Self::SpoolFailed => RefusalReason::SpoolFailed,
             Self::Draining => RefusalReason::Draining,
         }
     }
@@ -334,8 +395,13 @@ fn shown(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::metrics::counter::Counter;
+
     use super::*;
-    use crate::queue::{self, QueueLimits, QueueReceiver};
+    use crate::queue::{
+        QueueLimits,
+        memory::{self, QueueReceiver},
+    };
 
     const NOW_MS: i64 = 1_767_225_600_000;
 
@@ -349,12 +415,14 @@ mod tests {
             ip: String::new(),
             user_agent: String::new(),
             properties: Ok(Properties::empty()),
+            durability: Ok(None),
         }
     }
 
     fn admission(events_max: usize) -> (Admission, QueueReceiver) {
-        let (sender, receiver) = queue::bounded(QueueLimits { events_max, bytes_max: usize::MAX });
-        (Admission::new(sender, Clock::from_fn(|| NOW_MS), AdmissionMetrics::default()), receiver)
+        let (sender, receiver) = memory::bounded(QueueLimits { events_max, bytes_max: usize::MAX });
+        let queue = Queue::Memory(sender, Counter::default());
+        (Admission::new(queue, Clock::from_fn(|| NOW_MS), AdmissionMetrics::default()), receiver)
     }
 
     fn violations(change: impl FnOnce(&mut Draft)) -> Vec<(RefusalReason, String)> {
@@ -452,25 +520,40 @@ mod tests {
     #[tokio::test]
     async fn an_id_and_a_time_are_assigned_when_the_caller_gives_none() {
         let (admission, mut receiver) = admission(10);
-        let accepted = admission.admit(draft()).unwrap();
+        let accepted = admission.admit(draft()).await.unwrap();
         let mut events = Vec::new();
         receiver.recv_many(&mut events, 10).await;
-        assert_eq!(events[0].id, accepted.event_id);
+        let event = &events[0].event;
+        assert_eq!(event.id, accepted.event_id);
+        assert_eq!(accepted.durability, Durability::Queued);
         assert_eq!(accepted.event_id.as_str().len(), 36);
-        assert_eq!((events[0].time_ms, events[0].accepted_ms), (NOW_MS, NOW_MS));
+        assert_eq!((event.time_ms, event.accepted_ms), (NOW_MS, NOW_MS));
     }
 
     #[tokio::test]
     async fn a_full_queue_and_a_closed_gate_are_answered_at_once() {
         let (admission, mut receiver) = admission(1);
-        admission.admit(draft()).unwrap();
-        assert_eq!(admission.admit(draft()), Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }));
+        admission.admit(draft()).await.unwrap();
+        assert_eq!(admission.admit(draft()).await, Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }));
         // A handler that passed the gate before it closed meets the closed queue.
         receiver.close();
         receiver.recv_many(&mut Vec::new(), 10).await;
-        assert_eq!(admission.admit(draft()), Err(Denied::Draining));
+        assert_eq!(admission.admit(draft()).await, Err(Denied::Draining));
         admission.close();
-        assert_eq!(admission.admit(draft()), Err(Denied::Draining));
+        assert_eq!(admission.admit(draft()).await, Err(Denied::Draining));
+    }
+
+    #[tokio::test]
+    async fn a_relay_without_a_log_refuses_to_promise_one() {
+        let (admission, _receiver) = admission(10);
+        for (asked, got) in [(Ok(Some(Durability::Synced)), "SYNCED"), (Err(9), "9")] {
+            let denied = admission.admit(Draft { durability: asked, ..draft() }).await.unwrap_err();
+            let Denied::Invalid(violations) = &denied else { panic!("{denied:?}") };
+            assert_eq!((violations[0].field.as_str(), violations[0].got.as_str()), ("durability", got));
+            assert_eq!(denied.reason(), RefusalReason::DurabilityUnavailable);
+        }
+        let queued = Draft { durability: Ok(Some(Durability::Queued)), ..draft() };
+        assert_eq!(admission.admit(queued).await.unwrap().durability, Durability::Queued);
     }
 
     #[test]

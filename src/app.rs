@@ -13,7 +13,15 @@
 //!    are abandoned and what is left goes to spill files.
 //! 5. The server stops, and the balance is taken.
 
-use std::{convert::Infallible, fmt::Display, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Display,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use analytics_relay_providers::{
     Provider,
@@ -23,7 +31,7 @@ use thiserror::Error;
 use tokio::{
     net::TcpListener,
     sync::mpsc,
-    task::{JoinHandle, JoinSet},
+    task::{JoinHandle, JoinSet, spawn_blocking},
     time::{Instant, interval_at, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -37,7 +45,11 @@ use crate::{
     delivery::{LaneInbox, files::DataDirLock, lane::LaneStatus},
     health::Health,
     ingest, listener,
-    queue::{self, QueueLimits},
+    outcome::{Ledger, Outcome},
+    queue::{
+        Durability, Queue, QueueLimits, memory,
+        spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, log::LogLimits},
+    },
     shutdown::{DrainReport, Stop},
     telemetry::{Telemetry, VERSION},
     time::Clock,
@@ -60,6 +72,10 @@ const SPILL_TIME: (Duration, Duration) = (Duration::from_millis(50), Duration::f
 const DISK_OVERTIME: Duration = Duration::from_millis(1500);
 /// How long calls under way have to finish once everything else is done.
 const SERVER_GRACE: Duration = Duration::from_millis(250);
+/// How long events that were handed over have to come to disk.
+const INTAKE_GRACE: Duration = Duration::from_secs(2);
+/// How long the log has at least to be closed.
+const SPOOL_CLOSE_MIN: Duration = Duration::from_millis(500);
 /// How often a drain says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The settings of the two ports, for errors.
@@ -98,6 +114,16 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The log cannot be used.
+    #[error("SPOOL_DIR")]
+    Spool(#[from] SpoolError),
+}
+
+/// The log of a durable relay.
+#[derive(Debug)]
+struct RunningSpool {
+    thread: SpoolThread,
+    status: Arc<SharedStatus>,
 }
 
 /// A relay that is running.
@@ -109,6 +135,7 @@ pub struct App {
     metrics_addr: SocketAddr,
     drain_timeout: Duration,
     lanes: Vec<LaneHandle>,
+    spool: Option<RunningSpool>,
     batch_worker: JoinHandle<()>,
     servers: JoinSet<()>,
     stop_servers: CancellationToken,
@@ -141,23 +168,23 @@ impl App {
 
         let queue_limits =
             QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max };
-        let (queue_in, queue_out) = queue::bounded(queue_limits);
-        let admission_metrics = telemetry.admission();
-        let accepted = admission_metrics.accepted.clone();
-        let admission = Arc::new(Admission::new(queue_in.clone(), clock.clone(), admission_metrics));
+        let (queue_in, queue_out) = memory::bounded(queue_limits);
+        let accepted = telemetry.accepted();
+        let families = telemetry.lanes();
+        let ledgers: Vec<Ledger> = providers
+            .iter()
+            .map(|(provider, _)| families.ledger(provider.name(), accepted.clone()))
+            .collect();
+        let opened = open_spool(config, &providers, clock.now_ms()).await?;
 
-        let builder = LaneBuilder {
-            config,
-            data_dir: &data_dir,
-            families: telemetry.lanes(),
-            accepted,
-            clock: clock.clone(),
-            stop: stop.clone(),
-        };
+        let builder =
+            LaneBuilder { config, data_dir: &data_dir, families, clock: clock.clone(), stop: stop.clone() };
         let mut lanes = Vec::new();
         let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
-        for (provider, delivery) in providers {
-            let (inbox, lane) = builder.build(provider, delivery).await.map_err(unusable)?;
+        for (place, (provider, delivery)) in providers.into_iter().enumerate() {
+            let log = opened.as_ref().map(|spool| spool.lane_log(place));
+            let ledger = ledgers[place].clone();
+            let (inbox, lane) = builder.build(provider, delivery, ledger, log).await.map_err(unusable)?;
             lanes.push(lane);
             let rule = BatchRule { events: delivery.batch_size, interval: delivery.flush_interval };
             match groups.iter_mut().find(|(group, _)| *group == rule) {
@@ -165,6 +192,18 @@ impl App {
                 None => groups.push((rule, vec![inbox])),
             }
         }
+        let (queue, spool) = match opened {
+            None => (Queue::Memory(queue_in.clone(), accepted), None),
+            Some(opened) => {
+                let (spool, metrics) = (opened.spool().clone(), telemetry.spool(accepted));
+                let status = spool.status().clone();
+                gauges::of_spool(&mut telemetry, config, &spool);
+                let thread =
+                    opened.run(queue_in.clone(), ledgers, metrics, clock.clone()).map_err(unusable)?;
+                (Queue::Spool(spool), Some(RunningSpool { thread, status }))
+            }
+        };
+        let admission = Arc::new(Admission::new(queue, clock.clone(), telemetry.admission()));
         // Only now that nothing can fail any more.
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
         lanes::warn_of_forgotten_spill(&data_dir, &lanes);
@@ -175,11 +214,12 @@ impl App {
         let batch_worker = tokio::spawn(watch.over("batch worker", worker));
 
         let statuses = lanes.iter().map(|lane| lane.status.clone()).collect();
-        let health = Arc::new(Health::new(stop.clone(), queue_in.clone(), statuses));
+        let spool_status = spool.as_ref().map(|spool| spool.status.clone());
+        let health = Arc::new(Health::new(stop.clone(), queue_in.clone(), statuses, spool_status.clone()));
         let ingest_metrics = telemetry.ingest();
         telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections_max));
         gauges::of_queue(&mut telemetry, &queue_in, &stop);
-        gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock);
+        gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock, spool_status.as_ref());
 
         let stop_servers = CancellationToken::new();
         let mut servers = JoinSet::new();
@@ -205,6 +245,7 @@ impl App {
             metrics_addr,
             drain_timeout: config.drain_timeout,
             lanes,
+            spool,
             batch_worker,
             servers,
             stop_servers,
@@ -242,6 +283,10 @@ impl App {
         let lane_events: usize = self.lanes.iter().map(|lane| lane.status.events()).sum();
         info!(timeout_seconds = self.drain_timeout.as_secs_f64(), lane_events, "draining");
         self.admission.close();
+        if let Some(spool) = &self.spool {
+            // What was handed over is on disk and in the queue before it closes.
+            let _ = timeout_at(started + INTAKE_GRACE, spool.thread.close_intake()).await;
+        }
         self.stop.drain();
 
         let watcher = tokio::spawn(self.force_when_due(signals, started));
@@ -252,6 +297,7 @@ impl App {
             Err(_) => error!("the drain did not end in time: what is in flight is lost"),
         }
         watcher.abort();
+        self.close_spool(started + self.drain_timeout + DISK_OVERTIME).await;
 
         // Last, so that callers could be told until now.
         self.stop_servers.cancel();
@@ -263,6 +309,19 @@ impl App {
         let report = DrainReport { balances, took: started.elapsed(), failed };
         report.log();
         report
+    }
+
+    /// Closes the log. What it holds is delivered after the next start.
+    async fn close_spool(&mut self, deadline: Instant) {
+        let Some(RunningSpool { thread, status }) = self.spool.take() else { return };
+        let left = timeout_at(deadline.max(Instant::now() + SPOOL_CLOSE_MIN), thread.close()).await;
+        let left = left.ok().flatten().unwrap_or_else(|| {
+            error!("the spool could not be closed: what is in it was counted before");
+            status.cursors.iter().map(|cursor| cursor.pending.load(Ordering::Relaxed)).collect()
+        });
+        for (lane, left) in self.lanes.iter().zip(left) {
+            lane.ledger.ended(Outcome::Spilled, left);
+        }
     }
 
     /// Forces the lanes to stop at a second signal, or a little before the
@@ -300,6 +359,31 @@ impl App {
 /// must not touch events that wait for a provider.
 fn data_dir(config: &Config) -> PathBuf {
     if config.test_mode { config.data_dir.join("test-mode") } else { config.data_dir.clone() }
+}
+
+/// Opens the log of a durable relay.
+async fn open_spool(
+    config: &Config,
+    providers: &[Configured],
+    now_ms: i64,
+) -> Result<Option<OpenedSpool>, StartError> {
+    if config.durability == Durability::Queued {
+        return Ok(None);
+    }
+    let dir = if config.test_mode { config.spool_dir.join("test-mode") } else { config.spool_dir.clone() };
+    let settings = SpoolSettings {
+        dir,
+        default_level: config.durability,
+        limits: LogLimits { segment_bytes: config.spool.segment_bytes, bytes_max: config.spool.bytes_max },
+        provider_bytes_max: providers.iter().map(|(_, delivery)| delivery.spool_bytes_max).collect(),
+        when_full: config.spool.when_full,
+        group_window: config.spool.group_window,
+        group_bytes: config.spool.group_bytes,
+        intake: QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max },
+    };
+    let names: Vec<&'static str> = providers.iter().map(|(provider, _)| provider.name()).collect();
+    let opening = spawn_blocking(move || OpenedSpool::open(settings, &names, now_ms));
+    Ok(Some(opening.await.expect("opening the spool does not panic")?))
 }
 
 /// A provider, and how events go to it.

@@ -12,14 +12,13 @@ use std::{
     time::Duration,
 };
 
-use analytics_relay_providers::Event;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
     delivery::{Batch, LaneInbox},
-    queue::QueueReceiver,
+    queue::{Queued, memory::QueueReceiver},
 };
 
 /// When a batch leaves.
@@ -43,7 +42,7 @@ enum Trigger {
 pub(crate) struct BatchGroup {
     rule: BatchRule,
     lanes: Vec<LaneInbox>,
-    events: Vec<Arc<Event>>,
+    events: Vec<Queued>,
     /// When the first of `events` came; meaningless without any.
     first_at: Instant,
 }
@@ -53,7 +52,7 @@ impl BatchGroup {
         Self { rule, lanes, events: Vec::with_capacity(rule.events), first_at: Instant::now() }
     }
 
-    fn push(&mut self, event: Arc<Event>, now: Instant) {
+    fn push(&mut self, event: Queued, now: Instant) {
         if self.events.is_empty() {
             self.first_at = now;
         }
@@ -102,7 +101,7 @@ impl Gathering {
     }
 
     fn publish(&self, groups: &[BatchGroup]) {
-        let oldest = groups.iter().filter_map(|group| Some(group.events.first()?.accepted_ms)).min();
+        let oldest = groups.iter().filter_map(|group| Some(group.events.first()?.event.accepted_ms)).min();
         self.0.store(oldest.unwrap_or(0), Ordering::Relaxed);
     }
 }
@@ -164,8 +163,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        delivery::test_support::{inbox, track},
-        queue::{self, QueueLimits, QueueSender},
+        delivery::test_support::{inbox, queued},
+        queue::{
+            QueueLimits,
+            memory::{self, QueueSender},
+        },
     };
 
     const INTERVAL: Duration = Duration::from_secs(10);
@@ -177,7 +179,7 @@ mod tests {
     }
 
     fn start(rules: &[BatchRule]) -> Worker {
-        let (sender, receiver) = queue::bounded(QueueLimits { events_max: 10_000, bytes_max: usize::MAX });
+        let (sender, receiver) = memory::bounded(QueueLimits { events_max: 10_000, bytes_max: usize::MAX });
         let (groups, lanes) = rules
             .iter()
             .map(|rule| {
@@ -207,7 +209,7 @@ mod tests {
         let mut worker = start(&[rule(50)]);
         let start = Instant::now();
         for _ in 0..50 {
-            worker.queue.offer(track("a")).unwrap();
+            worker.queue.offer(queued("a")).unwrap();
         }
         assert_eq!(worker.lanes[0].recv().await.unwrap().len(), 50);
         assert_eq!(start.elapsed(), Duration::ZERO);
@@ -217,9 +219,9 @@ mod tests {
     async fn a_short_batch_leaves_an_interval_after_its_first_event() {
         let mut worker = start(&[rule(50)]);
         let start = Instant::now();
-        worker.queue.offer(track("a")).unwrap();
+        worker.queue.offer(queued("a")).unwrap();
         tokio::time::sleep(Duration::from_secs(7)).await;
-        worker.queue.offer(track("b")).unwrap();
+        worker.queue.offer(queued("b")).unwrap();
         assert_eq!(worker.lanes[0].recv().await.unwrap().len(), 2);
         let elapsed = start.elapsed();
         assert!(elapsed >= INTERVAL && elapsed < INTERVAL + Duration::from_millis(5), "{elapsed:?}");
@@ -237,12 +239,12 @@ mod tests {
         let mut worker = start(&[rule(50)]);
         let start = Instant::now();
         for _ in 0..120 {
-            worker.queue.offer(track("a")).unwrap();
+            worker.queue.offer(queued("a")).unwrap();
         }
         worker.closing.cancel();
         assert_eq!(sizes(&mut worker.lanes[0]).await, [50, 50, 20]);
         assert_eq!(start.elapsed(), Duration::ZERO);
-        assert!(worker.queue.offer(track("late")).is_err());
+        assert!(worker.queue.offer(queued("late")).is_err());
     }
 
     #[tokio::test(start_paused = true)]
@@ -250,7 +252,7 @@ mod tests {
         let quick = BatchRule { events: 100, interval: Duration::from_secs(1) };
         let mut worker = start(&[rule(2), quick]);
         for _ in 0..5 {
-            worker.queue.offer(track("a")).unwrap();
+            worker.queue.offer(queued("a")).unwrap();
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         worker.closing.cancel();
@@ -277,7 +279,7 @@ mod tests {
                 let arrivals = tokio::spawn(async move {
                     for (index, gap) in gaps.iter().enumerate() {
                         tokio::time::sleep(Duration::from_millis(*gap)).await;
-                        worker.queue.offer(track(&index.to_string())).unwrap();
+                        worker.queue.offer(queued(&index.to_string())).unwrap();
                     }
                     tokio::time::sleep(INTERVAL * 2).await;
                     worker.closing.cancel();
@@ -287,7 +289,7 @@ mod tests {
                 let start = Instant::now();
                 while let Some(batch) = lane.recv().await {
                     assert!(!batch.is_empty() && batch.len() <= size);
-                    seen.extend(batch.iter().map(|event| (event.name().unwrap().to_owned(), start.elapsed())));
+                    seen.extend(batch.iter().map(|queued| (queued.event.name().unwrap().to_owned(), start.elapsed())));
                 }
                 let gaps = arrivals.await.unwrap();
                 let mut arrived = Duration::ZERO;

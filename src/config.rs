@@ -22,7 +22,13 @@ use analytics_relay_providers::{
     registry::{ProviderSettings, Url, Vendor},
 };
 
-use crate::telemetry::{LogFormat, parse_level};
+use crate::{
+    queue::{Durability, spool::WhenFull},
+    telemetry::{LogFormat, parse_level},
+};
+
+/// Bounds of the bytes of a log.
+const SPOOL_BYTES_MAX: RangeInclusive<u64> = 131_072..=1 << 50;
 
 /// One variable.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +50,7 @@ const fn per_provider(name: &'static str, default: &'static str) -> SettingInfo 
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 28] = [
+pub const SETTINGS: [SettingInfo; 36] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -73,6 +79,14 @@ pub const SETTINGS: [SettingInfo; 28] = [
     setting("DRAIN_TIMEOUT_SECONDS", "8"),
     setting("DATA_DIR", "./data"),
     setting("DEAD_LETTERS_MAX_BYTES", "1073741824"),
+    setting("DURABILITY", "memory"),
+    setting("SPOOL_DIR", ""),
+    per_provider("SPOOL_MAX_BYTES", "10737418240"),
+    setting("SPOOL_SEGMENT_BYTES", "67108864"),
+    setting("SPOOL_RETENTION_HOURS", "72"),
+    setting("SPOOL_WHEN_FULL", "reject"),
+    setting("SPOOL_GROUP_WINDOW_MS", "2"),
+    setting("SPOOL_GROUP_BYTES", "1048576"),
 ];
 
 /// Everything the relay can be told.
@@ -102,12 +116,36 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Most bytes of one provider's dead letters.
     pub dead_letters_bytes_max: u64,
+    /// What an OK means: `Queued` without a log, else what the log promises.
+    pub durability: Durability,
+    /// Where the log is, if there is one.
+    pub spool_dir: PathBuf,
+    /// How the log works.
+    pub spool: SpoolConfig,
     /// Send nothing, show what would be sent.
     pub test_mode: bool,
     /// Every setting as it was read, secrets masked.
     pub shown: Vec<Shown>,
     /// What looks wrong and is none of ours.
     pub warnings: Vec<String>,
+}
+
+/// How the log of a durable relay works.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SpoolConfig {
+    /// Most bytes on disk.
+    pub bytes_max: u64,
+    /// Bytes of one segment.
+    pub segment_bytes: u64,
+    /// How long an event may wait for a provider before it becomes a dead
+    /// letter.
+    pub retention: Duration,
+    /// What happens when it has used up its bytes.
+    pub when_full: WhenFull,
+    /// How long a group of events waits for callers that came with the last.
+    pub group_window: Duration,
+    /// Bytes at which a group waits no more.
+    pub group_bytes: usize,
 }
 
 /// An address to listen at.
@@ -143,6 +181,8 @@ pub struct DeliveryConfig {
     pub retry_delay_max: Duration,
     /// Longest time for one request.
     pub request_timeout: Duration,
+    /// Most bytes of the provider's share of the log.
+    pub spool_bytes_max: u64,
 }
 
 /// A setting as it was read.
@@ -283,6 +323,12 @@ impl Reader {
         let data_dir = PathBuf::from(self.text("DATA_DIR"));
         let dead_letters_bytes_max = self.number("DEAD_LETTERS_MAX_BYTES", 0..=1 << 50);
         let delivery = self.delivery(None);
+        let durability = self.durability();
+        let spool_dir = match self.text("SPOOL_DIR").as_str() {
+            "" => data_dir.join("spool"),
+            dir => PathBuf::from(dir),
+        };
+        let spool = self.spool(delivery.spool_bytes_max);
         let providers = self.providers(test_mode);
         Config {
             grpc,
@@ -297,6 +343,9 @@ impl Reader {
             drain_timeout,
             data_dir,
             dead_letters_bytes_max,
+            durability,
+            spool_dir,
+            spool,
             test_mode,
             shown: std::mem::take(&mut self.shown),
             warnings: self.vars.keys().filter_map(|name| misspelling(name)).collect(),
@@ -358,6 +407,7 @@ impl Reader {
             retry_delay_initial: self.millis(&name("INITIAL_RETRY_DELAY_MS"), 1..=600_000),
             retry_delay_max: self.millis(&name("MAX_RETRY_DELAY_MS"), 1..=3_600_000),
             request_timeout: self.seconds(&name("REQUEST_TIMEOUT_SECONDS"), 0.01..=600.0),
+            spool_bytes_max: self.number(&name("SPOOL_MAX_BYTES"), SPOOL_BYTES_MAX),
         };
         if delivery.retry_delay_initial > delivery.retry_delay_max {
             let (initial, max) = (name("INITIAL_RETRY_DELAY_MS"), name("MAX_RETRY_DELAY_MS"));
@@ -367,6 +417,44 @@ impl Reader {
             }
         }
         delivery
+    }
+
+    fn durability(&mut self) -> Durability {
+        match self.text("DURABILITY").as_str() {
+            "memory" => Durability::Queued,
+            "written" => Durability::Written,
+            "synced" => Durability::Synced,
+            other => {
+                self.wrong("DURABILITY", other, "memory, written or synced");
+                Durability::Queued
+            }
+        }
+    }
+
+    fn spool(&mut self, bytes_max: u64) -> SpoolConfig {
+        let segment_bytes = self.number("SPOOL_SEGMENT_BYTES", 65_536..=1 << 30);
+        if bytes_max < 2 * segment_bytes {
+            let got = format!("\"{bytes_max}\"");
+            self.errors.push(format!("SPOOL_MAX_BYTES: got {got}, want at least twice SPOOL_SEGMENT_BYTES"));
+        }
+        let hours: f64 = self.number("SPOOL_RETENTION_HOURS", 0.0001..=87_600.0);
+        let when_full = match self.text("SPOOL_WHEN_FULL").as_str() {
+            "reject" => WhenFull::Reject,
+            "dead_letter_oldest" => WhenFull::DeadLetterOldest,
+            other => {
+                self.wrong("SPOOL_WHEN_FULL", other, "reject or dead_letter_oldest");
+                WhenFull::Reject
+            }
+        };
+        let window_ms: f64 = self.number("SPOOL_GROUP_WINDOW_MS", 0.0..=100.0);
+        SpoolConfig {
+            bytes_max,
+            segment_bytes,
+            retention: Duration::from_secs_f64(hours * 3600.0),
+            when_full,
+            group_window: Duration::from_secs_f64(window_ms / 1000.0),
+            group_bytes: self.number("SPOOL_GROUP_BYTES", 1..=64 << 20),
+        }
     }
 
     fn key(&mut self, name: &str, vendor: Vendor, test_mode: bool) -> Secret {

@@ -1,10 +1,10 @@
 //! What the relay says of itself when it is asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use crate::{
     delivery::{lane::LaneStatus, retry::ProviderState},
-    queue::QueueSender,
+    queue::{memory::QueueSender, spool::SharedStatus},
     shutdown::Stop,
 };
 
@@ -17,11 +17,17 @@ pub(crate) struct Health {
     stop: Stop,
     queue: QueueSender,
     lanes: Vec<Arc<LaneStatus>>,
+    spool: Option<Arc<SharedStatus>>,
 }
 
 impl Health {
-    pub(crate) fn new(stop: Stop, queue: QueueSender, lanes: Vec<Arc<LaneStatus>>) -> Self {
-        Self { stop, queue, lanes }
+    pub(crate) fn new(
+        stop: Stop,
+        queue: QueueSender,
+        lanes: Vec<Arc<LaneStatus>>,
+        spool: Option<Arc<SharedStatus>>,
+    ) -> Self {
+        Self { stop, queue, lanes, spool }
     }
 
     /// `SERVING`, `DRAINING` or `DEGRADED: <why>`.
@@ -31,6 +37,12 @@ impl Health {
         }
         let troubles = self.troubles();
         if troubles.is_empty() { "SERVING".to_owned() } else { format!("DEGRADED: {}", troubles.join("; ")) }
+    }
+
+    /// True while the relay can take events, or will by itself.
+    pub(crate) fn is_ready(&self) -> bool {
+        let is_broken = |spool: &Arc<SharedStatus>| spool.broken.load(Ordering::Relaxed);
+        !self.is_draining() && !self.spool.as_ref().is_some_and(is_broken)
     }
 
     /// True once the relay takes no more events.
@@ -53,7 +65,13 @@ impl Health {
         let full = full.map(|lane| format!("the lane of {} is full", lane.provider));
         let letters = self.lanes.iter().filter(|lane| lane.dead_letters_fail());
         let letters = letters.map(|lane| format!("dead letters of {} cannot be written", lane.provider));
-        lanes.chain(full).chain(letters).chain(self.queue_trouble()).collect()
+        lanes.chain(full).chain(letters).chain(self.queue_trouble()).chain(self.spool_trouble()).collect()
+    }
+
+    fn spool_trouble(&self) -> Option<String> {
+        let spool = self.spool.as_ref()?;
+        let state = spool.state();
+        (state != SharedStatus::WRITING).then(|| format!("the spool is {state}: events are refused"))
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a share")]

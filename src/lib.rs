@@ -64,3 +64,7 @@ pub mod telemetry;
 mod time;
 
 pub use analytics_relay_providers as providers;
+pub use queue::{
+    Durability,
+    spool::{SpoolError, WhenFull},
+};

@@ -1,6 +1,6 @@
 //! The closed list of how an event can end, and the ledger that balances.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use analytics_relay_providers::Rejection;
 use prometheus_client::metrics::counter::Counter;
@@ -13,7 +13,7 @@ pub enum Outcome {
     Delivered,
     /// On disk with its reason, to be looked at and replayed.
     DeadLettered(DeadLetterReason),
-    /// On disk, to be sent at the next start.
+    /// On disk, in a spill file or in the spool, to be sent at the next start.
     Spilled,
     /// Lost, and counted.
     Dropped(DropReason),
@@ -37,6 +37,10 @@ pub enum DeadLetterReason {
     LaneFull,
     /// A newer identify of the same user arrived first.
     Superseded,
+    /// The provider did not take it before the retention of the spool ended.
+    Expired,
+    /// The spool had used up its bytes, and it was the provider's oldest.
+    SpoolFull,
 }
 
 /// Why an event was lost.
@@ -48,11 +52,15 @@ pub enum DropReason {
     DeadLetterFailed,
     /// It should have been spilled, but writing failed.
     SpillFailed,
+    /// It was answered QUEUED, and neither the spool nor the queue took it.
+    SpoolFailed,
+    /// Its bytes in the spool are damaged; a copy is in quarantine.
+    SpoolDamaged,
 }
 
 impl DeadLetterReason {
     /// All reasons.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Invalid,
         Self::UnusableId,
         Self::QuotaExceeded,
@@ -60,6 +68,8 @@ impl DeadLetterReason {
         Self::RetriesExhausted,
         Self::LaneFull,
         Self::Superseded,
+        Self::Expired,
+        Self::SpoolFull,
     ];
 
     /// The reason's name in files, logs, metrics and on the command line.
@@ -72,6 +82,8 @@ impl DeadLetterReason {
             Self::RetriesExhausted => "retries_exhausted",
             Self::LaneFull => "lane_full",
             Self::Superseded => "superseded",
+            Self::Expired => "expired",
+            Self::SpoolFull => "spool_full",
         }
     }
 
@@ -99,7 +111,13 @@ impl fmt::Display for DeadLetterReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 3] = [Self::DeadLettersFull, Self::DeadLetterFailed, Self::SpillFailed];
+    const ALL: [Self; 5] = [
+        Self::DeadLettersFull,
+        Self::DeadLetterFailed,
+        Self::SpillFailed,
+        Self::SpoolFailed,
+        Self::SpoolDamaged,
+    ];
 
     /// The reason's name in logs and metrics.
     pub fn name(self) -> &'static str {
@@ -107,6 +125,8 @@ impl DropReason {
             Self::DeadLettersFull => "dead_letters_full",
             Self::DeadLetterFailed => "dead_letter_failed",
             Self::SpillFailed => "spill_failed",
+            Self::SpoolFailed => "spool_failed",
+            Self::SpoolDamaged => "spool_damaged",
         }
     }
 }
@@ -127,6 +147,14 @@ impl Outcome {
             Self::DeadLettered(_) => "dead_lettered",
             Self::Spilled => "spilled",
             Self::Dropped(_) => "dropped",
+        }
+    }
+
+    /// Name and reason in one, for files.
+    pub fn key(self) -> Cow<'static, str> {
+        match self.reason() {
+            "" => self.name().into(),
+            reason => format!("{}/{reason}", self.name()).into(),
         }
     }
 
@@ -163,7 +191,7 @@ impl Ledger {
         Self { provider, accepted, reloaded, ended }
     }
 
-    /// Counts events that came back from a spill file.
+    /// Counts events that an earlier run has left on disk.
     pub fn reloaded(&self, events: u64) {
         self.reloaded.inc_by(events);
     }
@@ -202,7 +230,7 @@ pub struct Balance {
     pub provider: &'static str,
     /// Answered OK.
     pub accepted: u64,
-    /// Come back from a spill file of an earlier run.
+    /// Left on disk by an earlier run.
     pub reloaded: u64,
     /// Taken by the provider.
     pub delivered: u64,

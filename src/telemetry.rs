@@ -46,7 +46,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 31] = [
+pub const METRICS: [MetricInfo; 43] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -101,7 +101,12 @@ pub const METRICS: [MetricInfo; 31] = [
         "events",
         "Events that ended, by outcome and reason",
     ),
-    metric("relay_events_reloaded_total", "provider", "events", "Events that came back from a spill file"),
+    metric(
+        "relay_events_reloaded_total",
+        "provider",
+        "events",
+        "Events that an earlier run has left on disk",
+    ),
     metric(
         "relay_delivery_duration_seconds",
         "provider",
@@ -122,6 +127,58 @@ pub const METRICS: [MetricInfo; 31] = [
         "provider",
         "bytes",
         "Most memory that the events in a provider's lane may hold",
+    ),
+    metric(
+        "relay_duplicate_risk_total",
+        "provider",
+        "events",
+        "Events delivered more than 24 hours after they were accepted and not at the first attempt: the provider may not recognise a copy",
+    ),
+    metric("relay_spool_bytes", "", "bytes", "Bytes of the spool's segments on disk"),
+    metric("relay_spool_bytes_max", "", "bytes", "Most bytes of the spool's segments"),
+    metric("relay_spool_segments", "", "segments", "Segments of the spool"),
+    metric(
+        "relay_spool_backlog_events",
+        "provider",
+        "events",
+        "Events in the spool that have not ended at the provider",
+    ),
+    metric(
+        "relay_spool_backlog_bytes",
+        "provider",
+        "bytes",
+        "Bytes of the spool from the provider's oldest event that has not ended",
+    ),
+    metric(
+        "relay_spool_backlog_bytes_max",
+        "provider",
+        "bytes",
+        "Most bytes of the provider's share of the spool",
+    ),
+    metric("relay_spool_groups_total", "", "groups", "Groups of events that were written together"),
+    metric(
+        "relay_spool_sync_duration_seconds",
+        "",
+        "seconds",
+        "Time of writing and syncing a group in which somebody waits for the disk",
+    ),
+    metric(
+        "relay_spool_intake_events",
+        "",
+        "events",
+        "Events that wait to be written to the spool, those under way included",
+    ),
+    metric(
+        "relay_spool_damaged_ranges",
+        "",
+        "ranges",
+        "Damaged ranges of the spool that are kept in quarantine",
+    ),
+    metric(
+        "relay_spool_state",
+        "state",
+        "0 or 1",
+        "1 for the state the spool is in: writing, full (events are refused) or failed (the disk fails, events are refused)",
     ),
 ];
 
@@ -195,10 +252,34 @@ impl Telemetry {
 
     /// Registers what admission counts.
     pub(crate) fn admission(&mut self) -> AdmissionMetrics {
-        AdmissionMetrics::of(
-            self.register("relay_events_accepted_total"),
-            self.register("relay_refusals_total"),
-        )
+        AdmissionMetrics::of(self.register("relay_refusals_total"))
+    }
+
+    /// Registers what the queue takes: the events that are accepted.
+    pub(crate) fn accepted(&mut self) -> Counter {
+        self.register("relay_events_accepted_total")
+    }
+
+    /// Registers what the spool's thread counts.
+    pub(crate) fn spool(&mut self, accepted: Counter) -> SpoolMetrics {
+        SpoolMetrics {
+            accepted,
+            groups: self.register("relay_spool_groups_total"),
+            sync_duration: self.register_as("relay_spool_sync_duration_seconds", fast()),
+        }
+    }
+
+    /// Registers the state of the spool, one gauge for each.
+    pub(crate) fn spool_states(&mut self, states: &'static [&'static str], value: Probe<&'static str>) {
+        let family: Family<Labels<1>, Gauge> = self.register("relay_spool_state");
+        let gauges: Vec<_> =
+            states.iter().map(|state| (*state, family.get_or_create_owned(&[("state", *state)]))).collect();
+        self.probes.push(Box::new(move || {
+            let current = value();
+            for (state, gauge) in &gauges {
+                gauge.set(i64::from(*state == current));
+            }
+        }));
     }
 
     /// Registers what lanes count; one call for all providers.
@@ -209,6 +290,7 @@ impl Telemetry {
             retries: self.register("relay_retries_total"),
             ended: self.register("relay_events_total"),
             reloaded: self.register("relay_events_reloaded_total"),
+            duplicate_risk: self.register("relay_duplicate_risk_total"),
             delivery: self.register_as("relay_delivery_duration_seconds", Family::new_with_constructor(slow)),
             request: self.register_as("relay_request_duration_seconds", Family::new_with_constructor(slow)),
         }
@@ -294,14 +376,13 @@ impl IngestMetrics {
 /// What admission counts.
 #[derive(Debug, Clone)]
 pub(crate) struct AdmissionMetrics {
-    pub(crate) accepted: Counter,
     refusals: Vec<Counter>,
 }
 
 impl AdmissionMetrics {
-    fn of(accepted: Counter, refusals: Family<Labels<1>, Counter>) -> Self {
+    fn of(refusals: Family<Labels<1>, Counter>) -> Self {
         let counter = |reason: RefusalReason| refusals.get_or_create_owned(&[("reason", reason.name())]);
-        Self { accepted, refusals: RefusalReason::ALL.into_iter().map(counter).collect() }
+        Self { refusals: RefusalReason::ALL.into_iter().map(counter).collect() }
     }
 
     /// The counter of one reason.
@@ -313,8 +394,16 @@ impl AdmissionMetrics {
 #[cfg(test)]
 impl Default for AdmissionMetrics {
     fn default() -> Self {
-        Self::of(Counter::default(), Family::default())
+        Self::of(Family::default())
     }
+}
+
+/// What the spool's thread counts.
+#[derive(Debug, Clone)]
+pub(crate) struct SpoolMetrics {
+    pub(crate) accepted: Counter,
+    pub(crate) groups: Counter,
+    pub(crate) sync_duration: Histogram,
 }
 
 /// What lanes count, for all providers.
@@ -325,6 +414,7 @@ pub(crate) struct LaneFamilies {
     retries: Family<Labels<1>, Counter>,
     ended: Family<Labels<3>, Counter>,
     reloaded: Family<Labels<1>, Counter>,
+    duplicate_risk: Family<Labels<1>, Counter>,
     delivery: Family<Labels<1>, Histogram, fn() -> Histogram>,
     request: Family<Labels<1>, Histogram, fn() -> Histogram>,
 }
@@ -345,6 +435,7 @@ impl LaneFamilies {
             batches: self.batches.clone(),
             attempts: self.attempts.get_or_create_owned(&label),
             retries: self.retries.get_or_create_owned(&label),
+            duplicate_risk: self.duplicate_risk.get_or_create_owned(&label),
             delivery: self.delivery.get_or_create_owned(&label),
             request: self.request.get_or_create_owned(&label),
         }
@@ -367,6 +458,7 @@ pub(crate) struct LaneMetrics {
     batches: Family<Labels<2>, Counter>,
     pub(crate) attempts: Counter,
     pub(crate) retries: Counter,
+    pub(crate) duplicate_risk: Counter,
     pub(crate) delivery: Histogram,
     pub(crate) request: Histogram,
 }

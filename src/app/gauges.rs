@@ -1,6 +1,6 @@
 //! Gauges that show live values of the stages.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use super::lanes::LaneHandle;
 use crate::{
@@ -8,7 +8,10 @@ use crate::{
     config::Config,
     delivery::{lane::LaneStatus, retry::ProviderState},
     outcome::Ledger,
-    queue::QueueSender,
+    queue::{
+        memory::QueueSender,
+        spool::{CursorStatus, SharedStatus, Spool},
+    },
     shutdown::Stop,
     telemetry::{Probe, Telemetry},
     time::Clock,
@@ -25,6 +28,24 @@ pub(super) fn of_queue(telemetry: &mut Telemetry, queue: &QueueSender, stop: &St
     telemetry.gauge("relay_draining", move || i64::from(draining.is_draining()));
 }
 
+/// The log against its limits, and how far each provider has come in it.
+pub(super) fn of_spool(telemetry: &mut Telemetry, config: &Config, spool: &Spool) {
+    let live = |value: fn(&SharedStatus) -> u64| {
+        let status = spool.status().clone();
+        move || to_i64(value(&status))
+    };
+    telemetry.gauge("relay_spool_bytes", live(|status| status.bytes.load(Ordering::Relaxed)));
+    telemetry.gauge("relay_spool_segments", live(|status| status.segments.load(Ordering::Relaxed)));
+    telemetry
+        .gauge("relay_spool_damaged_ranges", live(|status| status.damaged_ranges.load(Ordering::Relaxed)));
+    let bytes_max = config.spool.bytes_max;
+    telemetry.gauge("relay_spool_bytes_max", move || to_i64(bytes_max));
+    let intake = spool.clone();
+    telemetry.gauge("relay_spool_intake_events", move || to_i64(intake.intake_events()));
+    let status = spool.status().clone();
+    telemetry.spool_states(&SharedStatus::STATES, Box::new(move || status.state()));
+}
+
 /// Each lane, its account and its disk.
 pub(super) fn of_lanes(
     telemetry: &mut Telemetry,
@@ -32,6 +53,7 @@ pub(super) fn of_lanes(
     lanes: &[LaneHandle],
     gathering: &Gathering,
     clock: &Clock,
+    spool: Option<&Arc<SharedStatus>>,
 ) {
     let mut register = |name, probe: &dyn Fn(&LaneHandle) -> Probe<i64>| {
         let values = lanes.iter().map(|lane| (lane.status.provider, probe(lane))).collect();
@@ -47,9 +69,12 @@ pub(super) fn of_lanes(
         Box::new(move || in_flight(&ledger))
     });
     register("relay_events_at_risk", &|lane| {
-        let (ledger, status) = (lane.ledger.clone(), lane.status.clone());
-        // What was reloaded is on disk still.
-        Box::new(move || (in_flight(&ledger) - to_i64(status.reloaded())).max(0))
+        let (ledger, status, spool) = (lane.ledger.clone(), lane.status.clone(), spool.cloned());
+        Box::new(move || match &spool {
+            Some(spool) => to_i64(spool.unsynced_events.load(Ordering::Relaxed)),
+            // What was reloaded is on disk still.
+            None => (in_flight(&ledger) - to_i64(status.reloaded())).max(0),
+        })
     });
     register("relay_oldest_event_age_seconds", &|lane| {
         let (status, gathering, clock) = (lane.status.clone(), gathering.clone(), clock.clone());
@@ -60,6 +85,21 @@ pub(super) fn of_lanes(
         Box::new(move || to_i64(bytes()))
     });
     register("relay_dead_letters_bytes_max", &constant(to_i64(config.dead_letters_bytes_max)));
+    if let Some(spool) = spool {
+        let cursor = |lane: &LaneHandle, value: fn(&CursorStatus) -> u64| -> Probe<i64> {
+            let (spool, provider) = (spool.clone(), lane.status.provider);
+            let value =
+                move || spool.cursors.iter().find(|cursor| cursor.provider == provider).map_or(0, value);
+            Box::new(move || to_i64(value()))
+        };
+        register("relay_spool_backlog_events", &|lane| {
+            cursor(lane, |cursor| cursor.pending.load(Ordering::Relaxed))
+        });
+        register("relay_spool_backlog_bytes", &|lane| {
+            cursor(lane, |cursor| cursor.bytes.load(Ordering::Relaxed))
+        });
+        register("relay_spool_backlog_bytes_max", &|lane| cursor(lane, |cursor| cursor.bytes_max));
+    }
 
     let state = |lane: &LaneHandle| -> (&'static str, Probe<&'static str>) {
         let status = lane.status.clone();

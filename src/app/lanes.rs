@@ -10,7 +10,6 @@ use std::{
 };
 
 use analytics_relay_providers::Provider;
-use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
@@ -24,12 +23,13 @@ use crate::{
         Batch, LaneInbox,
         dead_letter::{DeadLetterDir, DeadLetterWriter},
         lane::{Lane, LaneSettings, LaneStatus, Leftover},
+        log_feed::LogFeed,
         recorder::RelayRecorder,
         retry::RetryRule,
         spill::SpillDir,
     },
     outcome::{Balance, Ledger},
-    queue::QueueLimits,
+    queue::{QueueLimits, spool::LaneLog},
     shutdown::Stop,
     telemetry::LaneFamilies,
     time::Clock,
@@ -40,7 +40,6 @@ pub(super) struct LaneBuilder<'a> {
     pub(super) config: &'a Config,
     pub(super) data_dir: &'a Path,
     pub(super) families: LaneFamilies,
-    pub(super) accepted: Counter,
     pub(super) clock: Clock,
     pub(super) stop: Stop,
 }
@@ -68,18 +67,19 @@ pub(super) struct LaneHandle {
 }
 
 impl LaneBuilder<'_> {
-    /// Builds a provider's lane, with what an earlier run has spilled.
+    /// Builds a provider's lane, with what an earlier run has left.
     pub(super) async fn build(
         &self,
         provider: Arc<dyn Provider>,
         delivery: DeliveryConfig,
+        ledger: Ledger,
+        log: Option<LaneLog>,
     ) -> io::Result<(LaneInbox, BuiltLane)> {
         let name = provider.name();
         let dead_letters = DeadLetterDir::new(self.data_dir, name);
         let dead_letters = DeadLetterWriter::open(&dead_letters, self.config.dead_letters_bytes_max)?;
         let dead_letters_bytes = dead_letters.bytes();
         let spill = SpillDir::open(self.data_dir, name)?;
-        let ledger = self.families.ledger(name, self.accepted.clone());
         let status = Arc::new(LaneStatus::new(name));
         let mut lane = Lane::new(
             provider,
@@ -98,6 +98,15 @@ impl LaneBuilder<'_> {
             ledger.reloaded(spilled.events.len() as u64);
         }
         lane.reload(spilled);
+
+        if let Some(log) = log {
+            let event_count = log.left();
+            if event_count > 0 {
+                info!(provider = name, event_count, "spooled events go on");
+                ledger.reloaded(event_count);
+            }
+            lane.follow(LogFeed::new(log, self.config.spool.retention, self.clock.now_ms()));
+        }
 
         let (inbox, receiver) = LaneInbox::new(delivery.batch_size);
         let clock = self.clock.clone();

@@ -27,6 +27,8 @@ use std::{
 use analytics_relay_providers::{BatchLimits, Endpoint, Event};
 use tokio::time::Instant;
 
+use crate::queue::Place;
+
 /// One event that a provider has not got.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
@@ -37,8 +39,8 @@ pub(crate) struct Waiting {
     pub(crate) attempts: u32,
     /// Most events that it may be sent together with, itself included.
     pub(crate) together_max: usize,
-    /// It came from a spill file.
-    pub(crate) reloaded: bool,
+    /// Where it is kept meanwhile.
+    pub(crate) place: Place,
     /// The provider throttles its user.
     throttled: bool,
 }
@@ -88,13 +90,12 @@ impl Backlog {
     }
 
     /// Adds an event behind all others.
-    pub(crate) fn push(&mut self, event: Arc<Event>, endpoint: Endpoint, reloaded: bool) {
+    pub(crate) fn push(&mut self, event: Arc<Event>, endpoint: Endpoint, place: Place) {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.bytes += event.memory_bytes();
         self.accepted_ms.insert(seq, event.accepted_ms);
-        let waiting =
-            Waiting { event, seq, attempts: 0, together_max: usize::MAX, reloaded, throttled: false };
+        let waiting = Waiting { event, seq, attempts: 0, together_max: usize::MAX, place, throttled: false };
         self.ready.entry(endpoint).or_default().push_back(waiting);
     }
 
@@ -206,6 +207,11 @@ impl Backlog {
         self.held.is_empty() && self.ready.values().all(VecDeque::is_empty)
     }
 
+    /// Events that could be sent now.
+    pub(crate) fn ready_events(&self) -> usize {
+        self.ready.values().map(VecDeque::len).sum()
+    }
+
     /// Events that have not ended.
     pub(crate) fn events(&self) -> usize {
         self.accepted_ms.len()
@@ -225,16 +231,37 @@ impl Backlog {
     /// Takes everything that is not out, in the order of arrival. It counts as
     /// out.
     pub(crate) fn take_all(&mut self) -> Vec<Waiting> {
-        self.release_all();
-        let mut all: Vec<_> = std::mem::take(&mut self.ready).into_values().flatten().collect();
-        for busy in self.busy.values_mut() {
-            all.extend(busy.blocked.drain(..).map(|(_, waiting)| waiting));
-        }
-        for waiting in &all {
-            self.mark_busy(waiting);
-        }
+        let mut all: Vec<_> = self.take_where(|_| true).into_iter().map(|(_, waiting)| waiting).collect();
         in_order(&mut all);
         all
+    }
+
+    /// Takes what is not out and is to be taken; it counts as out.
+    pub(crate) fn take_where(&mut self, is_taken: impl Fn(&Waiting) -> bool) -> Vec<(Endpoint, Waiting)> {
+        let mut taken = Vec::new();
+        let mut freed = Vec::new();
+        for (key, (endpoint, waiting)) in std::mem::take(&mut self.held) {
+            if is_taken(&waiting) {
+                freed.append(&mut self.unmark_busy(&waiting));
+                taken.push((endpoint, Waiting { throttled: false, ..waiting }));
+            } else {
+                self.held.insert(key, (endpoint, waiting));
+            }
+        }
+        self.insert(freed);
+        for (endpoint, ready) in &mut self.ready {
+            let (out, stays): (VecDeque<_>, VecDeque<_>) =
+                std::mem::take(ready).into_iter().partition(&is_taken);
+            *ready = stays;
+            taken.extend(out.into_iter().map(|waiting| (*endpoint, waiting)));
+        }
+        for busy in self.busy.values_mut() {
+            taken.extend(busy.blocked.extract_if(.., |(_, waiting)| is_taken(waiting)));
+        }
+        for (_, waiting) in &taken {
+            self.mark_busy(waiting);
+        }
+        taken
     }
 
     fn make_ready(&mut self, events: impl Iterator<Item = (Endpoint, Waiting)>) {
@@ -325,7 +352,7 @@ mod tests {
 
     fn push_tracks(backlog: &mut Backlog, names: &[&str]) {
         for name in names {
-            backlog.push(track(name), TRACKS, false);
+            backlog.push(track(name), TRACKS, Place::Memory);
         }
     }
 
@@ -360,7 +387,7 @@ mod tests {
     #[test]
     fn endpoints_are_never_mixed_and_the_older_goes_first() {
         let mut backlog = backlog();
-        backlog.push(identify("u"), IDENTIFIES, false);
+        backlog.push(identify("u"), IDENTIFIES, Place::Memory);
         push_tracks(&mut backlog, &["a"]);
         assert_eq!(backlog.next_request(|_| Some(9)).0, IDENTIFIES);
         assert_eq!(backlog.next_request(|_| Some(9)).0, TRACKS);
@@ -401,7 +428,7 @@ mod tests {
         let mut backlog = backlog();
         let now = Instant::now();
         for user in ["u", "v", "u"] {
-            backlog.push(identify(user), IDENTIFIES, false);
+            backlog.push(identify(user), IDENTIFIES, Place::Memory);
         }
         let (_, mut first) = backlog.next_request(|_| Some(1));
         assert_eq!(first[0].event.subject(), Some("u"));
@@ -429,14 +456,14 @@ mod tests {
             event.user_id = Some(user.into());
             Arc::new(event)
         };
-        backlog.push(of("slow"), TRACKS, false);
+        backlog.push(of("slow"), TRACKS, Place::Memory);
         let slow = take(&mut backlog).remove(0);
         let until = now + Duration::from_secs(15);
         backlog.throttle(TRACKS, slow, until);
         for _ in 0..3000 {
-            backlog.push(of("slow"), TRACKS, false);
+            backlog.push(of("slow"), TRACKS, Place::Memory);
         }
-        backlog.push(of("quick"), TRACKS, false);
+        backlog.push(of("quick"), TRACKS, Place::Memory);
         let taken = take(&mut backlog);
         assert_eq!(taken.len(), 1, "only quick's, however many of slow's wait before it");
         assert_eq!(taken[0].event.subject(), Some("quick"));
@@ -451,7 +478,7 @@ mod tests {
         let mut event = (*track("a")).clone();
         for accepted_ms in [10, 20, 30] {
             event.accepted_ms = accepted_ms;
-            backlog.push(Arc::new(event.clone()), TRACKS, false);
+            backlog.push(Arc::new(event.clone()), TRACKS, Place::Memory);
         }
         let taken = take(&mut backlog);
         backlog.settle(&taken[1]);
@@ -505,13 +532,13 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Push { user, identify: true } => {
-                        backlog.push(identify(&user.to_string()), IDENTIFIES, false);
+                        backlog.push(identify(&user.to_string()), IDENTIFIES, Place::Memory);
                         pushed += 1;
                     }
                     Step::Push { user, .. } => {
                         let mut event = (*track("t")).clone();
                         event.user_id = Some(user.to_string().into());
-                        backlog.push(Arc::new(event), TRACKS, false);
+                        backlog.push(Arc::new(event), TRACKS, Place::Memory);
                         pushed += 1;
                     }
                     Step::Take { events_max } => {

@@ -6,7 +6,8 @@
 //! event exactly once.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
+    future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
@@ -30,13 +31,14 @@ use super::{
     Batch,
     backlog::{Backlog, Waiting, in_order, ordered_user},
     dead_letter::DeadLetter,
+    log_feed::{Fed, LogFeed},
     recorder::Recorder,
     retry::{Gate, ProviderState, RetryBudget, RetryRule},
     spill::{SpillDir, Spilled},
 };
 use crate::{
     outcome::{DeadLetterReason, DropReason, Ledger, Outcome},
-    queue::QueueLimits,
+    queue::{Place, QueueLimits, Queued, spool::reader::Chunk},
     shutdown::Stop,
     telemetry::LaneMetrics,
     time::Clock,
@@ -48,6 +50,12 @@ const BATCHES_AT_ONCE: usize = 64;
 /// How long events wait that should have become dead letters and could not be
 /// written.
 const UNWRITTEN_DELAY: Duration = Duration::from_secs(5);
+
+/// Most events that expire or make room at once: one write and one sync.
+const LETTERS_AT_ONCE: usize = 1000;
+
+/// After this time providers may not recognise a copy of an event.
+const DEDUPLICATION_MS: i64 = 24 * 3600 * 1000;
 
 /// How a lane works.
 #[derive(Debug, Clone, Copy)]
@@ -151,6 +159,8 @@ pub(crate) struct Lane {
     clock: Clock,
     stop: Stop,
 
+    /// If the relay is durable.
+    feed: Option<LogFeed>,
     backlog: Backlog,
     in_flight: JoinSet<Result<Vec<Verdict>, SendError>>,
     sent: HashMap<Id, Sent>,
@@ -194,6 +204,7 @@ impl Lane {
             status,
             clock,
             stop,
+            feed: None,
             backlog,
             in_flight: JoinSet::new(),
             sent: HashMap::new(),
@@ -207,11 +218,16 @@ impl Lane {
         }
     }
 
+    /// Follows a log: what it does not deliver stays there.
+    pub(crate) fn follow(&mut self, feed: LogFeed) {
+        self.feed = Some(feed);
+    }
+
     /// Takes in what an earlier run left, before anything new.
     pub(crate) fn reload(&mut self, spilled: Spilled) {
         self.reloaded = Reloaded { left: spilled.events.len(), files: spilled.files };
         for event in spilled.events {
-            self.push(event, true);
+            self.push(event, Place::SpillFile);
         }
         self.finish_reloaded(0);
     }
@@ -223,6 +239,8 @@ impl Lane {
         let mut batches = Vec::new();
         loop {
             self.backlog.release(Instant::now());
+            self.let_go().await;
+            self.read_on();
             self.start_requests();
             self.publish();
             if closed && self.backlog.is_idle() && self.in_flight.is_empty() {
@@ -235,6 +253,7 @@ impl Lane {
                     self.take_in(&mut batches).await;
                 }
                 Some(answered) = self.in_flight.join_next_with_id() => self.settle(answered).await,
+                fed = fed(&mut self.feed) => self.take_chunk(fed).await,
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 () = self.stop.draining(), if !self.draining => self.begin_drain(),
                 () = self.stop.forced() => break,
@@ -245,15 +264,19 @@ impl Lane {
 
     async fn take_in(&mut self, batches: &mut Vec<Batch>) {
         let mut overflow = Vec::new();
-        for event in batches.drain(..).flat_map(|batch| batch.to_vec()) {
-            let capacity = self.settings.capacity;
-            let full = self.backlog.events() >= capacity.events_max
-                || self.backlog.bytes() + event.memory_bytes() > capacity.bytes_max;
-            if full {
-                let detail = format!("{} events waited", self.backlog.events());
-                overflow.push(self.letter(event, DeadLetterReason::LaneFull, 0, detail));
-            } else {
-                self.push(event, false);
+        for Queued { event, place } in batches.drain(..).flat_map(|batch| batch.to_vec()) {
+            let has_room = self.has_room(event.memory_bytes());
+            match (&mut self.feed, place) {
+                (Some(feed), Place::Log(seq)) => {
+                    if feed.takes(seq, has_room) {
+                        self.push(event, place);
+                    }
+                }
+                _ if has_room => self.push(event, place),
+                _ => {
+                    let detail = format!("{} events waited", self.backlog.events());
+                    overflow.push(self.letter(event, DeadLetterReason::LaneFull, 0, detail));
+                }
             }
         }
         if overflow.is_empty() {
@@ -277,10 +300,77 @@ impl Lane {
         }
     }
 
-    fn push(&mut self, event: Arc<Event>, reloaded: bool) {
+    fn has_room(&self, bytes: usize) -> bool {
+        let capacity = self.settings.capacity;
+        self.backlog.events() < capacity.events_max && self.backlog.bytes() + bytes <= capacity.bytes_max
+    }
+
+    /// Reads on in the log, as long as there is less to send than requests can
+    /// take.
+    fn read_on(&mut self) {
+        let has_room = self.has_room(0);
+        let Some(feed) = self.feed.as_mut().filter(|_| has_room && !self.draining) else { return };
+        let wanted = self.limits.events_max.saturating_mul(self.limits.requests_max);
+        let room = self.settings.capacity.events_max - self.backlog.events();
+        feed.read_on(wanted.saturating_sub(self.backlog.ready_events()).min(room));
+    }
+
+    async fn take_chunk(&mut self, fed: Fed) {
+        let Fed::Chunk(Chunk { events, missing, damaged, .. }) = fed else { return };
+        for logged in events {
+            self.push(logged.event, Place::Log(logged.seq));
+        }
+        let Some(feed) = &self.feed else { return };
+        damaged.into_iter().for_each(|range| feed.reports.damaged(range));
+        let lost: u64 = missing.iter().map(|range| range.end - range.start).sum();
+        if lost > 0 {
+            let outcome = Outcome::Dropped(DropReason::SpoolDamaged);
+            feed.reports.ended_ranges(outcome, missing).await;
+            self.drop_events(DropReason::SpoolDamaged, usize::try_from(lost).unwrap_or(usize::MAX));
+        }
+    }
+
+    /// Makes dead letters of events that are too old, or that must make room in
+    /// the log.
+    async fn let_go(&mut self) {
+        let Some(feed) = &mut self.feed else { return };
+        let surplus_before = feed.surplus_before();
+        if surplus_before > 0 {
+            let is_surplus = |place: Place| matches!(place, Place::Log(seq) if seq < surplus_before);
+            let surplus = self.backlog.take_where(|waiting| is_surplus(waiting.place));
+            self.bury_all(surplus, DeadLetterReason::SpoolFull, "the spool is full").await;
+        }
+        let oldest_ms = self.backlog.oldest_accepted_ms();
+        let expired_before = self.feed.as_mut().and_then(|feed| feed.expired_before(self.clock.now_ms()));
+        if let (Some(oldest_ms), Some(before_ms)) = (oldest_ms, expired_before)
+            && oldest_ms < before_ms
+        {
+            let is_logged = |place: Place| matches!(place, Place::Log(_));
+            let expired = self
+                .backlog
+                .take_where(|waiting| waiting.event.accepted_ms < before_ms && is_logged(waiting.place));
+            self.bury_all(expired, DeadLetterReason::Expired, "its retention has ended").await;
+        }
+    }
+
+    async fn bury_all(&mut self, taken: Vec<(Endpoint, Waiting)>, reason: DeadLetterReason, detail: &str) {
+        let mut by_endpoint: BTreeMap<Endpoint, Vec<Waiting>> = BTreeMap::new();
+        for (endpoint, waiting) in taken {
+            by_endpoint.entry(endpoint).or_default().push(waiting);
+        }
+        for (endpoint, mut events) in by_endpoint {
+            while !events.is_empty() {
+                let part = events.drain(..events.len().min(LETTERS_AT_ONCE));
+                let dead = part.map(|waiting| (waiting, reason, detail.to_owned())).collect();
+                self.bury(endpoint, dead).await;
+            }
+        }
+    }
+
+    fn push(&mut self, event: Arc<Event>, place: Place) {
         // The provider's own code: a panic in it must not end the lane.
         let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(&event)));
-        self.backlog.push(event, endpoint.unwrap_or(Endpoint::DEFAULT), reloaded);
+        self.backlog.push(event, endpoint.unwrap_or(Endpoint::DEFAULT), place);
     }
 
     fn start_requests(&mut self) {
@@ -288,14 +378,20 @@ impl Lane {
         while self.in_flight.len() < self.limits.requests_max {
             let (gates, sent, draining) = (&self.gates, &self.sent, self.draining);
             let probe_events = self.settings.probe_events;
+            let under_way = |endpoint: Endpoint| -> usize {
+                sent.values().filter(|sent| sent.endpoint == endpoint).map(|sent| sent.events.len()).sum()
+            };
             let events_max = |endpoint: Endpoint| match gates.get(&endpoint) {
                 _ if draining => Some(usize::MAX),
                 Some(gate) if gate.opens_at(now).is_some() => None,
                 Some(gate) if gate.state() != ProviderState::Sending => {
-                    let probing = sent.values().any(|sent| sent.endpoint == endpoint);
-                    (!probing).then_some(probe_events)
+                    (under_way(endpoint) == 0).then_some(probe_events)
                 }
-                _ => Some(usize::MAX),
+                Some(gate) => match gate.window() {
+                    Some(window) => Some(window.saturating_sub(under_way(endpoint))).filter(|room| *room > 0),
+                    None => Some(usize::MAX),
+                },
+                None => Some(usize::MAX),
             };
             let (endpoint, events) = self.backlog.next_request(events_max);
             if events.is_empty() {
@@ -314,11 +410,13 @@ impl Lane {
         let now = Instant::now();
         let gates =
             self.gates.values().filter_map(|gate| gate.opens_at(now)).min().filter(|_| !self.draining);
-        [self.backlog.next_release(), gates].into_iter().flatten().min()
+        let feed = self.feed.as_ref().map(LogFeed::wakes_at);
+        [self.backlog.next_release(), gates, feed].into_iter().flatten().min()
     }
 
     fn gate(&mut self, endpoint: Endpoint) -> &mut Gate {
-        self.gates.entry(endpoint).or_insert_with(Gate::new)
+        let probe_events = self.settings.probe_events;
+        self.gates.entry(endpoint).or_insert_with(|| Gate::new(probe_events))
     }
 
     fn begin_drain(&mut self) {
@@ -354,6 +452,7 @@ impl Lane {
             }
             Err(SendError::Unauthorized { detail }) => {
                 self.metrics.batch("unauthorized");
+                self.note_attempts(next_attempts(&sent.events), "unauthorized", &detail).await;
                 self.pause(sent, &detail);
             }
         }
@@ -367,6 +466,7 @@ impl Lane {
         let mut delivered = Vec::new();
         let mut dead = Vec::new();
         let mut again = Vec::new();
+        let mut held = Vec::new();
         // From the newest: an identify must not follow a newer one of its user.
         let mut superseding = HashSet::new();
         for (mut waiting, verdict) in sent.events.into_iter().zip(verdicts).rev() {
@@ -389,13 +489,21 @@ impl Lane {
                 Verdict::Resend => again.push(waiting),
                 Verdict::Hold { after, detail } => {
                     waiting.attempts += 1;
-                    if self.settings.retry.is_exhausted(waiting.attempts) {
-                        self.exhausted(waiting, detail, &mut dead);
-                    } else {
-                        self.metrics.retries.inc();
-                        self.backlog.throttle(sent.endpoint, waiting, now + after);
-                    }
+                    held.push((waiting, after, detail));
                 }
+            }
+        }
+
+        for (waiting, after, detail) in held {
+            self.note_attempts([(&waiting, waiting.attempts)], "held", &detail).await;
+            let is_exhausted = self.settings.retry.is_exhausted(waiting.attempts);
+            match self.next_cycle(waiting, is_exhausted) {
+                Cycle::GoesOn(waiting) => {
+                    self.metrics.retries.inc();
+                    self.backlog.throttle(sent.endpoint, waiting, now + after);
+                }
+                Cycle::Over(waiting) => dead.push((waiting, DeadLetterReason::RetriesExhausted, detail)),
+                Cycle::Parked => {}
             }
         }
 
@@ -425,6 +533,7 @@ impl Lane {
             );
         }
         again.reverse();
+        self.note_attempts(next_attempts(&again), "resend", "").await;
         self.backlog.put_back(sent.endpoint, again);
         self.deliver(delivered).await;
         dead.reverse();
@@ -435,18 +544,29 @@ impl Lane {
     async fn retry_later(&mut self, sent: Sent, retry_after: Option<Duration>, detail: String) {
         let (now, event_count) = (Instant::now(), sent.events.len());
         let attempt = attempt_of(&sent.events);
-        let backoff = self.settings.retry.delay(attempt, retry_after, &mut self.rng);
+        let backoff = if self.feed.is_some() && self.settings.retry.is_exhausted(attempt) {
+            // Between two cycles the provider is only probed.
+            self.settings.retry.park_delay(&mut self.rng).max(retry_after.unwrap_or_default())
+        } else {
+            self.settings.retry.delay(attempt, retry_after, &mut self.rng)
+        };
         let delay = backoff.max(self.budget.withdraw(now));
         self.gate(sent.endpoint).failed(now, delay, retry_after.is_some());
+        self.note_attempts(next_attempts(&sent.events), "unavailable", &detail).await;
 
         let mut dead = Vec::new();
         for mut waiting in sent.events {
             waiting.attempts += 1;
-            if self.settings.retry.is_exhausted(waiting.attempts) {
-                self.exhausted(waiting, detail.clone(), &mut dead);
-            } else {
-                self.metrics.retries.inc();
-                self.backlog.hold(sent.endpoint, waiting, now + delay);
+            let is_exhausted = self.settings.retry.is_exhausted(waiting.attempts);
+            match self.next_cycle(waiting, is_exhausted) {
+                Cycle::GoesOn(waiting) => {
+                    self.metrics.retries.inc();
+                    self.backlog.hold(sent.endpoint, waiting, now + delay);
+                }
+                Cycle::Over(waiting) => {
+                    dead.push((waiting, DeadLetterReason::RetriesExhausted, detail.clone()));
+                }
+                Cycle::Parked => {}
             }
         }
         if dead.len() < event_count {
@@ -474,6 +594,7 @@ impl Lane {
             return;
         }
         let half = events.len().div_ceil(2);
+        self.note_attempts(next_attempts(&events), reason.name(), &detail).await;
         warn!(
             provider = self.provider.name(),
             event_count = events.len(),
@@ -505,18 +626,42 @@ impl Lane {
         }
     }
 
-    /// Every attempt failed. While draining, attempts come faster than the
-    /// cycle means them to, so the next run begins a new one.
-    fn exhausted(
-        &mut self,
-        waiting: Waiting,
-        detail: String,
-        dead: &mut Vec<(Waiting, DeadLetterReason, String)>,
-    ) {
-        if self.draining {
+    /// What becomes of an event after an attempt that failed. Attempts of a
+    /// drain come faster than the cycle means them to, so the next run begins a
+    /// new one. What stands in the log begins one as often as need be, until its
+    /// retention ends.
+    fn next_cycle(&mut self, mut waiting: Waiting, is_exhausted: bool) -> Cycle {
+        let is_logged = self.feed.is_some() && matches!(waiting.place, Place::Log(_));
+        if self.draining && (is_exhausted || is_logged) {
             self.parked.push(waiting);
+            Cycle::Parked
+        } else if !is_exhausted {
+            Cycle::GoesOn(waiting)
+        } else if is_logged {
+            waiting.attempts = 0;
+            Cycle::GoesOn(waiting)
         } else {
-            dead.push((waiting, DeadLetterReason::RetriesExhausted, detail));
+            Cycle::Over(waiting)
+        }
+    }
+
+    /// Notes an attempt in the log, with its number for each event.
+    async fn note_attempts<'a>(
+        &self,
+        events: impl IntoIterator<Item = (&'a Waiting, u32)>,
+        verdict: &str,
+        detail: &str,
+    ) {
+        let Some(feed) = &self.feed else { return };
+        let mut attempts: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        for (waiting, attempt) in events {
+            if let Place::Log(seq) = waiting.place {
+                attempts.entry(attempt).or_default().push(seq);
+            }
+        }
+        let now_ms = self.clock.now_ms();
+        for (attempt, seqs) in attempts {
+            feed.reports.attempted(now_ms, attempt, verdict, detail, &seqs).await;
         }
     }
 
@@ -530,8 +675,15 @@ impl Lane {
             #[expect(clippy::cast_precision_loss, reason = "a duration")]
             self.metrics.delivery.observe((now_ms - waiting.event.accepted_ms).max(0) as f64 / 1000.0);
             debug!(provider = self.provider.name(), event_id = %waiting.event.id, "event delivered");
+            let is_left = |seq| self.feed.as_ref().is_some_and(|feed| feed.is_left(seq));
+            let may_be_copy =
+                waiting.attempts > 0 || matches!(waiting.place, Place::Log(seq) if is_left(seq));
+            if may_be_copy && now_ms - waiting.event.accepted_ms > DEDUPLICATION_MS {
+                self.metrics.duplicate_risk.inc();
+            }
         }
-        self.end(&events);
+        self.note_attempts(next_attempts(&events), Outcome::Delivered.name(), "").await;
+        self.end(&events, Outcome::Delivered).await;
     }
 
     /// Makes events dead letters. What cannot be written has not ended: it goes
@@ -549,6 +701,20 @@ impl Lane {
             .collect();
         let written = self.recorder.dead_lettered(letters).await;
         self.status.dead_letters_fail.store(written.is_err(), Ordering::Relaxed);
+        if written.is_ok() {
+            for (waiting, reason, detail) in &dead {
+                self.note_attempts(
+                    [(waiting, waiting.attempts)],
+                    &Outcome::DeadLettered(*reason).key(),
+                    detail,
+                )
+                .await;
+            }
+        }
+        let mut by_reason: BTreeMap<DeadLetterReason, Vec<Waiting>> = BTreeMap::new();
+        dead.iter().for_each(|(waiting, reason, _)| {
+            by_reason.entry(*reason).or_default().push(waiting.clone());
+        });
         let events: Vec<Waiting> = dead.into_iter().map(|(waiting, ..)| waiting).collect();
         match written {
             Ok(()) => {
@@ -559,16 +725,23 @@ impl Lane {
                     error = detail,
                     "events become dead letters"
                 );
-                self.end(&events);
+                for (reason, events) in by_reason {
+                    self.end(&events, Outcome::DeadLettered(reason)).await;
+                }
             }
-            Err(reason @ DropReason::DeadLettersFull) => {
-                self.drop_events(reason, events.len());
-                self.end(&events);
+            // It stays in the log, which has more room.
+            Err(_) if matches!(reason, DeadLetterReason::Expired | DeadLetterReason::SpoolFull) => {
+                let until = Instant::now() + UNWRITTEN_DELAY;
+                events.into_iter().for_each(|waiting| self.backlog.hold(endpoint, waiting, until));
+            }
+            Err(why @ DropReason::DeadLettersFull) => {
+                self.drop_events(why, events.len());
+                self.end(&events, Outcome::Dropped(why)).await;
             }
             // An identify that a newer one has overtaken must not be sent again.
             Err(why) if reason == DeadLetterReason::Superseded => {
                 self.drop_events(why, events.len());
-                self.end(&events);
+                self.end(&events, Outcome::Dropped(why)).await;
             }
             Err(_) if self.draining => self.parked.extend(events),
             Err(_) => {
@@ -580,20 +753,22 @@ impl Lane {
 
     fn drop_events(&self, reason: DropReason, event_count: usize) {
         self.recorder.dropped(reason, event_count);
-        error!(
-            provider = self.provider.name(),
-            event_count,
-            reason = reason.name(),
-            "events lost: they could not become dead letters"
-        );
+        error!(provider = self.provider.name(), event_count, reason = reason.name(), "events lost");
     }
 
     /// Forgets events that have ended.
-    fn end(&mut self, events: &[Waiting]) {
+    async fn end(&mut self, events: &[Waiting], outcome: Outcome) {
+        let mut logged = Vec::new();
         for waiting in events {
             self.backlog.settle(waiting);
+            if let Place::Log(seq) = waiting.place {
+                logged.push(seq);
+            }
         }
-        self.finish_reloaded(events.iter().filter(|waiting| waiting.reloaded).count());
+        if let Some(feed) = self.feed.as_ref().filter(|_| !logged.is_empty()) {
+            feed.reports.ended(outcome, &logged).await;
+        }
+        self.finish_reloaded(events.iter().filter(|waiting| waiting.place == Place::SpillFile).count());
     }
 
     /// Removes spill files when the last of their events has ended.
@@ -645,13 +820,15 @@ impl Lane {
         self.in_flight.shutdown().await;
         // The batch worker stops with us; what it still had comes through here.
         while let Some(batch) = inbox.recv().await {
-            for event in batch.iter() {
-                self.push(event.clone(), false);
+            for queued in batch.iter() {
+                self.push(queued.event.clone(), queued.place);
             }
         }
         let mut events = self.backlog.take_all();
         events.append(&mut self.parked);
         events.extend(self.sent.into_values().flat_map(|sent| sent.events));
+        // What is in the log stays there.
+        events.retain(|waiting| !matches!(waiting.place, Place::Log(_)));
         in_order(&mut events);
         Leftover { events, reloaded: self.reloaded.files }
     }
@@ -672,12 +849,36 @@ impl Leftover {
             }
             Err(error) => {
                 // What was reloaded still stands in the files it came from.
-                let kept = self.events.iter().filter(|waiting| waiting.reloaded).count() as u64;
+                let kept =
+                    self.events.iter().filter(|waiting| waiting.place == Place::SpillFile).count() as u64;
                 ledger.ended(Outcome::Spilled, kept);
                 ledger.ended(Outcome::Dropped(DropReason::SpillFailed), events - kept);
                 error!(%error, event_count = events - kept, "events lost: they could not be spilled");
             }
         }
+    }
+}
+
+/// What becomes of an event after an attempt that failed.
+enum Cycle {
+    /// It is sent again.
+    GoesOn(Waiting),
+    /// That was the last attempt.
+    Over(Waiting),
+    /// It is not sent again in this run.
+    Parked,
+}
+
+/// Events with the number of the attempt that was just made and is not counted.
+fn next_attempts(events: &[Waiting]) -> impl Iterator<Item = (&Waiting, u32)> {
+    events.iter().map(|waiting| (waiting, waiting.attempts + 1))
+}
+
+/// Waits for a log's feed, for ever if there is none.
+async fn fed(feed: &mut Option<LogFeed>) -> Fed {
+    match feed {
+        Some(feed) => feed.wait().await,
+        None => pending().await,
     }
 }
 

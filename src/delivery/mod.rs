@@ -8,21 +8,23 @@
 
 use std::sync::Arc;
 
-use analytics_relay_providers::Event;
 use tokio::sync::mpsc;
 use tracing::error;
+
+use crate::queue::Queued;
 
 pub(crate) mod backlog;
 pub(crate) mod dead_letter;
 pub(crate) mod files;
 pub(crate) mod lane;
+pub(crate) mod log_feed;
 pub(crate) mod recorder;
 pub(crate) mod replay;
 pub(crate) mod retry;
 pub(crate) mod spill;
 
 /// Events that left the batch worker together, shared by all lanes.
-pub(crate) type Batch = Arc<[Arc<Event>]>;
+pub(crate) type Batch = Arc<[Queued]>;
 
 /// Events, in whole batches, that may wait before a lane looks at them. It looks
 /// at once unless it is writing to the disk.
@@ -52,12 +54,17 @@ impl LaneInbox {
 
 #[cfg(test)]
 pub(crate) mod test_support {
-    use analytics_relay_providers::{Context, EventId, EventKind, Properties};
+    use analytics_relay_providers::{Context, Event, EventId, EventKind, Properties};
 
     use super::*;
+    use crate::queue::Place;
 
     pub(crate) fn inbox() -> (LaneInbox, mpsc::Receiver<Batch>) {
         LaneInbox::new(50)
+    }
+
+    pub(crate) fn queued(name: &str) -> Queued {
+        Queued { event: track(name), place: Place::Memory }
     }
 
     pub(crate) fn track(name: &str) -> Arc<Event> {

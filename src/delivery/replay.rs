@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     outcome::{DeadLetterReason, DropReason},
+    queue::{Place, Queued},
     shutdown::Stop,
     telemetry::LaneMetrics,
     time::Clock,
@@ -94,7 +95,10 @@ pub(crate) async fn replay(
 
     let (inbox, receiver) = LaneInbox::new(1);
     let mut seen = HashSet::new();
-    let first_copy = |letter: DeadLetter| seen.insert(letter.event.id.clone()).then_some(letter.event);
+    let first_copy = |letter: DeadLetter| {
+        let event = letter.event;
+        seen.insert(event.id.clone()).then_some(Queued { event, place: Place::Memory })
+    };
     inbox.send(letters.into_iter().filter_map(first_copy).collect()).await;
     drop(inbox);
 

@@ -43,6 +43,37 @@ impl RetryRule {
     }
 }
 
+impl RetryRule {
+    /// How long to wait between two cycles: the longest wait or a little less.
+    pub(crate) fn park_delay(&self, rng: &mut fastrand::Rng) -> Duration {
+        self.max_delay.mul_f64(0.75 + rng.f64() / 4.0)
+    }
+}
+
+/// Tells whether the wall clock can be trusted to judge an event's age: it must
+/// have gone as far as the monotonic one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WallCheck {
+    started_ms: i64,
+    started: Instant,
+}
+
+impl WallCheck {
+    /// How far the two may differ.
+    const DIFFERENCE_MAX: Duration = Duration::from_secs(60);
+
+    pub(crate) fn new(now_ms: i64, now: Instant) -> Self {
+        Self { started_ms: now_ms, started: now }
+    }
+
+    /// True if the wall clock was set since the start.
+    pub(crate) fn has_jumped(&self, now_ms: i64, now: Instant) -> bool {
+        let elapsed_ms = i64::try_from((now - self.started).as_millis()).unwrap_or(i64::MAX);
+        let by_wall_ms = now_ms.saturating_sub(self.started_ms);
+        u128::from(by_wall_ms.abs_diff(elapsed_ms)) > Self::DIFFERENCE_MAX.as_millis()
+    }
+}
+
 /// Keeps retries to a share of what succeeds, so that a provider which is half
 /// down is not pushed over by being sent everything several times.
 #[derive(Debug)]
@@ -109,17 +140,30 @@ impl ProviderState {
 }
 
 /// Lets requests through to a provider that works, one probe at a time to one
-/// that does not. While it is closed, events wait without using up attempts.
+/// that does not. While it is closed, events wait without using up attempts. A
+/// provider that comes back gets what has waited in growing amounts.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    probe_events: usize,
     failures: u32,
     paused: bool,
     closed_until: Option<Instant>,
+    /// Most events under way to a provider that has just come back.
+    window: Option<usize>,
 }
 
 impl Gate {
-    pub(crate) fn new() -> Self {
-        Self { failures: 0, paused: false, closed_until: None }
+    /// The window at which a provider counts as recovered.
+    const WINDOW_MAX: usize = 50_000;
+
+    pub(crate) fn new(probe_events: usize) -> Self {
+        Self { probe_events, failures: 0, paused: false, closed_until: None, window: None }
+    }
+
+    /// Most events that may be under way; nothing if only the provider's own
+    /// limits hold.
+    pub(crate) fn window(&self) -> Option<usize> {
+        self.window
     }
 
     pub(crate) fn state(&self) -> ProviderState {
@@ -134,13 +178,19 @@ impl Gate {
 
     /// The provider answered a request, whatever it made of it.
     pub(crate) fn answered(&mut self) {
-        *self = Self::new();
+        self.window = match self.window {
+            _ if self.state() != ProviderState::Sending => Some(self.probe_events),
+            Some(window) => Some(2 * window).filter(|window| *window < Self::WINDOW_MAX),
+            None => None,
+        };
+        (self.failures, self.paused, self.closed_until) = (0, false, None);
     }
 
     /// A request did not; it will be sent again after `delay`. A provider that
     /// `asks` for that delay is sent nothing else meanwhile.
     pub(crate) fn failed(&mut self, now: Instant, delay: Duration, asks: bool) {
         self.failures = self.failures.saturating_add(1);
+        self.window = self.window.map(|_| self.probe_events);
         if asks || self.state() != ProviderState::Sending {
             let until = now + delay;
             self.closed_until = Some(self.closed_until.map_or(until, |closed| closed.max(until)));
@@ -226,7 +276,7 @@ mod tests {
     async fn the_gate_closes_when_failures_come_in_a_row_and_opens_with_a_success() {
         let now = Instant::now();
         let delay = Duration::from_secs(4);
-        let mut gate = Gate::new();
+        let mut gate = Gate::new(50);
         gate.failed(now, delay, false);
         gate.failed(now, delay, false);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
@@ -240,7 +290,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_asks_to_wait_closes_the_gate_at_once() {
         let now = Instant::now();
-        let mut gate = Gate::new();
+        let mut gate = Gate::new(50);
         gate.failed(now, Duration::from_secs(120), true);
         assert_eq!(gate.opens_at(now), Some(now + Duration::from_secs(120)));
         assert_eq!(gate.state(), ProviderState::Sending);
@@ -249,7 +299,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refused_key_pauses_until_a_probe_succeeds() {
         let now = Instant::now();
-        let mut gate = Gate::new();
+        let mut gate = Gate::new(50);
         gate.unauthorized(now);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Paused, Some(now + PROBE_INTERVAL)));
         gate.answered();

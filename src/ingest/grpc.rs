@@ -18,6 +18,7 @@ use crate::{
         IdentifyUserResponse, PropertyValue, TrackEventRequest, TrackEventResponse,
         analytics_service_server::AnalyticsService, property_value::Value,
     },
+    queue,
 };
 
 /// Answers the calls of `AnalyticsService`.
@@ -39,11 +40,12 @@ impl AnalyticsService for GrpcFrontDoor {
         &self,
         request: Request<TrackEventRequest>,
     ) -> Result<Response<TrackEventResponse>, Status> {
-        let Accepted { event_id } = self.admission.admit(track_draft(request.into_inner()))?;
+        let draft = track_draft(request.into_inner());
+        let Accepted { event_id, durability } = self.admission.admit(draft).await?;
         Ok(Response::new(TrackEventResponse {
             success: true,
             event_id: event_id.to_string(),
-            durability: Durability::Queued.into(),
+            durability: Durability::from(durability).into(),
         }))
     }
 
@@ -51,11 +53,12 @@ impl AnalyticsService for GrpcFrontDoor {
         &self,
         request: Request<IdentifyUserRequest>,
     ) -> Result<Response<IdentifyUserResponse>, Status> {
-        let Accepted { event_id } = self.admission.admit(identify_draft(request.into_inner()))?;
+        let draft = identify_draft(request.into_inner());
+        let Accepted { event_id, durability } = self.admission.admit(draft).await?;
         Ok(Response::new(IdentifyUserResponse {
             success: true,
             event_id: event_id.to_string(),
-            durability: Durability::Queued.into(),
+            durability: Durability::from(durability).into(),
         }))
     }
 
@@ -104,6 +107,7 @@ fn track_draft(request: TrackEventRequest) -> Draft {
         ip,
         user_agent,
         properties: encode_properties(&request.properties),
+        durability: asked_durability(request.durability),
     }
 }
 
@@ -118,6 +122,28 @@ fn identify_draft(request: IdentifyUserRequest) -> Draft {
         ip,
         user_agent,
         properties: encode_properties(&request.properties),
+        durability: asked_durability(request.durability),
+    }
+}
+
+/// The level that a request names: none, one, or a number that means nothing.
+fn asked_durability(number: i32) -> Result<Option<queue::Durability>, i32> {
+    match Durability::try_from(number) {
+        Ok(Durability::Unspecified) => Ok(None),
+        Ok(Durability::Queued) => Ok(Some(queue::Durability::Queued)),
+        Ok(Durability::Written) => Ok(Some(queue::Durability::Written)),
+        Ok(Durability::Synced) => Ok(Some(queue::Durability::Synced)),
+        Err(_) => Err(number),
+    }
+}
+
+impl From<queue::Durability> for Durability {
+    fn from(level: queue::Durability) -> Self {
+        match level {
+            queue::Durability::Queued => Self::Queued,
+            queue::Durability::Written => Self::Written,
+            queue::Durability::Synced => Self::Synced,
+        }
     }
 }
 

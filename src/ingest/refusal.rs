@@ -23,6 +23,14 @@ impl From<Denied> for Status {
                 let details = ErrorDetails::with_retry_info(Some(retry_delay));
                 (Code::ResourceExhausted, "the queue is full".to_owned(), details)
             }
+            Denied::SpoolFull { retry_delay } => {
+                let details = ErrorDetails::with_retry_info(Some(retry_delay));
+                (Code::ResourceExhausted, "the spool is full".to_owned(), details)
+            }
+            Denied::SpoolFailed => {
+                let message = "the spool cannot be written; whether the event was accepted is not known";
+                (Code::Unavailable, message.to_owned(), ErrorDetails::new())
+            }
             Denied::Draining => (Code::Unavailable, "the relay is stopping".to_owned(), ErrorDetails::new()),
         };
         details.set_error_info(reason, DOMAIN, HashMap::new());

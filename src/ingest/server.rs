@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::{
         proto::v1::{TrackEventRequest, analytics_service_client::AnalyticsServiceClient},
-        queue::{self, QueueLimits},
+        queue::{Queue, QueueLimits, memory},
         shutdown::Stop,
         telemetry::Telemetry,
         time::Clock,
@@ -125,9 +125,13 @@ mod tests {
         });
         let mut telemetry = Telemetry::new(0);
         let metrics = telemetry.ingest();
-        let (queue, _receiver) = queue::bounded(QueueLimits { events_max: 10, bytes_max: 1 << 20 });
-        let admission = Arc::new(Admission::new(queue.clone(), clock, telemetry.admission()));
-        let health = Arc::new(Health::new(Stop::default(), queue, Vec::new()));
+        let (queue, _receiver) = memory::bounded(QueueLimits { events_max: 10, bytes_max: 1 << 20 });
+        let admission = Arc::new(Admission::new(
+            Queue::Memory(queue.clone(), telemetry.accepted()),
+            clock,
+            telemetry.admission(),
+        ));
+        let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let server = serve(listener, 10, admission, health, metrics.clone(), std::future::pending());

@@ -7,6 +7,7 @@ mod harness;
 
 mod api;
 mod command_line;
+mod durable;
 mod faults;
 mod flush;
 mod isolation;

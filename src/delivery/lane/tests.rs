@@ -113,7 +113,8 @@ impl Running {
     }
 
     async fn send(&self, events: &[Arc<Event>]) {
-        self.inbox.send(events.into()).await;
+        let queued = |event: &Arc<Event>| Queued { event: event.clone(), place: Place::Memory };
+        self.inbox.send(events.iter().map(queued).collect()).await;
     }
 
     /// Closes the inbox and waits until all has ended.
@@ -323,7 +324,8 @@ async fn forced_to_stop_a_lane_gives_back_what_is_under_way() {
     );
     let (inbox, receiver) = LaneInbox::new(50);
     let lane = tokio::spawn(lane.run(receiver));
-    inbox.send(tracks(25).into()).await;
+    let queued = |event: Arc<Event>| Queued { event, place: Place::Memory };
+    inbox.send(tracks(25).into_iter().map(queued).collect()).await;
     sleep(Duration::from_secs(1)).await;
     running.stop.force();
     drop(inbox);

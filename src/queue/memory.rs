@@ -1,22 +1,14 @@
-//! The queue between the front doors and the batch worker, bounded in events
-//! and in bytes. Full means refused at once: it never waits and never grows.
+//! The queue in memory, bounded in events and in bytes. Full means refused at
+//! once: it never waits and never grows.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-use analytics_relay_providers::Event;
 use tokio::sync::mpsc;
 
-/// How much the queue holds at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct QueueLimits {
-    /// Most events.
-    pub(crate) events_max: usize,
-    /// Most bytes of memory that its events hold.
-    pub(crate) bytes_max: usize,
-}
+use super::{QueueLimits, Queued, Refused};
 
 /// Makes a queue.
 pub(crate) fn bounded(limits: QueueLimits) -> (QueueSender, QueueReceiver) {
@@ -25,27 +17,18 @@ pub(crate) fn bounded(limits: QueueLimits) -> (QueueSender, QueueReceiver) {
     (QueueSender { sender, bytes: bytes.clone(), limits }, QueueReceiver { receiver, bytes })
 }
 
-/// Why the queue did not take an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// It holds as much as it may.
-    Full,
-    /// It is closed: the relay is stopping.
-    Closed,
-}
-
-/// The queue's entrance; held by admission.
+/// The queue's entrance.
 #[derive(Debug, Clone)]
 pub(crate) struct QueueSender {
-    sender: mpsc::Sender<Arc<Event>>,
+    sender: mpsc::Sender<Queued>,
     bytes: Arc<AtomicUsize>,
     limits: QueueLimits,
 }
 
 impl QueueSender {
     /// Puts an event in, or refuses it at once. Returns the events in the queue.
-    pub(crate) fn offer(&self, event: Arc<Event>) -> Result<usize, Refused> {
-        let event_bytes = event.memory_bytes();
+    pub(crate) fn offer(&self, event: Queued) -> Result<usize, Refused> {
+        let event_bytes = event.event.memory_bytes();
         let before = self.bytes.fetch_add(event_bytes, Ordering::Relaxed);
         let offered = if before + event_bytes > self.limits.bytes_max {
             Err(if self.sender.is_closed() { Refused::Closed } else { Refused::Full })
@@ -83,7 +66,7 @@ impl QueueSender {
 /// The queue's exit; held by the batch worker.
 #[derive(Debug)]
 pub(crate) struct QueueReceiver {
-    receiver: mpsc::Receiver<Arc<Event>>,
+    receiver: mpsc::Receiver<Queued>,
     bytes: Arc<AtomicUsize>,
 }
 
@@ -91,10 +74,10 @@ impl QueueReceiver {
     /// Waits for events and appends at most `events_max` of them. Returns their
     /// number; 0 when the queue is closed and empty. Losing the future loses no
     /// event.
-    pub(crate) async fn recv_many(&mut self, events: &mut Vec<Arc<Event>>, events_max: usize) -> usize {
+    pub(crate) async fn recv_many(&mut self, events: &mut Vec<Queued>, events_max: usize) -> usize {
         let start = events.len();
         let received = self.receiver.recv_many(events, events_max).await;
-        let freed = events[start..].iter().map(|event| event.memory_bytes()).sum();
+        let freed = events[start..].iter().map(|queued| queued.event.memory_bytes()).sum();
         self.bytes.fetch_sub(freed, Ordering::Relaxed);
         received
     }
@@ -108,7 +91,7 @@ impl QueueReceiver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::test_support::track;
+    use crate::delivery::test_support::queued;
 
     fn queue(events_max: usize, bytes_max: usize) -> (QueueSender, QueueReceiver) {
         bounded(QueueLimits { events_max, bytes_max })
@@ -117,21 +100,21 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses_at_once_and_takes_again_when_there_is_room() {
         let (sender, mut receiver) = queue(2, usize::MAX);
-        assert_eq!(sender.offer(track("a")), Ok(1));
-        assert_eq!(sender.offer(track("b")), Ok(2));
-        assert_eq!(sender.offer(track("c")), Err(Refused::Full));
+        assert_eq!(sender.offer(queued("a")), Ok(1));
+        assert_eq!(sender.offer(queued("b")), Ok(2));
+        assert_eq!(sender.offer(queued("c")), Err(Refused::Full));
         assert_eq!(receiver.recv_many(&mut Vec::new(), 1).await, 1);
-        assert_eq!(sender.offer(track("d")), Ok(2));
+        assert_eq!(sender.offer(queued("d")), Ok(2));
     }
 
     #[tokio::test]
     async fn bytes_are_a_limit_of_their_own_and_are_given_back() {
-        let event = track("a");
-        let (sender, mut receiver) = queue(100, 2 * event.memory_bytes());
+        let event = queued("a");
+        let (sender, mut receiver) = queue(100, 2 * event.event.memory_bytes());
         sender.offer(event.clone()).unwrap();
         sender.offer(event.clone()).unwrap();
         assert_eq!(sender.offer(event.clone()), Err(Refused::Full));
-        assert_eq!(sender.bytes(), 2 * event.memory_bytes());
+        assert_eq!(sender.bytes(), 2 * event.event.memory_bytes());
         receiver.recv_many(&mut Vec::new(), 10).await;
         assert_eq!(sender.bytes(), 0);
         assert_eq!(sender.offer(event), Ok(1));
@@ -140,9 +123,9 @@ mod tests {
     #[tokio::test]
     async fn a_closed_queue_refuses_and_keeps_what_it_holds() {
         let (sender, mut receiver) = queue(10, usize::MAX);
-        sender.offer(track("a")).unwrap();
+        sender.offer(queued("a")).unwrap();
         receiver.close();
-        assert_eq!(sender.offer(track("b")), Err(Refused::Closed));
+        assert_eq!(sender.offer(queued("b")), Err(Refused::Closed));
         let mut events = Vec::new();
         assert_eq!(receiver.recv_many(&mut events, 10).await, 1);
         assert_eq!(receiver.recv_many(&mut events, 10).await, 0);

@@ -1,0 +1,131 @@
+//! Between the front doors and the batch worker: a bounded queue in memory, and
+//! under it, if the relay is durable, a write-ahead log.
+//!
+//! [`memory`] is the channel that every event goes through. [`spool`] writes an
+//! event to disk first and offers it to the channel then; what the channel has
+//! no room for, the lanes read from the log.
+
+use std::{fmt, sync::Arc};
+
+use analytics_relay_providers::Event;
+use prometheus_client::metrics::counter::Counter;
+
+pub(crate) mod memory;
+pub(crate) mod spool;
+
+use memory::QueueSender;
+use spool::Spool;
+
+/// How far an event has come when its caller is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Durability {
+    /// In a bounded queue in memory.
+    Queued = 1,
+    /// Written to the log: survives the death of the process.
+    Written = 2,
+    /// Synced to the disk: survives the death of the machine.
+    Synced = 3,
+}
+
+impl Durability {
+    /// The level of a number in a file.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        [Self::Queued, Self::Written, Self::Synced].into_iter().find(|level| *level as u8 == number)
+    }
+
+    /// The level's name in logs and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Written => "written",
+            Self::Synced => "synced",
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How much a queue holds at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QueueLimits {
+    /// Most events.
+    pub(crate) events_max: usize,
+    /// Most bytes of memory that its events hold.
+    pub(crate) bytes_max: usize,
+}
+
+/// Why a queue did not take an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// It holds as much as it may.
+    Full,
+    /// The log has used up its bytes, or the disk is full.
+    SpoolFull,
+    /// The log cannot be written. Whether the event is in it is not known.
+    SpoolFailed,
+    /// It is closed: the relay is stopping.
+    Closed,
+}
+
+/// Where an event is kept while it waits to be delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In memory only.
+    Memory,
+    /// In a spill file of an earlier run.
+    SpillFile,
+    /// In the log, with this number.
+    Log(u64),
+}
+
+/// An event in the queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Queued {
+    pub(crate) event: Arc<Event>,
+    pub(crate) place: Place,
+}
+
+/// The way in; held by admission.
+#[derive(Debug, Clone)]
+pub(crate) enum Queue {
+    /// Into memory. Counts what it takes.
+    Memory(QueueSender, Counter),
+    /// Into the log, then into memory.
+    Spool(Spool),
+}
+
+impl Queue {
+    /// Takes an event and returns how durable it is, at least as `wanted`; or
+    /// refuses it. Waits for the disk if the level asks for it, never for room.
+    /// What was handed over is not taken back when the future is dropped.
+    pub(crate) async fn put(&self, event: Arc<Event>, wanted: Durability) -> Result<Durability, Refused> {
+        match self {
+            Self::Memory(queue, accepted) => {
+                queue.offer(Queued { event, place: Place::Memory })?;
+                accepted.inc();
+                Ok(Durability::Queued)
+            }
+            Self::Spool(spool) => spool.append(event, wanted).await,
+        }
+    }
+
+    /// The level that a caller gets who asks for none.
+    pub(crate) fn default_level(&self) -> Durability {
+        match self {
+            Self::Memory(..) => Durability::Queued,
+            Self::Spool(spool) => spool.default_level(),
+        }
+    }
+
+    /// The highest level that a caller can ask for.
+    pub(crate) fn highest_level(&self) -> Durability {
+        match self {
+            Self::Memory(..) => Durability::Queued,
+            Self::Spool(_) => Durability::Synced,
+        }
+    }
+}

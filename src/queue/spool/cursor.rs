@@ -1,0 +1,486 @@
+//! How far one provider has come in the log, and how its events ended.
+//!
+//! `cursors/<provider>.cursor`: two slots of 65,536 bytes, made in advance so
+//! that progress can be noted on a full disk. A slot is written whole; the
+//! other one is left alone until this one is synced, so that one of the two is
+//! always good. The valid slot with the higher generation counts.
+//!
+//! **Slot**, numbers little-endian:
+//!
+//! | at | bytes | what |
+//! |---|---|---|
+//! | 0 | 8 | `ARCURSR` and 0xFE |
+//! | 8 | 2 | format version, now 1 |
+//! | 10 | 2 | zero |
+//! | 12 | 4 | CRC-32 (IEEE) of all other bytes of the slot that are used |
+//! | 16 | 8 | generation |
+//! | 24 | 4 | bytes of the payload |
+//! | 28 | 4 | zero |
+//! | 32 | | the payload: a JSON object, [`Saved`] |
+//!
+//! Losing a cursor costs duplicates, which providers recognise, and no event:
+//! the provider then starts at the oldest event in the log.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    SpoolError,
+    frame::{FORMAT_VERSION, crc_without, u32_at, u64_at},
+    fs::{SpoolFile, SpoolFs},
+    quarantine::Quarantine,
+    unfinished,
+};
+
+/// Bytes of a slot.
+pub(crate) const SLOT_BYTES: usize = 65_536;
+/// Ending of cursor files.
+pub(crate) const ENDING: &str = ".cursor";
+const SLOT_HEADER_BYTES: usize = 32;
+const SLOT_MARK: [u8; 8] = *b"ARCURSR\xFE";
+const CRC: Range<usize> = 12..16;
+/// Bytes of a range in a payload, at most: two numbers, a name, punctuation.
+const RANGE_BYTES_MAX: usize = 96;
+
+/// How events ended, as `outcome/reason`. A name, so that a cursor of a relay
+/// that knows more reasons can be read.
+pub(crate) type EndedAs = Cow<'static, str>;
+
+/// Which events of the log one provider is done with. A pure value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    /// The first event that this cursor speaks of.
+    since: u64,
+    /// The lowest event that has not ended.
+    lowest: u64,
+    /// Events below `lowest`, by how they ended.
+    totals: BTreeMap<EndedAs, u64>,
+    /// Events above it that have ended, by their first: the end of the range,
+    /// exclusive, and how they ended.
+    ahead: BTreeMap<u64, (u64, EndedAs)>,
+}
+
+/// A cursor's form in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    provider: String,
+    since: u64,
+    lowest: u64,
+    totals: BTreeMap<EndedAs, u64>,
+    /// First, end (exclusive), and how they ended. What does not fit is left
+    /// out, from the highest: after a crash those go to the provider again.
+    ahead: Vec<(u64, u64, EndedAs)>,
+}
+
+impl Cursor {
+    /// For a provider that has got nothing before `since`.
+    pub(crate) fn new(since: u64) -> Self {
+        Self { since, lowest: since, totals: BTreeMap::new(), ahead: BTreeMap::new() }
+    }
+
+    /// Notes that a range of events has ended. Returns how many of them had
+    /// not ended before.
+    pub(crate) fn end(&mut self, range: Range<u64>, ended_as: &EndedAs) -> u64 {
+        let mut ended = 0;
+        let mut from = range.start.max(self.lowest);
+        while from < range.end {
+            // The range before that may reach into this one, or the next one.
+            let before = self.ahead.range(..=from).next_back().map(|(_, (end, _))| *end);
+            if let Some(end) = before.filter(|end| *end > from) {
+                from = end;
+                continue;
+            }
+            let next = self.ahead.range(from..range.end).next().map_or(range.end, |(start, _)| *start);
+            self.insert(from..next, ended_as);
+            ended += next - from;
+            from = next;
+        }
+        while let Some(entry) = self.ahead.first_entry().filter(|entry| *entry.key() == self.lowest) {
+            let (first, (end, ended_as)) = entry.remove_entry();
+            *self.totals.entry(ended_as).or_default() += end - first;
+            self.lowest = end;
+        }
+        ended
+    }
+
+    /// Adds a range of which nothing has ended, grown together with its
+    /// neighbours.
+    fn insert(&mut self, range: Range<u64>, ended_as: &EndedAs) {
+        let Range { mut start, mut end } = range;
+        if let Some((first, (before, as_))) = self.ahead.range(..start).next_back()
+            && *before == start
+            && as_ == ended_as
+        {
+            start = *first;
+        }
+        if let Some((after, as_)) = self.ahead.get(&end)
+            && as_ == ended_as
+        {
+            let after = *after;
+            self.ahead.remove(&end);
+            end = after;
+        }
+        self.ahead.insert(start, (end, ended_as.clone()));
+    }
+
+    /// The first event that this cursor speaks of.
+    pub(crate) fn since(&self) -> u64 {
+        self.since
+    }
+
+    /// The lowest event that has not ended.
+    pub(crate) fn lowest(&self) -> u64 {
+        self.lowest
+    }
+
+    /// True if an event has ended.
+    pub(crate) fn has_ended(&self, seq: u64) -> bool {
+        seq < self.lowest || self.ahead.range(..=seq).next_back().is_some_and(|(_, (end, _))| seq < *end)
+    }
+
+    /// Events that have ended, by how.
+    pub(crate) fn totals(&self) -> BTreeMap<EndedAs, u64> {
+        let mut totals = self.totals.clone();
+        for (first, (end, ended_as)) in &self.ahead {
+            *totals.entry(ended_as.clone()).or_default() += end - first;
+        }
+        totals
+    }
+
+    /// Events of a log that ends before `next_seq` which have not ended.
+    pub(crate) fn pending(&self, next_seq: u64) -> u64 {
+        let ahead: u64 = self.ahead.iter().map(|(first, (end, _))| end - first).sum();
+        next_seq.saturating_sub(self.lowest).saturating_sub(ahead)
+    }
+
+    /// The event after the last one that is known to have ended.
+    pub(crate) fn end_seq(&self) -> u64 {
+        self.ahead.last_key_value().map_or(self.lowest, |(_, (end, _))| *end)
+    }
+
+    fn save(&self, provider: &str) -> Saved {
+        let room = SLOT_BYTES - SLOT_HEADER_BYTES - 4096;
+        let ahead = self.ahead.iter().take(room / RANGE_BYTES_MAX);
+        Saved {
+            provider: provider.to_owned(),
+            since: self.since,
+            lowest: self.lowest,
+            totals: self.totals.clone(),
+            ahead: ahead.map(|(first, (end, ended_as))| (*first, *end, ended_as.clone())).collect(),
+        }
+    }
+
+    /// `None` if it contradicts itself.
+    fn restore(saved: Saved) -> Option<Self> {
+        let mut before = saved.lowest;
+        for (first, end, _) in &saved.ahead {
+            if *first <= before && *first != saved.lowest.max(before) || end <= first {
+                return None;
+            }
+            before = *end;
+        }
+        let ahead = saved.ahead.into_iter().map(|(first, end, as_)| (first, (end, as_))).collect();
+        (saved.since <= saved.lowest).then_some(Self {
+            since: saved.since,
+            lowest: saved.lowest,
+            totals: saved.totals,
+            ahead,
+        })
+    }
+}
+
+/// What a slot holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Cursor {
+        generation: u64,
+        cursor: Cursor,
+    },
+    /// Nothing was ever written.
+    Empty,
+    /// Written by a newer relay, of this format version.
+    Newer(u16),
+    Damaged,
+}
+
+/// The bytes of a slot.
+fn encode_slot(saved: &Saved, generation: u64) -> Vec<u8> {
+    let mut slot = vec![0; SLOT_HEADER_BYTES];
+    slot[..8].copy_from_slice(&SLOT_MARK);
+    slot[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    slot[16..24].copy_from_slice(&generation.to_le_bytes());
+    serde_json::to_writer(&mut slot, saved).expect("a vector takes any bytes");
+    let payload_bytes = u32::try_from(slot.len() - SLOT_HEADER_BYTES).expect("a slot is small");
+    slot[24..28].copy_from_slice(&payload_bytes.to_le_bytes());
+    let crc = crc_without(&slot, CRC);
+    slot[CRC].copy_from_slice(&crc.to_le_bytes());
+    slot
+}
+
+/// Reads one slot.
+pub(crate) fn decode_slot(bytes: &[u8]) -> Slot {
+    let Some(header) = bytes.get(..SLOT_HEADER_BYTES) else { return Slot::Damaged };
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Slot::Empty;
+    }
+    let used = (u32_at(header, 24) as usize).checked_add(SLOT_HEADER_BYTES);
+    let Some(used) = used.and_then(|used| bytes.get(..used)) else { return Slot::Damaged };
+    if header[..8] != SLOT_MARK || crc_without(used, CRC) != u32_at(header, CRC.start) {
+        return Slot::Damaged;
+    }
+    match u16::from_le_bytes([header[8], header[9]]) {
+        FORMAT_VERSION => serde_json::from_slice(&used[SLOT_HEADER_BYTES..])
+            .ok()
+            .and_then(Cursor::restore)
+            .map_or(Slot::Damaged, |cursor| Slot::Cursor { generation: u64_at(header, 16), cursor }),
+        newer => Slot::Newer(newer),
+    }
+}
+
+/// The two slots of a file, and which of them counts.
+pub(crate) fn read_slots(file: &dyn SpoolFile) -> io::Result<[Slot; 2]> {
+    let mut bytes = vec![0; 2 * SLOT_BYTES];
+    let read = file.read_full_at(&mut bytes, 0)?;
+    bytes.truncate(read);
+    let second = bytes.get(SLOT_BYTES..).unwrap_or_default();
+    Ok([decode_slot(&bytes[..read.min(SLOT_BYTES)]), decode_slot(second)])
+}
+
+/// The cursor that counts, the place of its slot and its generation.
+pub(crate) fn newest(slots: &[Slot; 2]) -> Option<(usize, u64, &Cursor)> {
+    let cursors = slots.iter().enumerate().filter_map(|(place, slot)| match slot {
+        Slot::Cursor { generation, cursor } => Some((place, *generation, cursor)),
+        Slot::Empty | Slot::Newer(_) | Slot::Damaged => None,
+    });
+    cursors.max_by_key(|(_, generation, _)| *generation)
+}
+
+/// A cursor and the file that it survives in.
+#[derive(Debug)]
+pub(crate) struct CursorFile {
+    pub(crate) provider: String,
+    pub(crate) cursor: Cursor,
+    file: Box<dyn SpoolFile>,
+    generation: u64,
+    /// The slot that is written next.
+    slot: usize,
+    /// `lowest` of each slot as it is on disk for certain.
+    synced: [u64; 2],
+    /// `cursor` differs from what was written last.
+    changed: bool,
+    /// What was written last is not synced.
+    unsynced: bool,
+}
+
+impl CursorFile {
+    /// Where the cursor of a provider is.
+    pub(crate) fn path(dir: &Path, provider: &str) -> PathBuf {
+        dir.join(format!("{provider}{ENDING}"))
+    }
+
+    /// Opens a provider's cursor. One that is not there, or cannot be read,
+    /// begins at `oldest_seq`; the second value is true then.
+    pub(crate) fn open(
+        fs: &dyn SpoolFs,
+        dir: &Path,
+        provider: &str,
+        oldest_seq: u64,
+        quarantine: &mut Quarantine,
+    ) -> Result<(Self, bool), SpoolError> {
+        let path = Self::path(dir, provider);
+        let at = |source| SpoolError::at(&path, source);
+        let known = fs.list(dir).map_err(at)?.contains(&format!("{provider}{ENDING}"));
+        if !known {
+            return Ok((Self::create(fs, dir, provider, oldest_seq).map_err(at)?, true));
+        }
+        let file = fs.open(&path).map_err(at)?;
+        let slots = read_slots(&*file).map_err(at)?;
+        if let Some(version) = slots.iter().find_map(|slot| match slot {
+            Slot::Newer(version) => Some(*version),
+            _ => None,
+        }) {
+            return Err(SpoolError::Newer { path: path.display().to_string(), version });
+        }
+        let damaged = slots.contains(&Slot::Damaged);
+        if damaged {
+            let name = format!("{provider}{ENDING}");
+            quarantine.keep(fs, &*file, &name, 0, file.len().map_err(at)?).map_err(at)?;
+        }
+        let Some((place, generation, cursor)) = newest(&slots) else {
+            return Ok((Self::create(fs, dir, provider, oldest_seq).map_err(at)?, true));
+        };
+        // What was found may be in the machine's memory only; the other slot
+        // is not touched before it is on disk.
+        file.sync_data().map_err(at)?;
+        let cursor = cursor.clone();
+        let lowest = |slot: &Slot| if let Slot::Cursor { cursor, .. } = slot { cursor.lowest } else { 0 };
+        let synced = [lowest(&slots[0]), lowest(&slots[1])];
+        let file = Self {
+            provider: provider.to_owned(),
+            cursor,
+            file,
+            generation,
+            slot: 1 - place,
+            synced,
+            changed: damaged,
+            unsynced: false,
+        };
+        Ok((file, false))
+    }
+
+    fn create(fs: &dyn SpoolFs, dir: &Path, provider: &str, since: u64) -> io::Result<Self> {
+        let path = Self::path(dir, provider);
+        let new = unfinished(&path);
+        let file = fs.create(&new)?;
+        file.allocate(2 * SLOT_BYTES as u64)?;
+        let cursor = Cursor::new(since);
+        file.write_all_at(&encode_slot(&cursor.save(provider), 1), 0)?;
+        file.sync_data()?;
+        fs.rename(&new, &path)?;
+        fs.sync_dir(dir)?;
+        Ok(Self {
+            provider: provider.to_owned(),
+            cursor,
+            file,
+            generation: 1,
+            slot: 1,
+            synced: [since; 2],
+            changed: false,
+            unsynced: false,
+        })
+    }
+
+    /// Notes that a range of events has ended; see [`Cursor::end`].
+    pub(crate) fn end(&mut self, range: Range<u64>, ended_as: &EndedAs) -> u64 {
+        let ended = self.cursor.end(range, ended_as);
+        self.changed |= ended > 0;
+        ended
+    }
+
+    /// Writes the cursor if it has changed: it then survives the process.
+    pub(crate) fn write(&mut self) -> io::Result<()> {
+        if self.changed {
+            self.write_slot()?;
+        }
+        Ok(())
+    }
+
+    fn write_slot(&mut self) -> io::Result<()> {
+        let bytes = encode_slot(&self.cursor.save(&self.provider), self.generation + 1);
+        // Before the attempt: a slot that is half written is not written again
+        // under the same number.
+        self.generation += 1;
+        self.file.write_all_at(&bytes, (self.slot * SLOT_BYTES) as u64)?;
+        (self.changed, self.unsynced) = (false, true);
+        Ok(())
+    }
+
+    /// Makes the cursor survive the machine. Twice after each change, so that
+    /// what may be removed stands in both slots.
+    pub(crate) fn sync(&mut self) -> io::Result<()> {
+        if self.changed || self.safe_lowest() < self.cursor.lowest {
+            self.write_slot()?;
+        }
+        if self.unsynced {
+            // After a failure nobody knows what is on disk, and a second sync
+            // would say nothing about it: the slot is written again.
+            self.file.sync_data().inspect_err(|_| self.changed = true)?;
+            self.synced[self.slot] = self.cursor.lowest;
+            self.slot = 1 - self.slot;
+            self.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// Every event below this has ended, whichever slot is read after a crash.
+    pub(crate) fn safe_lowest(&self) -> u64 {
+        self.synced[0].min(self.synced[1])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KINDS: [&str; 3] = ["delivered", "dead_lettered/invalid", "dropped/spool_damaged"];
+
+    fn cursor(lowest: u64, ahead: &[(u64, u64)]) -> Cursor {
+        let mut cursor = Cursor::new(1);
+        cursor.end(1..lowest, &"delivered".into());
+        for (first, end) in ahead {
+            cursor.end(*first..*end, &"delivered".into());
+        }
+        cursor
+    }
+
+    #[test]
+    fn a_slot_comes_back_and_every_flipped_bit_is_noticed() {
+        let cursor = cursor(5, &[(7, 9), (12, 13)]);
+        let bytes = encode_slot(&cursor.save("mixpanel"), 3);
+        assert_eq!(decode_slot(&bytes), Slot::Cursor { generation: 3, cursor });
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_slot(&flipped), Slot::Damaged, "bit {bit}");
+        }
+        for cut in 0..bytes.len() {
+            assert_eq!(decode_slot(&bytes[..cut]), Slot::Damaged, "cut at {cut}");
+        }
+        assert_eq!(decode_slot(&[0; SLOT_BYTES]), Slot::Empty);
+    }
+
+    #[test]
+    fn more_ranges_than_fit_are_cut_from_the_highest_and_never_counted_twice() {
+        let ranges: Vec<_> = (0..5000_u64).map(|i| (10 + 2 * i, 11 + 2 * i)).collect();
+        let many = cursor(5, &ranges);
+        let bytes = encode_slot(&many.save("mixpanel"), 1);
+        assert!(bytes.len() <= SLOT_BYTES, "{}", bytes.len());
+        let Slot::Cursor { cursor, .. } = decode_slot(&bytes) else { panic!("readable") };
+        assert!(cursor.has_ended(10) && !cursor.has_ended(10 + 2 * 4999));
+        let ended: u64 = cursor.totals().values().sum();
+        assert_eq!(ended + cursor.pending(20_000), 20_000 - 1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// Against a map of what ended first: whatever ranges end in whatever
+        /// order, overlapping too, each event counts once, as it ended first.
+        #[test]
+        fn each_event_ends_once(ranges in prop::collection::vec((1_u64..60, 0_u64..9, 0_usize..3), 0..40)) {
+            let mut cursor = Cursor::new(1);
+            let mut model: HashMap<u64, &str> = HashMap::new();
+            for (start, length, kind) in ranges {
+                let ended = cursor.end(start..start + length, &KINDS[kind].into());
+                let mut new = 0;
+                for seq in start..start + length {
+                    model.entry(seq).or_insert_with(|| { new += 1; KINDS[kind] });
+                }
+                prop_assert_eq!(ended, new);
+                let lowest = (1..).find(|seq| !model.contains_key(seq)).unwrap();
+                prop_assert_eq!(cursor.lowest(), lowest);
+                let saved = decode_slot(&encode_slot(&cursor.save("p"), 1));
+                prop_assert_eq!(saved, Slot::Cursor { generation: 1, cursor: cursor.clone() });
+            }
+            for seq in 1..80 {
+                prop_assert_eq!(cursor.has_ended(seq), model.contains_key(&seq));
+            }
+            for kind in KINDS {
+                let count = model.values().filter(|ended_as| **ended_as == kind).count() as u64;
+                prop_assert_eq!(cursor.totals().get(kind).copied().unwrap_or(0), count);
+            }
+            prop_assert_eq!(cursor.pending(80), 79 - model.len() as u64);
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! The write-ahead log: segments, cursors and quarantine as one value. It knows
+//! no threads, no channels and no clock; the thread that owns it is in
+//! [`writer`](super::writer).
+//!
+//! ```text
+//! SPOOL_DIR/
+//!   spool.lock                        held by the process that writes
+//!   segments/00000000000000000001.log named by their first event
+//!   cursors/mixpanel.cursor           one for each provider
+//!   quarantine/…                      copies of what cannot be read
+//! ```
+//!
+//! What holds after a crash at any call:
+//!
+//! - A segment and a cursor get their name only when they are complete and
+//!   synced, and the directory is synced after. A file that ends in
+//!   `.unfinished` was never in use.
+//! - Events are numbered without gaps. A segment ends where the next one
+//!   begins; frames beyond belong to a group that failed.
+//! - A segment is removed only when every cursor on disk has passed it.
+//! - Only the newest segment can have a torn end. It is copied to quarantine
+//!   before it is cut. Damage anywhere else is found when it is read.
+
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tracing::{error, info, warn};
+
+use super::{
+    SpoolError,
+    cursor::{CursorFile, ENDING as CURSOR_ENDING, EndedAs},
+    frame::{Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
+    fs::{SpoolFile, SpoolFs},
+    index::{Index, Segment},
+    quarantine::Quarantine,
+    scan::{Item, Scanner},
+    unfinished,
+};
+
+/// Limits of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogLimits {
+    /// Bytes of a segment, reserved when it is made.
+    pub(crate) segment_bytes: u64,
+    /// Most bytes of all segments.
+    pub(crate) bytes_max: u64,
+}
+
+/// The directories of a log.
+#[derive(Debug, Clone)]
+pub(crate) struct LogDirs {
+    pub(crate) root: PathBuf,
+    pub(crate) segments: PathBuf,
+    pub(crate) cursors: PathBuf,
+    pub(crate) quarantine: PathBuf,
+}
+
+impl LogDirs {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            segments: root.join("segments"),
+            cursors: root.join("cursors"),
+            quarantine: root.join("quarantine"),
+        }
+    }
+}
+
+/// Why a group of frames is not in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AppendError {
+    /// There is no room, and nothing of the group will ever be read.
+    Full,
+    /// The disk failed. Whether the group is on it is not known.
+    Failed,
+}
+
+/// The segment that is written to.
+#[derive(Debug)]
+struct Active {
+    file: Box<dyn SpoolFile>,
+    used: u64,
+    /// Something was written since the last sync.
+    unsynced: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Log {
+    fs: Arc<dyn SpoolFs>,
+    dirs: LogDirs,
+    limits: LogLimits,
+    index: Arc<Index>,
+    active: Option<Active>,
+    cursors: Vec<CursorFile>,
+    quarantine: Quarantine,
+    /// Calls in a row that failed.
+    failures: u32,
+}
+
+/// What opening a log found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Recovery {
+    /// Bytes of a torn end that were cut off.
+    pub(crate) torn_bytes: u64,
+    /// Damaged ranges that were met now for the first time.
+    pub(crate) damaged: u64,
+    /// Providers whose cursor was not there or could not be read.
+    pub(crate) new_cursors: Vec<String>,
+}
+
+impl Log {
+    /// Opens the log of a directory, or makes one. Repairs what a crash left:
+    /// reads the newest segment, the headers of the others and the cursors,
+    /// however much is in the log. Can itself be cut short anywhere.
+    pub(crate) fn open(
+        fs: Arc<dyn SpoolFs>,
+        dirs: &LogDirs,
+        limits: LogLimits,
+        providers: &[&str],
+        now_ms: i64,
+    ) -> Result<(Self, Recovery), SpoolError> {
+        let mut recovery = Recovery::default();
+        for dir in [&dirs.segments, &dirs.cursors, &dirs.quarantine] {
+            fs.create_dir(dir).map_err(|source| SpoolError::at(dir, source))?;
+            remove_unfinished(&*fs, dir).map_err(|source| SpoolError::at(dir, source))?;
+        }
+        fs.sync_dir(&dirs.root).map_err(|source| SpoolError::at(&dirs.root, source))?;
+        let in_segments = |source| SpoolError::at(&dirs.segments, source);
+        let mut quarantine = Quarantine::open(&*fs, &dirs.quarantine)
+            .map_err(|source| SpoolError::at(&dirs.quarantine, source))?;
+
+        let known = quarantine.ranges();
+        let mut segments = list_segments(&*fs, &dirs.segments).map_err(in_segments)?;
+        check_headers(&*fs, dirs, &segments, &mut quarantine)?;
+        let mut active = None;
+        if let Some(newest) = segments.last_mut() {
+            let file = repair_newest(&*fs, dirs, newest, &mut quarantine, &mut recovery);
+            active = Some(file.map_err(in_segments)?);
+        }
+        let next_seq = segments.last().map_or(1, |segment| segment.end_seq);
+        let oldest_seq = segments.first().map_or(next_seq, |segment| segment.first_seq);
+
+        let mut cursors = Vec::new();
+        for provider in cursor_names(&*fs, dirs, providers)? {
+            let opened = CursorFile::open(&*fs, &dirs.cursors, &provider, oldest_seq, &mut quarantine)?;
+            let (cursor, is_new) = opened;
+            if is_new {
+                recovery.new_cursors.push(provider);
+            }
+            cursors.push(cursor);
+        }
+        recovery.damaged = quarantine.ranges() - known;
+        // A number is never used twice, even if the end of the log was lost.
+        let next_seq = cursors.iter().map(|file| file.cursor.end_seq()).fold(next_seq, u64::max);
+
+        let index = Arc::new(Index::new(segments, next_seq));
+        let (fs, dirs) = (fs.clone(), dirs.clone());
+        let mut log = Self { fs, dirs, limits, index, active, cursors, quarantine, failures: 0 };
+        if log.active.is_none() {
+            log.begin_segment(now_ms).map_err(|source| SpoolError::at(&log.dirs.segments, source))?;
+        }
+        Ok((log, recovery))
+    }
+
+    /// What readers see of the log.
+    pub(crate) fn index(&self) -> &Arc<Index> {
+        &self.index
+    }
+
+    /// The number of the next event.
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.index.next_seq()
+    }
+
+    /// Appends a group of sealed frames of `events` events, the first of them
+    /// with the number [`Log::next_seq`]; synced, if `sync` says so. All of it
+    /// is in the log when this returns, or none.
+    pub(crate) fn append(
+        &mut self,
+        group: &[u8],
+        events: u64,
+        sync: bool,
+        now_ms: i64,
+    ) -> Result<(), AppendError> {
+        let room = self.limits.segment_bytes.max(SEGMENT_HEADER_BYTES as u64 + group.len() as u64);
+        let fits = |active: &Active| active.used + group.len() as u64 <= room;
+        if !self.active.as_ref().is_some_and(fits) {
+            self.roll(room, now_ms)?;
+        }
+        let active = self.active.as_mut().expect("a segment was just begun");
+        let before = active.used;
+        if let Err(error) = active.file.write_all_at(group, before) {
+            return Err(self.take_back(&error, "write"));
+        }
+        if sync && let Err(error) = active.file.sync_data() {
+            // What a failed sync left is not known and a second one would not
+            // tell: the file is left for good.
+            let failed = self.take_back(&error, "sync");
+            self.active = None;
+            return Err(failed);
+        }
+        active.used += group.len() as u64;
+        active.unsynced = !sync;
+        let used = active.used;
+        self.index.appended(self.index.next_seq() + events, used);
+        self.failures = 0;
+        Ok(())
+    }
+
+    /// Cuts off what a failed group left, so that nobody reads it.
+    fn take_back(&mut self, error: &io::Error, call: &'static str) -> AppendError {
+        let Some(active) = &self.active else { return AppendError::Failed };
+        let cut = active.file.set_len(active.used).and_then(|()| active.file.sync_data());
+        let full = is_full(error);
+        if full && cut.is_ok() {
+            self.index.allocated(active.used);
+            return AppendError::Full;
+        }
+        error!(%error, call, "the spool cannot be written: a new segment is begun");
+        self.failures += 1;
+        self.active = None;
+        AppendError::Failed
+    }
+
+    /// Ends the segment that is written to and begins the next one.
+    fn roll(&mut self, room: u64, now_ms: i64) -> Result<(), AppendError> {
+        let (bytes, _) = self.index.size();
+        let freed = self.active.as_ref().map_or(0, |active| {
+            let allocated = active.file.len().unwrap_or(active.used);
+            allocated.saturating_sub(active.used)
+        });
+        if bytes - freed.min(bytes) + room > self.limits.bytes_max {
+            return Err(AppendError::Full);
+        }
+        if let Some(active) = self.active.take() {
+            // What was reserved and not used goes back.
+            let sealed = active.file.set_len(active.used).and_then(|()| active.file.sync_data());
+            match sealed {
+                Ok(()) => self.index.allocated(active.used),
+                Err(error) => error!(%error, "a segment could not be synced at its end"),
+            }
+        }
+        self.begin_segment(now_ms).map_err(|error| {
+            if is_full(&error) {
+                return AppendError::Full;
+            }
+            error!(%error, "no new segment can be begun");
+            self.failures += 1;
+            AppendError::Failed
+        })
+    }
+
+    fn begin_segment(&mut self, now_ms: i64) -> io::Result<()> {
+        let first_seq = self.index.next_seq();
+        let used = SEGMENT_HEADER_BYTES as u64;
+        let allocated = self.limits.segment_bytes.max(used);
+        let segment = Segment { first_seq, end_seq: first_seq, used, allocated };
+        let path = segment.path(&self.dirs.segments);
+        let new = unfinished(&path);
+        let file = self.fs.create(&new)?;
+        let header = SegmentHeader { first_seq, created_ms: now_ms };
+        let made = (|| {
+            file.allocate(allocated)?;
+            file.write_all_at(&header.encode(), 0)?;
+            file.sync_data()?;
+            self.fs.rename(&new, &path)?;
+            self.fs.sync_dir(&self.dirs.segments)
+        })();
+        if let Err(error) = made {
+            // An empty segment under its name is no harm: the next try
+            // replaces it. What was reserved is given back.
+            let _ = file.set_len(0);
+            let _ = self.fs.remove(&new);
+            return Err(error);
+        }
+        self.index.push(segment);
+        self.active = Some(Active { file, used, unsynced: false });
+        Ok(())
+    }
+
+    /// Syncs what was written without a sync.
+    pub(crate) fn sync(&mut self) {
+        let Some(active) = self.active.as_mut().filter(|active| active.unsynced) else { return };
+        match active.file.sync_data() {
+            Ok(()) => active.unsynced = false,
+            Err(error) => {
+                // It was promised to survive the process only, which it does.
+                error!(%error, "the spool cannot be synced: a new segment is begun");
+                self.failures += 1;
+                self.active = None;
+            }
+        }
+    }
+
+    /// True if something was written that is not synced.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.unsynced)
+    }
+
+    /// True after two failures in a row: no event can be accepted.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.failures >= 2
+    }
+
+    /// True if the segment that is written to is half full and may have no
+    /// successor.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        let (bytes, segments) = self.index.size();
+        let half = self.active.as_ref().is_none_or(|active| active.used > self.limits.segment_bytes / 2);
+        segments > 1 && half && bytes + self.limits.segment_bytes > self.limits.bytes_max
+    }
+
+    /// The cursors, of providers that are not named too.
+    pub(crate) fn cursors(&self) -> &[CursorFile] {
+        &self.cursors
+    }
+
+    /// Damaged ranges so far.
+    pub(crate) fn damaged_ranges(&self) -> u64 {
+        self.quarantine.ranges()
+    }
+
+    /// Notes that events ended at a provider, by its place in
+    /// [`Log::cursors`]. Returns how many had not ended before.
+    pub(crate) fn end(&mut self, cursor: usize, range: Range<u64>, ended_as: &EndedAs) -> u64 {
+        self.cursors[cursor].end(range, ended_as)
+    }
+
+    /// Writes the cursors that have changed.
+    pub(crate) fn write_cursors(&mut self) {
+        for cursor in &mut self.cursors {
+            if let Err(error) = cursor.write() {
+                warn!(provider = cursor.provider, %error, "cursor cannot be written");
+            }
+        }
+    }
+
+    /// Syncs the cursors, and then removes the segments that all of them have
+    /// passed.
+    pub(crate) fn sync_cursors(&mut self) {
+        for cursor in &mut self.cursors {
+            if let Err(error) = cursor.sync() {
+                warn!(provider = cursor.provider, %error, "cursor cannot be synced");
+            }
+        }
+        let Some(passed) = self.cursors.iter().map(CursorFile::safe_lowest).min() else { return };
+        while let Some(segment) = self.index.oldest_sealed().filter(|segment| segment.end_seq <= passed) {
+            let path = segment.path(&self.dirs.segments);
+            let removed = self.fs.remove(&path).and_then(|()| self.fs.sync_dir(&self.dirs.segments));
+            if let Err(error) = removed {
+                warn!(segment = %path.display(), %error, "segment cannot be removed");
+                return;
+            }
+            info!(segment = segment.name(), "segment removed: every provider has passed it");
+            self.index.remove_oldest();
+        }
+    }
+
+    /// Keeps a copy of a range that a reader found damaged. Returns true if it
+    /// was not known.
+    pub(crate) fn quarantine(&mut self, first_seq: u64, at: u64, bytes: u64) -> bool {
+        let Some(segment) = self.index.segment(first_seq) else { return false };
+        let file = segment.path(&self.dirs.segments);
+        let kept = self
+            .fs
+            .open_to_read(&file)
+            .and_then(|file| self.quarantine.keep(&*self.fs, &*file, &segment.name(), at, bytes));
+        kept.unwrap_or_else(|error| {
+            error!(segment = segment.name(), at, bytes, %error, "damaged range cannot be kept");
+            false
+        })
+    }
+}
+
+/// True for the errors of a disk without room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn remove_unfinished(fs: &dyn SpoolFs, dir: &Path) -> io::Result<()> {
+    for name in fs.list(dir)? {
+        if name.ends_with(super::UNFINISHED) {
+            fs.remove(&dir.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The segments by their names; how far the newest goes is not known yet.
+pub(crate) fn list_segments(fs: &dyn SpoolFs, dir: &Path) -> io::Result<Vec<Segment>> {
+    let mut segments: Vec<Segment> = Vec::new();
+    for first_seq in fs.list(dir)?.iter().filter_map(|name| Segment::parse_name(name)) {
+        let mut segment = Segment { first_seq, end_seq: first_seq, used: 0, allocated: 0 };
+        segment.used = fs.open_to_read(&segment.path(dir))?.len()?;
+        segment.allocated = segment.used;
+        if let Some(before) = segments.last_mut() {
+            before.end_seq = first_seq;
+        }
+        segments.push(segment);
+    }
+    Ok(segments)
+}
+
+/// Refuses what a newer relay has written, and counts headers that cannot be
+/// read: the file's name and its frames say the same.
+fn check_headers(
+    fs: &dyn SpoolFs,
+    dirs: &LogDirs,
+    segments: &[Segment],
+    quarantine: &mut Quarantine,
+) -> Result<(), SpoolError> {
+    for segment in segments {
+        let path = segment.path(&dirs.segments);
+        let at = |source| SpoolError::at(&path, source);
+        let file = fs.open_to_read(&path).map_err(at)?;
+        let mut header = [0; SEGMENT_HEADER_BYTES];
+        let read = file.read_full_at(&mut header, 0).map_err(at)?;
+        match SegmentHeader::decode(&header[..read]) {
+            SegmentStart::Header(header) if header.first_seq == segment.first_seq => {}
+            SegmentStart::Newer(version) => {
+                return Err(SpoolError::Newer { path: path.display().to_string(), version });
+            }
+            SegmentStart::Header(_) | SegmentStart::Damaged => {
+                let new = quarantine.keep(fs, &*file, &segment.name(), 0, read as u64).map_err(at)?;
+                if new {
+                    error!(
+                        segment = segment.name(),
+                        "the header of a segment is damaged; its events are read"
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Finds the end of the newest segment, and cuts off what stands torn behind
+/// it. What is found then is on disk for certain.
+fn repair_newest(
+    fs: &dyn SpoolFs,
+    dirs: &LogDirs,
+    segment: &mut Segment,
+    quarantine: &mut Quarantine,
+    recovery: &mut Recovery,
+) -> io::Result<Active> {
+    let path = segment.path(&dirs.segments);
+    let file = fs.open(&path)?;
+    let length = file.len()?;
+    let mut end_seq = segment.first_seq;
+    let mut used = length.min(SEGMENT_HEADER_BYTES as u64);
+    let mut torn = 0;
+    let mut scanner = Scanner::new(&*file, used, length);
+    loop {
+        match scanner.next()? {
+            Item::Frame { at, frame } => {
+                used = at + frame.len() as u64;
+                if frame.kind == Kind::Event {
+                    end_seq = end_seq.max(frame.seq + 1);
+                }
+                torn = 0;
+            }
+            // Damage, if a frame follows; the torn end otherwise.
+            Item::Damage { at, bytes } => torn = at + bytes - used,
+            Item::End { .. } => break,
+        }
+    }
+    if torn > 0 {
+        quarantine.keep(fs, &*file, &segment.name(), used, torn)?;
+        warn!(
+            segment = segment.name(),
+            at = used,
+            bytes = torn,
+            "torn end of the spool cut off and kept aside"
+        );
+        recovery.torn_bytes = torn;
+        file.set_len(used)?;
+        file.allocate(length)?;
+    }
+    if used < SEGMENT_HEADER_BYTES as u64 {
+        let header = SegmentHeader { first_seq: segment.first_seq, created_ms: 0 };
+        file.write_all_at(&header.encode(), 0)?;
+        used = SEGMENT_HEADER_BYTES as u64;
+    }
+    file.sync_data()?;
+    *segment = Segment { end_seq, used, allocated: file.len()?, ..*segment };
+    Ok(Active { file, used, unsynced: false })
+}
+
+/// The providers that are named and those that have a cursor, in that order.
+fn cursor_names(fs: &dyn SpoolFs, dirs: &LogDirs, providers: &[&str]) -> Result<Vec<String>, SpoolError> {
+    let mut names: Vec<String> = providers.iter().map(|name| (*name).to_owned()).collect();
+    let files = fs.list(&dirs.cursors).map_err(|source| SpoolError::at(&dirs.cursors, source))?;
+    for name in files.iter().filter_map(|name| name.strip_suffix(CURSOR_ENDING)) {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,75 @@
+//! Keeps what cannot be read: a damaged range is copied here before anything
+//! else happens to it, and is never removed by the relay.
+//!
+//! `quarantine/<file>-<offset>-<bytes>.bin`. The name says what was copied, so
+//! the same range is copied and counted once, however often it is met.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    fs::{SpoolFile, SpoolFs},
+    unfinished,
+};
+
+/// Bytes that are copied at once.
+const COPY_BYTES: usize = 256 * 1024;
+const ENDING: &str = ".bin";
+
+/// The directory of damaged ranges.
+#[derive(Debug)]
+pub(crate) struct Quarantine {
+    dir: PathBuf,
+    names: BTreeSet<String>,
+}
+
+impl Quarantine {
+    /// Opens the directory, which is there.
+    pub(crate) fn open(fs: &dyn SpoolFs, dir: &Path) -> io::Result<Self> {
+        let mut names: BTreeSet<String> = fs.list(dir)?.into_iter().collect();
+        names.retain(|name| name.ends_with(ENDING));
+        Ok(Self { dir: dir.to_owned(), names })
+    }
+
+    /// Copies a range of a file, durably. Returns false if it was there.
+    pub(crate) fn keep(
+        &mut self,
+        fs: &dyn SpoolFs,
+        file: &dyn SpoolFile,
+        file_name: &str,
+        at: u64,
+        bytes: u64,
+    ) -> io::Result<bool> {
+        let name = format!("{file_name}-{at}-{bytes}{ENDING}");
+        if self.names.contains(&name) {
+            return Ok(false);
+        }
+        let path = self.dir.join(&name);
+        let new = unfinished(&path);
+        let copy = fs.create(&new)?;
+        let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(bytes).unwrap_or(COPY_BYTES))];
+        let mut done = 0;
+        while done < bytes {
+            let length = buffer.len().min(usize::try_from(bytes - done).unwrap_or(COPY_BYTES));
+            let read = file.read_full_at(&mut buffer[..length], at + done)?;
+            if read == 0 {
+                break;
+            }
+            copy.write_all_at(&buffer[..read], done)?;
+            done += read as u64;
+        }
+        copy.sync_data()?;
+        fs.rename(&new, &path)?;
+        fs.sync_dir(&self.dir)?;
+        self.names.insert(name);
+        Ok(true)
+    }
+
+    /// Damaged ranges so far.
+    pub(crate) fn ranges(&self) -> u64 {
+        self.names.len() as u64
+    }
+}

@@ -1,0 +1,144 @@
+//! Reads events from the log in order, from any number on. Each lane has one.
+//! Blocks on the disk.
+
+use std::{io, ops::Range, sync::Arc};
+
+use analytics_relay_providers::Event;
+
+use super::{
+    frame::{Kind, SEGMENT_HEADER_BYTES},
+    fs::{SpoolFile, SpoolFs},
+    index::{Index, Segment},
+    log::LogDirs,
+    scan::{Item, Scanner},
+};
+use crate::queue::Durability;
+
+/// An event as it stands in the log.
+#[derive(Debug, Clone)]
+pub(crate) struct LoggedEvent {
+    pub(crate) seq: u64,
+    pub(crate) event: Arc<Event>,
+}
+
+/// A range of a segment that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DamagedRange {
+    /// First number of the segment.
+    pub(crate) segment: u64,
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What one read gave.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    pub(crate) events: Vec<LoggedEvent>,
+    /// Numbers that the log does not hold any more, in order.
+    pub(crate) missing: Vec<Range<u64>>,
+    pub(crate) damaged: Vec<DamagedRange>,
+    /// Where the next read goes on: everything before is in this chunk.
+    pub(crate) next_seq: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct LogReader {
+    fs: Arc<dyn SpoolFs>,
+    dirs: LogDirs,
+    index: Arc<Index>,
+    /// The segment that was read last.
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    first_seq: u64,
+    file: Box<dyn SpoolFile>,
+    /// Where the frame of `seq`, or one before it, begins.
+    at: u64,
+    seq: u64,
+}
+
+impl LogReader {
+    pub(crate) fn new(fs: Arc<dyn SpoolFs>, dirs: LogDirs, index: Arc<Index>) -> Self {
+        Self { fs, dirs, index, open: None }
+    }
+
+    /// Reads events from number `seq` on: up to the end of the log or of a
+    /// segment, at most `events_max`, and about `bytes_max` bytes of frames.
+    pub(crate) fn read(&mut self, seq: u64, events_max: usize, bytes_max: u64) -> io::Result<Chunk> {
+        let mut chunk = Chunk { next_seq: seq, ..Chunk::default() };
+        let Some(segment) = self.index.find(seq) else {
+            // Nothing stands there; numbers before the next one are gone.
+            chunk.pass_to(self.index.next_seq().max(seq));
+            return Ok(chunk);
+        };
+        chunk.pass_to(segment.first_seq);
+        let open = self.open(segment, seq)?;
+        let mut scanner = Scanner::new(&*open.file, open.at, segment.used);
+        let start = open.at;
+        let at = loop {
+            match scanner.next()? {
+                Item::Frame { at, .. } if chunk.events.len() >= events_max || at - start >= bytes_max => {
+                    break at;
+                }
+                Item::Frame { at, frame } if frame.kind == Kind::Event => {
+                    if frame.seq < chunk.next_seq || frame.seq >= segment.end_seq {
+                        continue;
+                    }
+                    chunk.pass_to(frame.seq);
+                    match serde_json::from_slice(frame.payload) {
+                        Ok(event) => {
+                            chunk.events.push(LoggedEvent { seq: frame.seq, event: Arc::new(event) });
+                            chunk.next_seq += 1;
+                        }
+                        // Its CRC is right: a relay that knew other events wrote it.
+                        Err(_) => {
+                            let bytes = frame.len() as u64;
+                            chunk.damaged.push(DamagedRange { segment: segment.first_seq, at, bytes });
+                            chunk.pass_to(frame.seq + 1);
+                        }
+                    }
+                }
+                Item::Frame { .. } => {}
+                Item::Damage { at, bytes } => {
+                    chunk.damaged.push(DamagedRange { segment: segment.first_seq, at, bytes });
+                }
+                Item::End { at } => {
+                    // The rest of the segment's numbers are nowhere.
+                    chunk.pass_to(segment.end_seq);
+                    break at;
+                }
+            }
+        };
+        (open.at, open.seq) = (at, chunk.next_seq);
+        Ok(chunk)
+    }
+
+    /// The segment's file, at the place of `seq` if that is known.
+    fn open(&mut self, segment: Segment, seq: u64) -> io::Result<&mut Open> {
+        let goes_on = |open: &Open| open.first_seq == segment.first_seq && open.seq <= seq;
+        if !self.open.as_ref().is_some_and(goes_on) {
+            let file = self.fs.open_to_read(&segment.path(&self.dirs.segments))?;
+            let (first_seq, at) = (segment.first_seq, SEGMENT_HEADER_BYTES as u64);
+            self.open = Some(Open { first_seq, file, at, seq: first_seq });
+        }
+        Ok(self.open.as_mut().expect("just opened"))
+    }
+}
+
+impl Chunk {
+    /// Notes that the numbers up to `seq` are not in the log.
+    fn pass_to(&mut self, seq: u64) {
+        if seq > self.next_seq {
+            self.missing.push(self.next_seq..seq);
+            self.next_seq = seq;
+        }
+    }
+}
+
+/// The level that was asked for, for `explain`.
+pub(crate) fn level_name(durability: Option<Durability>) -> &'static str {
+    durability.map_or("unknown", Durability::name)
+}

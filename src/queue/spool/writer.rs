@@ -1,0 +1,439 @@
+//! The thread that owns the log's files.
+//!
+//! It takes what has come together, writes it as one group with one sync,
+//! answers every caller of the group, and offers the events to the queue in
+//! their order. Lanes tell it what became of events; it notes that in the
+//! cursors and, for `explain`, in the log.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use analytics_relay_providers::Event;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::{error, info, warn};
+
+use super::{
+    Attempt, SharedStatus, SpoolSettings, WhenFull,
+    cursor::EndedAs,
+    frame::{self, Frame, Kind},
+    log::{AppendError, Log},
+    reader::DamagedRange,
+};
+use crate::{
+    outcome::{DropReason, Ledger, Outcome},
+    queue::{Durability, Place, Queued, Refused, memory::QueueSender},
+    telemetry::SpoolMetrics,
+    time::Clock,
+};
+
+/// Between syncs of the cursors, and of events that asked for no sync.
+pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How long nothing is tried after the log was full or the disk failed.
+const REST: Duration = Duration::from_millis(250);
+/// Bytes of attempts that wait for the next group, at most; beyond, they are
+/// written by themselves.
+const ATTEMPTS_BYTES_MAX: usize = 64 * 1024;
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Append(Append),
+    Report(Report),
+    /// Damage that a reader met.
+    Damaged(DamagedRange),
+    /// Take no more events; answered when those before are in the queue.
+    CloseIntake(oneshot::Sender<()>),
+    /// Sync everything and end; answered with the events that are left, by
+    /// cursor.
+    Close(oneshot::Sender<Vec<u64>>),
+}
+
+/// An event to append.
+#[derive(Debug)]
+pub(crate) struct Append {
+    pub(crate) event: Arc<Event>,
+    /// Encoded, without its number.
+    pub(crate) frame: Vec<u8>,
+    pub(crate) wanted: Durability,
+    /// Gone if the caller was answered already.
+    pub(crate) answer: Option<oneshot::Sender<Result<Durability, Refused>>>,
+}
+
+/// What became of events at one provider.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// The provider's cursor.
+    pub(crate) cursor: usize,
+    pub(crate) attempt: Option<(i64, Attempt)>,
+    /// How they ended, if they did.
+    pub(crate) ended: Option<(EndedAs, Vec<Range<u64>>)>,
+    /// Bounds the reports that wait.
+    pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+/// See the module.
+pub(crate) struct Writer {
+    log: Log,
+    settings: SpoolSettings,
+    queue: QueueSender,
+    ledgers: Vec<Ledger>,
+    status: Arc<SharedStatus>,
+    metrics: SpoolMetrics,
+    clock: Clock,
+    /// Sealed when their turn comes.
+    attempts: Vec<Vec<u8>>,
+    attempts_bytes: usize,
+    group: Group,
+    /// Callers in the last group: as many are waited for.
+    company: usize,
+    intake_closed: bool,
+    rests_until: Option<(Instant, Refused)>,
+    unsynced_events: u64,
+    /// A failure was told.
+    told: bool,
+}
+
+/// Events that are written together.
+#[derive(Default)]
+struct Group {
+    appends: Vec<Append>,
+    bytes: usize,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        log: Log,
+        settings: SpoolSettings,
+        queue: QueueSender,
+        ledgers: Vec<Ledger>,
+        status: Arc<SharedStatus>,
+        metrics: SpoolMetrics,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            log,
+            settings,
+            queue,
+            ledgers,
+            status,
+            metrics,
+            clock,
+            attempts: Vec::new(),
+            attempts_bytes: 0,
+            group: Group::default(),
+            company: 0,
+            intake_closed: false,
+            rests_until: None,
+            unsynced_events: 0,
+            told: false,
+        }
+    }
+
+    /// Runs until it is told to close, or nobody can tell it any more.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        let mut sync_at = Instant::now() + SYNC_INTERVAL;
+        self.publish();
+        loop {
+            let closing = match commands.recv_timeout(sync_at.saturating_duration_since(Instant::now())) {
+                Ok(command) => {
+                    let closing = self.take(command);
+                    if closing.is_some() { closing } else { self.gather(commands) }
+                }
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.commit();
+                    return self.finish();
+                }
+            };
+            self.commit();
+            self.log.write_cursors();
+            if Instant::now() >= sync_at || closing.is_some() {
+                self.sync();
+                sync_at = Instant::now() + if self.is_full() { REST } else { SYNC_INTERVAL };
+            }
+            self.publish();
+            if let Some(answer) = closing {
+                let next_seq = self.log.next_seq();
+                let left = self.log.cursors().iter().map(|file| file.cursor.pending(next_seq)).collect();
+                self.finish();
+                // Nobody listens if the drain has given up.
+                let _ = answer.send(left);
+                return;
+            }
+        }
+    }
+
+    /// Takes what has come together: all that is there, and, if others came
+    /// with the last group, those for a moment. A caller that is alone is never
+    /// kept waiting.
+    fn gather(&mut self, commands: &Receiver<Command>) -> Option<oneshot::Sender<Vec<u64>>> {
+        let window_end = Instant::now() + self.settings.group_window;
+        while self.group.bytes < self.settings.group_bytes {
+            let expected = !self.group.appends.is_empty() && self.group.appends.len() < self.company;
+            let command = if expected {
+                commands.recv_timeout(window_end.saturating_duration_since(Instant::now())).ok()
+            } else {
+                commands.try_recv().ok()
+            };
+            let closing = self.take(command?);
+            if closing.is_some() {
+                return closing;
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, command: Command) -> Option<oneshot::Sender<Vec<u64>>> {
+        match command {
+            Command::Append(append) => self.take_append(append),
+            Command::Report(report) => self.take_report(report),
+            Command::Damaged(range) => {
+                if self.log.quarantine(range.segment, range.at, range.bytes) {
+                    error!(
+                        segment = range.segment,
+                        at = range.at,
+                        bytes = range.bytes,
+                        "a range of the spool is damaged: it is kept aside and passed over"
+                    );
+                }
+            }
+            Command::CloseIntake(answer) => {
+                self.commit();
+                self.intake_closed = true;
+                let _ = answer.send(());
+            }
+            Command::Close(answer) => return Some(answer),
+        }
+        None
+    }
+
+    fn take_append(&mut self, append: Append) {
+        if self.intake_closed {
+            return self.refuse(append, Refused::Closed);
+        }
+        let rests = self.rests_until.filter(|(until, _)| *until > Instant::now());
+        if let Some((_, refused)) = rests {
+            return self.refuse(append, refused);
+        }
+        if self.over_a_cap() {
+            return self.refuse(append, Refused::SpoolFull);
+        }
+        self.group.bytes += append.frame.len();
+        self.group.appends.push(append);
+    }
+
+    /// True if a provider's share of the log is used up and nothing may be
+    /// given up for it.
+    fn over_a_cap(&self) -> bool {
+        self.settings.when_full == WhenFull::Reject && self.status.over_cap.load(Ordering::Relaxed)
+    }
+
+    fn take_report(&mut self, report: Report) {
+        if let Some((at_ms, attempt)) = report.attempt {
+            let payload = serde_json::to_vec(&attempt).expect("an attempt is JSON");
+            if payload.len() <= frame::PAYLOAD_BYTES_MAX {
+                let frame = Frame {
+                    kind: Kind::Attempt,
+                    durability: None,
+                    seq: 0,
+                    time_ms: at_ms,
+                    id: &[],
+                    payload: &payload,
+                };
+                let mut bytes = Vec::new();
+                frame.encode_unsealed(&mut bytes);
+                self.attempts_bytes += bytes.len();
+                self.attempts.push(bytes);
+            }
+        }
+        if let Some((ended_as, ranges)) = report.ended {
+            for range in ranges {
+                self.log.end(report.cursor, range, &ended_as);
+            }
+        }
+    }
+
+    /// Writes the group, answers its callers, and passes its events on.
+    fn commit(&mut self) {
+        let appends = std::mem::take(&mut self.group.appends);
+        self.group.bytes = 0;
+        if appends.is_empty() {
+            if self.attempts_bytes > ATTEMPTS_BYTES_MAX {
+                self.write_attempts();
+            }
+            return;
+        }
+        self.company = appends.len();
+        match self.write_group(&appends) {
+            Ok(()) => self.accept(appends),
+            Err(error) => self.give_up(appends, error),
+        }
+    }
+
+    fn write_group(&mut self, appends: &[Append]) -> Result<(), AppendError> {
+        let mut seq = self.log.next_seq();
+        let mut bytes = Vec::with_capacity(appends.iter().map(|append| append.frame.len()).sum());
+        for append in appends {
+            let start = bytes.len();
+            bytes.extend_from_slice(&append.frame);
+            frame::seal(&mut bytes[start..], seq);
+            seq += 1;
+        }
+        for attempt in self.attempts.drain(..) {
+            let start = bytes.len();
+            bytes.extend_from_slice(&attempt);
+            frame::seal(&mut bytes[start..], seq);
+        }
+        self.attempts_bytes = 0;
+        let sync = appends.iter().any(|append| append.wanted == Durability::Synced);
+        let started = Instant::now();
+        self.log.append(&bytes, appends.len() as u64, sync, self.clock.now_ms())?;
+        if sync {
+            self.metrics.sync_duration.observe(started.elapsed().as_secs_f64());
+            self.unsynced_events = 0;
+        } else {
+            self.unsynced_events += appends.len() as u64;
+        }
+        self.metrics.groups.inc();
+        Ok(())
+    }
+
+    /// The group is in the log.
+    fn accept(&mut self, appends: Vec<Append>) {
+        if self.told {
+            info!("the spool can be written again");
+            self.told = false;
+        }
+        self.rests_until = None;
+        let mut seq = self.log.next_seq() - appends.len() as u64;
+        self.metrics.accepted.inc_by(appends.len() as u64);
+        let mut skipped = None;
+        for Append { event, frame: _, wanted, answer } in appends {
+            self.status.leave(&event);
+            if let Some(answer) = answer {
+                // Callers that are gone ask again, with the same id.
+                let _ = answer.send(Ok(wanted));
+            }
+            if self.queue.offer(Queued { event, place: Place::Log(seq) }).is_err() {
+                skipped = Some(seq);
+            }
+            seq += 1;
+        }
+        if let Some(seq) = skipped {
+            // The lanes read these from the log.
+            self.status.skipped.send_replace(seq);
+        }
+    }
+
+    /// The group is not in the log.
+    fn give_up(&mut self, appends: Vec<Append>, error: AppendError) {
+        let refused = match error {
+            AppendError::Full => Refused::SpoolFull,
+            AppendError::Failed => Refused::SpoolFailed,
+        };
+        for append in appends {
+            self.refuse(append, refused);
+        }
+        if !self.told {
+            match error {
+                AppendError::Full => warn!("the spool is full: events are refused"),
+                AppendError::Failed => error!("the spool cannot be written: events are refused"),
+            }
+            self.told = true;
+        }
+        // After a first failure a new segment is tried at once.
+        if error == AppendError::Full || self.log.is_broken() {
+            self.rests_until = Some((Instant::now() + REST, refused));
+        }
+    }
+
+    /// Tells the caller. One that was answered `QUEUED` was promised the memory
+    /// and no more: there its event stays, if there is room.
+    fn refuse(&self, append: Append, refused: Refused) {
+        let Append { event, answer, .. } = append;
+        self.status.leave(&event);
+        if let Some(answer) = answer {
+            // Callers that are gone ask again, with the same id.
+            let _ = answer.send(Err(refused));
+            return;
+        }
+        self.metrics.accepted.inc();
+        if self.queue.offer(Queued { event, place: Place::Memory }).is_err() {
+            error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
+            self.ledgers.iter().for_each(|ledger| ledger.ended(Outcome::Dropped(DropReason::SpoolFailed), 1));
+        }
+    }
+
+    fn write_attempts(&mut self) {
+        // What cannot be written is missing in `explain` and nowhere else.
+        let _ = self.write_group(&[]);
+    }
+
+    /// Once a second: what was written without a sync, the cursors, and the
+    /// segments that nobody needs.
+    fn sync(&mut self) {
+        if !self.attempts.is_empty() {
+            self.write_attempts();
+        }
+        self.log.sync();
+        if !self.log.is_unsynced() {
+            self.unsynced_events = 0;
+        }
+        self.log.sync_cursors();
+    }
+
+    fn finish(mut self) {
+        self.sync();
+        // Until nothing more can be removed.
+        self.log.sync_cursors();
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let (bytes, segments) = self.log.index().size();
+        let next_seq = self.log.next_seq();
+        self.status.bytes.store(bytes, Ordering::Relaxed);
+        self.status.segments.store(segments as u64, Ordering::Relaxed);
+        self.status.broken.store(self.log.is_broken(), Ordering::Relaxed);
+        self.status.full.store(self.is_full() || self.over_a_cap(), Ordering::Relaxed);
+        self.status.damaged_ranges.store(self.log.damaged_ranges(), Ordering::Relaxed);
+        self.status.unsynced_events.store(self.unsynced_events, Ordering::Relaxed);
+        let mut over_cap = false;
+        for (file, shared) in self.log.cursors().iter().zip(&self.status.cursors) {
+            let lowest = file.cursor.lowest();
+            let backlog_bytes = self.log.index().bytes_from(lowest);
+            shared.lowest.store(lowest, Ordering::Relaxed);
+            shared.pending.store(file.cursor.pending(next_seq), Ordering::Relaxed);
+            shared.bytes.store(backlog_bytes, Ordering::Relaxed);
+            let over = backlog_bytes > shared.bytes_max;
+            over_cap |= over;
+            shared.give_up(self.surplus(over, lowest));
+        }
+        self.status.over_cap.store(over_cap, Ordering::Relaxed);
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(self.rests_until, Some((_, Refused::SpoolFull)))
+    }
+
+    /// Up to which event a provider has to let go of its oldest, if it must:
+    /// those of the segment that it has come to. 0 if it need not.
+    fn surplus(&self, over: bool, lowest: u64) -> u64 {
+        if self.settings.when_full != WhenFull::DeadLetterOldest {
+            return 0;
+        }
+        let index = self.log.index();
+        let Some(segment) = index.find(lowest) else { return 0 };
+        // All of them have to let go of the oldest segment, before its room is
+        // needed.
+        let needed = self.log.is_nearly_full() && index.oldest_seq() == segment.first_seq;
+        if over || needed { segment.end_seq } else { 0 }
+    }
+}

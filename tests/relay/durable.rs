@@ -1,0 +1,417 @@
+//! A relay with a log: what was answered OK survives its process, and a provider
+//! that is down costs disk and nothing else.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use analytics_relay::{
+    proto::v1::Durability,
+    providers::sandbox::{Fault, Vendor},
+};
+use tokio::time::sleep;
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::harness::{Balance, Ended, Observer, Relay, Setup, eventually, lines_on_disk, taken, track};
+
+async fn durable(level: &str) -> Setup {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", level).set("SPOOL_SEGMENT_BYTES", "65536");
+    setup
+}
+
+fn fault(text: &str) -> Option<Fault> {
+    Some(text.parse().unwrap())
+}
+
+fn all_down(setup: &Setup, text: &str) {
+    Vendor::ALL.into_iter().for_each(|vendor| setup.sandbox.always(vendor, fault(text)));
+}
+
+fn all_up(setup: &Setup) {
+    Vendor::ALL.into_iter().for_each(|vendor| setup.sandbox.always(vendor, None));
+}
+
+fn segments(setup: &Setup) -> Vec<PathBuf> {
+    let mut paths: Vec<_> = fs::read_dir(setup.data_dir().join("spool/segments"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "log"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+async fn killed(relay: Relay) {
+    relay.signal("KILL");
+    let ended = relay.ended(Instant::now()).await;
+    assert_eq!(ended.code, -1, "killed by a signal");
+}
+
+/// Everything that was answered OK has arrived everywhere, and the account is
+/// exact.
+fn check_all_delivered(observer: &Observer, setup: &Setup, ended: &Ended) {
+    for vendor in Vendor::ALL {
+        let account = observer.check(setup, vendor);
+        assert_eq!(account.delivered, observer.accepted.len() as u64, "{vendor:?}");
+        let balance: Balance = ended.balance(vendor);
+        assert!(balance.is_exact(), "{vendor:?} {balance:?}");
+        assert_eq!((balance.dropped, balance.spilled), (0, 0), "{vendor:?} {balance:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_answered_ok_survives_sigkill() {
+    for level in ["written", "synced"] {
+        let setup = durable(level).await;
+        all_down(&setup, "503");
+        let relay = setup.start().await;
+        let mut observer = Observer::default();
+        observer.tracks(&mut relay.client(), 300).await;
+        killed(relay).await;
+        assert!(segments(&setup).len() > 1, "several segments");
+
+        all_up(&setup);
+        let relay = setup.start().await;
+        observer.tracks(&mut relay.client(), 10).await;
+        for vendor in Vendor::ALL {
+            taken(&setup, vendor, 310).await;
+        }
+        let ended = relay.terminate().await;
+        assert_eq!(ended.code, 0);
+        check_all_delivered(&observer, &setup, &ended);
+        let balance = ended.balance(Vendor::Mixpanel);
+        assert_eq!((balance.accepted, balance.reloaded, balance.delivered), (10, 300, 310), "{level}");
+        assert_eq!(segments(&setup).len(), 1, "what everybody has is removed");
+    }
+}
+
+#[tokio::test]
+async fn a_request_gets_the_level_that_it_asks_for_and_is_told_which() {
+    let setup = durable("written").await;
+    let relay = setup.start().await;
+    let mut client = relay.client();
+    for (asked, got) in [
+        (Durability::Unspecified, Durability::Written),
+        (Durability::Queued, Durability::Queued),
+        (Durability::Written, Durability::Written),
+        (Durability::Synced, Durability::Synced),
+    ] {
+        let request = analytics_relay::proto::v1::TrackEventRequest {
+            durability: asked.into(),
+            ..track("Order Placed", "user-1")
+        };
+        let answer = client.track_event(request).await.unwrap().into_inner();
+        assert_eq!(answer.durability(), got, "{asked:?}");
+    }
+    taken(&setup, Vendor::Segment, 4).await;
+    assert_eq!(relay.metric("relay_events_accepted_total", &[]).await, 4.0);
+    relay.terminate().await;
+
+    let setup = Setup::new().await;
+    let relay = setup.start().await;
+    let request = analytics_relay::proto::v1::TrackEventRequest {
+        durability: Durability::Synced.into(),
+        ..track("Order Placed", "user-1")
+    };
+    let refused = relay.client().track_event(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(
+        refused.message(),
+        "durability: got SYNCED, want none or QUEUED (this relay runs DURABILITY=memory)"
+    );
+    assert_eq!(refused.get_error_details().error_info().unwrap().reason, "DURABILITY_UNAVAILABLE");
+}
+
+/// Many more events than the queue and the lane can hold in memory, while one
+/// provider is down: it gets all of them later, from the log.
+#[tokio::test]
+async fn a_provider_that_is_down_costs_disk_and_nothing_else() {
+    let mut setup = durable("synced").await;
+    setup.set("QUEUE_MAX_EVENTS", "100").set("BATCH_SIZE", "20");
+    setup.sandbox.always(Vendor::Amplitude, fault("503"));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 1500).await;
+    for vendor in [Vendor::Mixpanel, Vendor::Segment] {
+        taken(&setup, vendor, 1500).await;
+    }
+    assert_eq!(setup.sandbox.stats(Vendor::Amplitude).taken, 0);
+    let backlog = || relay.metric("relay_spool_backlog_events", &["amplitude"]);
+    assert_eq!(backlog().await, 1500.0);
+    let letters = relay.metric("relay_events_total", &["dead_lettered"]).await;
+    assert_eq!(letters, 0.0, "no cycle of attempts makes a dead letter while there is a log");
+    assert!(relay.metric("relay_retries_total", &["amplitude"]).await > 10.0, "several cycles");
+
+    setup.sandbox.always(Vendor::Amplitude, None);
+    taken(&setup, Vendor::Amplitude, 1500).await;
+    let ended = relay.terminate().await;
+    check_all_delivered(&observer, &setup, &ended);
+}
+
+#[tokio::test]
+async fn sigterm_leaves_the_rest_in_the_log_without_waiting_for_the_deadline() {
+    let mut setup = durable("synced").await;
+    setup.set("DRAIN_TIMEOUT_SECONDS", "20");
+    setup.sandbox.always(Vendor::Segment, fault("503"));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 120).await;
+    taken(&setup, Vendor::Mixpanel, 120).await;
+    let ended = relay.terminate().await;
+    assert_eq!(ended.code, 0);
+    assert!(ended.took < Duration::from_secs(3), "{:?}", ended.took);
+    let balance = ended.balance(Vendor::Segment);
+    assert_eq!((balance.accepted, balance.spilled, balance.in_flight), (120, 120, 0));
+    assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 120);
+
+    setup.sandbox.always(Vendor::Segment, None);
+    let relay = setup.start().await;
+    taken(&setup, Vendor::Segment, 120).await;
+    let ended = relay.terminate().await;
+    let balance = ended.balance(Vendor::Segment);
+    assert_eq!((balance.reloaded, balance.delivered), (120, 120));
+    check_all_delivered(&observer, &setup, &ended);
+    assert_eq!(observer.check(&setup, Vendor::Mixpanel).copies, 120, "nothing was sent twice");
+}
+
+/// The log has an end: then callers are told at once, and the relay goes on by
+/// itself when there is room again.
+#[tokio::test]
+async fn a_full_log_refuses_and_takes_again_without_a_restart() {
+    let mut setup = durable("synced").await;
+    setup.set("SPOOL_MAX_BYTES", "262144");
+    all_down(&setup, "503");
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    let mut client = relay.client();
+    let refused = loop {
+        let request = track("Order Placed", "user-1");
+        let id = request.event_id.clone();
+        match client.track_event(request).await {
+            Ok(_) => observer.accepted.insert(id),
+            Err(status) => break status,
+        };
+        assert!(observer.accepted.len() < 2000, "never full");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    let details = refused.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "SPOOL_FULL");
+    assert!(details.retry_info().unwrap().retry_delay.is_some());
+    let (_, health) = relay.page("/healthz").await;
+    assert!(health.contains("the spool is full"), "{health}");
+    assert_eq!(
+        relay.page("/readyz").await.0,
+        200,
+        "it is ready: a provider in trouble is no reason to leave"
+    );
+    assert_eq!(relay.metric("relay_spool_state", &["full"]).await, 1.0);
+
+    all_up(&setup);
+    let start = Instant::now();
+    while observer.track(&mut client, "Order Placed", "user-1").await.is_some() {
+        assert!(start.elapsed() < Duration::from_secs(20), "it does not take events again");
+        sleep(Duration::from_millis(50)).await;
+    }
+    for vendor in Vendor::ALL {
+        taken(&setup, vendor, observer.accepted.len() as u64).await;
+    }
+    check_all_delivered(&observer, &setup, &relay.terminate().await);
+}
+
+#[tokio::test]
+async fn the_oldest_make_room_as_dead_letters_if_the_operator_wants_it() {
+    let mut setup = durable("synced").await;
+    setup.set("SPOOL_MAX_BYTES", "262144").set("SPOOL_WHEN_FULL", "dead_letter_oldest");
+    setup.sandbox.always(Vendor::Mixpanel, fault("503"));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    let mut client = relay.client();
+    while observer.accepted.len() < 1500 {
+        // Refused for a moment at worst.
+        observer.track(&mut client, "Order Placed", "user-1").await;
+    }
+    for vendor in [Vendor::Amplitude, Vendor::Segment] {
+        taken(&setup, vendor, 1500).await;
+    }
+    let letters = || lines_on_disk(&setup.data_dir().join("dead-letters/mixpanel"));
+    eventually("dead letters", || letters().len() > 100).await;
+    assert!(letters().iter().all(|letter| letter["reason"] == "spool_full"));
+    setup.sandbox.always(Vendor::Mixpanel, None);
+    eventually("all of them have ended", || {
+        setup.sandbox.stats(Vendor::Mixpanel).taken + letters().len() as u64 >= 1500
+    })
+    .await;
+    let ended = relay.terminate().await;
+    let account = observer.check(&setup, Vendor::Mixpanel);
+    let balance = ended.balance(Vendor::Mixpanel);
+    assert!(balance.is_exact(), "{balance:?}");
+    assert_eq!((balance.delivered, balance.dead_lettered), (account.delivered, account.dead_lettered));
+    assert_eq!(balance.dropped, 0);
+}
+
+/// One provider's share is smaller than the log: it alone gives up its oldest.
+#[tokio::test]
+async fn a_providers_own_share_of_the_log_can_be_smaller() {
+    let mut setup = durable("synced").await;
+    setup.set("SEGMENT_SPOOL_MAX_BYTES", "131072").set("SPOOL_WHEN_FULL", "dead_letter_oldest");
+    for vendor in [Vendor::Segment, Vendor::Mixpanel] {
+        setup.sandbox.always(vendor, fault("503"));
+    }
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 1000).await;
+    relay.dead_lettered(Vendor::Segment, 100).await;
+    assert_eq!(relay.metric("relay_events_total", &["mixpanel", "\"dead_lettered\""]).await, 0.0);
+    all_up(&setup);
+    taken(&setup, Vendor::Mixpanel, 1000).await;
+    let ended = relay.terminate().await;
+    assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 1000);
+    assert!(ended.balance(Vendor::Segment).is_exact());
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_retention_becomes_a_dead_letter() {
+    let mut setup = durable("synced").await;
+    // Two seconds.
+    setup.set("SPOOL_RETENTION_HOURS", "0.00056");
+    setup.sandbox.always(Vendor::Amplitude, fault("503"));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 150).await;
+    relay.dead_lettered(Vendor::Amplitude, 150).await;
+    let ended = relay.terminate().await;
+    let letters = lines_on_disk(&setup.data_dir().join("dead-letters/amplitude"));
+    assert!(letters.iter().all(|letter| letter["reason"] == "expired"));
+    assert_eq!(observer.check(&setup, Vendor::Amplitude).dead_lettered, 150);
+    for vendor in Vendor::ALL {
+        assert!(ended.balance(vendor).is_exact());
+        assert_eq!(ended.balance(vendor).spilled, 0);
+    }
+    assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 150);
+}
+
+/// A refused key pauses the provider; its events wait in the log, across a
+/// restart with the right key.
+#[tokio::test]
+async fn events_of_a_refused_key_wait_in_the_log() {
+    let mut setup = durable("synced").await;
+    setup.set("SEGMENT_WRITE_KEY", "wrong-key-1");
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 40).await;
+    eventually("paused", || setup.sandbox.stats(Vendor::Segment).requests > 0).await;
+    let ended = relay.terminate().await;
+    assert_eq!(ended.balance(Vendor::Segment).spilled, 40);
+    setup.set("SEGMENT_WRITE_KEY", crate::harness::KEY);
+    let relay = setup.start().await;
+    taken(&setup, Vendor::Segment, 40).await;
+    check_all_delivered(&observer, &setup, &relay.terminate().await);
+}
+
+#[tokio::test]
+async fn a_provider_that_is_named_later_gets_what_the_log_holds() {
+    let mut setup = durable("synced").await;
+    setup.set("ANALYTICS_PROVIDER", "mixpanel");
+    setup.sandbox.always(Vendor::Mixpanel, fault("503"));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 30).await;
+    relay.terminate().await;
+    setup.set("ANALYTICS_PROVIDER", "mixpanel,segment");
+    all_up(&setup);
+    let relay = setup.start().await;
+    relay.log("no cursor: the provider gets everything that is in the spool").await;
+    taken(&setup, Vendor::Segment, 30).await;
+    taken(&setup, Vendor::Mixpanel, 30).await;
+    let ended = relay.terminate().await;
+    assert!(ended.balance(Vendor::Segment).is_exact());
+    observer.check(&setup, Vendor::Segment);
+}
+
+#[tokio::test]
+async fn a_second_relay_and_a_newer_format_are_refused() {
+    let setup = durable("synced").await;
+    let relay = setup.start().await;
+    let spool = setup.data_dir().join("spool");
+    let mut second = durable("synced").await;
+    second.set("SPOOL_DIR", spool.to_str().unwrap());
+    let (code, out, err) = second.run(&[]).await;
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(err.contains("another relay is using the spool"), "{err}");
+    relay.terminate().await;
+
+    let path = &segments(&setup)[0];
+    let mut bytes = fs::read(path).unwrap();
+    bytes[8] = 2;
+    let crc = {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&bytes[..12]);
+        hasher.update(&bytes[16..32]);
+        hasher.finalize()
+    };
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+    let (code, out, err) = setup.run(&[]).await;
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(err.contains("got format version 2, want at most 1: a newer relay wrote it"), "{err}");
+}
+
+/// Damage in the middle of the log costs the events in it, counted, and nothing
+/// else; the bytes are kept.
+#[tokio::test]
+async fn damage_is_counted_kept_aside_and_passed_over() {
+    let setup = durable("synced").await;
+    all_down(&setup, "503");
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 400).await;
+    killed(relay).await;
+    let path = &segments(&setup)[0];
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+
+    all_up(&setup);
+    let relay = setup.start().await;
+    for vendor in Vendor::ALL {
+        taken(&setup, vendor, 399).await;
+    }
+    relay.log("a range of the spool is damaged: it is kept aside and passed over").await;
+    assert_eq!(relay.metric("relay_spool_damaged_ranges", &[]).await, 1.0);
+    let ended = relay.terminate().await;
+    assert_eq!(ended.code, 2, "a loss is told by the exit code");
+    for vendor in Vendor::ALL {
+        let balance = ended.balance(vendor);
+        assert_eq!((balance.delivered, balance.dropped, balance.in_flight), (399, 1, 0));
+    }
+    assert_eq!(fs::read_dir(setup.data_dir().join("spool/quarantine")).unwrap().count(), 1);
+    assert_eq!(observer.accepted.len(), 400);
+}
+
+/// Events that an earlier run in memory mode spilled go out before those of the
+/// log.
+#[tokio::test]
+async fn spill_files_of_memory_mode_are_taken_over() {
+    let mut setup = Setup::new().await;
+    setup.set("DRAIN_TIMEOUT_SECONDS", "0.5");
+    setup.sandbox.always(Vendor::Segment, fault("stall"));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 30).await;
+    let ended = relay.terminate().await;
+    assert_eq!(ended.balance(Vendor::Segment).spilled, 30);
+    setup.sandbox.always(Vendor::Segment, None);
+    setup.set("DURABILITY", "synced");
+    let relay = setup.start().await;
+    observer.tracks(&mut relay.client(), 5).await;
+    taken(&setup, Vendor::Segment, 35).await;
+    let ended = relay.terminate().await;
+    let balance = ended.balance(Vendor::Segment);
+    assert_eq!((balance.accepted, balance.reloaded, balance.delivered), (5, 30, 35));
+    check_all_delivered(&observer, &setup, &ended);
+}
