@@ -199,7 +199,8 @@ impl App {
                 let status = spool.status().clone();
                 gauges::of_spool(&mut telemetry, config, &spool);
                 let thread =
-                    opened.run(queue_in.clone(), ledgers, metrics, clock.clone()).map_err(unusable)?;
+                    opened.run(queue_in.clone(), ledgers, metrics, clock.clone(), watch.guard("spool"));
+                let thread = thread.map_err(unusable)?;
                 (Queue::Spool(spool), Some(RunningSpool { thread, status }))
             }
         };

@@ -71,7 +71,7 @@ pub(super) fn of_lanes(
     register("relay_events_at_risk", &|lane| {
         let (ledger, status, spool) = (lane.ledger.clone(), lane.status.clone(), spool.cloned());
         Box::new(move || match &spool {
-            Some(spool) => to_i64(spool.unsynced_events.load(Ordering::Relaxed)),
+            Some(spool) => to_i64(spool.events_at_risk()),
             // What was reloaded is on disk still.
             None => (in_flight(&ledger) - to_i64(status.reloaded())).max(0),
         })

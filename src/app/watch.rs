@@ -17,15 +17,21 @@ impl StageWatch {
         stage: &'static str,
         running: F,
     ) -> impl Future<Output = F::Output> + use<F> {
-        let ended = Ended(stage, self.0.clone());
+        let ended = self.guard(stage);
         async move {
             let _ended = ended;
             running.await
         }
     }
+
+    /// For a stage that is a thread: it ends when this is dropped.
+    pub(super) fn guard(&self, stage: &'static str) -> Ended {
+        Ended(stage, self.0.clone())
+    }
 }
 
-struct Ended(&'static str, mpsc::UnboundedSender<&'static str>);
+/// Says when it is dropped.
+pub(super) struct Ended(&'static str, mpsc::UnboundedSender<&'static str>);
 
 impl Drop for Ended {
     fn drop(&mut self) {

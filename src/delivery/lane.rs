@@ -6,13 +6,13 @@
 //! event exactly once.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering},
+        atomic::Ordering,
     },
     time::Duration,
 };
@@ -25,24 +25,30 @@ use tokio::{
     task::{Id, JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Batch,
     backlog::{Backlog, Waiting, in_order, ordered_user},
-    dead_letter::DeadLetter,
     log_feed::{Fed, LogFeed},
     recorder::Recorder,
     retry::{Gate, ProviderState, RetryBudget, RetryRule},
-    spill::{SpillDir, Spilled},
+    spill::Spilled,
 };
 use crate::{
-    outcome::{DeadLetterReason, DropReason, Ledger, Outcome},
+    outcome::{DeadLetterReason, DropReason, Outcome},
     queue::{Place, QueueLimits, Queued, spool::reader::Chunk},
     shutdown::Stop,
     telemetry::LaneMetrics,
     time::Clock,
 };
+
+mod ending;
+mod leftover;
+mod status;
+
+pub(crate) use leftover::Leftover;
+pub(crate) use status::LaneStatus;
 
 /// Batches that are taken in at once.
 const BATCHES_AT_ONCE: usize = 64;
@@ -68,70 +74,6 @@ pub(crate) struct LaneSettings {
     /// Forced to stop, wait for the answers to requests under way instead of
     /// abandoning them.
     pub(crate) awaits_answers: bool,
-}
-
-/// What others may see of a lane.
-#[derive(Debug)]
-pub(crate) struct LaneStatus {
-    pub(crate) provider: &'static str,
-    events: AtomicUsize,
-    bytes: AtomicUsize,
-    reloaded: AtomicUsize,
-    /// 0 if there is none.
-    oldest_accepted_ms: AtomicI64,
-    state: AtomicU8,
-    dead_letters_fail: AtomicBool,
-    full: AtomicBool,
-}
-
-impl LaneStatus {
-    pub(crate) fn new(provider: &'static str) -> Self {
-        Self {
-            provider,
-            events: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            reloaded: AtomicUsize::new(0),
-            oldest_accepted_ms: AtomicI64::new(0),
-            state: AtomicU8::new(0),
-            dead_letters_fail: AtomicBool::new(false),
-            full: AtomicBool::new(false),
-        }
-    }
-
-    /// Events in the lane.
-    pub(crate) fn events(&self) -> usize {
-        self.events.load(Ordering::Relaxed)
-    }
-
-    /// Memory that they hold.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Those of them that are on disk too.
-    pub(crate) fn reloaded(&self) -> usize {
-        self.reloaded.load(Ordering::Relaxed)
-    }
-
-    /// When the oldest of them was accepted, in Unix milliseconds.
-    pub(crate) fn oldest_accepted_ms(&self) -> Option<i64> {
-        Some(self.oldest_accepted_ms.load(Ordering::Relaxed)).filter(|oldest_ms| *oldest_ms != 0)
-    }
-
-    /// True if the last dead letters could not be written.
-    pub(crate) fn dead_letters_fail(&self) -> bool {
-        self.dead_letters_fail.load(Ordering::Relaxed)
-    }
-
-    /// True if the lane has no room for new events.
-    pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
-    }
-
-    /// How the provider is doing.
-    pub(crate) fn state(&self) -> ProviderState {
-        ProviderState::from_index(self.state.load(Ordering::Relaxed))
-    }
 }
 
 /// A request that is under way.
@@ -174,13 +116,6 @@ pub(crate) struct Lane {
     draining: bool,
     /// So that a lane that stays full is reported once.
     full: bool,
-}
-
-/// What a lane could not deliver before it had to stop.
-#[derive(Debug)]
-pub(crate) struct Leftover {
-    pub(crate) events: Vec<Waiting>,
-    reloaded: Vec<PathBuf>,
 }
 
 impl Lane {
@@ -327,43 +262,6 @@ impl Lane {
             let outcome = Outcome::Dropped(DropReason::SpoolDamaged);
             feed.reports.ended_ranges(outcome, missing).await;
             self.drop_events(DropReason::SpoolDamaged, usize::try_from(lost).unwrap_or(usize::MAX));
-        }
-    }
-
-    /// Makes dead letters of events that are too old, or that must make room in
-    /// the log.
-    async fn let_go(&mut self) {
-        let Some(feed) = &mut self.feed else { return };
-        let surplus_before = feed.surplus_before();
-        if surplus_before > 0 {
-            let is_surplus = |place: Place| matches!(place, Place::Log(seq) if seq < surplus_before);
-            let surplus = self.backlog.take_where(|waiting| is_surplus(waiting.place));
-            self.bury_all(surplus, DeadLetterReason::SpoolFull, "the spool is full").await;
-        }
-        let oldest_ms = self.backlog.oldest_accepted_ms();
-        let expired_before = self.feed.as_mut().and_then(|feed| feed.expired_before(self.clock.now_ms()));
-        if let (Some(oldest_ms), Some(before_ms)) = (oldest_ms, expired_before)
-            && oldest_ms < before_ms
-        {
-            let is_logged = |place: Place| matches!(place, Place::Log(_));
-            let expired = self
-                .backlog
-                .take_where(|waiting| waiting.event.accepted_ms < before_ms && is_logged(waiting.place));
-            self.bury_all(expired, DeadLetterReason::Expired, "its retention has ended").await;
-        }
-    }
-
-    async fn bury_all(&mut self, taken: Vec<(Endpoint, Waiting)>, reason: DeadLetterReason, detail: &str) {
-        let mut by_endpoint: BTreeMap<Endpoint, Vec<Waiting>> = BTreeMap::new();
-        for (endpoint, waiting) in taken {
-            by_endpoint.entry(endpoint).or_default().push(waiting);
-        }
-        for (endpoint, mut events) in by_endpoint {
-            while !events.is_empty() {
-                let part = events.drain(..events.len().min(LETTERS_AT_ONCE));
-                let dead = part.map(|waiting| (waiting, reason, detail.to_owned())).collect();
-                self.bury(endpoint, dead).await;
-            }
         }
     }
 
@@ -645,151 +543,6 @@ impl Lane {
         }
     }
 
-    /// Notes an attempt in the log, with its number for each event.
-    async fn note_attempts<'a>(
-        &self,
-        events: impl IntoIterator<Item = (&'a Waiting, u32)>,
-        verdict: &str,
-        detail: &str,
-    ) {
-        let Some(feed) = &self.feed else { return };
-        let mut attempts: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
-        for (waiting, attempt) in events {
-            if let Place::Log(seq) = waiting.place {
-                attempts.entry(attempt).or_default().push(seq);
-            }
-        }
-        let now_ms = self.clock.now_ms();
-        for (attempt, seqs) in attempts {
-            feed.reports.attempted(now_ms, attempt, verdict, detail, &seqs).await;
-        }
-    }
-
-    async fn deliver(&mut self, events: Vec<Waiting>) {
-        if events.is_empty() {
-            return;
-        }
-        self.recorder.delivered(&events).await;
-        let now_ms = self.clock.now_ms();
-        for waiting in &events {
-            #[expect(clippy::cast_precision_loss, reason = "a duration")]
-            self.metrics.delivery.observe((now_ms - waiting.event.accepted_ms).max(0) as f64 / 1000.0);
-            debug!(provider = self.provider.name(), event_id = %waiting.event.id, "event delivered");
-            let is_left = |seq| self.feed.as_ref().is_some_and(|feed| feed.is_left(seq));
-            let may_be_copy =
-                waiting.attempts > 0 || matches!(waiting.place, Place::Log(seq) if is_left(seq));
-            if may_be_copy && now_ms - waiting.event.accepted_ms > DEDUPLICATION_MS {
-                self.metrics.duplicate_risk.inc();
-            }
-        }
-        self.note_attempts(next_attempts(&events), Outcome::Delivered.name(), "").await;
-        self.end(&events, Outcome::Delivered).await;
-    }
-
-    /// Makes events dead letters. What cannot be written has not ended: it goes
-    /// to the provider once more, later.
-    async fn bury(&mut self, endpoint: Endpoint, dead: Vec<(Waiting, DeadLetterReason, String)>) {
-        if dead.is_empty() {
-            return;
-        }
-        let (reason, detail) = (dead[0].1, dead[0].2.clone());
-        let letters = dead
-            .iter()
-            .map(|(waiting, reason, detail)| {
-                self.letter(waiting.event.clone(), *reason, waiting.attempts, detail.clone())
-            })
-            .collect();
-        let written = self.recorder.dead_lettered(letters).await;
-        self.status.dead_letters_fail.store(written.is_err(), Ordering::Relaxed);
-        if written.is_ok() {
-            for (waiting, reason, detail) in &dead {
-                self.note_attempts(
-                    [(waiting, waiting.attempts)],
-                    &Outcome::DeadLettered(*reason).key(),
-                    detail,
-                )
-                .await;
-            }
-        }
-        let mut by_reason: BTreeMap<DeadLetterReason, Vec<Waiting>> = BTreeMap::new();
-        dead.iter().for_each(|(waiting, reason, _)| {
-            by_reason.entry(*reason).or_default().push(waiting.clone());
-        });
-        let events: Vec<Waiting> = dead.into_iter().map(|(waiting, ..)| waiting).collect();
-        match written {
-            Ok(()) => {
-                error!(
-                    provider = self.provider.name(),
-                    event_count = events.len(),
-                    reason = reason.name(),
-                    error = detail,
-                    "events become dead letters"
-                );
-                for (reason, events) in by_reason {
-                    self.end(&events, Outcome::DeadLettered(reason)).await;
-                }
-            }
-            // It stays in the log, which has more room.
-            Err(_) if matches!(reason, DeadLetterReason::Expired | DeadLetterReason::SpoolFull) => {
-                let until = Instant::now() + UNWRITTEN_DELAY;
-                events.into_iter().for_each(|waiting| self.backlog.hold(endpoint, waiting, until));
-            }
-            Err(why @ DropReason::DeadLettersFull) => {
-                self.drop_events(why, events.len());
-                self.end(&events, Outcome::Dropped(why)).await;
-            }
-            // An identify that a newer one has overtaken must not be sent again.
-            Err(why) if reason == DeadLetterReason::Superseded => {
-                self.drop_events(why, events.len());
-                self.end(&events, Outcome::Dropped(why)).await;
-            }
-            Err(_) if self.draining => self.parked.extend(events),
-            Err(_) => {
-                let until = Instant::now() + UNWRITTEN_DELAY;
-                events.into_iter().for_each(|waiting| self.backlog.hold(endpoint, waiting, until));
-            }
-        }
-    }
-
-    fn drop_events(&self, reason: DropReason, event_count: usize) {
-        self.recorder.dropped(reason, event_count);
-        error!(provider = self.provider.name(), event_count, reason = reason.name(), "events lost");
-    }
-
-    /// Forgets events that have ended.
-    async fn end(&mut self, events: &[Waiting], outcome: Outcome) {
-        let mut logged = Vec::new();
-        for waiting in events {
-            self.backlog.settle(waiting);
-            if let Place::Log(seq) = waiting.place {
-                logged.push(seq);
-            }
-        }
-        if let Some(feed) = self.feed.as_ref().filter(|_| !logged.is_empty()) {
-            feed.reports.ended(outcome, &logged).await;
-        }
-        self.finish_reloaded(events.iter().filter(|waiting| waiting.place == Place::SpillFile).count());
-    }
-
-    /// Removes spill files when the last of their events has ended.
-    fn finish_reloaded(&mut self, ended: usize) {
-        self.reloaded.left -= ended;
-        if self.reloaded.left == 0 && !self.reloaded.files.is_empty() {
-            SpillDir::remove(&std::mem::take(&mut self.reloaded.files));
-        }
-    }
-
-    fn letter(
-        &self,
-        event: Arc<Event>,
-        reason: DeadLetterReason,
-        attempts: u32,
-        detail: String,
-    ) -> DeadLetter {
-        let provider = self.provider.name().to_owned();
-        DeadLetter { dead_since_ms: self.clock.now_ms(), provider, reason, attempts, detail, event }
-    }
-
     fn publish(&self) {
         let status = &self.status;
         status.events.store(self.backlog.events(), Ordering::Relaxed);
@@ -831,31 +584,6 @@ impl Lane {
         events.retain(|waiting| !matches!(waiting.place, Place::Log(_)));
         in_order(&mut events);
         Leftover { events, reloaded: self.reloaded.files }
-    }
-}
-
-impl Leftover {
-    /// Writes what is left for the next start and ends it in the ledger.
-    /// Blocks on the disk.
-    pub(crate) fn spill(self, dir: &SpillDir, ledger: &Ledger, now_ms: i64) {
-        if self.events.is_empty() {
-            return;
-        }
-        let events = self.events.len() as u64;
-        match dir.write(self.events.iter().map(|waiting| &*waiting.event), now_ms) {
-            Ok(()) => {
-                SpillDir::remove(&self.reloaded);
-                ledger.ended(Outcome::Spilled, events);
-            }
-            Err(error) => {
-                // What was reloaded still stands in the files it came from.
-                let kept =
-                    self.events.iter().filter(|waiting| waiting.place == Place::SpillFile).count() as u64;
-                ledger.ended(Outcome::Spilled, kept);
-                ledger.ended(Outcome::Dropped(DropReason::SpillFailed), events - kept);
-                error!(%error, event_count = events - kept, "events lost: they could not be spilled");
-            }
-        }
     }
 }
 

@@ -11,10 +11,13 @@ use super::*;
 use crate::{
     delivery::{
         LaneInbox,
+        dead_letter::DeadLetter,
         test_support::{identify, track},
     },
     telemetry::LaneFamilies,
 };
+
+mod durable;
 
 const SETTINGS: LaneSettings = LaneSettings {
     retry: RetryRule {

@@ -196,6 +196,12 @@ impl SharedStatus {
     /// All states.
     pub(crate) const STATES: [&'static str; 3] = [Self::WRITING, "full", "failed"];
 
+    /// Events that a power cut would lose, at most: those on their way to the
+    /// disk included.
+    pub(crate) fn events_at_risk(&self) -> u64 {
+        self.unsynced_events.load(Ordering::Relaxed) + self.intake_events.load(Ordering::Relaxed) as u64
+    }
+
     /// How the log is doing.
     pub(crate) fn state(&self) -> &'static str {
         if self.broken.load(Ordering::Relaxed) {
@@ -355,17 +361,19 @@ impl OpenedSpool {
         }
     }
 
-    /// Starts the thread.
+    /// Starts the thread. It drops `watched` when it ends.
     pub(crate) fn run(
         self,
         queue: QueueSender,
         ledgers: Vec<Ledger>,
         metrics: SpoolMetrics,
         clock: Clock,
+        watched: impl Send + 'static,
     ) -> io::Result<SpoolThread> {
         let Self { log, settings, lock, commands, spool, .. } = self;
         let writer = Writer::new(log, settings, queue, ledgers, spool.status.clone(), metrics, clock);
         let running = thread::Builder::new().name("spool".to_owned()).spawn(move || {
+            let _watched = watched;
             writer.run(&commands);
             drop(lock);
         })?;
@@ -388,7 +396,12 @@ impl Spool {
         let (answer, answered) = oneshot::channel();
         let waits = wanted > Durability::Queued;
         let append = Append { event, frame, wanted, answer: waits.then_some(answer) };
-        self.commands.send(Command::Append(append)).map_err(|_| Refused::Closed)?;
+        if let Err(mpsc::SendError(command)) = self.commands.send(Command::Append(append)) {
+            if let Command::Append(Append { event, .. }) = command {
+                self.status.leave(&event);
+            }
+            return Err(Refused::Closed);
+        }
         if waits { answered.await.unwrap_or(Err(Refused::SpoolFailed)) } else { Ok(Durability::Queued) }
     }
 

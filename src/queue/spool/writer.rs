@@ -35,6 +35,8 @@ use crate::{
 
 /// Between syncs of the cursors, and of events that asked for no sync.
 pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// Between writes of the cursors, and of what others may see.
+const CURSOR_INTERVAL: Duration = Duration::from_millis(20);
 /// How long nothing is tried after the log was full or the disk failed.
 const REST: Duration = Duration::from_millis(250);
 /// Bytes of attempts that wait for the next group, at most; beyond, they are
@@ -139,9 +141,11 @@ impl Writer {
     /// Runs until it is told to close, or nobody can tell it any more.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
         let mut sync_at = Instant::now() + SYNC_INTERVAL;
-        self.publish();
+        let mut publish_at = Instant::now();
+        let mut is_published = false;
         loop {
-            let closing = match commands.recv_timeout(sync_at.saturating_duration_since(Instant::now())) {
+            let wake = if is_published { sync_at } else { sync_at.min(publish_at) };
+            let closing = match commands.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(command) => {
                     let closing = self.take(command);
                     if closing.is_some() { closing } else { self.gather(commands) }
@@ -152,13 +156,18 @@ impl Writer {
                     return self.finish();
                 }
             };
+            is_published = false;
             self.commit();
-            self.log.write_cursors();
-            if Instant::now() >= sync_at || closing.is_some() {
+            let now = Instant::now();
+            if now >= sync_at || closing.is_some() {
                 self.sync();
                 sync_at = Instant::now() + if self.is_full() { REST } else { SYNC_INTERVAL };
             }
-            self.publish();
+            if now >= publish_at || closing.is_some() {
+                self.log.write_cursors();
+                self.publish();
+                (publish_at, is_published) = (now + CURSOR_INTERVAL, true);
+            }
             if let Some(answer) = closing {
                 let next_seq = self.log.next_seq();
                 let left = self.log.cursors().iter().map(|file| file.cursor.pending(next_seq)).collect();

@@ -1,0 +1,282 @@
+//! A lane that follows a log, in simulated time: outages of a day, retention,
+//! a clock that is set. The log is a real one, in a directory of its own.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+use tempfile::TempDir;
+use tokio::task::spawn_blocking;
+
+use super::*;
+use crate::{
+    queue::{
+        Durability,
+        memory::{self, QueueReceiver},
+        spool::{OpenedSpool, Spool, SpoolSettings, SpoolThread, WhenFull, log::LogLimits},
+    },
+    telemetry::SpoolMetrics,
+};
+
+const START_MS: i64 = 1_767_225_600_000;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Works from a given time on. Counts what it is sent.
+struct Outage {
+    up_from: Mutex<Instant>,
+    /// When each request came, its events, and how many requests were under way.
+    requests: Mutex<Vec<(Instant, usize)>>,
+    under_way: AtomicU64,
+    most_events_under_way: Mutex<Vec<(Instant, u64)>>,
+    takes: Duration,
+}
+
+#[async_trait]
+impl Provider for Outage {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn limits(&self) -> BatchLimits {
+        BatchLimits { events_max: 1000, body_bytes_max: 1 << 20, requests_max: 4 }
+    }
+
+    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+        let now = Instant::now();
+        let under_way = self.under_way.fetch_add(batch.len() as u64, Ordering::SeqCst) + batch.len() as u64;
+        self.most_events_under_way.lock().unwrap().push((now, under_way));
+        self.requests.lock().unwrap().push((now, batch.len()));
+        sleep(self.takes).await;
+        self.under_way.fetch_sub(batch.len() as u64, Ordering::SeqCst);
+        if now < *self.up_from.lock().unwrap() {
+            return Err(SendError::Unavailable { retry_after: None, detail: "503".into() });
+        }
+        Ok(vec![Verdict::Delivered; batch.len()])
+    }
+}
+
+/// A lane, its log, and a clock that goes with tokio's and can be set.
+struct Durable {
+    provider: Arc<Outage>,
+    kept: Arc<Kept>,
+    status: Arc<LaneStatus>,
+    stop: Stop,
+    spool: Spool,
+    thread: SpoolThread,
+    clock: Clock,
+    set_by_ms: Arc<AtomicI64>,
+    lane: JoinHandle<Leftover>,
+    inbox: LaneInbox,
+    /// Nobody takes anything out: the lane gets everything from the log.
+    _queue: QueueReceiver,
+    _dir: TempDir,
+}
+
+impl Durable {
+    fn start(down_for: Duration, retention: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let start = Instant::now();
+        let set_by_ms = Arc::new(AtomicI64::new(0));
+        let clock = {
+            let set_by_ms = set_by_ms.clone();
+            Clock::from_fn(move || {
+                let elapsed_ms = i64::try_from(start.elapsed().as_millis()).unwrap();
+                START_MS + elapsed_ms + set_by_ms.load(Ordering::SeqCst)
+            })
+        };
+        let settings = SpoolSettings {
+            dir: dir.path().join("spool"),
+            default_level: Durability::Written,
+            limits: LogLimits { segment_bytes: 1 << 20, bytes_max: 1 << 30 },
+            provider_bytes_max: vec![1 << 30],
+            when_full: WhenFull::Reject,
+            group_window: Duration::ZERO,
+            group_bytes: 1 << 20,
+            intake: QueueLimits { events_max: 10_000, bytes_max: 1 << 26 },
+        };
+        let opened = OpenedSpool::open(settings, &["scripted"], START_MS).unwrap();
+        let log = opened.lane_log(0);
+        let spool = opened.spool().clone();
+        // Too small for anything: all comes from the log.
+        let (queue, receiver) = memory::bounded(QueueLimits { events_max: 1, bytes_max: 1 });
+        let metrics = SpoolMetrics {
+            accepted: Counter::default(),
+            groups: Counter::default(),
+            sync_duration: Histogram::new([1.0]),
+        };
+        let thread = opened.run(queue, Vec::new(), metrics, Clock::system(), ()).unwrap();
+
+        let provider = Arc::new(Outage {
+            up_from: Mutex::new(start + down_for),
+            requests: Mutex::default(),
+            under_way: AtomicU64::new(0),
+            most_events_under_way: Mutex::default(),
+            takes: Duration::from_millis(100),
+        });
+        let kept = Arc::new(Kept::default());
+        let status = Arc::new(LaneStatus::new("scripted"));
+        let stop = Stop::default();
+        let mut lane = Lane::new(
+            provider.clone(),
+            SETTINGS,
+            kept.clone(),
+            LaneFamilies::default().of("scripted"),
+            status.clone(),
+            clock.clone(),
+            stop.clone(),
+        );
+        lane.follow(LogFeed::new(log, retention, clock.now_ms()));
+        let (inbox, receiver_of_lane) = LaneInbox::new(50);
+        let lane = tokio::spawn(lane.run(receiver_of_lane));
+        Self {
+            provider,
+            kept,
+            status,
+            stop,
+            spool,
+            thread,
+            clock,
+            set_by_ms,
+            lane,
+            inbox,
+            _queue: receiver,
+            _dir: dir,
+        }
+    }
+
+    /// Accepts events, one after the other, `every` so often.
+    async fn accept(&self, events: usize, every: Duration) {
+        for _ in 0..events {
+            let mut event = (*track("x")).clone();
+            event.accepted_ms = self.clock.now_ms();
+            // Time must stand still while a real thread is at work; it does for
+            // a task that blocks.
+            let (spool, runtime) = (self.spool.clone(), tokio::runtime::Handle::current());
+            let append = move || runtime.block_on(spool.append(Arc::new(event), Durability::Written));
+            spawn_blocking(append).await.unwrap().unwrap();
+            sleep(every).await;
+        }
+    }
+
+    /// Waits until so many events have ended.
+    async fn ended(&self, events: usize) {
+        while self.delivered() + self.dead() < events {
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    fn delivered(&self) -> usize {
+        self.kept.delivered.lock().unwrap().len()
+    }
+
+    fn dead(&self) -> usize {
+        self.kept.dead.lock().unwrap().len()
+    }
+
+    /// Stops the lane and the log; returns the events that are left in it.
+    async fn stop(self) -> u64 {
+        self.stop.drain();
+        drop(self.inbox);
+        assert!(self.lane.await.unwrap().events.is_empty(), "what is in the log is not spilled");
+        self.thread.close().await.unwrap()[0]
+    }
+}
+
+/// A day without the provider: it is only probed, nothing expires, nothing
+/// becomes a dead letter, and afterwards everything arrives once.
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_a_day_costs_probes_and_no_event() {
+    let day = HOUR * 24;
+    let durable = Durable::start(day, HOUR * 72);
+    let start = Instant::now();
+    // One event in 12 s, some 7,200 over the day.
+    durable.accept(7_000, Duration::from_secs(12)).await;
+    assert!(start.elapsed() < day && durable.delivered() == 0 && durable.dead() == 0);
+    let down: Vec<_> = durable.provider.requests.lock().unwrap().clone();
+    let gaps: Vec<Duration> = down.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    // The log's thread lives in real time, so simulated time may run ahead of
+    // it now and then.
+    let late = gaps.iter().filter(|gap| **gap > Duration::from_secs(31)).count();
+    assert!(late * 100 < gaps.len(), "a probe at least each 30 s: {late} of {} came later", gaps.len());
+    let an_hour_in: Vec<_> = down.iter().filter(|(at, _)| *at > start + HOUR).collect();
+    assert!(an_hour_in.iter().all(|(_, events)| *events <= 50), "only probes");
+    let per_hour = an_hour_in.len() as f64 / 22.0;
+    assert!((100.0..500.0).contains(&per_hour), "{per_hour} probes an hour");
+    assert_eq!(durable.status.state(), ProviderState::Failing);
+
+    durable.ended(7_000).await;
+    let recovered = start.elapsed();
+    assert!(recovered < day + Duration::from_secs(40), "{recovered:?}");
+    assert_eq!((durable.delivered(), durable.dead()), (7_000, 0));
+    let ids: HashSet<String> = durable.kept.delivered.lock().unwrap().iter().cloned().collect();
+    assert_eq!(ids.len(), 7_000, "each once");
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// A provider that comes back gets what has waited in growing amounts.
+#[tokio::test(start_paused = true)]
+async fn what_has_waited_is_drained_at_a_growing_pace() {
+    let durable = Durable::start(HOUR, HOUR * 72);
+    let up_at = Instant::now() + HOUR;
+    durable.accept(4_000, Duration::from_millis(1)).await;
+    durable.ended(4_000).await;
+    let under_way: Vec<u64> = durable
+        .provider
+        .most_events_under_way
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|(at, _)| *at >= up_at)
+        .map(|(_, events)| *events)
+        .collect();
+    assert_eq!(under_way[0], 50, "a probe first");
+    for (request, events) in under_way.iter().enumerate() {
+        assert!(*events <= 50 << request.min(12), "request {request}: {events} of {under_way:?}");
+    }
+    assert!(under_way.iter().max().unwrap() >= &800, "and it does grow: {under_way:?}");
+    assert_eq!(durable.stop().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_expire_at_their_retention_and_not_before() {
+    let durable = Durable::start(HOUR * 1000, HOUR * 10);
+    durable.accept(100, Duration::from_secs(1)).await;
+    sleep(HOUR * 10 - Duration::from_secs(200)).await;
+    assert_eq!(durable.dead(), 0, "not before");
+    sleep(Duration::from_secs(400)).await;
+    assert_eq!((durable.dead(), durable.delivered()), (100, 0));
+    let dead = durable.kept.dead.lock().unwrap().clone();
+    assert!(dead.iter().all(|letter| letter.reason == DeadLetterReason::Expired));
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// A clock that is set forward by two years, or back by an hour, expires
+/// nothing; when it is right again retention goes on.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_expires_nothing() {
+    for jump in [HOUR * 24 * 730, HOUR] {
+        for sign in [1, -1] {
+            let durable = Durable::start(HOUR * 1000, HOUR * 2);
+            durable.accept(20, Duration::from_millis(10)).await;
+            let jump_ms = sign * i64::try_from(jump.as_millis()).unwrap();
+            durable.set_by_ms.store(jump_ms, Ordering::SeqCst);
+            durable.accept(20, Duration::from_millis(10)).await;
+            sleep(HOUR).await;
+            assert_eq!(durable.dead(), 0, "expired early after {jump_ms} ms");
+            durable.set_by_ms.store(0, Ordering::SeqCst);
+            // Those that were accepted under the wrong clock keep their time.
+            durable.ended(20).await;
+            durable.stop().await;
+        }
+    }
+}
+
+/// A drain gives each event that is in memory one prompt attempt and leaves the
+/// rest in the log.
+#[tokio::test(start_paused = true)]
+async fn a_drain_leaves_the_rest_in_the_log() {
+    let durable = Durable::start(HOUR * 1000, HOUR * 72);
+    durable.accept(300, Duration::from_millis(10)).await;
+    let start = Instant::now();
+    assert_eq!(durable.stop().await, 300);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
