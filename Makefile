@@ -2,7 +2,7 @@
 
 CARGO ?= cargo --locked
 
-.PHONY: run demo test test-sigterm lint proto build bench clean
+.PHONY: run demo demo-crash test test-sigterm fuzz lint proto build bench bench-durable clean
 
 # The relay, in test mode unless there is a .env.
 run:
@@ -14,6 +14,11 @@ demo:
 	$(CARGO) build --bin analytics-relay --example demo
 	$(CARGO) run --quiet --example demo
 
+# The relay is killed with SIGKILL under load and started again.
+demo-crash:
+	$(CARGO) build --bin analytics-relay --example demo
+	$(CARGO) run --quiet --example demo -- crash
+
 # Every test.
 test:
 	$(CARGO) test --workspace
@@ -22,6 +27,29 @@ test:
 # RELAY_SEED=<number> repeats a run.
 test-sigterm:
 	RELAY_SIGTERM_RUNS=200 $(CARGO) test --test relay sigterm_at_any_moment -- --nocapture
+
+# Every fuzz target for FUZZ_SECONDS, one after another. What they find is kept
+# in fuzz/artifacts, what they learn in fuzz/corpus.
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= $(sort $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs))))
+
+fuzz:
+	@cargo +nightly --version >/dev/null 2>&1 || \
+		{ echo "no nightly toolchain: rustup toolchain install nightly"; exit 1; }
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || \
+		{ echo "cargo-fuzz is not installed: cargo install --locked cargo-fuzz"; exit 1; }
+	cargo +nightly fuzz build
+	@mkdir -p fuzz/target/logs; : >fuzz/target/logs/table; failed=0; \
+	for target in $(FUZZ_TARGETS); do \
+		echo "$$target: $(FUZZ_SECONDS) seconds"; \
+		mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; result=ok; log=fuzz/target/logs/$$target; \
+		cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=25 -max_len=16384 -print_final_stats=1 \
+			>$$log 2>&1 || { result=FAILED; failed=1; tail -n 40 $$log; }; \
+		runs=$$(sed -n 's/^stat::number_of_executed_units: *//p' $$log); \
+		printf '%-16s %12s  %s\n' $$target "$${runs:-?}" $$result >>fuzz/target/logs/table; \
+	done; \
+	printf '\n%-16s %12s\n' target executions; cat fuzz/target/logs/table; exit $$failed
 
 # Formatting, lints, documentation; licences and bans where cargo-deny is there.
 lint:
@@ -43,6 +71,11 @@ build:
 bench:
 	$(CARGO) bench --bench pure
 	$(CARGO) bench --bench relay
+
+# What durability costs beside the disk's own rate; a backlog of 1 GB. Some
+# minutes.
+bench-durable:
+	$(CARGO) bench --bench durable
 
 clean:
 	cargo clean

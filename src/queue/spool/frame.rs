@@ -33,7 +33,7 @@
 //! bytes of the markers occur in no payload, so after a damaged range the next
 //! frame is found by its marker.
 
-use memchr::memmem;
+use memchr::memchr_iter;
 
 use crate::queue::Durability;
 
@@ -168,7 +168,11 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed<'_> {
 /// Where the next marker of a frame begins, at or after a place; `None` if
 /// there is none in these bytes.
 pub(crate) fn find_mark(bytes: &[u8], from: usize) -> Option<usize> {
-    Some(from + memmem::find(bytes.get(from..)?, &FRAME_MARK)?)
+    // Its last byte stands in no text, so it is hardly ever found in vain.
+    let last = FRAME_MARK.len() - 1;
+    memchr_iter(FRAME_MARK[last], bytes.get(from + last..)?)
+        .map(|place| from + place)
+        .find(|place| bytes[*place..=place + last] == FRAME_MARK)
 }
 
 /// A segment's header.

@@ -81,7 +81,7 @@ impl<'f> Scanner<'f> {
                     }
                     // Cut by the window and not by the file: look at all of it.
                     Parsed::Short(_) if mark > 0 && look + (bytes.len() as u64) < end => {
-                        if let Some(last) = bytes[..mark].iter().rposition(|byte| *byte != 0) {
+                        if let Some(last) = last_not_zero(&bytes[..mark]) {
                             content_end = look + last as u64 + 1;
                         }
                         look += mark as u64;
@@ -90,7 +90,7 @@ impl<'f> Scanner<'f> {
                     Parsed::Short(_) | Parsed::Invalid => from = mark + 1,
                 }
             }
-            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            if let Some(last) = last_not_zero(bytes) {
                 content_end = look + last as u64 + 1;
             }
             // A mark may stand across the border of two windows.
@@ -122,4 +122,14 @@ impl<'f> Scanner<'f> {
         let start = usize::try_from(at - self.window_at).expect("the window is in memory");
         Ok(self.window.get(start..).unwrap_or_default())
     }
+}
+
+/// Place of the last byte that is not zero.
+fn last_not_zero(bytes: &[u8]) -> Option<usize> {
+    // Comparing whole pages is quick, and most of a new segment is zeros.
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let page = bytes.chunks(ZEROS.len()).rposition(|page| page != &ZEROS[..page.len()])?;
+    let start = page * ZEROS.len();
+    let page = &bytes[start..bytes.len().min(start + ZEROS.len())];
+    Some(start + page.iter().rposition(|byte| *byte != 0)?)
 }

@@ -1,0 +1,214 @@
+//! What the benchmarks of the whole relay share: a relay as a process, and
+//! callers.
+
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use analytics_relay::{
+    proto::v1::{
+        PropertyValue, TrackEventRequest, analytics_service_client::AnalyticsServiceClient,
+        property_value::Value as Kind,
+    },
+    providers::sandbox::Sandbox,
+};
+use hdrhistogram::Histogram;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    task::{JoinHandle, JoinSet},
+    time::sleep_until,
+};
+use tonic::transport::Channel;
+
+/// A relay that runs.
+pub struct Relay {
+    child: Child,
+    pub grpc_addr: String,
+    pub metrics_addr: String,
+    /// From the start of the process.
+    pub ready_after: Duration,
+    balances: JoinHandle<anyhow::Result<Value>>,
+}
+
+impl Relay {
+    /// Starts a relay for the sandbox and waits until it listens.
+    pub async fn start(
+        sandbox: &Sandbox,
+        data_dir: &Path,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_analytics-relay"));
+        command.env("DATA_DIR", data_dir).env("LOG_FORMAT", "json");
+        command.env("GRPC_HOST", "127.0.0.1").env("GRPC_PORT", "0");
+        command.env("METRICS_HOST", "127.0.0.1").env("METRICS_PORT", "0");
+        command.env("DRAIN_TIMEOUT_SECONDS", "60").env("TEST_MODE", "false");
+        for (vendor, key) in [("MIXPANEL", "API_KEY"), ("AMPLITUDE", "API_KEY"), ("SEGMENT", "WRITE_KEY")] {
+            command
+                .env(format!("{vendor}_BASE_URL"), sandbox.url())
+                .env(format!("{vendor}_{key}"), "sandbox-key");
+        }
+        command.envs(settings.iter().copied());
+        let spawned = Instant::now();
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let mut logs = BufReader::new(child.stdout.take().expect("it was asked for")).lines();
+        let started = line(&mut logs, "relay started").await?;
+        let ready_after = spawned.elapsed();
+        let addr = |field: &str| started[field].as_str().unwrap_or_default().to_owned();
+        // Read on, or the relay would wait for room in the pipe.
+        let balances = tokio::spawn(async move {
+            let balance = line(&mut logs, "balance").await;
+            while let Ok(Some(_)) = logs.next_line().await {}
+            balance
+        });
+        Ok(Self {
+            child,
+            grpc_addr: addr("grpc_addr"),
+            metrics_addr: addr("metrics_addr"),
+            ready_after,
+            balances,
+        })
+    }
+
+    /// Sends SIGTERM and waits: the first provider's balance.
+    pub async fn terminate(mut self) -> anyhow::Result<Value> {
+        self.signal("TERM")?;
+        let balance = self.balances.await??;
+        anyhow::ensure!(self.child.wait().await?.success(), "the relay lost events: {balance}");
+        Ok(balance)
+    }
+
+    /// Sends SIGKILL.
+    #[allow(dead_code, reason = "not every benchmark crashes")]
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        self.signal("KILL")?;
+        self.child.wait().await?;
+        Ok(())
+    }
+
+    fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let pid = self.child.id().unwrap_or_default();
+        std::process::Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status()?;
+        Ok(())
+    }
+
+    /// A line of `/proc/<pid>/status`, in MB.
+    #[allow(dead_code, reason = "not every benchmark looks at memory")]
+    pub fn memory_mb(&self, field: &str) -> anyhow::Result<f64> {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap_or_default()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
+        let kb: f64 = line.trim_matches([':', ' ', '\t', 'k', 'B']).trim().parse()?;
+        Ok(kb / 1024.0)
+    }
+
+    /// Sends events from many callers; see [`Load`].
+    pub async fn load(&self, load: Load) -> anyhow::Result<Done> {
+        let started = Instant::now();
+        let mut callers = JoinSet::new();
+        for connection in 0..load.connections {
+            let channel = Channel::from_shared(format!("http://{}", self.grpc_addr))?.connect().await?;
+            for slot in 0..load.in_flight {
+                let worker = connection * load.in_flight + slot;
+                callers.spawn(call(channel.clone(), worker, load, started));
+            }
+        }
+        let mut latencies = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
+        while let Some(caller) = callers.join_next().await {
+            latencies.add(caller??)?;
+        }
+        Ok(Done { latencies, elapsed: started.elapsed() })
+    }
+}
+
+/// What callers do.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    pub connections: u64,
+    /// Calls under way on each connection.
+    pub in_flight: u64,
+    /// Events a second in all, each due at its time whatever the others do; as
+    /// many as it goes if not given.
+    pub rate: Option<u64>,
+    pub seconds: f64,
+    /// Bytes of a property that fills the events up.
+    pub padding: usize,
+}
+
+/// What came of it.
+pub struct Done {
+    pub latencies: Histogram<u64>,
+    pub elapsed: Duration,
+}
+
+impl Done {
+    pub fn events(&self) -> u64 {
+        self.latencies.len()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+    pub fn rate(&self) -> f64 {
+        self.events() as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// Milliseconds that this share of calls took at most.
+    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+    pub fn millis(&self, share: f64) -> f64 {
+        self.latencies.value_at_quantile(share) as f64 / 1000.0
+    }
+}
+
+async fn line(logs: &mut Lines<BufReader<ChildStdout>>, message: &str) -> anyhow::Result<Value> {
+    while let Some(line) = logs.next_line().await? {
+        let line: Value = serde_json::from_str(&line)?;
+        if line["message"] == message {
+            return Ok(line);
+        }
+    }
+    anyhow::bail!("the relay ended before it said {message:?}")
+}
+
+async fn call(channel: Channel, worker: u64, load: Load, started: Instant) -> anyhow::Result<Histogram<u64>> {
+    let mut client = AnalyticsServiceClient::new(channel);
+    let mut latencies = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
+    let end = started + Duration::from_secs_f64(load.seconds);
+    for turn in 0_u64.. {
+        let number = turn * load.connections * load.in_flight + worker;
+        #[expect(clippy::cast_precision_loss, reason = "a time offset")]
+        let due = load
+            .rate
+            .map_or_else(Instant::now, |rate| started + Duration::from_secs_f64(number as f64 / rate as f64));
+        if due >= end {
+            break;
+        }
+        sleep_until(due.into()).await;
+        client.track_event(event(number, load.padding)).await?;
+        latencies.saturating_record(u64::try_from(due.elapsed().as_micros())?);
+    }
+    Ok(latencies)
+}
+
+fn event(number: u64, padding: usize) -> TrackEventRequest {
+    let property = |kind| PropertyValue { value: Some(kind) };
+    let mut properties: std::collections::HashMap<String, PropertyValue> = [
+        ("sku", property(Kind::StringValue(format!("SKU-{}", number % 100)))),
+        ("total", property(Kind::NumberValue(19.5))),
+        ("quantity", property(Kind::IntegerValue(3))),
+        ("gift", property(Kind::BoolValue(false))),
+        ("currency", property(Kind::StringValue("EUR".to_owned()))),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into();
+    if padding > 0 {
+        properties.insert("note".to_owned(), property(Kind::StringValue("x".repeat(padding))));
+    }
+    TrackEventRequest {
+        event_name: "Order Placed".to_owned(),
+        user_id: format!("user-{}", number % 1000),
+        properties,
+        ..TrackEventRequest::default()
+    }
+}
