@@ -36,8 +36,9 @@ const FULL_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// How long a caller should wait when the spool is full: until a provider comes
 /// back, or a person has made room.
 const SPOOL_FULL_RETRY_DELAY: Duration = Duration::from_secs(5);
-/// Longest wait for the disk. What is not known by then is told so.
-const DISK_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for the disk: less than a call may take, so that the caller is
+/// told why.
+const DISK_PATIENCE: Duration = Duration::from_secs(8);
 /// Most characters of a refused text that are shown to its sender.
 const SHOWN_CHARS_MAX: usize = 40;
 

@@ -11,14 +11,16 @@
 //!    do, the server goes on answering, so callers learn why.
 //! 4. A little before the deadline, or at a second signal, requests under way
 //!    are abandoned and what is left goes to spill files.
-//! 5. The server stops, and the balance is taken.
+//! 5. The log is closed, if there is one: what it holds is delivered after the
+//!    next start.
+//! 6. The server stops, and the balance is taken.
 
 use std::{
     convert::Infallible,
     fmt::Display,
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -48,7 +50,10 @@ use crate::{
     outcome::{Ledger, Outcome},
     queue::{
         Durability, Queue, QueueLimits, memory,
-        spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, log::LogLimits},
+        spool::{
+            OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir,
+            log::LogLimits,
+        },
     },
     shutdown::{DrainReport, Stop},
     telemetry::{Telemetry, VERSION},
@@ -368,10 +373,11 @@ async fn open_spool(
     providers: &[Configured],
     now_ms: i64,
 ) -> Result<Option<OpenedSpool>, StartError> {
+    let dir = if config.test_mode { config.spool_dir.join("test-mode") } else { config.spool_dir.clone() };
     if config.durability == Durability::Queued {
+        warn_of_forgotten_log(&dir);
         return Ok(None);
     }
-    let dir = if config.test_mode { config.spool_dir.join("test-mode") } else { config.spool_dir.clone() };
     let settings = SpoolSettings {
         dir,
         default_level: config.durability,
@@ -385,6 +391,19 @@ async fn open_spool(
     let names: Vec<&'static str> = providers.iter().map(|(provider, _)| provider.name()).collect();
     let opening = spawn_blocking(move || OpenedSpool::open(settings, &names, now_ms));
     Ok(Some(opening.await.expect("opening the spool does not panic")?))
+}
+
+/// Says which events stay in a log that this relay does not use.
+fn warn_of_forgotten_log(dir: &Path) {
+    let overview = SpoolDir::open(dir).map(|log| log.overview());
+    let Some(Ok(overview)) = overview else { return };
+    for file in &overview.cursors {
+        let event_count = file.cursor.as_ref().map_or(0, |cursor| cursor.pending(overview.next_seq));
+        if event_count > 0 {
+            let provider = &file.provider;
+            warn!(provider, event_count, "DURABILITY is memory: events in the spool stay there undelivered");
+        }
+    }
 }
 
 /// A provider, and how events go to it.

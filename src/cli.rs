@@ -1,8 +1,16 @@
 //! The command line. Without a sub-command the relay serves.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use analytics_relay_providers::sandbox::{Fault, Vendor};
+use analytics_relay_providers::{
+    EventId,
+    sandbox::{Fault, Vendor},
+};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
@@ -15,7 +23,9 @@ use crate::{
 
 mod check;
 mod dead_letters;
+mod explain;
 mod sandbox;
+mod spool;
 
 /// Relays product-analytics events to Mixpanel, Amplitude and Segment.
 #[derive(Debug, Parser)]
@@ -37,6 +47,11 @@ enum Command {
     /// Look at events that a provider did not get, and send them again
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Look at the spool, check it, take events out of it and repair it
+    #[command(subcommand)]
+    Spool(SpoolCommand),
+    /// Tell what became of an event
+    Explain(ExplainArgs),
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +116,53 @@ struct Filter {
     data_dir: Option<PathBuf>,
 }
 
+/// All of these work beside a running relay.
+#[derive(Debug, Subcommand)]
+enum SpoolCommand {
+    /// Show segments, how far each provider has come, and the balance
+    List(SpoolAt),
+    /// Read every byte; fails if anything is damaged or missing
+    Verify(SpoolAt),
+    /// Print the events, one JSON object a line
+    Export(ExportArgs),
+    /// Copy what is damaged to quarantine; mend the rest, if no relay is running
+    Repair(SpoolAt),
+}
+
+#[derive(Debug, Args)]
+struct SpoolAt {
+    /// Where the spool is, instead of SPOOL_DIR
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    #[command(flatten)]
+    at: SpoolAt,
+    /// Only events that have not ended at this provider
+    #[arg(long)]
+    provider: Option<String>,
+    /// Only events with this number or a higher one
+    #[arg(long, value_name = "SEQ")]
+    since: Option<u64>,
+    /// Print at most this many
+    #[arg(long)]
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    /// The id that the caller gave the event, or got for it
+    #[arg(value_parser = parse_event_id)]
+    event_id: EventId,
+    #[command(flatten)]
+    at: SpoolAt,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 /// Reads the command line and does what it says.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -116,6 +178,10 @@ pub fn run() -> ExitCode {
         Command::Check => check::check(Config::from_env()),
         Command::Sandbox(args) => in_runtime(sandbox::sandbox(args)),
         Command::DeadLetters(command) => dead_letters(command),
+        Command::Spool(command) => spool(command),
+        Command::Explain(ExplainArgs { event_id, at, json }) => {
+            reading(at, |config, dir| explain::explain(dir, &config.data_dir, &event_id, json))
+        }
     }
 }
 
@@ -162,6 +228,29 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
     }
 }
 
+fn spool(command: SpoolCommand) -> ExitCode {
+    match command {
+        SpoolCommand::List(at) => reading(at, |_, dir| spool::list(dir)),
+        SpoolCommand::Verify(at) => reading(at, |_, dir| spool::verify(dir)),
+        SpoolCommand::Export(args) => {
+            let ExportArgs { at, provider, since, limit } = args;
+            reading(at, |_, dir| spool::export(dir, provider.as_deref(), since.unwrap_or(0), limit))
+        }
+        SpoolCommand::Repair(at) => reading(at, |config, dir| spool::repair(dir, config.spool)),
+    }
+}
+
+/// Does what needs the settings, but no key.
+fn reading(at: SpoolAt, action: impl FnOnce(&Config, &Path) -> anyhow::Result<ExitCode>) -> ExitCode {
+    match Config::for_reading() {
+        Ok(config) => {
+            let dir = at.dir.as_ref().unwrap_or(&config.spool_dir);
+            action(&config, dir).unwrap_or_else(|error| fail(&format!("{error:#}")))
+        }
+        Err(error) => fail(&error),
+    }
+}
+
 fn in_runtime(task: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -179,6 +268,15 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// True if nobody reads what we print.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<io::Error>().is_some_and(kind)
+        || error
+            .downcast_ref::<serde_json::Error>()
+            .is_some_and(|e| e.io_error_kind() == Some(io::ErrorKind::BrokenPipe))
+}
+
 fn parse_fault(text: &str) -> Result<(Vendor, Fault), String> {
     let (vendor, fault) = text.split_once('=').ok_or("want VENDOR=FAULT, as in mixpanel=503")?;
     let vendor = Vendor::from_name(vendor)
@@ -191,6 +289,10 @@ fn parse_reason(name: &str) -> Result<DeadLetterReason, String> {
         let known = DeadLetterReason::ALL.map(DeadLetterReason::name);
         format!("got {name:?}, want one of {}", known.join(", "))
     })
+}
+
+fn parse_event_id(text: &str) -> Result<EventId, String> {
+    EventId::new(text).map_err(|error| format!("got {text:?}, {error}"))
 }
 
 fn parse_time(text: &str) -> Result<jiff::Timestamp, String> {
@@ -215,6 +317,7 @@ mod tests {
         assert!(parse_fault("mixpanel=nonsense").is_err());
         assert_eq!(parse_fault("segment=503").unwrap().0, Vendor::Segment);
         assert!(parse_reason("x").unwrap_err().contains("retries_exhausted"));
+        assert!(parse_event_id("").unwrap_err().contains("1 to 100"));
         assert!(parse_time("yesterday").unwrap_err().contains("2026"));
     }
 }

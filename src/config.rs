@@ -433,9 +433,15 @@ impl Reader {
 
     fn spool(&mut self, bytes_max: u64) -> SpoolConfig {
         let segment_bytes = self.number("SPOOL_SEGMENT_BYTES", 65_536..=1 << 30);
-        if bytes_max < 2 * segment_bytes {
-            let got = format!("\"{bytes_max}\"");
-            self.errors.push(format!("SPOOL_MAX_BYTES: got {got}, want at least twice SPOOL_SEGMENT_BYTES"));
+        let of_vendors =
+            Vendor::ALL.map(|vendor| format!("{}_SPOOL_MAX_BYTES", vendor.name().to_ascii_uppercase()));
+        for name in ["SPOOL_MAX_BYTES".to_owned()].into_iter().chain(of_vendors) {
+            let (text, _) = self.lookup(&name);
+            // What is no number is told elsewhere.
+            let bytes: Option<u64> = text.replace('_', "").parse().ok();
+            if bytes.is_some_and(|bytes| bytes < 2 * segment_bytes) && !self.is_repeated(&name) {
+                self.errors.push(format!("{name}: got {text:?}, want at least twice SPOOL_SEGMENT_BYTES"));
+            }
         }
         let hours: f64 = self.number("SPOOL_RETENTION_HOURS", 0.0001..=87_600.0);
         let when_full = match self.text("SPOOL_WHEN_FULL").as_str() {

@@ -1,6 +1,8 @@
 //! What the relay says of itself when it is asked.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use crate::{
     delivery::{lane::LaneStatus, retry::ProviderState},
@@ -41,7 +43,7 @@ impl Health {
 
     /// True while the relay can take events, or will by itself.
     pub(crate) fn is_ready(&self) -> bool {
-        let is_broken = |spool: &Arc<SharedStatus>| spool.broken.load(Ordering::Relaxed);
+        let is_broken = |spool: &Arc<SharedStatus>| *spool.broken.borrow();
         !self.is_draining() && !self.spool.as_ref().is_some_and(is_broken)
     }
 
@@ -55,6 +57,14 @@ impl Health {
         self.stop.draining().await;
     }
 
+    /// Changes when the disk of the log fails, or works again.
+    pub(crate) fn spool_broken(&self) -> watch::Receiver<bool> {
+        match &self.spool {
+            Some(spool) => spool.broken.subscribe(),
+            None => watch::Sender::new(false).subscribe(),
+        }
+    }
+
     fn troubles(&self) -> Vec<String> {
         let lanes = self.lanes.iter().filter_map(|lane| match lane.state() {
             ProviderState::Sending => None,
@@ -65,7 +75,15 @@ impl Health {
         let full = full.map(|lane| format!("the lane of {} is full", lane.provider));
         let letters = self.lanes.iter().filter(|lane| lane.dead_letters_fail());
         let letters = letters.map(|lane| format!("dead letters of {} cannot be written", lane.provider));
-        lanes.chain(full).chain(letters).chain(self.queue_trouble()).chain(self.spool_trouble()).collect()
+        let unreadable = self.lanes.iter().filter(|lane| lane.cannot_read());
+        let unreadable = unreadable.map(|lane| format!("the spool cannot be read for {}", lane.provider));
+        lanes
+            .chain(full)
+            .chain(letters)
+            .chain(unreadable)
+            .chain(self.queue_trouble())
+            .chain(self.spool_trouble())
+            .collect()
     }
 
     fn spool_trouble(&self) -> Option<String> {

@@ -8,8 +8,10 @@
 //!  ingest ──► admission ──► queue ──► batch worker ──┬─► lane ─► mixpanel
 //!    │ reply      │ refuse    │ bounded              ├─► lane ─► amplitude
 //!    ▼            ▼           │ (events and bytes)   └─► lane ─► segment
-//!  caller      outcome                                    │
-//!                                                         └─► dead letters, spill
+//!  caller      outcome        │                           │  ▲
+//!                             │                           │  └ what it fell behind with
+//!                             ▼                           └─► dead letters, spill
+//!                       spool, if durable: a log that is written before the answer
 //! ```
 //!
 //! The modules are declared in the order in which an event meets them.
@@ -20,11 +22,12 @@
 //!    [`outcome`]**: delivered, dead-lettered, spilled for the next start, or
 //!    dropped with a named reason. At any quiet moment, per provider: accepted +
 //!    reloaded = delivered + dead-lettered + spilled + dropped + in flight.
-//! 2. No front door waits for a provider, for a disk, or for room.
+//! 2. No front door waits for a provider or for room; for the disk only as far
+//!    as an event is to be durable.
 //! 3. An event's id and time are fixed at admission; every attempt sends the
 //!    same, so providers can tell a retry from a new event.
 //! 4. One provider's trouble stays in its own lane.
-//! 5. Every queue, body, batch, retry and lane has a limit.
+//! 5. Every queue, body, batch, retry, lane and log has a limit.
 //! 6. Dependencies point one way: `app` → stages → providers. A stage may name
 //!    the input of the stage after it, never one before it. Only `app` and
 //!    `cli` know [`config`].
@@ -38,6 +41,8 @@
 //! | change the batching rule | `batch_worker` |
 //! | add a metric | [`telemetry`] and the line that records it |
 //! | add a way for an event to end | [`outcome`] |
+//! | change the bytes of the log | `queue::spool::{frame, cursor}`, with a new version |
+//! | put the queue elsewhere | a variant of `queue::Queue`, [`app`], [`config`] |
 
 pub mod proto;
 
@@ -57,6 +62,8 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod health;
 mod listener;
 pub mod shutdown;

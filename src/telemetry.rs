@@ -55,7 +55,12 @@ pub const METRICS: [MetricInfo; 43] = [
     metric("relay_handler_panics_total", "", "panics", "Calls that a defect answered with INTERNAL"),
     metric("relay_connections", "", "connections", "Open connections of callers"),
     metric("relay_connections_max", "", "connections", "Most connections of callers"),
-    metric("relay_events_accepted_total", "", "events", "Events answered OK"),
+    metric(
+        "relay_events_accepted_total",
+        "",
+        "events",
+        "Events accepted: answered OK, or in the spool although the answer was lost",
+    ),
     metric("relay_refusals_total", "reason", "events", "Events refused, by the first reason"),
     metric("relay_queue_events", "", "events", "Events in the queue"),
     metric("relay_queue_events_max", "", "events", "Most events in the queue"),
@@ -73,7 +78,7 @@ pub const METRICS: [MetricInfo; 43] = [
         "relay_events_at_risk",
         "provider",
         "events",
-        "Accepted and only in memory: what SIGKILL or a power cut would lose",
+        "Accepted and only in memory: what SIGKILL or a power cut would lose; with a spool: not yet synced, what a power cut would lose",
     ),
     metric(
         "relay_oldest_event_age_seconds",
@@ -120,7 +125,7 @@ pub const METRICS: [MetricInfo; 43] = [
         "relay_lane_events_max",
         "provider",
         "events",
-        "Most events in a provider's lane; beyond, they become dead letters",
+        "Most events in a provider's lane; beyond, they become dead letters, or wait in the spool",
     ),
     metric(
         "relay_lane_bytes_max",

@@ -25,6 +25,8 @@ pub mod properties;
 mod provider;
 
 pub mod amplitude;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod http;
 mod json;
 mod key_hints;

@@ -41,6 +41,8 @@ pub(crate) struct Waiting {
     pub(crate) together_max: usize,
     /// Where it is kept meanwhile.
     pub(crate) place: Place,
+    /// Requests that the provider had answered when its delivery cycle began.
+    pub(crate) answers_before: u64,
     /// The provider throttles its user.
     throttled: bool,
 }
@@ -95,7 +97,15 @@ impl Backlog {
         self.next_seq += 1;
         self.bytes += event.memory_bytes();
         self.accepted_ms.insert(seq, event.accepted_ms);
-        let waiting = Waiting { event, seq, attempts: 0, together_max: usize::MAX, place, throttled: false };
+        let waiting = Waiting {
+            event,
+            seq,
+            attempts: 0,
+            together_max: usize::MAX,
+            place,
+            answers_before: 0,
+            throttled: false,
+        };
         self.ready.entry(endpoint).or_default().push_back(waiting);
     }
 

@@ -1,7 +1,8 @@
 //! The owner of everything that one provider has not got yet.
 //!
 //! One task. It takes batches in at once, whatever the provider does, so that
-//! nobody waits for it; what does not fit any more becomes a dead letter. It
+//! nobody waits for it; what does not fit any more becomes a dead letter, or, if
+//! there is a log, is read from it later. It
 //! sends what its backlog offers, reads one verdict per event, and ends each
 //! event exactly once.
 
@@ -10,10 +11,7 @@ use std::{
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::Ordering,
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -111,6 +109,8 @@ pub(crate) struct Lane {
     budget: RetryBudget,
     rng: fastrand::Rng,
     reloaded: Reloaded,
+    /// Until when no dead letter is tried for events that could stay.
+    unwritten_until: Instant,
     /// Events that are not tried again in this run.
     parked: Vec<Waiting>,
     draining: bool,
@@ -147,6 +147,7 @@ impl Lane {
             budget: RetryBudget::new(Instant::now()),
             rng: fastrand::Rng::new(),
             reloaded: Reloaded::default(),
+            unwritten_until: Instant::now(),
             parked: Vec::new(),
             draining: false,
             full: false,
@@ -188,7 +189,7 @@ impl Lane {
                     self.take_in(&mut batches).await;
                 }
                 Some(answered) = self.in_flight.join_next_with_id() => self.settle(answered).await,
-                fed = fed(&mut self.feed) => self.take_chunk(fed).await,
+                fed = fed(&mut self.feed) => self.take_chunk(fed),
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 () = self.stop.draining(), if !self.draining => self.begin_drain(),
                 () = self.stop.forced() => break,
@@ -203,7 +204,7 @@ impl Lane {
             let has_room = self.has_room(event.memory_bytes());
             match (&mut self.feed, place) {
                 (Some(feed), Place::Log(seq)) => {
-                    if feed.takes(seq, has_room) {
+                    if feed.takes(seq, &event, has_room) {
                         self.push(event, place);
                     }
                 }
@@ -250,17 +251,21 @@ impl Lane {
         feed.read_on(wanted.saturating_sub(self.backlog.ready_events()).min(room));
     }
 
-    async fn take_chunk(&mut self, fed: Fed) {
+    fn take_chunk(&mut self, fed: Fed) {
         let Fed::Chunk(Chunk { events, missing, damaged, .. }) = fed else { return };
         for logged in events {
             self.push(logged.event, Place::Log(logged.seq));
         }
-        let Some(feed) = &self.feed else { return };
+        let Some(feed) = &mut self.feed else { return };
         damaged.into_iter().for_each(|range| feed.reports.damaged(range));
         let lost: u64 = missing.iter().map(|range| range.end - range.start).sum();
         if lost > 0 {
-            let outcome = Outcome::Dropped(DropReason::SpoolDamaged);
-            feed.reports.ended_ranges(outcome, missing).await;
+            feed.reports.ended_ranges(Outcome::Dropped(DropReason::SpoolDamaged), missing);
+        }
+        for (seq, event) in feed.caught_up() {
+            self.push(event, Place::Log(seq));
+        }
+        if lost > 0 {
             self.drop_events(DropReason::SpoolDamaged, usize::try_from(lost).unwrap_or(usize::MAX));
         }
     }
@@ -308,7 +313,7 @@ impl Lane {
         let now = Instant::now();
         let gates =
             self.gates.values().filter_map(|gate| gate.opens_at(now)).min().filter(|_| !self.draining);
-        let feed = self.feed.as_ref().map(LogFeed::wakes_at);
+        let feed = self.feed.as_ref().map(|feed| feed.wakes_at().max(self.unwritten_until));
         [self.backlog.next_release(), gates, feed].into_iter().flatten().min()
     }
 
@@ -350,7 +355,7 @@ impl Lane {
             }
             Err(SendError::Unauthorized { detail }) => {
                 self.metrics.batch("unauthorized");
-                self.note_attempts(next_attempts(&sent.events), "unauthorized", &detail).await;
+                self.note_attempts(next_attempts(&sent.events), "unauthorized", &detail);
                 self.pause(sent, &detail);
             }
         }
@@ -393,10 +398,10 @@ impl Lane {
         }
 
         for (waiting, after, detail) in held {
-            self.note_attempts([(&waiting, waiting.attempts)], "held", &detail).await;
+            self.note_attempts([(&waiting, waiting.attempts)], "held", &detail);
             let is_exhausted = self.settings.retry.is_exhausted(waiting.attempts);
             match self.next_cycle(waiting, is_exhausted) {
-                Cycle::GoesOn(waiting) => {
+                Cycle::GoesOn(waiting) | Cycle::BeginsAgain(waiting) => {
                     self.metrics.retries.inc();
                     self.backlog.throttle(sent.endpoint, waiting, now + after);
                 }
@@ -431,7 +436,7 @@ impl Lane {
             );
         }
         again.reverse();
-        self.note_attempts(next_attempts(&again), "resend", "").await;
+        self.note_attempts(next_attempts(&again), "resend", "");
         self.backlog.put_back(sent.endpoint, again);
         self.deliver(delivered).await;
         dead.reverse();
@@ -442,24 +447,41 @@ impl Lane {
     async fn retry_later(&mut self, sent: Sent, retry_after: Option<Duration>, detail: String) {
         let (now, event_count) = (Instant::now(), sent.events.len());
         let attempt = attempt_of(&sent.events);
-        let backoff = if self.feed.is_some() && self.settings.retry.is_exhausted(attempt) {
-            // Between two cycles the provider is only probed.
+        let answers = self.gate(sent.endpoint).answers();
+        let failures = self.gate(sent.endpoint).failures();
+        let backoff = if self.feed.is_none() {
+            self.settings.retry.delay(attempt, retry_after, &mut self.rng)
+        } else if self.settings.retry.is_exhausted(attempt.max(failures + 1)) {
+            // An outage: the provider is probed, with one event or another.
             self.settings.retry.park_delay(&mut self.rng).max(retry_after.unwrap_or_default())
         } else {
-            self.settings.retry.delay(attempt, retry_after, &mut self.rng)
+            self.settings.retry.delay(attempt.max(failures + 1), retry_after, &mut self.rng)
         };
         let delay = backoff.max(self.budget.withdraw(now));
         self.gate(sent.endpoint).failed(now, delay, retry_after.is_some());
-        self.note_attempts(next_attempts(&sent.events), "unavailable", &detail).await;
+        self.note_attempts(next_attempts(&sent.events), "unavailable", &detail);
 
         let mut dead = Vec::new();
         for mut waiting in sent.events {
+            if waiting.attempts == 0 {
+                waiting.answers_before = answers;
+            }
             waiting.attempts += 1;
             let is_exhausted = self.settings.retry.is_exhausted(waiting.attempts);
             match self.next_cycle(waiting, is_exhausted) {
                 Cycle::GoesOn(waiting) => {
                     self.metrics.retries.inc();
                     self.backlog.hold(sent.endpoint, waiting, now + delay);
+                }
+                Cycle::BeginsAgain(mut waiting) => {
+                    self.metrics.retries.inc();
+                    if waiting.answers_before < answers {
+                        // Others got through: one of these may be poison that
+                        // the provider does not name.
+                        waiting.together_max = event_count.div_ceil(2);
+                    }
+                    // The next probe takes others, if there are any.
+                    self.backlog.hold(sent.endpoint, waiting, now + 2 * delay);
                 }
                 Cycle::Over(waiting) => {
                     dead.push((waiting, DeadLetterReason::RetriesExhausted, detail.clone()));
@@ -492,7 +514,7 @@ impl Lane {
             return;
         }
         let half = events.len().div_ceil(2);
-        self.note_attempts(next_attempts(&events), reason.name(), &detail).await;
+        self.note_attempts(next_attempts(&events), reason.name(), &detail);
         warn!(
             provider = self.provider.name(),
             event_count = events.len(),
@@ -537,7 +559,7 @@ impl Lane {
             Cycle::GoesOn(waiting)
         } else if is_logged {
             waiting.attempts = 0;
-            Cycle::GoesOn(waiting)
+            Cycle::BeginsAgain(waiting)
         } else {
             Cycle::Over(waiting)
         }
@@ -552,6 +574,8 @@ impl Lane {
         let state = self.gates.values().map(Gate::state).max().unwrap_or(ProviderState::Sending);
         status.state.store(state as u8, Ordering::Relaxed);
         status.full.store(self.backlog.events() >= self.settings.capacity.events_max, Ordering::Relaxed);
+        let cannot_read = self.feed.as_ref().is_some_and(LogFeed::cannot_read);
+        status.cannot_read.store(cannot_read, Ordering::Relaxed);
         if self.backlog.events() == 0 {
             status.dead_letters_fail.store(false, Ordering::Relaxed);
         }
@@ -591,6 +615,8 @@ impl Lane {
 enum Cycle {
     /// It is sent again.
     GoesOn(Waiting),
+    /// It is sent again, later, in a cycle of its own.
+    BeginsAgain(Waiting),
     /// That was the last attempt.
     Over(Waiting),
     /// It is not sent again in this run.

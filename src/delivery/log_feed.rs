@@ -1,8 +1,9 @@
 //! How a lane gets its events from the log: those that the queue brings, as long
 //! as none is missing between them, and else by reading on at its own place.
 
-use std::{future::pending, io, time::Duration};
+use std::{collections::VecDeque, future::pending, io, sync::Arc, time::Duration};
 
+use analytics_relay_providers::Event;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -17,6 +18,12 @@ use crate::queue::spool::{LaneLog, LaneReports, LogView, reader::Chunk};
 const READ_BYTES: u64 = 512 * 1024;
 /// How long a lane waits after its log could not be read.
 const READ_AGAIN: Duration = Duration::from_secs(5);
+/// How often it tries before it passes over what the disk does not give back:
+/// ten minutes, because a disk on a network may come back.
+const READS_MAX: u32 = 120;
+/// Events that the queue brought and that are kept while those before them are
+/// being read.
+const RECENT_MAX: usize = 1024;
 /// Between two looks at the age of the oldest events.
 const AGE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -32,7 +39,12 @@ pub(crate) struct LogFeed {
     next_seq: u64,
     /// The queue does not bring the next event.
     behind: bool,
+    /// The newest that it brought meanwhile, without a gap: where reading
+    /// comes to the first of them, the queue is followed again.
+    recent: VecDeque<(u64, Arc<Event>)>,
     read_from: Instant,
+    /// Reads in a row that failed.
+    failed_reads: u32,
     skipped: watch::Receiver<u64>,
     surplus: watch::Receiver<u64>,
 
@@ -59,6 +71,8 @@ impl LogFeed {
             skipped: log.skipped(),
             surplus: log.surplus(),
             behind: next_seq < view.next_seq(),
+            recent: VecDeque::new(),
+            failed_reads: 0,
             log: Some(log),
             view,
             reading: None,
@@ -72,17 +86,44 @@ impl LogFeed {
 
     /// Whether an event that the queue brings is the next one, and there is
     /// room for it. What is not taken is read later.
-    pub(crate) fn takes(&mut self, seq: u64, has_room: bool) -> bool {
+    pub(crate) fn takes(&mut self, seq: u64, event: &Arc<Event>, has_room: bool) -> bool {
         if seq < self.next_seq {
             return false;
         }
-        let takes = !self.behind && has_room && seq == self.next_seq;
-        if takes {
+        if !self.behind && has_room && seq == self.next_seq {
             self.next_seq += 1;
-        } else {
-            self.behind = true;
+            return true;
         }
-        takes
+        self.behind = true;
+        if self.recent.back().is_some_and(|(last, _)| last + 1 != seq) {
+            self.recent.clear();
+        }
+        if self.recent.len() == RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((seq, event.clone()));
+        false
+    }
+
+    /// What the queue has brought meanwhile, if reading has come so far.
+    pub(crate) fn caught_up(&mut self) -> Vec<(u64, Arc<Event>)> {
+        while self.recent.front().is_some_and(|(seq, _)| *seq < self.next_seq) {
+            self.recent.pop_front();
+        }
+        if self.recent.front().is_none_or(|(seq, _)| *seq != self.next_seq) {
+            return Vec::new();
+        }
+        let recent: Vec<_> = self.recent.drain(..).collect();
+        self.next_seq += recent.len() as u64;
+        self.behind = false;
+        self.let_go_of_files();
+        recent
+    }
+
+    fn let_go_of_files(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.close();
+        }
     }
 
     /// Begins to read, if events are missing and it is not being done already.
@@ -92,6 +133,7 @@ impl LogFeed {
         }
         let Some(mut log) = self.log.take() else { return };
         let seq = self.next_seq;
+        log.read_around(self.failed_reads >= READS_MAX);
         self.reading = Some(spawn_blocking(move || {
             let chunk = log.read(seq, events_max, READ_BYTES);
             (log, chunk)
@@ -129,14 +171,20 @@ impl LogFeed {
     fn take_in(&mut self, chunk: io::Result<Chunk>) -> Fed {
         match chunk {
             Ok(chunk) => {
+                self.failed_reads = 0;
                 self.next_seq = chunk.next_seq;
                 // What the queue has brought meanwhile is in the log, so it is
                 // before this end; what comes next is behind it.
                 self.behind = self.next_seq < self.view.next_seq();
+                if !self.behind {
+                    self.recent.clear();
+                    self.let_go_of_files();
+                }
                 Fed::Chunk(chunk)
             }
             Err(error) => {
-                error!(%error, "the spool cannot be read");
+                self.failed_reads += 1;
+                error!(%error, failed_reads = self.failed_reads, "the spool cannot be read");
                 self.read_from = Instant::now() + READ_AGAIN;
                 Fed::Nothing
             }
@@ -169,6 +217,17 @@ impl LogFeed {
     /// The first event that may stay in a full log; 0 if all may.
     pub(crate) fn surplus_before(&self) -> u64 {
         *self.surplus.borrow()
+    }
+
+    /// True while the log cannot be read.
+    pub(crate) fn cannot_read(&self) -> bool {
+        self.failed_reads > 0
+    }
+
+    /// There may be more that has expired than was in memory: look again at
+    /// once.
+    pub(crate) fn look_again(&mut self) {
+        self.look_at_age = Instant::now();
     }
 
     /// True if an earlier run may have sent it.

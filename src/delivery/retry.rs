@@ -41,9 +41,7 @@ impl RetryRule {
         let limit = self.initial_delay.saturating_mul(1 << doublings).min(self.max_delay);
         limit.mul_f64(rng.f64()).max(retry_after.unwrap_or(Duration::ZERO))
     }
-}
 
-impl RetryRule {
     /// How long to wait between two cycles: the longest wait or a little less.
     pub(crate) fn park_delay(&self, rng: &mut fastrand::Rng) -> Duration {
         self.max_delay.mul_f64(0.75 + rng.f64() / 4.0)
@@ -145,6 +143,8 @@ impl ProviderState {
 #[derive(Debug)]
 pub(crate) struct Gate {
     probe_events: usize,
+    /// Requests that were answered so far.
+    answers: u64,
     failures: u32,
     paused: bool,
     closed_until: Option<Instant>,
@@ -157,7 +157,17 @@ impl Gate {
     const WINDOW_MAX: usize = 50_000;
 
     pub(crate) fn new(probe_events: usize) -> Self {
-        Self { probe_events, failures: 0, paused: false, closed_until: None, window: None }
+        Self { probe_events, answers: 0, failures: 0, paused: false, closed_until: None, window: None }
+    }
+
+    /// Requests that the provider has answered so far.
+    pub(crate) fn answers(&self) -> u64 {
+        self.answers
+    }
+
+    /// Requests in a row that it did not.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// Most events that may be under way; nothing if only the provider's own
@@ -183,6 +193,7 @@ impl Gate {
             Some(window) => Some(2 * window).filter(|window| *window < Self::WINDOW_MAX),
             None => None,
         };
+        self.answers += 1;
         (self.failures, self.paused, self.closed_until) = (0, false, None);
     }
 
@@ -304,5 +315,37 @@ mod tests {
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Paused, Some(now + PROBE_INTERVAL)));
         gate.answered();
         assert_eq!(gate.state(), ProviderState::Sending);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_comes_back_gets_twice_as_much_with_each_answer() {
+        let now = Instant::now();
+        let mut gate = Gate::new(50);
+        gate.answered();
+        assert_eq!(gate.window(), None, "one that works is not held back");
+        for _ in 0..FAILURES_MAX {
+            gate.failed(now, Duration::from_secs(1), false);
+        }
+        gate.answered();
+        assert_eq!(gate.window(), Some(50));
+        gate.answered();
+        gate.answered();
+        assert_eq!(gate.window(), Some(200));
+        gate.failed(now, Duration::from_secs(1), false);
+        assert_eq!(gate.window(), Some(50), "a failure on the way begins again");
+        (0..10).for_each(|_| gate.answered());
+        assert_eq!(gate.window(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_that_was_set_is_noticed() {
+        let now = Instant::now();
+        let wall = WallCheck::new(1_000_000, now);
+        let later = now + Duration::from_secs(3600);
+        for (now_ms, jumped) in
+            [(4_600_000, false), (4_659_000, false), (4_661_000, true), (1_000_000, true), (i64::MIN, true)]
+        {
+            assert_eq!(wall.has_jumped(now_ms, later), jumped, "{now_ms}");
+        }
     }
 }

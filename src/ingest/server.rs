@@ -3,8 +3,8 @@
 use std::{any::Any, future::Future, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
-use tonic::{Status, transport::Server};
-use tonic_health::server::HealthReporter;
+use tonic::{Status, server::NamedService, transport::Server};
+use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
 
@@ -93,11 +93,18 @@ pub(crate) async fn serve(
 
 /// Keeps the standard health service in step with ours.
 async fn report_health(reporter: HealthReporter, health: Arc<Health>) -> std::convert::Infallible {
-    reporter.set_serving::<AnalyticsServiceServer<GrpcFrontDoor>>().await;
-    health.draining().await;
-    reporter.set_not_serving::<AnalyticsServiceServer<GrpcFrontDoor>>().await;
-    reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-    std::future::pending().await
+    let mut broken = health.spool_broken();
+    loop {
+        let status = if health.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in [AnalyticsServiceServer::<GrpcFrontDoor>::NAME, ""] {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            () = health.draining(), if !health.is_draining() => {}
+            Ok(()) = broken.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -372,8 +372,11 @@ async fn damage_is_counted_kept_aside_and_passed_over() {
     killed(relay).await;
     let path = &segments(&setup)[0];
     let mut bytes = fs::read(path).unwrap();
+    // In an event and not in a note of an attempt.
     let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
+    let text = b"\"kind\":\"track\"";
+    let event = bytes[middle..].windows(text.len()).position(|window| window == text).unwrap();
+    bytes[middle + event] ^= 0x10;
     fs::write(path, bytes).unwrap();
 
     all_up(&setup);
@@ -414,4 +417,36 @@ async fn spill_files_of_memory_mode_are_taken_over() {
     let balance = ended.balance(Vendor::Segment);
     assert_eq!((balance.accepted, balance.reloaded, balance.delivered), (5, 30, 35));
     check_all_delivered(&observer, &setup, &ended);
+}
+
+/// Going back to memory mode leaves the log alone, and says so.
+#[tokio::test]
+async fn a_log_that_is_not_used_any_more_is_named_at_the_start() {
+    let mut setup = durable("synced").await;
+    setup.sandbox.always(Vendor::Mixpanel, fault("503"));
+    let relay = setup.start().await;
+    Observer::default().tracks(&mut relay.client(), 7).await;
+    relay.terminate().await;
+    setup.set("DURABILITY", "memory");
+    let relay = setup.start().await;
+    let line = relay.log("DURABILITY is memory: events in the spool stay there undelivered").await;
+    assert_eq!((line["provider"].as_str(), line["event_count"].as_u64()), (Some("mixpanel"), Some(7)));
+}
+
+/// One event that the provider answers with a 500 each time, which names no
+/// event: the others get through, and it alone goes on waiting.
+#[tokio::test]
+async fn an_event_that_makes_the_provider_fail_does_not_hold_up_the_others() {
+    let setup = durable("synced").await;
+    setup.sandbox.always(Vendor::Segment, fault("fail-name=Poison"));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    let mut client = relay.client();
+    observer.tracks(&mut client, 20).await;
+    observer.track(&mut client, "Poison", "user-1").await;
+    observer.tracks(&mut client, 20).await;
+    taken(&setup, Vendor::Segment, 40).await;
+    assert_eq!(relay.metric("relay_spool_backlog_events", &["segment"]).await, 1.0);
+    let ended = relay.terminate().await;
+    assert_eq!((ended.balance(Vendor::Segment).delivered, ended.balance(Vendor::Segment).spilled), (40, 1));
 }

@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    env,
+    ffi::OsString,
     fs,
     net::SocketAddr,
     path::Path,
@@ -79,9 +81,14 @@ impl Setup {
         Path::new(&self.vars["DATA_DIR"])
     }
 
+    /// The relay under test: `RELAY_BIN`, or the one that was built with this.
+    pub(crate) fn binary() -> OsString {
+        env::var_os("RELAY_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_analytics-relay").into())
+    }
+
     /// The command, with these settings and nothing else in its environment.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_analytics-relay"));
+        let mut command = Command::new(Self::binary());
         command.env_clear().envs(&self.vars).current_dir(self.data.path()).kill_on_drop(true);
         command
     }
@@ -118,7 +125,17 @@ pub(crate) struct Ended {
 
 impl Relay {
     /// Starts a command that runs the relay and waits until it listens.
-    pub(crate) async fn spawn(mut command: Command) -> Self {
+    pub(crate) async fn spawn(command: Command) -> Self {
+        let mut relay = Self::launch(command);
+        let started = relay.log("relay started").await;
+        let addr = |field: &str| started[field].as_str().unwrap().parse().unwrap();
+        relay.grpc_addr = addr("grpc_addr");
+        relay.metrics_addr = addr("metrics_addr");
+        relay
+    }
+
+    /// Starts a command that runs the relay and waits for nothing.
+    pub(crate) fn launch(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         let logs = Arc::new(Mutex::new(Vec::new()));
@@ -131,12 +148,7 @@ impl Relay {
             }
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut relay = Self { child, logs, lines, grpc_addr: nowhere, metrics_addr: nowhere };
-        let started = relay.log("relay started").await;
-        let addr = |field: &str| started[field].as_str().unwrap().parse().unwrap();
-        relay.grpc_addr = addr("grpc_addr");
-        relay.metrics_addr = addr("metrics_addr");
-        relay
+        Self { child, logs, lines, grpc_addr: nowhere, metrics_addr: nowhere }
     }
 
     /// Waits for a log line with this message.
@@ -146,17 +158,22 @@ impl Relay {
 
     /// Waits for a log line with this message that `is_it`.
     pub(crate) async fn log_where(&self, message: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let found = self.log_or_end(message, is_it).await;
+        found.unwrap_or_else(|| panic!("ended without {message:?}: {:#?}", self.raw_logs()))
+    }
+
+    /// The same; None if the process ends without it.
+    pub(crate) async fn log_or_end(&self, message: &str, is_it: impl Fn(&Value) -> bool) -> Option<Value> {
         let mut lines = self.lines.clone();
         let find = || self.logs().into_iter().find(|line| line["message"] == message && is_it(line));
         let waiting = async {
             loop {
                 if let Some(found) = find() {
-                    return found;
+                    return Some(found);
                 }
                 if lines.changed().await.is_err() {
                     // The process has ended; one more look.
-                    return find()
-                        .unwrap_or_else(|| panic!("ended without {message:?}: {:#?}", self.raw_logs()));
+                    return find();
                 }
             }
         };

@@ -13,4 +13,5 @@ mod flush;
 mod isolation;
 mod secrets;
 mod sigterm;
+mod spool_commands;
 mod test_mode;

@@ -37,6 +37,12 @@ pub enum Fault {
         /// The event name.
         name: String,
     },
+    /// Answers 500 to a request with an event of this name and takes nothing, as
+    /// a server whose code fails on it: `fail-name=bad`.
+    FailOnName {
+        /// The event name.
+        name: String,
+    },
     /// Amplitude: 429 that names these users or devices and their events, if the
     /// request has any, and takes nothing. Others: 429. `throttle-users=a,b`.
     ThrottleUsers {
@@ -152,6 +158,7 @@ impl FromStr for Fault {
                 _ => Err(error("reject-every=1 or more")),
             },
             "reject-name" => Ok(Self::RejectNames { name: string()?.to_owned() }),
+            "fail-name" => Ok(Self::FailOnName { name: string()?.to_owned() }),
             "throttle-users" => Ok(Self::ThrottleUsers { users: list()? }),
             "daily-quota" => Ok(Self::DailyQuota { users: list()? }),
             "silence-devices" => Ok(Self::SilenceDevices { devices: list()? }),
@@ -175,7 +182,7 @@ impl FromStr for Fault {
                 _ => Err(error("a location that fits in a header")),
             },
             _ => Err(error(
-                "STATUS, N%FAULT, reject-every=N, reject-name=NAME, throttle-users=A,B, daily-quota=A,B, \
+                "STATUS, N%FAULT, reject-every=N, reject-name=NAME, fail-name=NAME, throttle-users=A,B, daily-quota=A,B, \
                  silence-devices=A,B, body-limit=BYTES, delay=MS, stall, drip=MS, reset-before, reset-after, \
                  reset-mid-reply, junk, junk-json, huge-body=BYTES or redirect=URL",
             )),
@@ -198,6 +205,7 @@ impl fmt::Display for Fault {
             }
             Self::RejectEvents { every } => write!(f, "reject-every={every}"),
             Self::RejectNames { name } => write!(f, "reject-name={name}"),
+            Self::FailOnName { name } => write!(f, "fail-name={name}"),
             Self::ThrottleUsers { users } => write!(f, "throttle-users={}", users.join(",")),
             Self::DailyQuota { users } => write!(f, "daily-quota={}", users.join(",")),
             Self::SilenceDevices { devices } => write!(f, "silence-devices={}", devices.join(",")),
@@ -272,6 +280,7 @@ mod tests {
             "429+retry-after=1+body=a=b+c%d",
             "reject-every=5",
             "reject-name=bad=name",
+            "fail-name=bad",
             "throttle-users=a,b",
             "daily-quota=a",
             "silence-devices=a",

@@ -150,6 +150,9 @@ fn instead(fault: &Fault, vendor: Vendor, request: &Request<'_>) -> Option<Reply
             };
             Some(reply.with(RETRY_AFTER, retry_after.as_deref()))
         }
+        Fault::FailOnName { name } => {
+            readable(request.content).contains(&Value::from(name.as_str()).to_string()).then(|| refusal(500))
+        }
         // Amplitude names the users in its own answer; the others know none.
         Fault::ThrottleUsers { .. } | Fault::DailyQuota { .. } if vendor != Vendor::Amplitude => {
             Some(refusal(429))

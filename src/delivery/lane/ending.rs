@@ -35,40 +35,49 @@ impl Lane {
                 self.metrics.duplicate_risk.inc();
             }
         }
-        self.note_attempts(next_attempts(&events), Outcome::Delivered.name(), "").await;
-        self.end(&events, Outcome::Delivered).await;
+        self.note_attempts(next_attempts(&events), Outcome::Delivered.name(), "");
+        self.end(&events, Outcome::Delivered);
     }
 
     /// Makes events dead letters. What cannot be written has not ended: it goes
     /// to the provider once more, later.
     pub(super) async fn bury(&mut self, endpoint: Endpoint, dead: Vec<(Waiting, DeadLetterReason, String)>) {
-        if dead.is_empty() {
-            return;
+        let mut by_reason: BTreeMap<DeadLetterReason, Vec<(Waiting, String)>> = BTreeMap::new();
+        for (waiting, reason, detail) in dead {
+            by_reason.entry(reason).or_default().push((waiting, detail));
         }
-        let (reason, detail) = (dead[0].1, dead[0].2.clone());
+        for (reason, dead) in by_reason {
+            self.bury_alike(endpoint, reason, dead).await;
+        }
+    }
+
+    async fn bury_alike(
+        &mut self,
+        endpoint: Endpoint,
+        reason: DeadLetterReason,
+        dead: Vec<(Waiting, String)>,
+    ) {
         let letters = dead
             .iter()
-            .map(|(waiting, reason, detail)| {
-                self.letter(waiting.event.clone(), *reason, waiting.attempts, detail.clone())
+            .map(|(waiting, detail)| {
+                self.letter(waiting.event.clone(), reason, waiting.attempts, detail.clone())
             })
             .collect();
         let written = self.recorder.dead_lettered(letters).await;
         self.status.dead_letters_fail.store(written.is_err(), Ordering::Relaxed);
+        let outcome = Outcome::DeadLettered(reason);
+        let mut by_detail: BTreeMap<String, Vec<Waiting>> = BTreeMap::new();
+        for (waiting, detail) in dead {
+            by_detail.entry(detail).or_default().push(waiting);
+        }
         if written.is_ok() {
-            for (waiting, reason, detail) in &dead {
-                self.note_attempts(
-                    [(waiting, waiting.attempts)],
-                    &Outcome::DeadLettered(*reason).key(),
-                    detail,
-                )
-                .await;
+            for (detail, events) in &by_detail {
+                let attempts = events.iter().map(|waiting| (waiting, waiting.attempts));
+                self.note_attempts(attempts, &outcome.key(), detail);
             }
         }
-        let mut by_reason: BTreeMap<DeadLetterReason, Vec<Waiting>> = BTreeMap::new();
-        dead.iter().for_each(|(waiting, reason, _)| {
-            by_reason.entry(*reason).or_default().push(waiting.clone());
-        });
-        let events: Vec<Waiting> = dead.into_iter().map(|(waiting, ..)| waiting).collect();
+        let detail = by_detail.first_key_value().map_or_else(String::new, |(detail, _)| detail.clone());
+        let events: Vec<Waiting> = by_detail.into_values().flatten().collect();
         match written {
             Ok(()) => {
                 error!(
@@ -78,23 +87,17 @@ impl Lane {
                     error = detail,
                     "events become dead letters"
                 );
-                for (reason, events) in by_reason {
-                    self.end(&events, Outcome::DeadLettered(reason)).await;
-                }
+                self.end(&events, outcome);
             }
-            // It stays in the log, which has more room.
+            // They stay in the log, which has more room.
             Err(_) if matches!(reason, DeadLetterReason::Expired | DeadLetterReason::SpoolFull) => {
-                let until = Instant::now() + UNWRITTEN_DELAY;
-                events.into_iter().for_each(|waiting| self.backlog.hold(endpoint, waiting, until));
-            }
-            Err(why @ DropReason::DeadLettersFull) => {
-                self.drop_events(why, events.len());
-                self.end(&events, Outcome::Dropped(why)).await;
+                self.unwritten_until = Instant::now() + UNWRITTEN_DELAY;
+                self.backlog.put_back(endpoint, events);
             }
             // An identify that a newer one has overtaken must not be sent again.
-            Err(why) if reason == DeadLetterReason::Superseded => {
+            Err(why) if why == DropReason::DeadLettersFull || reason == DeadLetterReason::Superseded => {
                 self.drop_events(why, events.len());
-                self.end(&events, Outcome::Dropped(why)).await;
+                self.end(&events, Outcome::Dropped(why));
             }
             Err(_) if self.draining => self.parked.extend(events),
             Err(_) => {
@@ -110,7 +113,7 @@ impl Lane {
     }
 
     /// Forgets events that have ended.
-    async fn end(&mut self, events: &[Waiting], outcome: Outcome) {
+    fn end(&mut self, events: &[Waiting], outcome: Outcome) {
         let mut logged = Vec::new();
         for waiting in events {
             self.backlog.settle(waiting);
@@ -119,7 +122,7 @@ impl Lane {
             }
         }
         if let Some(feed) = self.feed.as_ref().filter(|_| !logged.is_empty()) {
-            feed.reports.ended(outcome, &logged).await;
+            feed.reports.ended(outcome, &logged);
         }
         self.finish_reloaded(events.iter().filter(|waiting| waiting.place == Place::SpillFile).count());
     }
@@ -146,7 +149,9 @@ impl Lane {
     /// Makes dead letters of events that are too old, or that must make room in
     /// the log.
     pub(super) async fn let_go(&mut self) {
-        let Some(feed) = &mut self.feed else { return };
+        let Some(feed) = self.feed.as_ref().filter(|_| self.unwritten_until <= Instant::now()) else {
+            return;
+        };
         let surplus_before = feed.surplus_before();
         if surplus_before > 0 {
             let is_surplus = |place: Place| matches!(place, Place::Log(seq) if seq < surplus_before);
@@ -163,6 +168,9 @@ impl Lane {
                 .backlog
                 .take_where(|waiting| waiting.event.accepted_ms < before_ms && is_logged(waiting.place));
             self.bury_all(expired, DeadLetterReason::Expired, "its retention has ended").await;
+            if let Some(feed) = &mut self.feed {
+                feed.look_again();
+            }
         }
     }
 
@@ -181,7 +189,7 @@ impl Lane {
     }
 
     /// Notes an attempt in the log, with its number for each event.
-    pub(super) async fn note_attempts<'a>(
+    pub(super) fn note_attempts<'a>(
         &self,
         events: impl IntoIterator<Item = (&'a Waiting, u32)>,
         verdict: &str,
@@ -196,7 +204,7 @@ impl Lane {
         }
         let now_ms = self.clock.now_ms();
         for (attempt, seqs) in attempts {
-            feed.reports.attempted(now_ms, attempt, verdict, detail, &seqs).await;
+            feed.reports.attempted(now_ms, attempt, verdict, detail, &seqs);
         }
     }
 }

@@ -16,6 +16,7 @@ pub(crate) struct LaneStatus {
     pub(super) state: AtomicU8,
     pub(super) dead_letters_fail: AtomicBool,
     pub(super) full: AtomicBool,
+    pub(super) cannot_read: AtomicBool,
 }
 
 impl LaneStatus {
@@ -29,6 +30,7 @@ impl LaneStatus {
             state: AtomicU8::new(0),
             dead_letters_fail: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            cannot_read: AtomicBool::new(false),
         }
     }
 
@@ -60,6 +62,11 @@ impl LaneStatus {
     /// True if the lane has no room for new events.
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// True while the log cannot be read.
+    pub(crate) fn cannot_read(&self) -> bool {
+        self.cannot_read.load(Ordering::Relaxed)
     }
 
     /// How the provider is doing.

@@ -1,6 +1,6 @@
 //! How far one provider has come in the log, and how its events ended.
 //!
-//! `cursors/<provider>.cursor`: two slots of 65,536 bytes, made in advance so
+//! `cursors/<provider>.cursor`: two slots of 262,144 bytes, made in advance so
 //! that progress can be noted on a full disk. A slot is written whole; the
 //! other one is left alone until this one is synced, so that one of the two is
 //! always good. The valid slot with the higher generation counts.
@@ -30,24 +30,25 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tracing::error;
 
 use super::{
     SpoolError,
-    frame::{FORMAT_VERSION, crc_without, u32_at, u64_at},
+    frame::{FORMAT_VERSION, SEQ_MAX, crc_without, u32_at, u64_at},
     fs::{SpoolFile, SpoolFs},
     quarantine::Quarantine,
     unfinished,
 };
 
 /// Bytes of a slot.
-pub(crate) const SLOT_BYTES: usize = 65_536;
+pub(crate) const SLOT_BYTES: usize = 262_144;
 /// Ending of cursor files.
 pub(crate) const ENDING: &str = ".cursor";
 const SLOT_HEADER_BYTES: usize = 32;
 const SLOT_MARK: [u8; 8] = *b"ARCURSR\xFE";
 const CRC: Range<usize> = 12..16;
-/// Bytes of a range in a payload, at most: two numbers, a name, punctuation.
-const RANGE_BYTES_MAX: usize = 96;
+/// Bytes of a payload without its ranges, at most.
+const FIELDS_BYTES_MAX: usize = 4096;
 
 /// How events ended, as `outcome/reason`. A name, so that a cursor of a relay
 /// that knows more reasons can be read.
@@ -60,11 +61,13 @@ pub(crate) struct Cursor {
     since: u64,
     /// The lowest event that has not ended.
     lowest: u64,
-    /// Events below `lowest`, by how they ended.
+    /// Ranges above it that have ended, by their first event; to the end,
+    /// exclusive. None touches another one.
+    ahead: BTreeMap<u64, u64>,
+    /// Events in those.
+    ahead_events: u64,
+    /// Events that have ended, by how.
     totals: BTreeMap<EndedAs, u64>,
-    /// Events above it that have ended, by their first: the end of the range,
-    /// exclusive, and how they ended.
-    ahead: BTreeMap<u64, (u64, EndedAs)>,
 }
 
 /// A cursor's form in a file.
@@ -74,37 +77,32 @@ pub(crate) struct Saved {
     since: u64,
     lowest: u64,
     totals: BTreeMap<EndedAs, u64>,
-    /// First, end (exclusive), and how they ended. What does not fit is left
-    /// out, from the highest: after a crash those go to the provider again.
-    ahead: Vec<(u64, u64, EndedAs)>,
+    /// In turn how many events have not ended and how many have, from `lowest`
+    /// on. What does not fit is left out, from the highest, and not counted: at
+    /// the next start those go to the provider again.
+    ahead: Vec<u64>,
 }
 
 impl Cursor {
     /// For a provider that has got nothing before `since`.
     pub(crate) fn new(since: u64) -> Self {
-        Self { since, lowest: since, totals: BTreeMap::new(), ahead: BTreeMap::new() }
+        Self { since, lowest: since, ahead: BTreeMap::new(), ahead_events: 0, totals: BTreeMap::new() }
     }
 
     /// Notes that a range of events has ended. Returns how many of them had
     /// not ended before.
     pub(crate) fn end(&mut self, range: Range<u64>, ended_as: &EndedAs) -> u64 {
         let mut ended = 0;
-        let mut from = range.start.max(self.lowest);
-        while from < range.end {
-            // The range before that may reach into this one, or the next one.
-            let before = self.ahead.range(..=from).next_back().map(|(_, (end, _))| *end);
-            if let Some(end) = before.filter(|end| *end > from) {
-                from = end;
-                continue;
-            }
-            let next = self.ahead.range(from..range.end).next().map_or(range.end, |(start, _)| *start);
-            self.insert(from..next, ended_as);
-            ended += next - from;
-            from = next;
+        for new in self.not_ended(range) {
+            ended += new.end - new.start;
+            self.insert(new);
         }
-        while let Some(entry) = self.ahead.first_entry().filter(|entry| *entry.key() == self.lowest) {
-            let (first, (end, ended_as)) = entry.remove_entry();
-            *self.totals.entry(ended_as).or_default() += end - first;
+        self.ahead_events += ended;
+        if ended > 0 {
+            *self.totals.entry(ended_as.clone()).or_default() += ended;
+        }
+        if let Some(end) = self.ahead.remove(&self.lowest) {
+            self.ahead_events -= end - self.lowest;
             self.lowest = end;
         }
         ended
@@ -112,22 +110,27 @@ impl Cursor {
 
     /// Adds a range of which nothing has ended, grown together with its
     /// neighbours.
-    fn insert(&mut self, range: Range<u64>, ended_as: &EndedAs) {
-        let Range { mut start, mut end } = range;
-        if let Some((first, (before, as_))) = self.ahead.range(..start).next_back()
-            && *before == start
-            && as_ == ended_as
-        {
-            start = *first;
+    fn insert(&mut self, range: Range<u64>) {
+        let before = self.ahead.range(..range.start).next_back();
+        let start = before.filter(|(_, end)| **end == range.start).map_or(range.start, |(first, _)| *first);
+        let end = self.ahead.remove(&range.end).unwrap_or(range.end);
+        self.ahead.insert(start, end);
+    }
+
+    /// The parts of a range that have not ended.
+    pub(crate) fn not_ended(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut from = range.start.max(self.lowest);
+        if let Some((_, end)) = self.ahead.range(..=from).next_back() {
+            from = from.max(*end);
         }
-        if let Some((after, as_)) = self.ahead.get(&end)
-            && as_ == ended_as
-        {
-            let after = *after;
-            self.ahead.remove(&end);
-            end = after;
+        let mut parts = Vec::new();
+        for (first, end) in self.ahead.range(from..range.end.max(from)) {
+            parts.push(from..*first);
+            from = *end;
         }
-        self.ahead.insert(start, (end, ended_as.clone()));
+        parts.push(from..range.end);
+        parts.retain(|part| part.start < part.end);
+        parts
     }
 
     /// The first event that this cursor speaks of.
@@ -142,58 +145,74 @@ impl Cursor {
 
     /// True if an event has ended.
     pub(crate) fn has_ended(&self, seq: u64) -> bool {
-        seq < self.lowest || self.ahead.range(..=seq).next_back().is_some_and(|(_, (end, _))| seq < *end)
+        seq < self.lowest || self.ahead.range(..=seq).next_back().is_some_and(|(_, end)| seq < *end)
     }
 
     /// Events that have ended, by how.
-    pub(crate) fn totals(&self) -> BTreeMap<EndedAs, u64> {
-        let mut totals = self.totals.clone();
-        for (first, (end, ended_as)) in &self.ahead {
-            *totals.entry(ended_as.clone()).or_default() += end - first;
-        }
-        totals
+    pub(crate) fn totals(&self) -> &BTreeMap<EndedAs, u64> {
+        &self.totals
     }
 
     /// Events of a log that ends before `next_seq` which have not ended.
     pub(crate) fn pending(&self, next_seq: u64) -> u64 {
-        let ahead: u64 = self.ahead.iter().map(|(first, (end, _))| end - first).sum();
-        next_seq.saturating_sub(self.lowest).saturating_sub(ahead)
+        next_seq.saturating_sub(self.lowest).saturating_sub(self.ahead_events)
     }
 
     /// The event after the last one that is known to have ended.
     pub(crate) fn end_seq(&self) -> u64 {
-        self.ahead.last_key_value().map_or(self.lowest, |(_, (end, _))| *end)
+        self.ahead.last_key_value().map_or(self.lowest, |(_, end)| *end)
     }
 
     fn save(&self, provider: &str) -> Saved {
-        let room = SLOT_BYTES - SLOT_HEADER_BYTES - 4096;
-        let ahead = self.ahead.iter().take(room / RANGE_BYTES_MAX);
-        Saved {
+        let mut saved = Saved {
             provider: provider.to_owned(),
             since: self.since,
             lowest: self.lowest,
             totals: self.totals.clone(),
-            ahead: ahead.map(|(first, (end, ended_as))| (*first, *end, ended_as.clone())).collect(),
+            ahead: Vec::new(),
+        };
+        let mut room = SLOT_BYTES - SLOT_HEADER_BYTES - FIELDS_BYTES_MAX;
+        let mut at = self.lowest;
+        let mut left_out = self.ahead_events;
+        for (first, end) in &self.ahead {
+            let (gap, length) = (first - at, end - first);
+            let bytes = digits(gap) + digits(length) + 2;
+            if bytes > room {
+                break;
+            }
+            room -= bytes;
+            saved.ahead.extend([gap, length]);
+            at = *end;
+            left_out -= length;
         }
+        // What is left out ends again, so it must not be counted here. How each
+        // of those ended is not known any more; most are the commonest.
+        while left_out > 0 {
+            let Some(most) = saved.totals.values_mut().max() else { break };
+            let taken = left_out.min(*most);
+            (*most, left_out) = (*most - taken, left_out - taken);
+        }
+        saved
     }
 
     /// `None` if it contradicts itself.
     fn restore(saved: Saved) -> Option<Self> {
-        let mut before = saved.lowest;
-        for (first, end, _) in &saved.ahead {
-            if *first <= before && *first != saved.lowest.max(before) || end <= first {
-                return None;
-            }
-            before = *end;
+        let Saved { since, lowest, totals, ahead: runs, .. } = saved;
+        let (mut ahead, mut ahead_events, mut at) = (BTreeMap::new(), 0, lowest);
+        for run in runs.chunks(2) {
+            let [gap, length] = *run else { return None };
+            let first = at.checked_add(gap).filter(|_| gap > 0)?;
+            at = first.checked_add(length).filter(|end| length > 0 && *end <= SEQ_MAX)?;
+            ahead.insert(first, at);
+            ahead_events += length;
         }
-        let ahead = saved.ahead.into_iter().map(|(first, end, as_)| (first, (end, as_))).collect();
-        (saved.since <= saved.lowest).then_some(Self {
-            since: saved.since,
-            lowest: saved.lowest,
-            totals: saved.totals,
-            ahead,
-        })
+        (since <= lowest && at <= SEQ_MAX).then_some(Self { since, lowest, ahead, ahead_events, totals })
     }
+}
+
+/// Digits of a number.
+fn digits(number: u64) -> usize {
+    number.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
 /// What a slot holds.
@@ -311,7 +330,11 @@ impl CursorFile {
         let damaged = slots.contains(&Slot::Damaged);
         if damaged {
             let name = format!("{provider}{ENDING}");
-            quarantine.keep(fs, &*file, &name, 0, file.len().map_err(at)?).map_err(at)?;
+            let length = file.len().map_err(at)?;
+            // Without a copy it goes on too: there may be no room for one.
+            if let Err(error) = quarantine.keep(fs, &*file, &name, 0, length) {
+                error!(provider, %error, "a damaged cursor could not be kept aside");
+            }
         }
         let Some((place, generation, cursor)) = newest(&slots) else {
             return Ok((Self::create(fs, dir, provider, oldest_seq).map_err(at)?, true));
@@ -442,14 +465,15 @@ mod tests {
 
     #[test]
     fn more_ranges_than_fit_are_cut_from_the_highest_and_never_counted_twice() {
-        let ranges: Vec<_> = (0..5000_u64).map(|i| (10 + 2 * i, 11 + 2 * i)).collect();
+        let ranges: Vec<_> = (0..100_000_u64).map(|i| (10 + 2 * i, 11 + 2 * i)).collect();
         let many = cursor(5, &ranges);
         let bytes = encode_slot(&many.save("mixpanel"), 1);
         assert!(bytes.len() <= SLOT_BYTES, "{}", bytes.len());
         let Slot::Cursor { cursor, .. } = decode_slot(&bytes) else { panic!("readable") };
-        assert!(cursor.has_ended(10) && !cursor.has_ended(10 + 2 * 4999));
+        assert!(cursor.has_ended(10 + 2 * 50_000), "fifty thousand fit");
+        assert!(!cursor.has_ended(10 + 2 * 99_999));
         let ended: u64 = cursor.totals().values().sum();
-        assert_eq!(ended + cursor.pending(20_000), 20_000 - 1);
+        assert_eq!(ended + cursor.pending(300_000), 300_000 - 1);
     }
 
     proptest! {
@@ -476,6 +500,8 @@ mod tests {
             for seq in 1..80 {
                 prop_assert_eq!(cursor.has_ended(seq), model.contains_key(&seq));
             }
+            let not_ended: Vec<u64> = cursor.not_ended(1..80).into_iter().flatten().collect();
+            prop_assert_eq!(not_ended, (1..80).filter(|seq| !model.contains_key(seq)).collect::<Vec<_>>());
             for kind in KINDS {
                 let count = model.values().filter(|ended_as| **ended_as == kind).count() as u64;
                 prop_assert_eq!(cursor.totals().get(kind).copied().unwrap_or(0), count);

@@ -45,6 +45,8 @@ pub(crate) const FRAME_HEADER_BYTES: usize = 32;
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 65_536;
 /// Most bytes of a frame.
 pub(crate) const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + 255 + PAYLOAD_BYTES_MAX;
+/// Numbers above this are damage: counting on from them must not overflow.
+pub(crate) const SEQ_MAX: u64 = u64::MAX / 4;
 /// The newest format that is understood.
 pub(crate) const FORMAT_VERSION: u16 = 1;
 
@@ -82,6 +84,7 @@ impl Frame<'_> {
     }
 
     /// Appends the frame's bytes.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         self.encode_unsealed(out);
@@ -145,7 +148,12 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed<'_> {
         _ => return Parsed::Invalid,
     };
     let payload_bytes = u32_at(header, 8) as usize;
-    if header[..4] != FRAME_MARK || header[4] != FRAME_VERSION || payload_bytes > PAYLOAD_BYTES_MAX {
+    let seq = u64_at(header, SEQ.start);
+    if header[..4] != FRAME_MARK
+        || header[4] != FRAME_VERSION
+        || payload_bytes > PAYLOAD_BYTES_MAX
+        || seq > SEQ_MAX
+    {
         return Parsed::Invalid;
     }
     let payload_at = FRAME_HEADER_BYTES + usize::from(header[7]);
@@ -158,7 +166,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed<'_> {
     Parsed::Frame(Frame {
         kind,
         durability: Durability::from_number(header[6]),
-        seq: u64_at(frame, SEQ.start),
+        seq,
         time_ms: u64_at(frame, 24).cast_signed(),
         id: &frame[FRAME_HEADER_BYTES..payload_at],
         payload: &frame[payload_at..],

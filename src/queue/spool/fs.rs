@@ -9,7 +9,10 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
+};
 
 use crate::delivery::files;
 
@@ -66,6 +69,26 @@ impl dyn SpoolFile + '_ {
         Ok(())
     }
 
+    /// As [`Self::read_full_at`], but what the disk does not give back becomes
+    /// zeros. Also returns where the last of it ends.
+    pub(crate) fn read_around(&self, buffer: &mut [u8], offset: u64) -> io::Result<(usize, Option<u64>)> {
+        const BLOCK_BYTES: usize = 4096;
+        if let Ok(read) = self.read_full_at(buffer, offset) {
+            return Ok((read, None));
+        }
+        let length = self.len()?.saturating_sub(offset);
+        let length = buffer.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+        let mut unreadable_until = None;
+        for (number, block) in buffer[..length].chunks_mut(BLOCK_BYTES).enumerate() {
+            let at = offset + (number * BLOCK_BYTES) as u64;
+            if self.read_full_at(block, at).is_err() {
+                block.fill(0);
+                unreadable_until = Some(at + block.len() as u64);
+            }
+        }
+        Ok((length, unreadable_until))
+    }
+
     /// Reads until the buffer is full or the file ends; returns the bytes read.
     pub(crate) fn read_full_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut filled = 0;
@@ -87,11 +110,13 @@ pub(crate) struct RealFs;
 
 impl SpoolFs for RealFs {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+        let new: Vec<&Path> = path.ancestors().take_while(is_new).collect();
         files::create_dir(path)?;
-        // A directory that is new must be known above it; above those the
-        // operator's own directories begin.
-        for dir in path.ancestors().skip(1).take(2).filter(|dir| !dir.as_os_str().is_empty()) {
-            files::sync_dir(dir)?;
+        // What is new must be known in the directory above it.
+        for dir in new {
+            let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
+            files::sync_dir(above.unwrap_or(Path::new(".")))?;
         }
         Ok(())
     }
@@ -145,11 +170,14 @@ impl SpoolFile for File {
     }
 
     fn allocate(&self, length: u64) -> io::Result<()> {
-        match fallocate(self, FallocateFlags::empty(), 0, length) {
-            // A file system that cannot reserve: writing may run out of space,
-            // which is dealt with.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
-            reserved => Ok(reserved?),
+        loop {
+            match fallocate(self, FallocateFlags::empty(), 0, length) {
+                // A file system that cannot reserve: writing may run out of
+                // space, which is dealt with.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return File::set_len(self, length),
+                Err(Errno::INTR) => {}
+                reserved => return Ok(reserved?),
+            }
         }
     }
 

@@ -7,6 +7,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use super::frame::SEQ_MAX;
+
 /// Ending of segments.
 pub(crate) const ENDING: &str = ".log";
 
@@ -40,6 +42,7 @@ impl Segment {
         (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
             .then(|| digits.parse().ok())
             .flatten()
+            .filter(|first_seq| *first_seq <= SEQ_MAX)
     }
 }
 
@@ -52,11 +55,13 @@ struct State {
     /// By their first number.
     segments: VecDeque<Segment>,
     next_seq: u64,
+    /// Segments that were replaced by another one of the same name.
+    replaced: u64,
 }
 
 impl Index {
     pub(crate) fn new(segments: Vec<Segment>, next_seq: u64) -> Self {
-        Self(Mutex::new(State { segments: segments.into(), next_seq }))
+        Self(Mutex::new(State { segments: segments.into(), next_seq, replaced: 0 }))
     }
 
     /// The number of the next event: all before it can be read.
@@ -72,7 +77,20 @@ impl Index {
 
     /// The segment that holds an event, or the next one after it.
     pub(crate) fn find(&self, seq: u64) -> Option<Segment> {
-        self.lock().segments.iter().find(|segment| segment.end_seq > seq).copied()
+        self.find_or_end(seq).ok()
+    }
+
+    /// As [`Index::find`], or, if there is none, the number of the next event.
+    /// Both at one moment: what is appended later must not count as passed.
+    pub(crate) fn find_or_end(&self, seq: u64) -> Result<Segment, u64> {
+        let state = self.lock();
+        let place = state.segments.partition_point(|segment| segment.end_seq <= seq);
+        state.segments.get(place).copied().ok_or(state.next_seq)
+    }
+
+    /// Changes when a segment was replaced by another one of its name.
+    pub(crate) fn replaced(&self) -> u64 {
+        self.lock().replaced
     }
 
     /// The segment with that first number.
@@ -110,6 +128,7 @@ impl Index {
         let mut state = self.lock();
         if state.segments.back().is_some_and(|newest| newest.first_seq == segment.first_seq) {
             state.segments.pop_back();
+            state.replaced += 1;
         }
         state.segments.push_back(segment);
     }

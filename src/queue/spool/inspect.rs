@@ -1,1 +1,575 @@
-//! Being written.
+//! Reads a log from outside, for the operator's commands: one that a relay is
+//! writing, or one that nobody uses. Nothing here writes, but for
+//! [`SpoolDir::repair`], and nothing here is ever removed.
+//!
+//! Beside a relay everything may move. Segments may be removed and begun, so
+//! what is not there any more is passed over. A cursor or the end of the newest
+//! segment may be read in the middle of a write, so what looks damaged there is
+//! looked at again.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use super::{
+    LOCK, SpoolError, SpoolLock,
+    cursor::{Cursor, CursorFile, ENDING as CURSOR_ENDING, Slot, newest, read_slots},
+    frame::{Frame, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
+    fs::{RealFs, SpoolFile, SpoolFs},
+    index::{Index, Segment},
+    log::{Log, LogDirs, LogLimits, Recovery},
+    quarantine::Quarantine,
+    scan::{Item, Scanner},
+};
+
+mod hop;
+#[cfg(test)]
+mod tests;
+mod trace;
+
+use self::hop::Hopper;
+pub(crate) use self::trace::Accepted;
+
+/// Ending of what is in quarantine.
+const KEPT_ENDING: &str = ".bin";
+/// How often, and after which pause, what looks damaged is looked at again.
+const LOOKS: u32 = 5;
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// The directory of a log.
+#[derive(Debug, Clone)]
+pub(crate) struct SpoolDir {
+    dirs: LogDirs,
+    /// The lock is held by us: no relay is running.
+    is_ours: bool,
+}
+
+/// A log at a glance.
+#[derive(Debug)]
+pub(crate) struct Overview {
+    pub(crate) in_use: bool,
+    pub(crate) segments: Vec<SegmentInfo>,
+    /// The number of the next event.
+    pub(crate) next_seq: u64,
+    pub(crate) cursors: Vec<CursorInfo>,
+    pub(crate) quarantine_ranges: u64,
+    pub(crate) quarantine_bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct SegmentInfo {
+    /// Of the newest: how far it is written.
+    pub(crate) segment: Segment,
+    pub(crate) start: SegmentStart,
+}
+
+/// How far a provider has come.
+#[derive(Debug)]
+pub(crate) struct CursorInfo {
+    pub(crate) provider: String,
+    /// None if it cannot be read.
+    pub(crate) cursor: Option<Cursor>,
+    /// Bytes from its lowest event that has not ended.
+    pub(crate) pending_bytes: u64,
+    /// When the oldest event that has not ended was accepted.
+    pub(crate) oldest_accepted_ms: Option<i64>,
+}
+
+/// A cursor's file.
+#[derive(Debug)]
+pub(crate) struct CursorSlots {
+    pub(crate) provider: String,
+    pub(crate) slots: [Slot; 2],
+}
+
+impl CursorSlots {
+    /// The cursor, unless neither slot can be read.
+    pub(crate) fn cursor(&self) -> Option<&Cursor> {
+        newest(&self.slots).map(|(_, _, cursor)| cursor)
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.slots.contains(&Slot::Damaged) || self.cursor().is_none()
+    }
+}
+
+/// What every byte of a segment says.
+#[derive(Debug)]
+pub(crate) struct SegmentReport {
+    pub(crate) segment: Segment,
+    pub(crate) start: SegmentStart,
+    pub(crate) events: u64,
+    pub(crate) attempts: u64,
+    /// Frames of a group that failed, whose numbers were given away again.
+    pub(crate) void: u64,
+    /// Bytes that cannot be read.
+    pub(crate) damaged: Vec<Range<u64>>,
+    /// Numbers of events that are not there.
+    pub(crate) missing: Vec<Range<u64>>,
+    /// Bytes behind the last frame of a log that nobody writes.
+    pub(crate) torn: Option<Range<u64>>,
+    /// The number after its last event.
+    pub(crate) end_seq: u64,
+}
+
+impl SegmentReport {
+    pub(crate) fn is_clean(&self) -> bool {
+        !matches!(self.start, SegmentStart::Newer(_))
+            && self.damaged.is_empty()
+            && self.missing.is_empty()
+            && self.torn.is_none()
+    }
+
+    fn note_missing(&mut self, until: u64) {
+        if until > self.end_seq {
+            self.missing.push(self.end_seq..until);
+            self.end_seq = until;
+        }
+    }
+}
+
+/// What was found while events were read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PassedOver {
+    pub(crate) damaged_ranges: u64,
+}
+
+/// What a repair did.
+#[derive(Debug, Default)]
+pub(crate) struct Repair {
+    /// What opening the log did; `None` beside a relay.
+    pub(crate) recovery: Option<Recovery>,
+    /// Providers whose cursor had a slot that could not be read, and whether
+    /// both can be now.
+    pub(crate) cursors: Vec<(String, bool)>,
+    /// Segments that were read.
+    pub(crate) segments: u64,
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// A damaged range in quarantine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) segment: String,
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
+    /// False if it was there.
+    pub(crate) new: bool,
+}
+
+impl SpoolDir {
+    /// `None` if there is no log.
+    pub(crate) fn open(dir: &Path) -> Option<Self> {
+        let dirs = LogDirs::new(dir);
+        dirs.segments.is_dir().then_some(Self { dirs, is_ours: false })
+    }
+
+    /// True if a process holds the log's lock.
+    pub(crate) fn is_in_use(&self) -> Result<bool, SpoolError> {
+        if self.is_ours {
+            return Ok(false);
+        }
+        let path = self.dirs.root.join(LOCK);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file.map_err(|source| SpoolError::at(&path, source))?,
+        };
+        // Shared, so that two who ask do not take each other for a relay, and
+        // for no longer than this: a relay that starts must get it.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(SpoolError::at(&path, source)),
+        }
+    }
+
+    /// The log at a glance. Reads the newest segment, and of the others their
+    /// headers and where a provider's oldest event is.
+    pub(crate) fn overview(&self) -> Result<Overview, SpoolError> {
+        let in_use = self.is_in_use()?;
+        // Before the segments: what a cursor knows is in the log by then.
+        let cursors = self.cursors()?;
+        let mut segments = self.segments()?;
+        if let Some(newest) = segments.last_mut() {
+            self.find_end(newest)?;
+        }
+        let next_seq = cursors
+            .iter()
+            .filter_map(|file| Some(file.cursor()?.end_seq()))
+            .fold(segments.last().map_or(1, |segment| segment.end_seq), u64::max);
+        let index = Index::new(segments.clone(), next_seq);
+        let cursors = cursors.into_iter().map(|file| {
+            let Some(cursor) = file.cursor().cloned() else {
+                let provider = file.provider;
+                return Ok(CursorInfo { provider, cursor: None, pending_bytes: 0, oldest_accepted_ms: None });
+            };
+            let is_pending = cursor.pending(next_seq) > 0;
+            Ok(CursorInfo {
+                provider: file.provider,
+                pending_bytes: if is_pending { index.bytes_from(cursor.lowest()) } else { 0 },
+                oldest_accepted_ms: if is_pending { self.oldest_pending(&segments, &cursor)? } else { None },
+                cursor: Some(cursor),
+            })
+        });
+        let cursors = cursors.collect::<Result<_, SpoolError>>()?;
+        let (quarantine_ranges, quarantine_bytes) = self.quarantine_size()?;
+        let starts = segments.iter().map(|segment| {
+            let Some(file) = self.open_segment(*segment)? else { return Ok(None) };
+            let start = self.start(*segment, &*file)?;
+            Ok(Some(SegmentInfo { segment: *segment, start }))
+        });
+        let starts = starts.collect::<Result<Vec<_>, SpoolError>>()?;
+        let segments = starts.into_iter().flatten().collect();
+        Ok(Overview { in_use, segments, next_seq, cursors, quarantine_ranges, quarantine_bytes })
+    }
+
+    /// The segments by their names and lengths; how far the newest goes is not
+    /// known yet.
+    pub(crate) fn segments(&self) -> Result<Vec<Segment>, SpoolError> {
+        let names = self.list(&self.dirs.segments)?;
+        let mut segments: Vec<Segment> = Vec::new();
+        for first_seq in names.iter().filter_map(|name| Segment::parse_name(name)) {
+            if let Some(before) = segments.last_mut() {
+                before.end_seq = first_seq;
+            }
+            let mut segment = Segment { first_seq, end_seq: u64::MAX, used: 0, allocated: 0 };
+            if let Some(file) = self.open_segment(segment)? {
+                segment.used = file.len().map_err(|source| self.at(segment, source))?;
+                segment.allocated = segment.used;
+                segments.push(segment);
+            }
+        }
+        Ok(segments)
+    }
+
+    /// The cursors, by their providers.
+    pub(crate) fn cursors(&self) -> Result<Vec<CursorSlots>, SpoolError> {
+        let mut cursors = Vec::new();
+        for name in self.list(&self.dirs.cursors)? {
+            let Some(provider) = name.strip_suffix(CURSOR_ENDING) else { continue };
+            let path = CursorFile::path(&self.dirs.cursors, provider);
+            let at = |source| SpoolError::at(&path, source);
+            let file = RealFs.open_to_read(&path).map_err(at)?;
+            let mut slots = read_slots(&*file).map_err(at)?;
+            for _ in 1..LOOKS {
+                if !slots.contains(&Slot::Damaged) || !self.is_in_use()? {
+                    break;
+                }
+                thread::sleep(LOOK_AGAIN);
+                slots = read_slots(&*file).map_err(at)?;
+            }
+            cursors.push(CursorSlots { provider: provider.to_owned(), slots });
+        }
+        Ok(cursors)
+    }
+
+    /// Reads all of a segment; `None` if it was removed meanwhile. `progress`
+    /// is told how many bytes of it were read so far.
+    pub(crate) fn verify(
+        &self,
+        segment: Segment,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Option<SegmentReport>, SpoolError> {
+        let Some(file) = self.open_segment(segment)? else { return Ok(None) };
+        let start = self.start(segment, &*file)?;
+        let mut report = SegmentReport {
+            segment,
+            start,
+            events: 0,
+            attempts: 0,
+            void: 0,
+            damaged: Vec::new(),
+            missing: Vec::new(),
+            torn: None,
+            end_seq: segment.first_seq,
+        };
+        // One without a byte was never begun.
+        if start == SegmentStart::Damaged && segment.used > 0 {
+            report.damaged.push(0..segment.used.min(SEGMENT_HEADER_BYTES as u64));
+        }
+        if matches!(start, SegmentStart::Newer(_)) {
+            return Ok(Some(report));
+        }
+        self.read(segment, &*file, |step| {
+            match step {
+                Step::Frame { at, frame } => {
+                    progress(at);
+                    match frame.kind {
+                        Kind::Attempt => report.attempts += 1,
+                        Kind::Event if frame.seq >= segment.end_seq => report.void += 1,
+                        Kind::Event => {
+                            report.events += 1;
+                            report.note_missing(frame.seq);
+                            report.end_seq = report.end_seq.max(frame.seq.saturating_add(1));
+                        }
+                    }
+                }
+                Step::Damage(bytes) => report.damaged.push(bytes),
+                Step::Torn(bytes) => report.torn = Some(bytes),
+            }
+            Ok::<_, SpoolError>(true)
+        })?;
+        if !is_newest(segment) {
+            report.note_missing(segment.end_seq);
+        }
+        Ok(Some(report))
+    }
+
+    /// Passes each event from number `since` on to `each`, until that says
+    /// false.
+    pub(crate) fn events<E: From<SpoolError>>(
+        &self,
+        since: u64,
+        mut each: impl FnMut(Frame<'_>) -> Result<bool, E>,
+    ) -> Result<PassedOver, E> {
+        let mut passed_over = PassedOver::default();
+        let mut goes_on = true;
+        for segment in self.segments()?.into_iter().filter(|segment| segment.end_seq > since) {
+            let Some(file) = self.open_segment(segment)?.filter(|_| goes_on) else { continue };
+            self.refuse_newer(segment, &*file)?;
+            self.read(segment, &*file, |step| {
+                match step {
+                    Step::Frame { frame, .. } => {
+                        let is_in = (segment.first_seq.max(since)..segment.end_seq).contains(&frame.seq);
+                        if frame.kind == Kind::Event && is_in {
+                            goes_on = each(frame)?;
+                        }
+                    }
+                    Step::Damage(_) => passed_over.damaged_ranges += 1,
+                    Step::Torn(_) => {}
+                }
+                Ok::<_, E>(goes_on)
+            })?;
+        }
+        Ok(passed_over)
+    }
+
+    /// Every acceptance of an event, in their order, with the attempts to
+    /// deliver it.
+    pub(crate) fn trace(&self, id: &str) -> Result<Vec<Accepted>, SpoolError> {
+        let segments = self.segments()?;
+        for segment in &segments {
+            if let Some(file) = self.open_segment(*segment)? {
+                self.refuse_newer(*segment, &*file)?;
+            }
+        }
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        trace::trace(self, &segments, id, threads)
+    }
+
+    /// Copies every damaged range to quarantine. If no relay is running, the
+    /// log is opened first as a relay would, which cuts off a torn end and
+    /// writes cursors anew; else the newest segment is left to the relay.
+    pub(crate) fn repair(&self, limits: LogLimits, now_ms: i64) -> Result<Repair, SpoolError> {
+        let mut repair = Repair::default();
+        let lock = match SpoolLock::acquire(&self.dirs.root) {
+            Ok(lock) => Some(lock),
+            Err(SpoolError::Busy(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let dir = Self { is_ours: lock.is_some(), ..self.clone() };
+        if dir.is_ours {
+            dir.recover(limits, now_ms, &mut repair)?;
+        }
+        dir.keep_damaged(&mut repair)?;
+        drop(lock);
+        Ok(repair)
+    }
+
+    /// Opens the log as a relay does.
+    fn recover(&self, limits: LogLimits, now_ms: i64, repair: &mut Repair) -> Result<(), SpoolError> {
+        let mut damaged = self.cursors()?;
+        damaged.retain(CursorSlots::is_damaged);
+        let (mut log, recovery) = Log::open(Arc::new(RealFs), &self.dirs, limits, &[], now_ms)?;
+        log.write_cursors();
+        drop(log);
+        for CursorSlots { provider, .. } in damaged {
+            // It must survive the machine before it is told.
+            let path = CursorFile::path(&self.dirs.cursors, &provider);
+            let at = |source| SpoolError::at(&path, source);
+            let file = RealFs.open(&path).map_err(at)?;
+            file.sync_data().map_err(at)?;
+            let is_whole = !read_slots(&*file).map_err(at)?.contains(&Slot::Damaged);
+            repair.cursors.push((provider, is_whole));
+        }
+        repair.recovery = Some(recovery);
+        Ok(())
+    }
+
+    fn keep_damaged(&self, repair: &mut Repair) -> Result<(), SpoolError> {
+        let in_quarantine = |source| SpoolError::at(&self.dirs.quarantine, source);
+        RealFs.create_dir(&self.dirs.quarantine).map_err(in_quarantine)?;
+        let mut quarantine = Quarantine::open(&RealFs, &self.dirs.quarantine).map_err(in_quarantine)?;
+        for segment in self.segments()?.into_iter().filter(|segment| self.is_ours || !is_newest(*segment)) {
+            let Some(file) = self.open_segment(segment)? else { continue };
+            self.refuse_newer(segment, &*file)?;
+            let Some(report) = self.verify(segment, |_| {})? else { continue };
+            repair.segments += 1;
+            for range in report.damaged {
+                let (segment, at, bytes) = (segment.name(), range.start, range.end - range.start);
+                let new = quarantine.keep(&RealFs, &*file, &segment, at, bytes).map_err(in_quarantine)?;
+                repair.kept.push(Kept { segment, at, bytes, new });
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds how far the newest segment is written.
+    fn find_end(&self, newest: &mut Segment) -> Result<(), SpoolError> {
+        let Some(file) = self.open_segment(*newest)? else { return Ok(()) };
+        let (mut end_seq, mut used) = (newest.first_seq, newest.used.min(SEGMENT_HEADER_BYTES as u64));
+        self.read(*newest, &*file, |step| {
+            if let Step::Frame { at, frame } = step {
+                used = at + frame.len() as u64;
+                if frame.kind == Kind::Event {
+                    end_seq = end_seq.max(frame.seq.saturating_add(1));
+                }
+            }
+            Ok::<_, SpoolError>(true)
+        })?;
+        (newest.end_seq, newest.used) = (end_seq, used);
+        Ok(())
+    }
+
+    /// When the oldest event was accepted that has not ended at a provider.
+    fn oldest_pending(&self, segments: &[Segment], cursor: &Cursor) -> Result<Option<i64>, SpoolError> {
+        let mut window = Vec::new();
+        for segment in segments.iter().filter(|segment| segment.end_seq > cursor.lowest()) {
+            let Some(file) = self.open_segment(*segment)? else { continue };
+            let mut hopper = Hopper::new(&*file, *segment, window);
+            while let Some(hop) = hopper.next().map_err(|source| self.at(*segment, source))? {
+                let is_in = hop.seq() < segment.end_seq;
+                if hop.is_event()
+                    && is_in
+                    && !cursor.has_ended(hop.seq())
+                    && let Some(frame) = hop.checked()
+                {
+                    return Ok(Some(frame.time_ms));
+                }
+            }
+            window = hopper.into_window();
+        }
+        Ok(None)
+    }
+
+    /// Damaged ranges in quarantine, and their bytes.
+    fn quarantine_size(&self) -> Result<(u64, u64), SpoolError> {
+        let (mut ranges, mut bytes) = (0, 0);
+        for name in self.list(&self.dirs.quarantine)?.iter().filter(|name| name.ends_with(KEPT_ENDING)) {
+            let path = self.dirs.quarantine.join(name);
+            ranges += 1;
+            bytes += fs::metadata(&path).map_err(|source| SpoolError::at(&path, source))?.len();
+        }
+        Ok((ranges, bytes))
+    }
+
+    /// Passes what a segment holds on to `each`, until that says false.
+    fn read<E: From<SpoolError>>(
+        &self,
+        segment: Segment,
+        file: &dyn SpoolFile,
+        mut each: impl FnMut(Step<'_>) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let err = |source| self.at(segment, source);
+        let scan_from = |at| Scanner::new(file, at, segment.used).reading_around();
+        let mut scanner = scan_from(SEGMENT_HEADER_BYTES as u64);
+        let mut looks = 1;
+        loop {
+            let goes_on = match scanner.next().map_err(err)? {
+                Item::End { .. } => return Ok(()),
+                Item::Frame { at, frame } => {
+                    looks = 1;
+                    each(Step::Frame { at, frame })?
+                }
+                Item::Damage { at, bytes } if is_newest(segment) => {
+                    let in_use = self.is_in_use()?;
+                    if in_use && looks < LOOKS {
+                        looks += 1;
+                        thread::sleep(LOOK_AGAIN);
+                        scanner = scan_from(at);
+                        continue;
+                    }
+                    let range = at..at + bytes;
+                    let is_last = matches!(scan_from(range.end).next().map_err(err)?, Item::End { .. });
+                    match (is_last, in_use) {
+                        (false, _) => each(Step::Damage(range))?,
+                        (true, false) => each(Step::Torn(range))?,
+                        // It is being written.
+                        (true, true) => return Ok(()),
+                    }
+                }
+                Item::Damage { at, bytes } => each(Step::Damage(at..at + bytes))?,
+            };
+            if !goes_on {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What a segment's header says; one that belongs to another file is
+    /// damaged.
+    fn start(&self, segment: Segment, file: &dyn SpoolFile) -> Result<SegmentStart, SpoolError> {
+        let mut header = [0; SEGMENT_HEADER_BYTES];
+        let (read, _) = file.read_around(&mut header, 0).map_err(|source| self.at(segment, source))?;
+        Ok(match SegmentHeader::decode(&header[..read]) {
+            SegmentStart::Header(header) if header.first_seq != segment.first_seq => SegmentStart::Damaged,
+            start => start,
+        })
+    }
+
+    fn refuse_newer(&self, segment: Segment, file: &dyn SpoolFile) -> Result<(), SpoolError> {
+        match self.start(segment, file)? {
+            SegmentStart::Newer(version) => {
+                Err(SpoolError::Newer { path: self.segment_path(segment).display().to_string(), version })
+            }
+            SegmentStart::Header(_) | SegmentStart::Damaged => Ok(()),
+        }
+    }
+
+    /// `None` if it was removed meanwhile.
+    fn open_segment(&self, segment: Segment) -> Result<Option<Box<dyn SpoolFile>>, SpoolError> {
+        match RealFs.open_to_read(&self.segment_path(segment)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => Ok(Some(file.map_err(|source| self.at(segment, source))?)),
+        }
+    }
+
+    fn segment_path(&self, segment: Segment) -> PathBuf {
+        segment.path(&self.dirs.segments)
+    }
+
+    fn at(&self, segment: Segment, source: io::Error) -> SpoolError {
+        SpoolError::at(&self.segment_path(segment), source)
+    }
+
+    /// Names of the files in a directory; none if it is not there.
+    fn list(&self, dir: &Path) -> Result<Vec<String>, SpoolError> {
+        match RealFs.list(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            names => names.map_err(|source| SpoolError::at(dir, source)),
+        }
+    }
+}
+
+/// What a segment holds at some place.
+enum Step<'a> {
+    Frame {
+        at: u64,
+        frame: Frame<'a>,
+    },
+    /// Bytes that are no frame.
+    Damage(Range<u64>),
+    /// Such bytes at the end of a log that nobody writes.
+    Torn(Range<u64>),
+}
+
+/// True for the segment of which it is not known how far it goes.
+fn is_newest(segment: Segment) -> bool {
+    segment.end_seq == u64::MAX
+}

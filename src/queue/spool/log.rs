@@ -22,6 +22,7 @@
 //!   before it is cut. Damage anywhere else is found when it is read.
 
 use std::{
+    collections::BTreeSet,
     io,
     ops::Range,
     path::{Path, PathBuf},
@@ -37,6 +38,7 @@ use super::{
     fs::{SpoolFile, SpoolFs},
     index::{Index, Segment},
     quarantine::Quarantine,
+    reader::DamagedRange,
     scan::{Item, Scanner},
     unfinished,
 };
@@ -98,6 +100,8 @@ pub(crate) struct Log {
     active: Option<Active>,
     cursors: Vec<CursorFile>,
     quarantine: Quarantine,
+    /// Damaged ranges that could not be copied yet: their segments stay.
+    unkept: BTreeSet<DamagedRange>,
     /// Calls in a row that failed.
     failures: u32,
 }
@@ -128,6 +132,8 @@ impl Log {
         for dir in [&dirs.segments, &dirs.cursors, &dirs.quarantine] {
             fs.create_dir(dir).map_err(|source| SpoolError::at(dir, source))?;
             remove_unfinished(&*fs, dir).map_err(|source| SpoolError::at(dir, source))?;
+            // What is found may have its name in the machine's memory only.
+            fs.sync_dir(dir).map_err(|source| SpoolError::at(dir, source))?;
         }
         fs.sync_dir(&dirs.root).map_err(|source| SpoolError::at(&dirs.root, source))?;
         let in_segments = |source| SpoolError::at(&dirs.segments, source);
@@ -139,8 +145,8 @@ impl Log {
         check_headers(&*fs, dirs, &segments, &mut quarantine)?;
         let mut active = None;
         if let Some(newest) = segments.last_mut() {
-            let file = repair_newest(&*fs, dirs, newest, &mut quarantine, &mut recovery);
-            active = Some(file.map_err(in_segments)?);
+            active =
+                repair_newest(&*fs, dirs, newest, &mut quarantine, &mut recovery).map_err(in_segments)?;
         }
         let next_seq = segments.last().map_or(1, |segment| segment.end_seq);
         let oldest_seq = segments.first().map_or(next_seq, |segment| segment.first_seq);
@@ -160,9 +166,15 @@ impl Log {
 
         let index = Arc::new(Index::new(segments, next_seq));
         let (fs, dirs) = (fs.clone(), dirs.clone());
-        let mut log = Self { fs, dirs, limits, index, active, cursors, quarantine, failures: 0 };
+        let unkept = BTreeSet::new();
+        let mut log = Self { fs, dirs, limits, index, active, cursors, quarantine, unkept, failures: 0 };
         if log.active.is_none() {
-            log.begin_segment(now_ms).map_err(|source| SpoolError::at(&log.dirs.segments, source))?;
+            match log.begin_segment(now_ms) {
+                Ok(()) => {}
+                // What is in the log is delivered, which makes room.
+                Err(error) if is_full(&error) => warn!(%error, "no segment can be begun yet"),
+                Err(source) => return Err(SpoolError::at(&log.dirs.segments, source)),
+            }
         }
         Ok((log, recovery))
     }
@@ -274,7 +286,7 @@ impl Log {
         if let Err(error) = made {
             // An empty segment under its name is no harm: the next try
             // replaces it. What was reserved is given back.
-            let _ = file.set_len(0);
+            let _ = file.set_len(used);
             let _ = self.fs.remove(&new);
             return Err(error);
         }
@@ -283,9 +295,9 @@ impl Log {
         Ok(())
     }
 
-    /// Syncs what was written without a sync.
-    pub(crate) fn sync(&mut self) {
-        let Some(active) = self.active.as_mut().filter(|active| active.unsynced) else { return };
+    /// Syncs what was written without a sync. Returns false if it cannot be.
+    pub(crate) fn sync(&mut self) -> bool {
+        let Some(active) = self.active.as_mut().filter(|active| active.unsynced) else { return true };
         match active.file.sync_data() {
             Ok(()) => active.unsynced = false,
             Err(error) => {
@@ -295,11 +307,15 @@ impl Log {
                 self.active = None;
             }
         }
+        self.active.is_some()
     }
 
-    /// True if something was written that is not synced.
-    pub(crate) fn is_unsynced(&self) -> bool {
-        self.active.as_ref().is_some_and(|active| active.unsynced)
+    /// After failures, tries whether a segment can be begun. Nobody may be
+    /// asking for it: callers go elsewhere while the relay is not ready.
+    pub(crate) fn try_again(&mut self, now_ms: i64) {
+        if self.is_broken() && self.active.is_none() && self.begin_segment(now_ms).is_ok() {
+            self.failures = 0;
+        }
     }
 
     /// True after two failures in a row: no event can be accepted.
@@ -322,7 +338,7 @@ impl Log {
 
     /// Damaged ranges so far.
     pub(crate) fn damaged_ranges(&self) -> u64 {
-        self.quarantine.ranges()
+        self.quarantine.ranges() + self.unkept.len() as u64
     }
 
     /// Notes that events ended at a provider, by its place in
@@ -348,32 +364,50 @@ impl Log {
                 warn!(provider = cursor.provider, %error, "cursor cannot be synced");
             }
         }
+        self.keep_damaged();
         let Some(passed) = self.cursors.iter().map(CursorFile::safe_lowest).min() else { return };
         while let Some(segment) = self.index.oldest_sealed().filter(|segment| segment.end_seq <= passed) {
-            let path = segment.path(&self.dirs.segments);
-            let removed = self.fs.remove(&path).and_then(|()| self.fs.sync_dir(&self.dirs.segments));
-            if let Err(error) = removed {
-                warn!(segment = %path.display(), %error, "segment cannot be removed");
+            if self.unkept.iter().any(|range| range.segment == segment.first_seq) {
                 return;
             }
+            let path = segment.path(&self.dirs.segments);
+            match self.fs.remove(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    warn!(segment = %path.display(), %error, "segment cannot be removed");
+                    return;
+                }
+                Ok(()) | Err(_) => self.index.remove_oldest(),
+            }
             info!(segment = segment.name(), "segment removed: every provider has passed it");
-            self.index.remove_oldest();
+            // If that fails it may be back after a crash, and is removed again.
+            if let Err(error) = self.fs.sync_dir(&self.dirs.segments) {
+                warn!(segment = %path.display(), %error, "the removal of a segment cannot be synced");
+                return;
+            }
         }
     }
 
     /// Keeps a copy of a range that a reader found damaged. Returns true if it
     /// was not known.
-    pub(crate) fn quarantine(&mut self, first_seq: u64, at: u64, bytes: u64) -> bool {
-        let Some(segment) = self.index.segment(first_seq) else { return false };
-        let file = segment.path(&self.dirs.segments);
-        let kept = self
-            .fs
-            .open_to_read(&file)
-            .and_then(|file| self.quarantine.keep(&*self.fs, &*file, &segment.name(), at, bytes));
-        kept.unwrap_or_else(|error| {
-            error!(segment = segment.name(), at, bytes, %error, "damaged range cannot be kept");
-            false
-        })
+    pub(crate) fn quarantine(&mut self, segment: u64, at: u64, bytes: u64) -> bool {
+        let known = self.damaged_ranges();
+        self.unkept.insert(DamagedRange { segment, at, bytes });
+        self.keep_damaged();
+        self.damaged_ranges() > known
+    }
+
+    /// Copies the damaged ranges that are not copied yet.
+    fn keep_damaged(&mut self) {
+        for range in std::mem::take(&mut self.unkept) {
+            let Some(segment) = self.index.segment(range.segment) else { continue };
+            let (name, DamagedRange { at, bytes, .. }) = (segment.name(), range);
+            let file = self.fs.open_to_read(&segment.path(&self.dirs.segments));
+            let kept = file.and_then(|file| self.quarantine.keep(&*self.fs, &*file, &name, at, bytes));
+            if let Err(error) = kept {
+                warn!(segment = name, at, bytes, %error, "a damaged range cannot be kept aside yet");
+                self.unkept.insert(range);
+            }
+        }
     }
 }
 
@@ -419,19 +453,17 @@ fn check_headers(
         let at = |source| SpoolError::at(&path, source);
         let file = fs.open_to_read(&path).map_err(at)?;
         let mut header = [0; SEGMENT_HEADER_BYTES];
-        let read = file.read_full_at(&mut header, 0).map_err(at)?;
+        let (read, _) = file.read_around(&mut header, 0).map_err(at)?;
         match SegmentHeader::decode(&header[..read]) {
             SegmentStart::Header(header) if header.first_seq == segment.first_seq => {}
             SegmentStart::Newer(version) => {
                 return Err(SpoolError::Newer { path: path.display().to_string(), version });
             }
             SegmentStart::Header(_) | SegmentStart::Damaged => {
-                let new = quarantine.keep(fs, &*file, &segment.name(), 0, read as u64).map_err(at)?;
-                if new {
-                    error!(
-                        segment = segment.name(),
-                        "the header of a segment is damaged; its events are read"
-                    );
+                let name = segment.name();
+                error!(segment = name, "the header of a segment is damaged; its events are read");
+                if let Err(error) = quarantine.keep(fs, &*file, &name, 0, read as u64) {
+                    warn!(segment = name, %error, "a damaged header cannot be kept aside");
                 }
             }
         }
@@ -440,21 +472,23 @@ fn check_headers(
 }
 
 /// Finds the end of the newest segment, and cuts off what stands torn behind
-/// it. What is found then is on disk for certain.
+/// it. What is found then is on disk for certain. A segment whose end cannot be
+/// cut, because there is no room for a copy or the disk does not give all of it
+/// back, is not written to any more.
 fn repair_newest(
     fs: &dyn SpoolFs,
     dirs: &LogDirs,
     segment: &mut Segment,
     quarantine: &mut Quarantine,
     recovery: &mut Recovery,
-) -> io::Result<Active> {
+) -> io::Result<Option<Active>> {
     let path = segment.path(&dirs.segments);
     let file = fs.open(&path)?;
     let length = file.len()?;
     let mut end_seq = segment.first_seq;
     let mut used = length.min(SEGMENT_HEADER_BYTES as u64);
     let mut torn = 0;
-    let mut scanner = Scanner::new(&*file, used, length);
+    let mut scanner = Scanner::new(&*file, used, length).reading_around();
     loop {
         match scanner.next()? {
             Item::Frame { at, frame } => {
@@ -469,8 +503,19 @@ fn repair_newest(
             Item::End { .. } => break,
         }
     }
+    let met_unreadable = scanner.met_unreadable();
+    let kept =
+        if torn > 0 { quarantine.keep(fs, &*file, &segment.name(), used, torn).map(|_| ()) } else { Ok(()) };
+    if met_unreadable || kept.is_err() {
+        error!(
+            segment = segment.name(),
+            ?kept,
+            "the newest segment is left as it is, and a new one is begun"
+        );
+        *segment = Segment { end_seq, used, allocated: length, ..*segment };
+        return Ok(None);
+    }
     if torn > 0 {
-        quarantine.keep(fs, &*file, &segment.name(), used, torn)?;
         warn!(
             segment = segment.name(),
             at = used,
@@ -479,7 +524,8 @@ fn repair_newest(
         );
         recovery.torn_bytes = torn;
         file.set_len(used)?;
-        file.allocate(length)?;
+        // Without the room writing may fail later, which is dealt with.
+        let _ = file.allocate(length);
     }
     if used < SEGMENT_HEADER_BYTES as u64 {
         let header = SegmentHeader { first_seq: segment.first_seq, created_ms: 0 };
@@ -488,7 +534,7 @@ fn repair_newest(
     }
     file.sync_data()?;
     *segment = Segment { end_seq, used, allocated: file.len()?, ..*segment };
-    Ok(Active { file, used, unsynced: false })
+    Ok(Some(Active { file, used, unsynced: false }))
 }
 
 /// The providers that are named and those that have a cursor, in that order.

@@ -20,7 +20,8 @@
 //! **Durability.** `written` answers once the group is written, which survives
 //! the process; `synced` once `fdatasync` returned, which survives the machine;
 //! `queued` as soon as the event is in the writer's hands. All three go through
-//! the log. What was only written is synced once a second.
+//! the log, and one that is full or fails refuses all three. What was only
+//! written is synced once a second.
 //!
 //! **A failed sync is final.** Nobody knows what is on disk then, and asking
 //! again would not tell: the callers get UNAVAILABLE, the group is cut off, the
@@ -64,13 +65,12 @@ mod tests;
 mod writer;
 
 use self::{
-    cursor::EndedAs,
     frame::{Frame, Kind},
     fs::{RealFs, SpoolFs},
     index::Index,
     log::{Log, LogDirs, LogLimits},
     reader::{Chunk, DamagedRange, LogReader},
-    writer::{Append, Command, Report, Writer},
+    writer::{Append, Command, Writer},
 };
 use super::{Durability, QueueLimits, Refused, memory::QueueSender};
 use crate::{
@@ -83,8 +83,8 @@ use crate::{
 pub(crate) const UNFINISHED: &str = ".unfinished";
 /// Name of the file whose lock says that a relay is writing.
 const LOCK: &str = "spool.lock";
-/// Reports of one lane that may wait for the writer.
-const REPORTS_MAX: usize = 256;
+/// Attempts of one lane that may wait for the writer.
+const ATTEMPTS_MAX: usize = 256;
 /// Most ranges of events that one attempt names.
 const ATTEMPT_RANGES_MAX: usize = 2000;
 /// Most characters of a provider's words that are kept with an attempt.
@@ -177,7 +177,7 @@ pub(crate) struct SharedStatus {
     pub(crate) unsynced_events: AtomicU64,
     pub(crate) damaged_ranges: AtomicU64,
     /// No event can be accepted because the disk fails.
-    pub(crate) broken: AtomicBool,
+    pub(crate) broken: watch::Sender<bool>,
     /// No event can be accepted because there is no room.
     pub(crate) full: AtomicBool,
     /// A provider's share is used up.
@@ -204,7 +204,7 @@ impl SharedStatus {
 
     /// How the log is doing.
     pub(crate) fn state(&self) -> &'static str {
-        if self.broken.load(Ordering::Relaxed) {
+        if *self.broken.borrow() {
             Self::STATES[2]
         } else if self.full.load(Ordering::Relaxed) {
             Self::STATES[1]
@@ -325,7 +325,7 @@ impl OpenedSpool {
             segments: AtomicU64::new(segments as u64),
             unsynced_events: AtomicU64::new(0),
             damaged_ranges: AtomicU64::new(log.damaged_ranges()),
-            broken: AtomicBool::new(false),
+            broken: watch::Sender::new(false),
             full: AtomicBool::new(false),
             over_cap: AtomicBool::new(false),
             cursors: log.cursors().iter().enumerate().map(cursor).collect(),
@@ -355,7 +355,7 @@ impl OpenedSpool {
             index: self.log.index().clone(),
             reader: LogReader::new(self.fs.clone(), self.dirs.clone(), self.log.index().clone()),
             commands: self.spool.commands.clone(),
-            permits: Arc::new(Semaphore::new(REPORTS_MAX)),
+            permits: Arc::new(Semaphore::new(ATTEMPTS_MAX)),
             skipped: self.spool.status.skipped.subscribe(),
             surplus: self.spool.status.cursors[place].surplus.subscribe(),
         }
@@ -385,6 +385,11 @@ impl Spool {
     /// Appends an event and waits until it is as durable as `wanted`. Dropping
     /// the future does not take the event back.
     pub(crate) async fn append(&self, event: Arc<Event>, wanted: Durability) -> Result<Durability, Refused> {
+        // It is answered before the writer sees it, so it must not be refused
+        // then.
+        if wanted == Durability::Queued && self.status.state() != SharedStatus::WRITING {
+            return Err(Refused::SpoolFull);
+        }
         let event_bytes = event.memory_bytes();
         let events = self.status.intake_events.fetch_add(1, Ordering::Relaxed);
         let bytes = self.status.intake_bytes.fetch_add(event_bytes, Ordering::Relaxed);
@@ -496,21 +501,37 @@ impl LaneLog {
         let mut chunk = self.reader.read(seq, events_max, bytes_max)?;
         if seq < self.recovered_seq {
             chunk.events.retain(|logged| !self.done.has_ended(logged.seq));
-            chunk.missing = chunk.missing.iter().flat_map(|range| self.not_done(range.clone())).collect();
+            chunk.missing =
+                chunk.missing.iter().flat_map(|range| self.done.not_ended(range.clone())).collect();
         }
         Ok(chunk)
     }
 
-    /// The parts of a range that had not ended.
-    fn not_done(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        let mut left: Vec<Range<u64>> = Vec::new();
-        for seq in range.filter(|seq| !self.done.has_ended(*seq)) {
-            match left.last_mut() {
-                Some(last) if last.end == seq => last.end += 1,
-                _ => left.push(seq..seq + 1),
-            }
-        }
-        left
+    /// See [`LogReader::read_around`].
+    pub(crate) fn read_around(&mut self, reads_around: bool) {
+        self.reader.read_around(reads_around);
+    }
+
+    /// Lets go of files, until the next read.
+    pub(crate) fn close(&mut self) {
+        self.reader.close();
+    }
+
+    /// The lane's way to report.
+    pub(crate) fn reports(&self) -> LaneReports {
+        let (commands, permits) = (self.commands.clone(), self.permits.clone());
+        LaneReports { provider: self.provider.clone(), cursor: self.cursor, commands, permits }
+    }
+
+    /// Changes when the queue had no room for an event: its number.
+    pub(crate) fn skipped(&self) -> watch::Receiver<u64> {
+        self.skipped.clone()
+    }
+
+    /// Changes when the oldest events must make room: the number of the first
+    /// that may stay.
+    pub(crate) fn surplus(&self) -> watch::Receiver<u64> {
+        self.surplus.clone()
     }
 }
 
@@ -542,35 +563,9 @@ pub(crate) struct LaneReports {
     permits: Arc<Semaphore>,
 }
 
-impl LaneLog {
-    /// The lane's way to report.
-    pub(crate) fn reports(&self) -> LaneReports {
-        let (commands, permits) = (self.commands.clone(), self.permits.clone());
-        LaneReports { provider: self.provider.clone(), cursor: self.cursor, commands, permits }
-    }
-
-    /// Changes when the queue had no room for an event: its number.
-    pub(crate) fn skipped(&self) -> watch::Receiver<u64> {
-        self.skipped.clone()
-    }
-
-    /// Changes when the oldest events must make room: the number of the first
-    /// that may stay.
-    pub(crate) fn surplus(&self) -> watch::Receiver<u64> {
-        self.surplus.clone()
-    }
-}
-
 impl LaneReports {
     /// Notes an attempt to deliver events, for `explain`.
-    pub(crate) async fn attempted(
-        &self,
-        at_ms: i64,
-        attempt: u32,
-        verdict: &str,
-        detail: &str,
-        seqs: &[u64],
-    ) {
+    pub(crate) fn attempted(&self, at_ms: i64, attempt: u32, verdict: &str, detail: &str, seqs: &[u64]) {
         for part in ranges(seqs).chunks(ATTEMPT_RANGES_MAX) {
             let attempt = Attempt {
                 provider: self.provider.clone(),
@@ -579,25 +574,22 @@ impl LaneReports {
                 detail: detail.chars().take(DETAIL_CHARS_MAX).collect(),
                 events: part.iter().map(|range| (range.start, range.end)).collect(),
             };
-            self.send(Some((at_ms, attempt)), None).await;
+            let Ok(permit) = self.permits.clone().try_acquire_owned() else { return };
+            let _ = self.commands.send(Command::Attempted { at_ms, attempt, _permit: permit });
         }
     }
 
-    /// Notes how events ended.
-    pub(crate) async fn ended(&self, outcome: Outcome, seqs: &[u64]) {
-        self.ended_ranges(outcome, ranges(seqs)).await;
+    /// Notes how events ended. What waits here is bounded by the events that a
+    /// lane holds.
+    pub(crate) fn ended(&self, outcome: Outcome, seqs: &[u64]) {
+        self.ended_ranges(outcome, ranges(seqs));
     }
 
     /// Notes how ranges of events ended.
-    pub(crate) async fn ended_ranges(&self, outcome: Outcome, ranges: Vec<Range<u64>>) {
-        self.send(None, Some((outcome.key(), ranges))).await;
-    }
-
-    async fn send(&self, attempt: Option<(i64, Attempt)>, ended: Option<(EndedAs, Vec<Range<u64>>)>) {
-        let permit = self.permits.clone().acquire_owned().await.expect("nobody closes it");
-        let report = Report { cursor: self.cursor, attempt, ended, _permit: permit };
+    pub(crate) fn ended_ranges(&self, outcome: Outcome, ranges: Vec<Range<u64>>) {
+        let ended_as = outcome.key();
         // Without its thread the log notes nothing: the events go again.
-        let _ = self.commands.send(Command::Report(report));
+        let _ = self.commands.send(Command::Ended { cursor: self.cursor, ended_as, ranges });
     }
 
     /// Notes a damaged range.

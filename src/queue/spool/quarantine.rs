@@ -1,8 +1,9 @@
 //! Keeps what cannot be read: a damaged range is copied here before anything
 //! else happens to it, and is never removed by the relay.
 //!
-//! `quarantine/<file>-<offset>-<bytes>.bin`. The name says what was copied, so
-//! the same range is copied and counted once, however often it is met.
+//! `quarantine/<file>-<offset>-<bytes>-<CRC-32>.bin`. The name says what was
+//! copied, so the same bytes are copied and counted once, however often they are
+//! met. Where the disk gives nothing back, the copy has zeros.
 
 use std::{
     collections::BTreeSet,
@@ -43,24 +44,19 @@ impl Quarantine {
         at: u64,
         bytes: u64,
     ) -> io::Result<bool> {
-        let name = format!("{file_name}-{at}-{bytes}{ENDING}");
+        let mut crc = crc32fast::Hasher::new();
+        each_part(file, at, bytes, |_, part| {
+            crc.update(part);
+            Ok(())
+        })?;
+        let name = format!("{file_name}-{at}-{bytes}-{:08x}{ENDING}", crc.finalize());
         if self.names.contains(&name) {
             return Ok(false);
         }
         let path = self.dir.join(&name);
         let new = unfinished(&path);
         let copy = fs.create(&new)?;
-        let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(bytes).unwrap_or(COPY_BYTES))];
-        let mut done = 0;
-        while done < bytes {
-            let length = buffer.len().min(usize::try_from(bytes - done).unwrap_or(COPY_BYTES));
-            let read = file.read_full_at(&mut buffer[..length], at + done)?;
-            if read == 0 {
-                break;
-            }
-            copy.write_all_at(&buffer[..read], done)?;
-            done += read as u64;
-        }
+        each_part(file, at, bytes, |place, part| copy.write_all_at(part, place))?;
         copy.sync_data()?;
         fs.rename(&new, &path)?;
         fs.sync_dir(&self.dir)?;
@@ -72,4 +68,25 @@ impl Quarantine {
     pub(crate) fn ranges(&self) -> u64 {
         self.names.len() as u64
     }
+}
+
+/// Passes a range of a file on, part by part, with each part's place in it.
+fn each_part(
+    file: &dyn SpoolFile,
+    at: u64,
+    bytes: u64,
+    mut action: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(bytes).unwrap_or(COPY_BYTES))];
+    let mut done = 0;
+    while done < bytes {
+        let length = buffer.len().min(usize::try_from(bytes - done).unwrap_or(COPY_BYTES));
+        let (read, _) = file.read_around(&mut buffer[..length], at + done)?;
+        if read == 0 {
+            break;
+        }
+        action(done, &buffer[..read])?;
+        done += read as u64;
+    }
+    Ok(())
 }

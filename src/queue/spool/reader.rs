@@ -22,7 +22,7 @@ pub(crate) struct LoggedEvent {
 }
 
 /// A range of a segment that cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DamagedRange {
     /// First number of the segment.
     pub(crate) segment: u64,
@@ -49,6 +49,7 @@ pub(crate) struct LogReader {
     index: Arc<Index>,
     /// The segment that was read last.
     open: Option<Open>,
+    reads_around: bool,
 }
 
 #[derive(Debug)]
@@ -58,25 +59,32 @@ struct Open {
     /// Where the frame of `seq`, or one before it, begins.
     at: u64,
     seq: u64,
+    /// See [`Index::replaced`].
+    replaced: u64,
 }
 
 impl LogReader {
     pub(crate) fn new(fs: Arc<dyn SpoolFs>, dirs: LogDirs, index: Arc<Index>) -> Self {
-        Self { fs, dirs, index, open: None }
+        Self { fs, dirs, index, open: None, reads_around: false }
     }
 
     /// Reads events from number `seq` on: up to the end of the log or of a
     /// segment, at most `events_max`, and about `bytes_max` bytes of frames.
     pub(crate) fn read(&mut self, seq: u64, events_max: usize, bytes_max: u64) -> io::Result<Chunk> {
         let mut chunk = Chunk { next_seq: seq, ..Chunk::default() };
-        let Some(segment) = self.index.find(seq) else {
-            // Nothing stands there; numbers before the next one are gone.
-            chunk.pass_to(self.index.next_seq().max(seq));
-            return Ok(chunk);
+        let segment = match self.index.find_or_end(seq) {
+            Ok(segment) => segment,
+            Err(next_seq) => {
+                // Nothing stands there; numbers before the next one are gone.
+                chunk.pass_to(next_seq.max(seq));
+                return Ok(chunk);
+            }
         };
         chunk.pass_to(segment.first_seq);
+        let reads_around = self.reads_around;
         let open = self.open(segment, seq)?;
-        let mut scanner = Scanner::new(&*open.file, open.at, segment.used);
+        let scanner = Scanner::new(&*open.file, open.at, segment.used);
+        let mut scanner = if reads_around { scanner.reading_around() } else { scanner };
         let start = open.at;
         let at = loop {
             match scanner.next()? {
@@ -116,13 +124,26 @@ impl LogReader {
         Ok(chunk)
     }
 
+    /// What the disk does not give back is an error, or, to go on at last,
+    /// damage.
+    pub(crate) fn read_around(&mut self, reads_around: bool) {
+        self.reads_around = reads_around;
+    }
+
+    /// Lets go of the file that was read last.
+    pub(crate) fn close(&mut self) {
+        self.open = None;
+    }
+
     /// The segment's file, at the place of `seq` if that is known.
     fn open(&mut self, segment: Segment, seq: u64) -> io::Result<&mut Open> {
-        let goes_on = |open: &Open| open.first_seq == segment.first_seq && open.seq <= seq;
+        let replaced = self.index.replaced();
+        let goes_on =
+            |open: &Open| open.first_seq == segment.first_seq && open.seq <= seq && open.replaced == replaced;
         if !self.open.as_ref().is_some_and(goes_on) {
             let file = self.fs.open_to_read(&segment.path(&self.dirs.segments))?;
             let (first_seq, at) = (segment.first_seq, SEGMENT_HEADER_BYTES as u64);
-            self.open = Some(Open { first_seq, file, at, seq: first_seq });
+            self.open = Some(Open { first_seq, file, at, seq: first_seq, replaced });
         }
         Ok(self.open.as_mut().expect("just opened"))
     }

@@ -32,12 +32,28 @@ pub(crate) struct Scanner<'f> {
     end: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// What the disk does not give back is damage, and no error.
+    reads_around: bool,
+    /// Where the last of that ends.
+    unreadable_until: u64,
 }
 
 impl<'f> Scanner<'f> {
     /// Reads from `at`, where a frame begins or nothing does, to `end`.
     pub(crate) fn new(file: &'f dyn SpoolFile, at: u64, end: u64) -> Self {
-        Self { file, at, end, window: Vec::new(), window_at: at }
+        let window = Vec::new();
+        Self { file, at, end, window, window_at: at, reads_around: false, unreadable_until: 0 }
+    }
+
+    /// Takes what the disk does not give back as damage, from here on.
+    pub(crate) fn reading_around(mut self) -> Self {
+        self.reads_around = true;
+        self
+    }
+
+    /// True if the disk did not give back everything.
+    pub(crate) fn met_unreadable(&self) -> bool {
+        self.unreadable_until > 0
     }
 
     /// The next item. After [`Item::End`] always that.
@@ -100,6 +116,7 @@ impl<'f> Scanner<'f> {
             }
             look += step as u64;
         }
+        content_end = content_end.max(self.unreadable_until.min(self.end));
         self.at = content_end;
         Ok(if content_end > at { Item::Damage { at, bytes: content_end - at } } else { Item::End { at } })
     }
@@ -111,7 +128,13 @@ impl<'f> Scanner<'f> {
         if !covered {
             let left = usize::try_from(self.end.saturating_sub(at)).unwrap_or(usize::MAX);
             self.window.resize(left.min(WINDOW_BYTES.max(wanted)), 0);
-            let read = self.file.read_full_at(&mut self.window, at)?;
+            let read = if self.reads_around {
+                let (read, unreadable) = self.file.read_around(&mut self.window, at)?;
+                self.unreadable_until = self.unreadable_until.max(unreadable.unwrap_or(0));
+                read
+            } else {
+                self.file.read_full_at(&mut self.window, at)?
+            };
             if read < self.window.len() {
                 // The file is shorter than it was said to be.
                 self.window.truncate(read);

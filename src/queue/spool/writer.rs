@@ -39,6 +39,8 @@ pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const CURSOR_INTERVAL: Duration = Duration::from_millis(20);
 /// How long nothing is tried after the log was full or the disk failed.
 const REST: Duration = Duration::from_millis(250);
+/// Commands after which a group waits no more.
+const COMMANDS_AT_ONCE: usize = 10_000;
 /// Bytes of attempts that wait for the next group, at most; beyond, they are
 /// written by themselves.
 const ATTEMPTS_BYTES_MAX: usize = 64 * 1024;
@@ -47,7 +49,18 @@ const ATTEMPTS_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) enum Command {
     Append(Append),
-    Report(Report),
+    /// For `explain`.
+    Attempted {
+        at_ms: i64,
+        attempt: Attempt,
+        _permit: OwnedSemaphorePermit,
+    },
+    /// How events ended at the provider of a cursor.
+    Ended {
+        cursor: usize,
+        ended_as: EndedAs,
+        ranges: Vec<Range<u64>>,
+    },
     /// Damage that a reader met.
     Damaged(DamagedRange),
     /// Take no more events; answered when those before are in the queue.
@@ -68,18 +81,6 @@ pub(crate) struct Append {
     pub(crate) answer: Option<oneshot::Sender<Result<Durability, Refused>>>,
 }
 
-/// What became of events at one provider.
-#[derive(Debug)]
-pub(crate) struct Report {
-    /// The provider's cursor.
-    pub(crate) cursor: usize,
-    pub(crate) attempt: Option<(i64, Attempt)>,
-    /// How they ended, if they did.
-    pub(crate) ended: Option<(EndedAs, Vec<Range<u64>>)>,
-    /// Bounds the reports that wait.
-    pub(crate) _permit: OwnedSemaphorePermit,
-}
-
 /// See the module.
 pub(crate) struct Writer {
     log: Log,
@@ -93,11 +94,15 @@ pub(crate) struct Writer {
     attempts: Vec<Vec<u8>>,
     attempts_bytes: usize,
     group: Group,
+    /// Bytes at which a group waits no more.
+    group_bytes: usize,
     /// Callers in the last group: as many are waited for.
     company: usize,
     intake_closed: bool,
     rests_until: Option<(Instant, Refused)>,
     unsynced_events: u64,
+    /// Events whose sync failed.
+    never_synced_events: u64,
     /// A failure was told.
     told: bool,
 }
@@ -119,7 +124,9 @@ impl Writer {
         metrics: SpoolMetrics,
         clock: Clock,
     ) -> Self {
+        let half_a_segment = usize::try_from(settings.limits.segment_bytes / 2).unwrap_or(usize::MAX);
         Self {
+            group_bytes: settings.group_bytes.min(half_a_segment),
             log,
             settings,
             queue,
@@ -134,6 +141,7 @@ impl Writer {
             intake_closed: false,
             rests_until: None,
             unsynced_events: 0,
+            never_synced_events: 0,
             told: false,
         }
     }
@@ -161,7 +169,8 @@ impl Writer {
             let now = Instant::now();
             if now >= sync_at || closing.is_some() {
                 self.sync();
-                sync_at = Instant::now() + if self.is_full() { REST } else { SYNC_INTERVAL };
+                let in_trouble = self.is_full() || self.log.is_broken();
+                sync_at = Instant::now() + if in_trouble { REST } else { SYNC_INTERVAL };
             }
             if now >= publish_at || closing.is_some() {
                 self.log.write_cursors();
@@ -184,7 +193,10 @@ impl Writer {
     /// kept waiting.
     fn gather(&mut self, commands: &Receiver<Command>) -> Option<oneshot::Sender<Vec<u64>>> {
         let window_end = Instant::now() + self.settings.group_window;
-        while self.group.bytes < self.settings.group_bytes {
+        for _ in 0..COMMANDS_AT_ONCE {
+            if self.group.bytes >= self.group_bytes {
+                break;
+            }
             let expected = !self.group.appends.is_empty() && self.group.appends.len() < self.company;
             let command = if expected {
                 commands.recv_timeout(window_end.saturating_duration_since(Instant::now())).ok()
@@ -202,7 +214,12 @@ impl Writer {
     fn take(&mut self, command: Command) -> Option<oneshot::Sender<Vec<u64>>> {
         match command {
             Command::Append(append) => self.take_append(append),
-            Command::Report(report) => self.take_report(report),
+            Command::Attempted { at_ms, attempt, .. } => self.take_attempt(at_ms, &attempt),
+            Command::Ended { cursor, ended_as, ranges } => {
+                for range in ranges {
+                    self.log.end(cursor, range, &ended_as);
+                }
+            }
             Command::Damaged(range) => {
                 if self.log.quarantine(range.segment, range.at, range.bytes) {
                     error!(
@@ -224,7 +241,8 @@ impl Writer {
     }
 
     fn take_append(&mut self, append: Append) {
-        if self.intake_closed {
+        // What was answered already is still taken.
+        if self.intake_closed && append.answer.is_some() {
             return self.refuse(append, Refused::Closed);
         }
         let rests = self.rests_until.filter(|(until, _)| *until > Instant::now());
@@ -244,29 +262,23 @@ impl Writer {
         self.settings.when_full == WhenFull::Reject && self.status.over_cap.load(Ordering::Relaxed)
     }
 
-    fn take_report(&mut self, report: Report) {
-        if let Some((at_ms, attempt)) = report.attempt {
-            let payload = serde_json::to_vec(&attempt).expect("an attempt is JSON");
-            if payload.len() <= frame::PAYLOAD_BYTES_MAX {
-                let frame = Frame {
-                    kind: Kind::Attempt,
-                    durability: None,
-                    seq: 0,
-                    time_ms: at_ms,
-                    id: &[],
-                    payload: &payload,
-                };
-                let mut bytes = Vec::new();
-                frame.encode_unsealed(&mut bytes);
-                self.attempts_bytes += bytes.len();
-                self.attempts.push(bytes);
-            }
+    fn take_attempt(&mut self, at_ms: i64, attempt: &Attempt) {
+        let payload = serde_json::to_vec(attempt).expect("an attempt is JSON");
+        if payload.len() > frame::PAYLOAD_BYTES_MAX {
+            return;
         }
-        if let Some((ended_as, ranges)) = report.ended {
-            for range in ranges {
-                self.log.end(report.cursor, range, &ended_as);
-            }
-        }
+        let frame = Frame {
+            kind: Kind::Attempt,
+            durability: None,
+            seq: 0,
+            time_ms: at_ms,
+            id: &[],
+            payload: &payload,
+        };
+        let mut bytes = Vec::new();
+        frame.encode_unsealed(&mut bytes);
+        self.attempts_bytes += bytes.len();
+        self.attempts.push(bytes);
     }
 
     /// Writes the group, answers its callers, and passes its events on.
@@ -391,10 +403,13 @@ impl Writer {
         if !self.attempts.is_empty() {
             self.write_attempts();
         }
-        self.log.sync();
-        if !self.log.is_unsynced() {
+        if self.log.sync() {
             self.unsynced_events = 0;
+        } else {
+            // They are in the log and nobody knows whether they are on disk.
+            self.never_synced_events += std::mem::take(&mut self.unsynced_events);
         }
+        self.log.try_again(self.clock.now_ms());
         self.log.sync_cursors();
     }
 
@@ -410,10 +425,12 @@ impl Writer {
         let next_seq = self.log.next_seq();
         self.status.bytes.store(bytes, Ordering::Relaxed);
         self.status.segments.store(segments as u64, Ordering::Relaxed);
-        self.status.broken.store(self.log.is_broken(), Ordering::Relaxed);
+        let is_broken = self.log.is_broken();
+        self.status.broken.send_if_modified(|broken| std::mem::replace(broken, is_broken) != is_broken);
         self.status.full.store(self.is_full() || self.over_a_cap(), Ordering::Relaxed);
         self.status.damaged_ranges.store(self.log.damaged_ranges(), Ordering::Relaxed);
-        self.status.unsynced_events.store(self.unsynced_events, Ordering::Relaxed);
+        let unsynced = self.unsynced_events + self.never_synced_events;
+        self.status.unsynced_events.store(unsynced, Ordering::Relaxed);
         let mut over_cap = false;
         for (file, shared) in self.log.cursors().iter().zip(&self.status.cursors) {
             let lowest = file.cursor.lowest();
@@ -429,7 +446,7 @@ impl Writer {
     }
 
     fn is_full(&self) -> bool {
-        matches!(self.rests_until, Some((_, Refused::SpoolFull)))
+        matches!(self.rests_until, Some((until, Refused::SpoolFull)) if until > Instant::now())
     }
 
     /// Up to which event a provider has to let go of its oldest, if it must:
