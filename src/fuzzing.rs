@@ -45,14 +45,15 @@ use crate::{
         Durability, Queue, QueueLimits,
         memory::{self, QueueReceiver},
         spool::{
+            SpoolError,
             cursor::{Cursor, CursorFile, SLOT_BYTES, Slot, decode_slot},
             frame::{
-                FRAME_BYTES_MAX, Frame, Kind, PAYLOAD_BYTES_MAX, Parsed, SEGMENT_HEADER_BYTES, SegmentHeader,
-                SegmentStart, find_mark, parse,
+                FRAME_BYTES_MAX, Frame, Kind, PAYLOAD_BYTES_MAX, Parsed, SEGMENT_HEADER_BYTES, SEQ_MAX,
+                SegmentHeader, SegmentStart, find_mark, parse,
             },
             fs::{SpoolFile, SpoolFs},
             index::Segment,
-            log::{AppendError, Log, LogDirs, LogLimits},
+            log::{AppendError, Log, LogDirs, LogLimits, Recovery},
             quarantine::Quarantine,
             reader::{DamagedRange, LogReader},
             scan::{Item, Scanner},
@@ -67,8 +68,8 @@ use crate::{
 const NOW_MS: i64 = 1_767_225_600_000;
 /// Most bytes of a made-up segment: a few windows of the scanner.
 const SEGMENT_BYTES_MAX: usize = 1 << 20;
-/// Numbers in files stay below: no log lives to see it.
-const SEQ_MAX: u64 = 1 << 60;
+/// No cursor is written so often, and none counts so many events.
+const COUNT_MAX: u64 = 1 << 60;
 
 /// A segment: one frame at its start, and a scan of all of it, against a scanner
 /// that holds everything in memory.
@@ -109,7 +110,7 @@ fn made_up_segment(input: &mut Input<'_>) -> Vec<u8> {
                 let frame = Frame {
                     kind: Kind::Event,
                     durability: Some(Durability::Synced),
-                    seq: input.u64(),
+                    seq: input.u64() % (SEQ_MAX + 2),
                     time_ms: 0,
                     id: b"big",
                     payload: &payload,
@@ -148,7 +149,7 @@ fn made_up_size(input: &mut Input<'_>) -> usize {
 fn made_up_frame(input: &mut Input<'_>, out: &mut Vec<u8>) {
     let kind = if input.flag() { Kind::Event } else { Kind::Attempt };
     let durability = Durability::from_number(input.byte() % 4);
-    let (seq, time_ms) = (input.u64(), input.u64().cast_signed());
+    let (seq, time_ms) = (input.u64() % (SEQ_MAX + 2), input.u64().cast_signed());
     let (id_bytes, payload_bytes) = (input.below(256), input.below(256));
     let (id, payload) = (input.take(id_bytes), input.take(payload_bytes));
     Frame { kind, durability, seq, time_ms, id, payload }.encode(out);
@@ -265,8 +266,7 @@ pub fn cursor(bytes: &[u8]) {
     };
     let Slot::Cursor { generation, cursor } = decode_slot(&slot) else { return };
     assert_eq!(decode_slot(&slot), Slot::Cursor { generation, cursor: cursor.clone() });
-    let counted = cursor.pending(u64::MAX).max(cursor.since()).max(generation);
-    if cursor.end_seq() >= SEQ_MAX || generation >= SEQ_MAX || counted == 0 || has_too_many(&slot) {
+    if generation >= COUNT_MAX || counted_events(&cursor) >= u128::from(COUNT_MAX) {
         return;
     }
     let mut cursor = cursor;
@@ -314,17 +314,6 @@ fn counted_events(cursor: &Cursor) -> u128 {
     cursor.totals().values().map(|events| u128::from(*events)).sum()
 }
 
-/// True if its totals add up to more than any log ever holds.
-fn has_too_many(slot: &[u8]) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Totals {
-        totals: BTreeMap<String, u64>,
-    }
-    let payload_bytes = u32::from_le_bytes(slot[24..28].try_into().expect("four bytes")) as usize;
-    let totals: Totals = serde_json::from_slice(&slot[32..32 + payload_bytes]).expect("it was read before");
-    totals.totals.values().map(|events| u128::from(*events)).sum::<u128>() >= u128::from(SEQ_MAX)
-}
-
 fn sealed_slot(generation: u64, version: u16, payload: &[u8]) -> Vec<u8> {
     let payload = &payload[..payload.len().min(SLOT_BYTES - 32)];
     let mut slot = b"ARCURSR\xFE".to_vec();
@@ -342,20 +331,13 @@ fn sealed_slot(generation: u64, version: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 fn made_up_cursor(input: &mut Input<'_>) -> String {
-    let since = if input.flag() { input.u64() } else { u64::from(input.byte()) };
-    let lowest = since.saturating_add(u64::from(input.byte())).saturating_sub(u64::from(input.flag()));
-    let mut at = lowest.saturating_sub(u64::from(input.byte() == 0));
-    let mut ahead = Vec::new();
-    for _ in 0..input.below(16) {
-        let first = at.saturating_add(u64::from(input.byte() % 8));
-        let end = first.saturating_add(u64::from(input.byte() % 8));
-        ahead.push(format!(r#"[{first},{end},"{}"]"#, ["delivered", "x"][input.below(2)]));
-        at = end;
-    }
-    let delivered = lowest.saturating_sub(since);
+    let since = if input.flag() { input.u64() % (SEQ_MAX + 2) } else { u64::from(input.byte()) };
+    let lowest = (since + u64::from(input.byte())).saturating_sub(u64::from(input.flag()));
+    let runs: Vec<u8> = (0..input.below(32)).map(|_| input.byte() % 16).collect();
+    let ahead: u64 = runs.iter().skip(1).step_by(2).map(|run| u64::from(*run)).sum();
+    let delivered = lowest.saturating_sub(since) + ahead;
     format!(
-        r#"{{"provider":"p","since":{since},"lowest":{lowest},"totals":{{"delivered":{delivered}}},"ahead":[{}]}}"#,
-        ahead.join(",")
+        r#"{{"provider":"p","since":{since},"lowest":{lowest},"totals":{{"delivered":{delivered}}},"ahead":{runs:?}}}"#
     )
 }
 
@@ -481,7 +463,7 @@ impl Spool {
                 let fault = Fault::ALL[input.below(Fault::ALL.len())];
                 self.fs.fail_after(u64::from(input.byte() % 64), fault);
             }
-            10 => self.fs.set_room(input.flag().then(|| 270_000 + 16 * u64::from(input.byte()))),
+            10 => self.fs.set_room(input.flag().then(|| 4 * SLOT_BYTES as u64 + 16 * u64::from(input.u16()))),
             11 => self.reopen(Death::Process),
             12 => self.reopen(Death::Machine),
             13 => self.reopen_with_fault(input),
@@ -571,27 +553,37 @@ impl Spool {
     fn open(&mut self) {
         let (log, _) = open(&self.fs, &self.dirs, self.limits).expect("whatever is damaged, it opens");
         self.log = log;
-        let (first, events) = self.check();
+        let found = (self.extent(), self.check());
         // Once more: there is nothing left to repair.
         self.fs.crash_process();
         let (log, recovery) = open(&self.fs, &self.dirs, self.limits).expect("it opened before");
-        assert_eq!(recovery, crate::queue::spool::log::Recovery::default());
+        assert_eq!(recovery, Recovery::default());
         self.log = log;
-        assert_eq!(self.check(), (first, events));
+        let (events, _) = self.read(found.0.start, usize::MAX, u64::MAX);
+        assert_eq!((self.extent(), events), found);
     }
 
-    /// Reads everything in three ways and compares it with what was promised.
-    /// Returns what there is.
-    fn check(&mut self) -> (Seqs, Vec<(u64, String)>) {
-        let (oldest, next) = (self.log.index().oldest_seq(), self.log.next_seq());
+    /// The numbers that the log holds.
+    fn extent(&self) -> Range<u64> {
+        self.log.index().oldest_seq()..self.log.next_seq()
+    }
+
+    /// Reads everything in two ways and compares it with what was promised.
+    /// Returns the events.
+    fn check(&mut self) -> Vec<(u64, String)> {
+        let Range { start: oldest, end: next } = self.extent();
         let all = self.read(oldest, usize::MAX, u64::MAX);
-        let (events_max, bytes_max) = (1 + self.rng.usize(..3), 1 + self.rng.u64(..600));
-        let (events, damaged) = self.read(oldest, events_max, bytes_max);
-        // Behind the last event nothing is looked for.
-        assert!(events == all.0 && damaged.is_subset(&all.1), "{events:?} {damaged:?}, not {all:?}");
-        let middle = self.rng.u64(oldest..=next);
-        let (from_middle, _) = self.read(middle, usize::MAX, u64::MAX);
-        assert_eq!(from_middle, all.0.iter().filter(|(seq, _)| *seq >= middle).cloned().collect::<Vec<_>>());
+        if self.rng.bool() {
+            let (events_max, bytes_max) = (1 + self.rng.usize(..3), 1 + self.rng.u64(..600));
+            let (events, damaged) = self.read(oldest, events_max, bytes_max);
+            // Behind the last event nothing is looked for.
+            assert!(events == all.0 && damaged.is_subset(&all.1), "{events:?} {damaged:?}, not {all:?}");
+        } else {
+            let middle = self.rng.u64(oldest..=next);
+            let (events, _) = self.read(middle, usize::MAX, u64::MAX);
+            let expected = all.0.iter().filter(|(seq, _)| *seq >= middle);
+            assert!(events.iter().eq(expected), "{events:?} from {middle} on, not {all:?}");
+        }
 
         let (events, damaged) = all;
         for range in &damaged {
@@ -617,7 +609,7 @@ impl Spool {
         for file in self.log.cursors() {
             assert!(file.cursor.end_seq() <= next);
         }
-        (Seqs { oldest, next }, events)
+        events
     }
 
     /// All events from a number on, and the damage that was met.
@@ -761,20 +753,8 @@ impl Spool {
     }
 }
 
-/// How far a log goes.
-#[derive(Debug, PartialEq, Eq)]
-struct Seqs {
-    oldest: u64,
-    next: u64,
-}
-
-fn open(
-    fs: &SimFs,
-    dirs: &LogDirs,
-    limits: LogLimits,
-) -> Result<(Log, crate::queue::spool::log::Recovery), crate::SpoolError> {
-    fs.create_dir(&dirs.root)
-        .map_err(|source| crate::SpoolError::File { path: "/spool".to_owned(), source })?;
+fn open(fs: &SimFs, dirs: &LogDirs, limits: LogLimits) -> Result<(Log, Recovery), SpoolError> {
+    fs.create_dir(&dirs.root).map_err(|source| SpoolError::File { path: "/spool".to_owned(), source })?;
     Log::open(Arc::new(fs.clone()), dirs, limits, &PROVIDERS, NOW_MS)
 }
 

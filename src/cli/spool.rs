@@ -28,6 +28,8 @@ use crate::{
 /// After this time a check shows how far it is, and then this often.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Bytes that an export writes at once.
+const EXPORT_BUFFER_BYTES: usize = 64 * 1024;
 
 pub(super) fn list(dir: &Path) -> anyhow::Result<ExitCode> {
     let overview = open(dir)?.overview()?;
@@ -49,11 +51,12 @@ pub(super) fn verify(dir: &Path) -> anyhow::Result<ExitCode> {
     for segment in segments {
         let report = spool.verify(segment, |bytes| progress.show(bytes))?;
         progress.pass(segment.used);
+        // Of the newest one in the end; one that was removed tells nothing.
+        newest_end = report.as_ref().map(|report| report.end_seq);
         let Some(report) = report else { continue };
         unless_closed(print_report(&mut out, &report))?;
         events += report.events;
         unclean += u64::from(!report.is_clean());
-        newest_end = Some(report.end_seq);
     }
     for file in &cursors {
         unless_closed(print_slots(&mut out, file))?;
@@ -63,7 +66,7 @@ pub(super) fn verify(dir: &Path) -> anyhow::Result<ExitCode> {
     if let (Some(known), Some(end)) = (known, newest_end)
         && known > end
     {
-        let lost = numbers(&[end..known]);
+        let lost = span(&(end..known));
         unless_closed(writeln!(out, "the end of the spool is lost: cursors know events {lost}"))?;
         unclean += 1;
     }
@@ -91,7 +94,7 @@ pub(super) fn export(
     let cursor = provider.map(|name| cursor_of(&spool, name)).transpose()?;
     let mut left = limit.unwrap_or(usize::MAX);
     let mut unreadable = 0_u64;
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut out = io::BufWriter::with_capacity(EXPORT_BUFFER_BYTES, io::stdout().lock());
     let since = cursor.as_ref().map_or(0, Cursor::lowest).max(since);
     let exported = spool.events(since, |frame| {
         if left == 0 {
@@ -301,15 +304,18 @@ fn print_report(out: &mut impl Write, report: &SegmentReport) -> io::Result<()> 
 /// Ranges of numbers as people write them.
 fn numbers(ranges: &[Range<u64>]) -> String {
     const SHOWN_MAX: usize = 20;
-    let one = |range: &Range<u64>| match range.end - range.start {
-        1 => range.start.to_string(),
-        _ => format!("{}..{}", range.start, range.end - 1),
-    };
-    let mut shown: Vec<String> = ranges.iter().take(SHOWN_MAX).map(one).collect();
+    let mut shown: Vec<String> = ranges.iter().take(SHOWN_MAX).map(span).collect();
     if ranges.len() > SHOWN_MAX {
         shown.push(format!("and {} more ranges", ranges.len() - SHOWN_MAX));
     }
     shown.join(", ")
+}
+
+fn span(range: &Range<u64>) -> String {
+    match range.end - range.start {
+        1 => range.start.to_string(),
+        _ => format!("{}..{}", range.start, range.end - 1),
+    }
 }
 
 fn print_slots(out: &mut impl Write, file: &CursorSlots) -> io::Result<()> {
@@ -396,7 +402,7 @@ impl Progress {
 
     #[expect(clippy::print_stderr, reason = "standard output is for the result")]
     fn show(&mut self, bytes: u64) {
-        if !self.show_at.is_some_and(|at| Instant::now() >= at) {
+        if self.show_at.is_none_or(|at| Instant::now() < at) {
             return;
         }
         let mib = |bytes: u64| bytes >> 20;

@@ -55,6 +55,10 @@ const BATCHES_AT_ONCE: usize = 64;
 /// written.
 const UNWRITTEN_DELAY: Duration = Duration::from_secs(5);
 
+/// Memory of events that a lane reads ahead, about: a backlog of any size is
+/// delivered with no more.
+const READ_AHEAD_BYTES: usize = 6 * 1024 * 1024;
+
 /// Most events that expire or make room at once: one write and one sync.
 const LETTERS_AT_ONCE: usize = 1000;
 
@@ -242,9 +246,11 @@ impl Lane {
     }
 
     /// Reads on in the log, as long as there is less to send than requests can
-    /// take.
+    /// take, and little in memory. Where nothing can be sent, because all of it
+    /// waits for something, as much as the lane may hold.
     fn read_on(&mut self) {
-        let has_room = self.has_room(0);
+        let is_little = self.backlog.bytes() < READ_AHEAD_BYTES || self.backlog.ready_events() == 0;
+        let has_room = is_little && self.has_room(0);
         let Some(feed) = self.feed.as_mut().filter(|_| has_room && !self.draining) else { return };
         let wanted = self.limits.events_max.saturating_mul(self.limits.requests_max);
         let room = self.settings.capacity.events_max - self.backlog.events();

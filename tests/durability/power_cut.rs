@@ -1,1 +1,230 @@
-//! tbd
+//! The power fails: what the kernel had in memory only is gone.
+//!
+//! The log is on a file system in an image file. Only what was synced gets into
+//! the image, as nothing else writes it back meanwhile. The relay is stopped
+//! between two calls, the image is copied, and the next relay starts on the
+//! copy, whose journal is replayed at the mount: all that stood in memory is
+//! missing there.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use analytics_relay::{proto::v1::Durability, providers::sandbox::Vendor};
+use fastrand::Rng;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    harness::{Relay, Setup},
+    oracle::{Answer, Draft, Oracle},
+    relays::{Figures, Mount, all, drained, durable, fault, is_long, not_run, number},
+};
+
+const IMAGE_BYTES: u64 = 24 << 20;
+/// Cuts of one file system, each on the copy of the last.
+const CHAIN: u64 = 10;
+const WRITEBACK: &str = "/proc/sys/vm/dirty_writeback_centisecs";
+const FAULTS: [Option<&str>; 4] = [None, Some("503"), Some("40%503"), Some("30%reset-after")];
+
+/// Nothing is written back by itself, on the whole machine, until this is
+/// dropped.
+struct NoWriteback(String);
+
+impl NoWriteback {
+    fn begin() -> Option<Self> {
+        let before = fs::read_to_string(WRITEBACK).ok()?;
+        fs::write(WRITEBACK, "0").ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for NoWriteback {
+    fn drop(&mut self) {
+        fs::write(WRITEBACK, &self.0).unwrap();
+    }
+}
+
+fn mounted(image: &Path, dir: &Path) -> Option<Mount> {
+    fs::create_dir_all(dir).unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-o", "loop,commit=300"]).arg(image).arg(dir);
+    Mount::with(mount, dir)
+}
+
+fn make_image(path: &Path) -> bool {
+    fs::File::create(path).unwrap().set_len(IMAGE_BYTES).unwrap();
+    let paths = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
+    let mut make = Command::new("mkfs.ext4");
+    make.args(["-q", "-F"]).arg(path).env("PATH", paths);
+    make.output().is_ok_and(|output| output.status.success())
+}
+
+#[derive(Default)]
+struct Tally {
+    cuts: u64,
+    cuts_that_lost: u64,
+    synced: u64,
+    written: u64,
+    /// By provider: one event can be lost at each.
+    written_lost: u64,
+    duplicates: u64,
+    figures: Figures,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_was_synced_is_lost_when_the_power_fails() {
+    let (seed, cuts) = (number("RELAY_SEED", 0x5eed), number("RELAY_POWER_CUTS", 2));
+    let what = "power cuts";
+    let Some(_no_writeback) = NoWriteback::begin() else {
+        return not_run(what, "writeback cannot be turned off: root is needed");
+    };
+    println!("RELAY_SEED={seed} RELAY_POWER_CUTS={cuts}; events are counted once for each provider");
+    let (mut random, mut tally, start) = (Rng::with_seed(seed), Tally::default(), Instant::now());
+    while tally.cuts < cuts {
+        let turns = CHAIN.min(cuts - tally.cuts);
+        if !chain(&mut random, &mut tally, turns).await {
+            return not_run(
+                what,
+                "an image cannot be made or mounted: mkfs.ext4 and loop devices are needed",
+            );
+        }
+        println!("{} cuts in {:.0} s, 0 synced events lost", tally.cuts, start.elapsed().as_secs_f64());
+    }
+    println!(
+        "{} power cuts, {} of them lost what was in memory: {} SYNCED, 0 lost; {} WRITTEN, {} lost; {} duplicates\n{}",
+        tally.cuts,
+        tally.cuts_that_lost,
+        tally.synced,
+        tally.written,
+        tally.written_lost,
+        tally.duplicates,
+        tally.figures.text()
+    );
+    assert!(tally.cuts_that_lost > 0 && tally.synced > 0, "no cut lost anything: nothing was tried");
+    assert!(!is_long() || tally.written_lost > 0, "no cut lost an event");
+}
+
+/// Several cuts, then all is delivered and compared. False if this machine
+/// cannot do it.
+async fn chain(random: &mut Rng, tally: &mut Tally, turns: u64) -> bool {
+    let mut setup = durable("synced").await;
+    let images: Vec<PathBuf> =
+        (0..=turns).map(|turn| setup.data.path().join(format!("image-{turn}"))).collect();
+    if !make_image(&images[0]) {
+        return false;
+    }
+    let mut oracle = Oracle::default();
+    let mut mounts = Vec::new();
+    for turn in 0..=turns {
+        let image = &images[turn as usize];
+        let dir = setup.data.path().join(format!("disk-{turn}"));
+        let Some(mount) = mounted(image, &dir) else { return false };
+        setup.set("DATA_DIR", dir.join("data").to_str().unwrap());
+        mounts.clear();
+        mounts.push(mount);
+        if turn == turns {
+            break;
+        }
+        for vendor in Vendor::ALL {
+            let text = FAULTS[random.usize(..FAULTS.len())];
+            setup.sandbox.always(vendor, text.and_then(fault));
+        }
+        let relay = tally.figures.start(&setup).await;
+        let callers = callers(&relay, random, turn % 2 == 0);
+        sleep(Duration::from_millis(random.u64(20..=400))).await;
+        stop(&relay).await;
+        let next = &images[turn as usize + 1];
+        let copied = Command::new("cp").arg("--sparse=always").args([image, next]).status();
+        assert!(copied.unwrap().success());
+        let lost = differs(&setup, next);
+        tally.cuts += 1;
+        tally.cuts_that_lost += u64::from(lost);
+        tally.figures.kill(relay).await;
+        oracle.add(join(callers).await);
+    }
+    all(&setup, None);
+    let relay = tally.figures.start(&setup).await;
+    drained(&relay).await;
+    let ended = tally.figures.terminate(relay).await;
+    assert_eq!(ended.code, 0, "{:#?}", ended.logs);
+    for vendor in Vendor::ALL {
+        let (found, balance) = (oracle.compare(&setup, vendor), ended.balance(vendor));
+        assert!(balance.is_exact() && balance.dropped == 0, "{vendor:?} {balance:?}");
+        tally.written_lost += found.written_lost;
+        tally.duplicates += found.duplicates;
+    }
+    tally.synced += oracle.oks_of(Durability::Synced);
+    tally.written += oracle.oks_of(Durability::Written);
+    true
+}
+
+/// Stops the relay; returns when none of its threads is in a call.
+async fn stop(relay: &Relay) {
+    relay.signal("STOP");
+    let start = Instant::now();
+    let stopped = |task: fs::DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+    };
+    while !fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap().all(|task| stopped(task.unwrap())) {
+        assert!(start.elapsed() < Duration::from_secs(10), "the relay does not stop");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// True if the segments of the copy are not what the relay had written.
+fn differs(setup: &Setup, copy: &Path) -> bool {
+    let looked_at = setup.data.path().join("looked-at");
+    let again = setup.data.path().join("looked-at-image");
+    fs::copy(copy, &again).unwrap();
+    let _mount = mounted(&again, &looked_at).unwrap();
+    let read = |root: &Path| -> Vec<(PathBuf, Vec<u8>)> {
+        let entries = fs::read_dir(root.join("spool/segments")).into_iter().flatten();
+        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files.iter().map(|path| (path.file_name().unwrap().into(), fs::read(path).unwrap())).collect()
+    };
+    read(setup.data_dir()) != read(&looked_at.join("data"))
+}
+
+/// Callers of both levels until the relay is gone; those who want their events
+/// synced stop halfway if `early`, so that nothing syncs the last of the others.
+fn callers(relay: &Relay, random: &mut Rng, early: bool) -> JoinSet<Oracle> {
+    let mut callers = JoinSet::new();
+    let start = Instant::now();
+    for caller in 0..8 {
+        let (mut client, mut random) = (relay.client(), random.fork());
+        let level = if caller % 2 == 0 { Durability::Synced } else { Durability::Written };
+        let until = Duration::from_millis(if early && caller % 2 == 0 { 60 } else { 60_000 });
+        callers.spawn(async move {
+            let mut oracle = Oracle::default();
+            while start.elapsed() < until {
+                let draft = Draft {
+                    identify: random.u8(..6) == 0,
+                    filler: random.usize(..300),
+                    ..Draft::track(level)
+                };
+                let answer = timeout(Duration::from_secs(30), oracle.send(&mut client, draft)).await.unwrap();
+                if !matches!(answer, Answer::Ok(_)) {
+                    break;
+                }
+            }
+            oracle
+        });
+    }
+    callers
+}
+
+async fn join(mut callers: JoinSet<Oracle>) -> Oracle {
+    let mut all = Oracle::default();
+    while let Some(oracle) = callers.join_next().await {
+        all.add(oracle.unwrap());
+    }
+    all
+}

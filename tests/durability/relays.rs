@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -69,12 +70,7 @@ pub(crate) fn cursor_totals(setup: &Setup, vendor: Vendor) -> Vec<(String, u64)>
     let payload = &slot[32..][..usize::try_from(number(slot, 24, 4)).unwrap()];
     let saved: Value = serde_json::from_slice(payload).unwrap();
     let totals = saved["totals"].as_object().unwrap().iter();
-    let mut totals: Vec<_> = totals.map(|(how, count)| (how.clone(), count.as_u64().unwrap())).collect();
-    for range in saved["ahead"].as_array().unwrap() {
-        let events = range[1].as_u64().unwrap() - range[0].as_u64().unwrap();
-        totals.push((range[2].as_str().unwrap().to_owned(), events));
-    }
-    totals
+    totals.map(|(how, count)| (how.clone(), count.as_u64().unwrap())).collect()
 }
 
 /// Measured at every start and end.
@@ -166,6 +162,30 @@ pub(crate) async fn settle(setup: &Setup, oracle: &Oracle, figures: &mut Figures
         assert!((oracle.oks()..=oracle.oks() + oracle.unknown()).contains(&in_log), "{vendor:?} {in_log}");
         found
     })
+}
+
+/// A file system of the test's own, until it is dropped.
+pub(crate) struct Mount(PathBuf);
+
+impl Mount {
+    /// None if it cannot be mounted.
+    pub(crate) fn with(mut command: Command, dir: &Path) -> Option<Self> {
+        let mounted = command.output().is_ok_and(|output| output.status.success());
+        mounted.then(|| Self(dir.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // A relay that was killed a moment ago may still be closing its files.
+        for _ in 0..200 {
+            if Command::new("umount").arg(&self.0).output().is_ok_and(|output| output.status.success()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        println!("{} is still mounted", self.0.display());
+    }
 }
 
 /// Copies a directory, for a second try from the same state.

@@ -3,7 +3,7 @@
 //! thread that owns the log's files.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
     process::Stdio,
@@ -43,12 +43,7 @@ struct Tracer(Child);
 
 impl Tracer {
     async fn attach(relay: &Relay, args: &[&str]) -> Self {
-        let tasks = fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap();
-        let thread = tasks
-            .map(|task| task.unwrap().path())
-            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "spool"))
-            .expect("the relay has a thread of this name");
-        let thread = thread.file_name().unwrap().to_str().unwrap().to_owned();
+        let thread = spool_thread(relay).await;
         let mut command = Command::new(strace().unwrap());
         command.args(["-p", &thread]).args(args).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
@@ -64,6 +59,22 @@ impl Tracer {
         let pid = self.0.id().unwrap().to_string();
         assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
         timeout(Duration::from_secs(10), self.0.wait()).await.unwrap().unwrap();
+    }
+}
+
+/// The id of the thread that owns the log's files.
+async fn spool_thread(relay: &Relay) -> String {
+    let is_it =
+        |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "spool");
+    let start = Instant::now();
+    loop {
+        let tasks = fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap();
+        if let Some(task) = tasks.map(|task| task.unwrap().path()).find(is_it) {
+            return task.file_name().unwrap().to_str().unwrap().to_owned();
+        }
+        // It takes its name when it first runs.
+        assert!(start.elapsed() < Duration::from_secs(10), "no thread of this name: {:#?}", relay.raw_logs());
+        sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -126,17 +137,17 @@ fn points(count: usize) -> Vec<usize> {
 }
 
 /// Tries every point, several at once. Returns what they return.
-async fn each<T, F>(points: Vec<(&'static str, usize)>, attempt: impl Fn(&'static str, usize) -> F) -> Vec<T>
+async fn each<P, T, F>(points: Vec<P>, attempt: impl Fn(P) -> F) -> Vec<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
     let (mut running, mut results) = (JoinSet::new(), Vec::new());
-    for (call, at) in points {
+    for point in points {
         if running.len() == AT_ONCE {
             results.push(running.join_next().await.unwrap().unwrap());
         }
-        running.spawn(attempt(call, at));
+        running.spawn(attempt(point));
     }
     while let Some(result) = running.join_next().await {
         results.push(result.unwrap());
@@ -162,13 +173,12 @@ async fn nothing_is_lost_when_the_relay_is_killed_before_any_of_its_storage_call
     println!("storage calls of {EVENTS} events: {counts:?}");
     assert!(counts["fallocate"] >= 2 && count_of(&counts, "/^unlink") >= 1, "{counts:?}");
 
-    // The number of cursors' writes depends on time: some more are tried.
     let all_points: Vec<_> = CALLS
         .into_iter()
         .flat_map(|call| points(count_of(&counts, call)).into_iter().map(move |at| (call, at)))
         .collect();
     let tried = all_points.len();
-    let results = each(all_points, |call, at| async move {
+    let results = each(all_points, |(call, at)| async move {
         let (setup, mut oracle, mut figures) =
             (durable("synced").await, Oracle::default(), Figures::default());
         let relay = figures.start(&setup).await;
@@ -199,8 +209,10 @@ fn report(what: &str, tried: usize, results: Vec<(&'static str, bool, u64, u64, 
          {duplicates} duplicates\n{}",
         figures.text()
     );
-    let enough = if is_long() { tried * 9 / 10 } else { tried / 2 };
-    assert!(killed as usize >= enough, "{killed} of {tried}");
+    // Cursors are written less often if several reports come together: that call
+    // may be made a few times less than in the run that was counted.
+    beyond.remove("pwrite64");
+    assert!(beyond.is_empty() && killed as usize * 10 >= tried * 9, "{killed} of {tried}, not {beyond:?}");
 }
 
 /// A log with all that recovery can meet: several segments, a torn end, a file
@@ -238,8 +250,9 @@ async fn recovery_can_be_killed_before_any_of_its_storage_calls_too() {
     let crashed = left_by_a_crash(&mut oracle).await;
     let traced = |setup: &Setup, args: &[&str]| {
         let mut command = Command::new(strace().unwrap());
-        // The relay stays our child.
-        command.args(["-D", "-f", "-qq", "--seccomp-bpf"]).args(args).arg(Setup::binary());
+        // The relay stays our child. (`--seccomp-bpf` would be faster, and
+        // injects at the first call only.)
+        command.args(["-D", "-f", "-qq"]).args(args).arg(Setup::binary());
         command.env_clear().envs(&setup.vars).current_dir(setup.data.path()).kill_on_drop(true);
         command
     };
@@ -262,7 +275,7 @@ async fn recovery_can_be_killed_before_any_of_its_storage_calls_too() {
         .collect();
     let (tried, oracle, data) =
         (all_points.len(), std::sync::Arc::new(oracle), crashed.data_dir().to_owned());
-    let results = each(all_points, |call, at| {
+    let results = each(all_points, |(call, at)| {
         let (oracle, data) = (oracle.clone(), data.clone());
         let kill = format!("inject={call}:signal=SIGKILL:when={at}");
         async move {
@@ -332,7 +345,7 @@ async fn a_storage_call_that_fails_makes_no_ok_false_and_the_relay_goes_on() {
         return not_run("failing storage calls", "strace is not installed");
     }
     let kinds: [(&str, &str, usize); 10] = [
-        ("fdatasync", "EIO", 40),
+        ("fdatasync", "EIO", 28),
         ("fsync", "EIO", 4),
         ("pwrite64", "EIO", 60),
         ("pwrite64", "ENOSPC", 60),
@@ -343,28 +356,36 @@ async fn a_storage_call_that_fails_makes_no_ok_false_and_the_relay_goes_on() {
         ("openat", "ENOSPC", 4),
         ("/^unlink", "EIO", 1),
     ];
-    for (call, error, most) in kinds {
-        let at = if is_long() { (1..=most).collect() } else { vec![most.div_ceil(2)] };
-        let tried = at.len();
-        let points = at.into_iter().map(|at| (call, at)).collect();
-        let results = each(points, move |call, at| failing_once(call, error, at)).await;
-        let (mut refused, mut slowest, mut hit) = (BTreeMap::new(), Duration::ZERO, 0);
-        for (cost, _) in results {
-            hit += usize::from(!cost.refused.is_empty());
-            for (code, count) in cost.refused {
-                *refused.entry(code).or_insert(0) += count;
-            }
-            slowest = slowest.max(cost.recovered.unwrap_or_default());
-        }
+    let points = kinds.into_iter().flat_map(|(call, error, most)| {
+        let at = if is_long() { 1..=most } else { most.div_ceil(2)..=most.div_ceil(2) };
+        at.map(move |at| (call, error, at))
+    });
+    let results = each(points.collect(), |(call, error, at)| async move {
+        let (cost, figures) = failing_once(call, error, at).await;
+        ((call, error), cost, figures)
+    })
+    .await;
+    let mut all_figures = Figures::default();
+    let mut costs: BTreeMap<(&str, &str), Vec<Cost>> = BTreeMap::new();
+    for (kind, cost, figures) in results {
+        costs.entry(kind).or_default().push(cost);
+        all_figures.add(figures);
+    }
+    for ((call, error), costs) in costs {
+        let hit = costs.iter().filter(|cost| !cost.refused.is_empty()).count();
+        let slowest = costs.iter().filter_map(|cost| cost.recovered).max().unwrap_or_default();
+        let codes: BTreeSet<&str> =
+            costs.iter().flat_map(|cost| cost.refused.keys().map(|code| &**code)).collect();
         println!(
-            "{call} {error}: {tried} points, {hit} of them met an event: {refused:?}; 0 lost; taken again after {slowest:?} at most"
+            "{call} {error}: {} points, {hit} of them failed an event: {codes:?}; 0 lost; taken again after \
+             {slowest:?} at most",
+            costs.len()
         );
         let wanted = if error == "ENOSPC" { "ResourceExhausted" } else { "Unavailable" };
-        assert!(refused.keys().all(|code| code == wanted), "{call} {error}: {refused:?}");
-        if matches!(call, "fdatasync" | "fallocate") {
-            assert!(hit > 0, "{call} {error} met no event");
-        }
+        assert!(codes.iter().all(|code| *code == wanted), "{call} {error}: {codes:?}");
+        assert!(hit > 0 || !matches!(call, "fdatasync" | "fallocate"), "{call} {error} failed no event");
     }
+    println!("{}", all_figures.text());
 }
 
 /// A disk that fails for longer: nothing is accepted, readiness says so,
@@ -502,8 +523,9 @@ async fn every_synced_ok_is_written_to_the_caller_after_its_sync() {
                     done.insert(id.to_owned(), at);
                 }
             }
+        // Not what goes to providers, which has the properties too.
         } else if line.contains("<socket:") || line.contains("<TCP") {
-            for id in ids.iter().filter(|id| line.contains(&***id) && !line.contains("/import")) {
+            for id in ids.iter().filter(|id| line.contains(&***id) && !line.contains("filler")) {
                 let synced = done.get(id);
                 assert!(
                     synced.is_some_and(|synced| *synced < at),
@@ -515,7 +537,7 @@ async fn every_synced_ok_is_written_to_the_caller_after_its_sync() {
     }
     println!("{} OK, {syncs} syncs of events, {checked} answers found in the trace, all after", ids.len());
     assert_eq!(done.len(), ids.len());
-    assert!(checked >= ids.len(), "{checked} of {}", ids.len());
+    assert_eq!(checked, ids.len());
     for vendor in Vendor::ALL {
         oracle.check(&setup, vendor);
     }

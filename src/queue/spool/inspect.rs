@@ -196,8 +196,10 @@ impl SpoolDir {
         // Before the segments: what a cursor knows is in the log by then.
         let cursors = self.cursors()?;
         let mut segments = self.segments()?;
-        if let Some(newest) = segments.last_mut() {
-            self.find_end(newest)?;
+        while let Some(newest) = segments.last_mut()
+            && !self.find_end(newest)?
+        {
+            segments = self.segments()?;
         }
         let next_seq = cursors
             .iter()
@@ -420,9 +422,10 @@ impl SpoolDir {
         Ok(())
     }
 
-    /// Finds how far the newest segment is written.
-    fn find_end(&self, newest: &mut Segment) -> Result<(), SpoolError> {
-        let Some(file) = self.open_segment(*newest)? else { return Ok(()) };
+    /// Finds how far the newest segment is written; false if it was removed
+    /// meanwhile.
+    fn find_end(&self, newest: &mut Segment) -> Result<bool, SpoolError> {
+        let Some(file) = self.open_segment(*newest)? else { return Ok(false) };
         let (mut end_seq, mut used) = (newest.first_seq, newest.used.min(SEGMENT_HEADER_BYTES as u64));
         self.read(*newest, &*file, |step| {
             if let Step::Frame { at, frame } = step {
@@ -434,7 +437,7 @@ impl SpoolDir {
             Ok::<_, SpoolError>(true)
         })?;
         (newest.end_seq, newest.used) = (end_seq, used);
-        Ok(())
+        Ok(true)
     }
 
     /// When the oldest event was accepted that has not ended at a provider.

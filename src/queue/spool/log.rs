@@ -493,9 +493,9 @@ fn repair_newest(
         match scanner.next()? {
             Item::Frame { at, frame } => {
                 used = at + frame.len() as u64;
-                if frame.kind == Kind::Event {
-                    end_seq = end_seq.max(frame.seq + 1);
-                }
+                // An attempt has the number of the next event: those before it
+                // were there, even if they cannot be read.
+                end_seq = end_seq.max(frame.seq + u64::from(frame.kind == Kind::Event));
                 torn = 0;
             }
             // Damage, if a frame follows; the torn end otherwise.

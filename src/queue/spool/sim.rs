@@ -198,11 +198,55 @@ impl Change {
 
 #[derive(Clone, Default)]
 struct Inode {
-    now: Vec<u8>,
-    synced: Vec<u8>,
+    now: Content,
+    synced: Content,
     /// What leads from `synced` to `now`, unless a sync failed.
     writes: Vec<Unsynced>,
     sync_failed: bool,
+}
+
+/// What a file holds. Beyond `bytes` there are zeros, as most of a cursor's file
+/// is.
+#[derive(Clone, Default)]
+struct Content {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Content {
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        let end = at + bytes.len();
+        if self.bytes.len() < end {
+            // Quicker than to fill up byte by byte, where nothing is optimized.
+            let mut grown = vec![0; end];
+            grown[..self.bytes.len()].copy_from_slice(&self.bytes);
+            self.bytes = grown;
+        }
+        self.bytes[at..end].copy_from_slice(bytes);
+        self.length = self.length.max(end);
+    }
+
+    fn set_len(&mut self, length: usize) {
+        self.bytes.truncate(length);
+        self.length = length;
+    }
+
+    /// Reads at a place; returns the bytes read.
+    fn read(&self, buffer: &mut [u8], from: usize) -> usize {
+        let read = self.length.saturating_sub(from).min(buffer.len());
+        let kept = self.bytes.get(from..).unwrap_or_default();
+        let kept = &kept[..kept.len().min(read)];
+        buffer[..kept.len()].copy_from_slice(kept);
+        buffer[kept.len()..read].fill(0);
+        read
+    }
+
+    fn flip(&mut self, bit: usize) {
+        let mut byte = [0];
+        if self.read(&mut byte, bit / 8) == 1 {
+            self.put(bit / 8, &[byte[0] ^ 1 << (bit % 8)]);
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -212,43 +256,38 @@ enum Unsynced {
 }
 
 impl Unsynced {
-    fn apply(&self, content: &mut Vec<u8>) {
+    fn apply(&self, content: &mut Content) {
         match self {
-            Self::Write(at, bytes) => put(content, *at, bytes),
-            Self::Length(length) => content.resize(*length, 0),
+            Self::Write(at, bytes) => content.put(*at, bytes),
+            Self::Length(length) => content.set_len(*length),
         }
     }
 
     /// What of it a dying machine brings to the disk. Returns true if that is
     /// not all.
-    fn apply_perhaps(&self, content: &mut Vec<u8>, rng: &mut Rng) -> bool {
+    fn apply_perhaps(&self, content: &mut Content, rng: &mut Rng) -> bool {
         let chance = rng.u8(..8);
         match self {
             _ if chance < 3 => self.apply(content),
             _ if chance < 5 => {}
             Self::Length(_) => self.apply(content),
-            Self::Write(at, bytes) if chance == 5 => put(content, *at, &bytes[..rng.usize(..=bytes.len())]),
+            Self::Write(at, bytes) if chance == 5 => content.put(*at, &bytes[..rng.usize(..=bytes.len())]),
             Self::Write(at, bytes) if chance == 6 => {
                 let mut from = 0;
                 while from < bytes.len() {
                     let sector_end = (at + from) / SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES;
                     let to = bytes.len().min(sector_end - at);
                     if rng.bool() {
-                        put(content, at + from, &bytes[from..to]);
+                        content.put(at + from, &bytes[from..to]);
                     }
                     from = to;
                 }
             }
             // The room was given, but not what stands in it.
-            Self::Write(at, bytes) => content.resize(content.len().max(at + bytes.len()), 0),
+            Self::Write(at, bytes) => content.length = content.length.max(at + bytes.len()),
         }
         chance >= 3 && (chance < 5 || matches!(self, Self::Write(..)))
     }
-}
-
-fn put(content: &mut Vec<u8>, at: usize, bytes: &[u8]) {
-    content.resize(content.len().max(at + bytes.len()), 0);
-    content[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
 impl Inode {
@@ -322,12 +361,12 @@ impl Disk {
     /// How far a file may grow.
     fn length_max(&self, inode: usize) -> usize {
         let Some(room) = self.room else { return usize::MAX };
-        self.inodes[inode].now.len() + usize::try_from(room).expect("fits").saturating_sub(self.used())
+        self.inodes[inode].now.length + usize::try_from(room).expect("fits").saturating_sub(self.used())
     }
 
     fn used(&self) -> usize {
         let inodes = self.dirs.values().flat_map(|dir| dir.now.values());
-        inodes.map(|inode| self.inodes[*inode].now.len()).sum()
+        inodes.map(|inode| self.inodes[*inode].now.length).sum()
     }
 
     fn new_boot(&mut self) {
@@ -474,14 +513,18 @@ impl SimFs {
     pub(crate) fn bytes(&self, path: &Path) -> Vec<u8> {
         let mut disk = self.disk();
         let inode = disk.find(path).expect("the file is there");
-        disk.inodes[inode].now.clone()
+        let content = &disk.inodes[inode].now;
+        let mut bytes = vec![0; content.length];
+        content.read(&mut bytes, 0);
+        bytes
     }
 
     /// Puts a file there, on the disk for certain.
     pub(crate) fn set_bytes(&self, path: &Path, bytes: &[u8]) {
         let mut disk = self.disk();
         let inode = disk.inodes.len();
-        disk.inodes.push(Inode { now: bytes.to_vec(), synced: bytes.to_vec(), ..Inode::default() });
+        let content = Content { bytes: bytes.to_vec(), length: bytes.len() };
+        disk.inodes.push(Inode { now: content.clone(), synced: content, ..Inode::default() });
         let (dir, name) = disk.dir(path).expect("the directory is there");
         dir.now.insert(name.clone(), inode);
         dir.synced.insert(name, inode);
@@ -492,20 +535,18 @@ impl SimFs {
         let mut disk = self.disk();
         let inode = disk.find(path).expect("the file is there");
         disk.mishaps.flipped_bits += 1;
-        let Inode { now, synced, .. } = &mut disk.inodes[inode];
-        for content in [now, synced] {
-            if let Some(byte) = content.get_mut(bit / 8) {
-                *byte ^= 1 << (bit % 8);
-            }
-        }
+        disk.inodes[inode].now.flip(bit);
+        disk.inodes[inode].synced.flip(bit);
     }
 
     /// Cuts a file, in memory and on the disk.
     pub(crate) fn truncate(&self, path: &Path, length: usize) {
         let mut disk = self.disk();
         let inode = disk.find(path).expect("the file is there");
-        disk.inodes[inode].now.truncate(length);
-        disk.inodes[inode].synced.truncate(length);
+        let Inode { now, synced, .. } = &mut disk.inodes[inode];
+        for content in [now, synced] {
+            content.set_len(length.min(content.length));
+        }
     }
 
     /// Removes a file for certain.
@@ -641,10 +682,7 @@ impl SpoolFile for SimFile {
         let mut disk = self.disk(Call::Read)?;
         disk.begin(Call::Read)?;
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = disk.inodes[self.inode].now.get(from..).unwrap_or_default();
-        let read = rest.len().min(buffer.len());
-        buffer[..read].copy_from_slice(&rest[..read]);
-        Ok(read)
+        Ok(disk.inodes[self.inode].now.read(buffer, from))
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
@@ -680,7 +718,7 @@ impl SpoolFile for SimFile {
         let disk = &mut *self.disk(Call::Allocate)?;
         let fault = disk.begin(Call::Allocate)?;
         let length = usize::try_from(length).expect("fits");
-        if length > disk.inodes[self.inode].now.len() {
+        if length > disk.inodes[self.inode].now.length {
             if length > disk.length_max(self.inode) {
                 disk.mishaps.out_of_room += 1;
                 return Err(Fault::Full.error());
@@ -700,7 +738,7 @@ impl SpoolFile for SimFile {
     fn len(&self) -> io::Result<u64> {
         let mut disk = self.disk(Call::Len)?;
         disk.begin(Call::Len)?;
-        Ok(disk.inodes[self.inode].now.len() as u64)
+        Ok(disk.inodes[self.inode].now.length as u64)
     }
 
     fn sync_data(&self) -> io::Result<()> {

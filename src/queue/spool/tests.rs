@@ -24,6 +24,7 @@ use super::{
 };
 
 mod rig;
+const TRACE: bool = true;
 
 /// One thing that is done to a log.
 #[derive(Debug, Clone)]
@@ -636,6 +637,44 @@ fn each_torn_end_is_kept_even_if_it_is_as_long_as_one_before() {
 }
 
 #[test]
+fn a_torn_end_is_kept_whatever_fails_in_the_recovery() {
+    let (mut runs, mut struck) = (0, 0);
+    for events in 1..3 {
+        let mut damaged = Rig::opened(1, SMALL);
+        damaged.append(events, true, false).unwrap();
+        damaged.close();
+        damaged.fs.settle();
+        let path = damaged.fs.files(&dirs().segments).remove(0);
+        let torn = frames(&damaged.fs.bytes(&path)).pop().unwrap().0;
+        damaged.fs.flip_bit(&path, torn.start * 8 + 300);
+        let torn = damaged.fs.bytes(&path)[torn].to_vec();
+        for fault in Fault::ALL {
+            for after in 0..60 {
+                let _told = Told(format!("{events} events, after {after} calls: {fault:?}"));
+                let mut rig = damaged.fork();
+                rig.fs.fail_after(after, fault);
+                while rig.open_unheld().is_err() {
+                    rig.crash_process();
+                }
+                struck += u64::from(rig.fs.struck().is_some());
+                runs += 1;
+                rig.fs.heal();
+                // The model does not know that bit.
+                rig.model.events.clear();
+                rig.append(1, true, false).unwrap();
+                rig.crash_process();
+                rig.open_unheld().unwrap();
+                rig.read_all();
+                let kept: Vec<_> = rig.quarantined().iter().map(|path| rig.fs.bytes(path)).collect();
+                assert_eq!(kept, [torn.clone()]);
+            }
+        }
+    }
+    println!("{runs} runs, {struck} of them with a fault");
+    assert!(struck > 100);
+}
+
+#[test]
 fn random_schedules_keep_what_was_promised() {
     let number = |name: &str| env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
     let base = number("RELAY_SEED").unwrap_or_else(|| fastrand::u64(..));
@@ -737,7 +776,12 @@ fn run_schedule(seed: u64) -> Rig {
                 continue;
             }
             93..98 => {
-                rig.fs.fail_after(rng.u64(..15), *rng.choice(&Fault::ALL).unwrap());
+                let fault = *rng.choice(&Fault::ALL).unwrap();
+                let after = rng.u64(..15);
+                if TRACE {
+                    println!("TRACE fault {fault:?} after {after}");
+                }
+                rig.fs.fail_after(after, fault);
                 continue;
             }
             98 => {
@@ -750,7 +794,25 @@ fn run_schedule(seed: u64) -> Rig {
             }
             _ => continue,
         };
+        if TRACE {
+            println!("TRACE {op:?}");
+        }
         apply(&mut rig, &op);
+        if TRACE {
+            println!(
+                "TRACE   -> next {} {:?}",
+                rig.log().next_seq(),
+                rig.fs
+                    .files(&dirs().segments)
+                    .iter()
+                    .map(|p| {
+                        let b = rig.fs.bytes(p);
+                        (b.len(), b.iter().rposition(|b| *b != 0))
+                    })
+                    .collect::<Vec<_>>()
+            );
+            println!("{:?} {:?}", rig.fs.files(&dirs().segments), rig.fs.struck());
+        }
         if rig.fs.stopped() {
             crash(&mut rig, &mut rng);
             reopen(&mut rig, &mut rng);
@@ -770,8 +832,14 @@ fn some_end(rig: &mut Rig, rng: &mut Rng) -> Op {
 
 fn crash(rig: &mut Rig, rng: &mut Rng) {
     if rng.bool() {
+        if TRACE {
+            println!("TRACE machine crash");
+        }
         rig.crash_machine(rng);
     } else {
+        if TRACE {
+            println!("TRACE process crash");
+        }
         rig.crash_process();
     }
 }
@@ -783,6 +851,9 @@ fn reopen(rig: &mut Rig, rng: &mut Rng) {
         rig.fs.fail_after(rng.u64(..40), *rng.choice(&Fault::ALL).unwrap());
     }
     while let Err(error) = rig.open() {
+        if TRACE {
+            println!("TRACE open {error:?}");
+        }
         assert!(matches!(error, SpoolError::File { .. }), "{error:?}");
         assert!(rig.fs.has_faults(), "opening fails for no reason: {error:?}");
         rig.fs.heal();

@@ -136,6 +136,10 @@ fn verify_all(dir: &SpoolDir) -> Vec<SegmentReport> {
     dir.segments().unwrap().into_iter().filter_map(|segment| dir.verify(segment, |_| {}).unwrap()).collect()
 }
 
+fn numbers(ranges: &[Range<u64>]) -> Vec<u64> {
+    ranges.iter().cloned().flatten().collect()
+}
+
 #[test]
 fn the_overview_counts_exactly() {
     let mut writing = Writing::new();
@@ -185,7 +189,7 @@ fn damage_is_found_to_the_byte_and_the_event_in_it_is_missing() {
     assert!(verify_all(&written.dir()).iter().all(SegmentReport::is_clean));
     written.damage(3);
     let reports = verify_all(&written.dir());
-    assert_eq!(reports[0].missing, [3..4]);
+    assert_eq!(numbers(&reports[0].missing), [3]);
     let [range] = &reports[0].damaged[..] else { panic!("one range: {:?}", reports[0]) };
     let frame_bytes = 32 + 4 + r#"{"id":"id-3"}"#.len() as u64;
     assert_eq!(range.clone(), 32 + 2 * frame_bytes..32 + 3 * frame_bytes);
@@ -199,7 +203,7 @@ fn the_last_event_of_an_old_segment_is_missed_too() {
     let written = hundred_events();
     let last = written.dir().segments().unwrap()[0].end_seq - 1;
     written.damage(last);
-    assert_eq!(verify_all(&written.dir())[0].missing, [last..last + 1]);
+    assert_eq!(numbers(&verify_all(&written.dir())[0].missing), [last]);
 }
 
 #[test]
@@ -222,7 +226,8 @@ fn a_damaged_header_or_slot_is_told_and_the_rest_is_read() {
     let written = hundred_events();
     written.change(&written.segments()[0], |bytes| bytes[20] ^= 1);
     let report = verify_all(&written.dir()).remove(0);
-    assert_eq!((report.start, &report.damaged[..]), (SegmentStart::Damaged, &[0..32][..]));
+    assert_eq!(report.start, SegmentStart::Damaged);
+    assert_eq!(numbers(&report.damaged), (0..32).collect::<Vec<_>>());
     assert!(report.events > 1 && report.missing.is_empty());
 
     let cursor = written.root.path().join("cursors/segment.cursor");

@@ -236,6 +236,11 @@ impl Rig {
         let known = self.quarantined().len();
         let recovery = self.open_unheld()?;
         self.model.tally.recoveries += 1;
+        println!("TRACE open {recovery:?} struck {:?}", self.fs.struck());
+        for path in self.fs.files(&dirs().segments) {
+            let b = self.fs.bytes(&path);
+            println!("TRACE   {path:?} len {} content {:?}", b.len(), b.iter().rposition(|b| *b != 0));
+        }
         self.model.tally.torn_tails += u64::from(recovery.torn_bytes > 0);
         let fs = self.fs.clone();
         fs.unharmed(|| self.hold_recovered(known, recovery.torn_bytes));
@@ -558,9 +563,10 @@ impl Rig {
     pub(super) fn write_cursors(&mut self) {
         let quiet = Quiet::new(&self.fs);
         self.log().write_cursors();
-        if quiet.holds(&self.fs) {
-            self.model.written.clone_from(&self.model.ended);
-        }
+        let Model { ended, written, synced, .. } = &mut self.model;
+        // A slot that is not synced is written in its place: if that fails half
+        // way, only the other one is left.
+        written.clone_from(if quiet.holds(&self.fs) { ended } else { synced });
     }
 
     pub(super) fn sync_cursors(&mut self) {
@@ -569,10 +575,11 @@ impl Rig {
         self.log().sync_cursors();
         let after = self.fs.files(&dirs().segments).len();
         self.model.tally.removed_segments += (before - after) as u64;
+        let Model { ended, written, synced, .. } = &mut self.model;
         if !quiet.holds(&self.fs) {
+            written.clone_from(synced);
             return;
         }
-        let Model { ended, written, synced, .. } = &mut self.model;
         written.clone_from(ended);
         for (place, provider) in PROVIDERS.into_iter().enumerate() {
             if !self.fs.sync_failed(&cursor_path(provider)) {
