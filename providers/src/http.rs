@@ -169,7 +169,10 @@ impl<W: Wire> Provider for HttpProvider<W> {
                 return Err(SendError::TooLarge { detail });
             }
             let reply = self.http.post(encoded, self.wire.reply_bytes_max()).await?;
-            self.wire.interpret(&sent, &reply)?
+            let mut answer = self.wire.interpret(&sent, &reply);
+            // Once more: a key may have been hidden in escapes until now.
+            details(&mut answer).for_each(|detail| *detail = self.http.redact(detail));
+            answer?
         };
         Ok(merge(batch.len(), verdicts, rejected))
     }
@@ -349,6 +352,24 @@ fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 pub(crate) fn now_ms() -> i64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The vendor's words in an answer.
+fn details(answer: &mut Result<Vec<Verdict>, SendError>) -> impl Iterator<Item = &mut String> {
+    let (verdicts, error) = match answer {
+        Ok(verdicts) => (Some(verdicts), None),
+        Err(
+            SendError::Unavailable { detail, .. }
+            | SendError::TooLarge { detail }
+            | SendError::Refused { detail }
+            | SendError::Unauthorized { detail },
+        ) => (None, Some(detail)),
+    };
+    let of_verdicts = verdicts.into_iter().flatten().filter_map(|verdict| match verdict {
+        Verdict::Rejected { detail, .. } | Verdict::Hold { detail, .. } => Some(detail),
+        Verdict::Delivered | Verdict::Resend => None,
+    });
+    of_verdicts.chain(error)
 }
 
 #[cfg(test)]

@@ -227,9 +227,9 @@ fn print(out: &mut impl Write, explanation: &Explanation<'_>) -> io::Result<()> 
     for letter in &explanation.dead_letters {
         let Letter { provider, dead_since, reason, attempts, detail, replayed } = letter;
         let replayed = if *replayed { "replayed: delivered since" } else { "not replayed" };
-        writeln!(out, "  {provider:<12} {dead_since}  {reason}  after {attempts} attempts  {replayed}")?;
+        writeln!(out, "  {provider:<12} {dead_since}  {reason}  after {attempts} attempt(s)  {replayed}")?;
         if !detail.is_empty() {
-            writeln!(out, "  {:<12} {detail}", "")?;
+            writeln!(out, "  {:<12} {}", "", printable(detail))?;
         }
     }
     Ok(())
@@ -249,10 +249,15 @@ fn print_provider(out: &mut impl Write, at_provider: &AtProvider) -> io::Result<
     let untold = if is_told { "" } else { "; the attempt is not in the spool, or not yet" };
     writeln!(out, "  {provider:<12} {what}{untold}")?;
     for Try { at, attempt, verdict, detail } in attempts {
-        let line = format!("    {at}  attempt {attempt:<3} {verdict:<14} {detail}");
+        let line = format!("    {at}  attempt {attempt:<3} {verdict:<14} {}", printable(detail));
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
+}
+
+/// A provider's words must not speak to the terminal.
+fn printable(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn print_unknown(

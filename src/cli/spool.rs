@@ -72,7 +72,7 @@ pub(super) fn verify(dir: &Path) -> anyhow::Result<ExitCode> {
     }
     let verdict = if unclean == 0 { "clean" } else { "NOT clean: see above" };
     let moving = if in_use { "; a relay is writing: the end of the newest segment was left out" } else { "" };
-    unless_closed(writeln!(out, "{events} events; {verdict}{moving}"))?;
+    unless_closed(writeln!(out, "{events} event(s); {verdict}{moving}"))?;
     Ok(if unclean == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -179,7 +179,7 @@ fn print_overview(out: &mut impl Write, dir: &Path, overview: &Overview, now_ms:
         }
     }
     let (ranges, bytes) = (overview.quarantine_ranges, overview.quarantine_bytes);
-    writeln!(out, "\nquarantine: {ranges} damaged ranges, {bytes} bytes")
+    writeln!(out, "\nquarantine: {ranges} damaged range(s), {bytes} bytes")
 }
 
 fn print_segment(out: &mut impl Write, info: &SegmentInfo) -> io::Result<()> {
@@ -286,7 +286,7 @@ fn print_report(out: &mut impl Write, report: &SegmentReport) -> io::Result<()> 
     }
     if !report.missing.is_empty() {
         let events: u64 = report.missing.iter().map(|range| range.end - range.start).sum();
-        writeln!(out, "  missing: {events} events: {}", numbers(&report.missing))?;
+        writeln!(out, "  missing: {events} event(s): {}", numbers(&report.missing))?;
     }
     if let Some(range) = &report.torn {
         let (at, bytes) = (range.start, range.end - range.start);
@@ -296,7 +296,7 @@ fn print_report(out: &mut impl Write, report: &SegmentReport) -> io::Result<()> 
         )?;
     }
     if report.void > 0 {
-        writeln!(out, "  {} frames of a group that failed; they do not count", report.void)?;
+        writeln!(out, "  {} frame(s) of a group that failed; they do not count", report.void)?;
     }
     Ok(())
 }
@@ -370,7 +370,7 @@ fn print_repair(out: &mut impl Write, repair: &Repair) -> io::Result<()> {
     let (segments, new) = (repair.segments, repair.kept.iter().filter(|kept| kept.new).count());
     writeln!(
         out,
-        "{segments} segments read, {} damaged ranges, {new} of them new in quarantine",
+        "{segments} segment(s) read, {} damaged range(s), {new} of them new in quarantine",
         repair.kept.len()
     )
 }

@@ -42,6 +42,10 @@ impl From<Denied> for Status {
 /// none of admission's, and it counts as a request and not as an event.
 pub(super) fn malformed(error: &prost::DecodeError) -> Status {
     const REASON: &str = "MESSAGE_MALFORMED";
+    /// It names every level of nesting, and must fit a caller's limit of headers
+    /// twice.
+    const ERROR_CHARS_MAX: usize = 300;
+    let error: String = error.to_string().chars().take(ERROR_CHARS_MAX).collect();
     let description = format!("got bytes that cannot be decoded ({error}), want a protobuf message");
     let violation = FieldViolation { reason: REASON.to_owned(), ..FieldViolation::new("", &description) };
     let mut details = ErrorDetails::with_bad_request(vec![violation]);
@@ -92,6 +96,26 @@ mod tests {
         assert_eq!(status.code(), Code::ResourceExhausted);
         let details = status.get_error_details();
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(500)));
+    }
+
+    /// Callers take 8 KiB of headers, and details travel in base64.
+    #[test]
+    fn a_message_nested_beyond_all_limits_gets_an_answer_that_fits_into_headers() {
+        let mut message = Vec::new();
+        for _ in 0..4000 {
+            // A list in a value in a list: each a field of length-delimited bytes.
+            let length = message.len();
+            let mut outer = vec![(5 << 3) | 2];
+            prost::encoding::encode_varint(length as u64, &mut outer);
+            outer.append(&mut message);
+            message = vec![(1 << 3) | 2];
+            prost::encoding::encode_varint(outer.len() as u64, &mut message);
+            message.append(&mut outer);
+        }
+        let error = <crate::proto::v1::PropertyList as prost::Message>::decode(&*message).unwrap_err();
+        assert!(error.to_string().len() > 1000, "the decoder tells every level");
+        let status = malformed(&error);
+        assert!(status.message().len() + status.details().len() * 4 / 3 < 4096, "{}", status.details().len());
     }
 
     #[test]

@@ -53,6 +53,9 @@ async fn no_failure_tells_a_key() {
         "400+body=you sent canary-0123456789abcdef",
         "503+body=Basic Y2FuYXJ5LTAxMjM0NTY3ODlhYmNkZWY6",
         "401+body=key canary-0123456789abcdef is unknown",
+        // Hidden in escapes until the answer is read.
+        r#"400+body={"code":400,"error":"canary\u002d0123456789abcdef","failed_records":[{"index":0,"field":"token","message":"canary\u002d0123456789abcdef is odd"}]}"#,
+        "503+body=canary\u{1}-0123456789abcdef",
     ] {
         for vendor in Vendor::ALL {
             setup.sandbox.always(vendor, (!fault.is_empty()).then(|| fault.parse().unwrap()));

@@ -120,7 +120,7 @@ async fn verify_is_clean_beside_a_relay_under_load_and_after_its_end() {
     load.await.unwrap();
     relay.terminate().await;
     let (code, out, _) = setup.run(&["spool", "verify"]).await;
-    assert_eq!((code, out.contains("600 events; clean\n")), (0, true), "{out}");
+    assert_eq!((code, out.contains("600 event(s); clean\n")), (0, true), "{out}");
     assert!(out.contains("cursor segment") && out.contains("lowest open 1;"), "{out}");
 }
 
@@ -260,7 +260,8 @@ async fn damage_is_found_by_verify_and_kept_by_repair_after_the_relays_end() {
 
     let (code, out, _) = setup.run(&["spool", "verify"]).await;
     assert_eq!(code, 1, "{out}");
-    for words in ["  damaged: ", "  missing: 1 events: ", "  torn end: 68 bytes at ", "399 events; NOT clean"]
+    for words in
+        ["  damaged: ", "  missing: 1 event(s): ", "  torn end: 68 bytes at ", "399 event(s); NOT clean"]
     {
         assert!(out.contains(words), "{words}: {out}");
     }
@@ -275,7 +276,7 @@ async fn damage_is_found_by_verify_and_kept_by_repair_after_the_relays_end() {
     let (code, out, _) = setup.run(&["spool", "verify"]).await;
     assert_eq!((code, out.contains("torn")), (1, false), "the event is gone for good: {out}");
     let (_, out, _) = setup.run(&["spool", "list"]).await;
-    assert!(out.contains("quarantine: 2 damaged ranges"), "{out}");
+    assert!(out.contains("quarantine: 2 damaged range(s)"), "{out}");
     let (code, out, err) = setup.run(&["spool", "export", "--provider", "segment"]).await;
     assert_eq!((code, out.lines().count()), (0, 399));
     assert!(err.contains("warning: 1 damaged range(s) were passed over"), "{err}");
@@ -302,7 +303,7 @@ async fn repair_beside_a_relay_keeps_what_is_damaged_and_touches_nothing_else() 
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("it looks after the newest segment and the cursors itself"), "{out}");
     assert!(
-        out.contains("damaged ranges, 1 of them new") || out.contains("is in quarantine already"),
+        out.contains("damaged range(s), 1 of them new") || out.contains("is in quarantine already"),
         "{out}"
     );
     assert_eq!(fs::read(&segments[0]).unwrap(), damaged);

@@ -37,6 +37,7 @@ use super::{
     frame::{FORMAT_VERSION, SEQ_MAX, crc_without, u32_at, u64_at},
     fs::{SpoolFile, SpoolFs},
     quarantine::Quarantine,
+    scan::last_not_zero,
     unfinished,
 };
 
@@ -99,7 +100,8 @@ impl Cursor {
         }
         self.ahead_events += ended;
         if ended > 0 {
-            *self.totals.entry(ended_as.clone()).or_default() += ended;
+            let total = self.totals.entry(ended_as.clone()).or_default();
+            *total = total.saturating_add(ended);
         }
         if let Some(end) = self.ahead.remove(&self.lowest) {
             self.ahead_events -= end - self.lowest;
@@ -246,7 +248,7 @@ fn encode_slot(saved: &Saved, generation: u64) -> Vec<u8> {
 /// Reads one slot.
 pub(crate) fn decode_slot(bytes: &[u8]) -> Slot {
     let Some(header) = bytes.get(..SLOT_HEADER_BYTES) else { return Slot::Damaged };
-    if bytes.iter().all(|byte| *byte == 0) {
+    if header.iter().all(|byte| *byte == 0) && last_not_zero(bytes).is_none() {
         return Slot::Empty;
     }
     let used = (u32_at(header, 24) as usize).checked_add(SLOT_HEADER_BYTES);
@@ -396,10 +398,10 @@ impl CursorFile {
     }
 
     fn write_slot(&mut self) -> io::Result<()> {
-        let bytes = encode_slot(&self.cursor.save(&self.provider), self.generation + 1);
+        let bytes = encode_slot(&self.cursor.save(&self.provider), self.generation.saturating_add(1));
         // Before the attempt: a slot that is half written is not written again
         // under the same number.
-        self.generation += 1;
+        self.generation = self.generation.saturating_add(1);
         self.file.write_all_at(&bytes, (self.slot * SLOT_BYTES) as u64)?;
         (self.changed, self.unsynced) = (false, true);
         Ok(())

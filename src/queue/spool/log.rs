@@ -512,6 +512,10 @@ fn repair_newest(
             ?kept,
             "the newest segment is left as it is, and a new one is begun"
         );
+        file.sync_data()?;
+        // The next segment must not take its name, and so its place: what cannot
+        // be read counts as one event at least.
+        let end_seq = end_seq.max(segment.first_seq + 1);
         *segment = Segment { end_seq, used, allocated: length, ..*segment };
         return Ok(None);
     }

@@ -148,7 +148,7 @@ impl<'f> Scanner<'f> {
 }
 
 /// Place of the last byte that is not zero.
-fn last_not_zero(bytes: &[u8]) -> Option<usize> {
+pub(super) fn last_not_zero(bytes: &[u8]) -> Option<usize> {
     // Comparing whole pages is quick, and most of a new segment is zeros.
     const ZEROS: [u8; 4096] = [0; 4096];
     let page = bytes.chunks(ZEROS.len()).rposition(|page| page != &ZEROS[..page.len()])?;

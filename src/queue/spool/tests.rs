@@ -24,7 +24,7 @@ use super::{
 };
 
 mod rig;
-const TRACE: bool = true;
+const TRACE: bool = false;
 
 /// One thing that is done to a log.
 #[derive(Debug, Clone)]

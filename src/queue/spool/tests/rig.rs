@@ -236,10 +236,12 @@ impl Rig {
         let known = self.quarantined().len();
         let recovery = self.open_unheld()?;
         self.model.tally.recoveries += 1;
-        println!("TRACE open {recovery:?} struck {:?}", self.fs.struck());
-        for path in self.fs.files(&dirs().segments) {
-            let b = self.fs.bytes(&path);
-            println!("TRACE   {path:?} len {} content {:?}", b.len(), b.iter().rposition(|b| *b != 0));
+        if super::TRACE {
+            println!("TRACE open {recovery:?} struck {:?}", self.fs.struck());
+            for path in self.fs.files(&dirs().segments) {
+                let b = self.fs.bytes(&path);
+                println!("TRACE   {path:?} len {} content {:?}", b.len(), b.iter().rposition(|b| *b != 0));
+            }
         }
         self.model.tally.torn_tails += u64::from(recovery.torn_bytes > 0);
         let fs = self.fs.clone();
