@@ -1,6 +1,8 @@
 //! What the benchmarks of the whole relay share: a relay as a process, and
 //! callers.
 
+#![allow(dead_code, reason = "not every benchmark needs all of it")]
+
 use std::{
     path::Path,
     process::Stdio,
@@ -25,18 +27,18 @@ use tokio::{
 use tonic::transport::Channel;
 
 /// A relay that runs.
-pub struct Relay {
+pub(crate) struct Relay {
     child: Child,
-    pub grpc_addr: String,
-    pub metrics_addr: String,
+    pub(crate) grpc_addr: String,
+    pub(crate) metrics_addr: String,
     /// From the start of the process.
-    pub ready_after: Duration,
+    pub(crate) ready_after: Duration,
     balances: JoinHandle<anyhow::Result<Value>>,
 }
 
 impl Relay {
     /// Starts a relay for the sandbox and waits until it listens.
-    pub async fn start(
+    pub(crate) async fn start(
         sandbox: &Sandbox,
         data_dir: &Path,
         settings: &[(&str, &str)],
@@ -74,7 +76,7 @@ impl Relay {
     }
 
     /// Sends SIGTERM and waits: the first provider's balance.
-    pub async fn terminate(mut self) -> anyhow::Result<Value> {
+    pub(crate) async fn terminate(mut self) -> anyhow::Result<Value> {
         self.signal("TERM")?;
         let balance = self.balances.await??;
         anyhow::ensure!(self.child.wait().await?.success(), "the relay lost events: {balance}");
@@ -82,8 +84,7 @@ impl Relay {
     }
 
     /// Sends SIGKILL.
-    #[allow(dead_code, reason = "not every benchmark crashes")]
-    pub async fn kill(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
         self.signal("KILL")?;
         self.child.wait().await?;
         Ok(())
@@ -96,8 +97,7 @@ impl Relay {
     }
 
     /// A line of `/proc/<pid>/status`, in MB.
-    #[allow(dead_code, reason = "not every benchmark looks at memory")]
-    pub fn memory_mb(&self, field: &str) -> anyhow::Result<f64> {
+    pub(crate) fn memory_mb(&self, field: &str) -> anyhow::Result<f64> {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap_or_default()))?;
         let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
@@ -106,7 +106,7 @@ impl Relay {
     }
 
     /// Sends events from many callers; see [`Load`].
-    pub async fn load(&self, load: Load) -> anyhow::Result<Done> {
+    pub(crate) async fn load(&self, load: Load) -> anyhow::Result<Done> {
         let started = Instant::now();
         let mut callers = JoinSet::new();
         for connection in 0..load.connections {
@@ -126,37 +126,37 @@ impl Relay {
 
 /// What callers do.
 #[derive(Debug, Clone, Copy)]
-pub struct Load {
-    pub connections: u64,
+pub(crate) struct Load {
+    pub(crate) connections: u64,
     /// Calls under way on each connection.
-    pub in_flight: u64,
+    pub(crate) in_flight: u64,
     /// Events a second in all, each due at its time whatever the others do; as
     /// many as it goes if not given.
-    pub rate: Option<u64>,
-    pub seconds: f64,
+    pub(crate) rate: Option<u64>,
+    pub(crate) seconds: f64,
     /// Bytes of a property that fills the events up.
-    pub padding: usize,
+    pub(crate) padding: usize,
 }
 
 /// What came of it.
-pub struct Done {
-    pub latencies: Histogram<u64>,
-    pub elapsed: Duration,
+pub(crate) struct Done {
+    pub(crate) latencies: Histogram<u64>,
+    pub(crate) elapsed: Duration,
 }
 
 impl Done {
-    pub fn events(&self) -> u64 {
+    pub(crate) fn events(&self) -> u64 {
         self.latencies.len()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-    pub fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.events() as f64 / self.elapsed.as_secs_f64()
     }
 
     /// Milliseconds that this share of calls took at most.
     #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-    pub fn millis(&self, share: f64) -> f64 {
+    pub(crate) fn millis(&self, share: f64) -> f64 {
         self.latencies.value_at_quantile(share) as f64 / 1000.0
     }
 }

@@ -110,7 +110,7 @@ impl Relay {
 }
 
 pub(crate) fn is_identify(number: u32) -> bool {
-    number % 40 == 0
+    number.is_multiple_of(40)
 }
 
 /// Sends one event, an identify each forty; the relay gives it an id if

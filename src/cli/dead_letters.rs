@@ -11,7 +11,7 @@ use std::{
 use analytics_relay_providers::registry;
 use anyhow::{Context, bail};
 
-use super::{Filter, ReplayArgs};
+use super::{Filter, ReplayArgs, is_broken_pipe};
 use crate::{
     app::lane_settings,
     config::{Config, ProviderConfig},
@@ -100,14 +100,6 @@ pub(super) fn show(data_dir: &Path, filter: &Filter, limit: Option<usize>) -> an
         Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
         shown => shown.map(|()| ExitCode::SUCCESS),
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let kind = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-    error.downcast_ref::<io::Error>().is_some_and(kind)
-        || error
-            .downcast_ref::<serde_json::Error>()
-            .is_some_and(|e| e.io_error_kind() == Some(io::ErrorKind::BrokenPipe))
 }
 
 /// Passes each letter on that the filter takes, until `action` says false.

@@ -69,7 +69,7 @@ impl dyn SpoolFile + '_ {
         Ok(())
     }
 
-    /// As [`Self::read_full_at`], but what the disk does not give back becomes
+    /// Reads as `read_full_at`, but what the disk does not give back becomes
     /// zeros. Also returns where the last of it ends.
     pub(crate) fn read_around(&self, buffer: &mut [u8], offset: u64) -> io::Result<(usize, Option<u64>)> {
         const BLOCK_BYTES: usize = 4096;

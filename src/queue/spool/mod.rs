@@ -83,6 +83,9 @@ use crate::{
 pub(crate) const UNFINISHED: &str = ".unfinished";
 /// Name of the file whose lock says that a relay is writing.
 const LOCK: &str = "spool.lock";
+/// How often a lock that is held is tried again, and after which pause.
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Attempts of one lane that may wait for the writer.
 const ATTEMPTS_MAX: usize = 256;
 /// Most ranges of events that one attempt names.
@@ -250,11 +253,16 @@ impl SpoolLock {
         let path = dir.join(LOCK);
         let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = open.map_err(|source| SpoolError::at(&path, source))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
-            Err(TryLockError::WouldBlock) => Err(SpoolError::Busy(dir.display().to_string())),
-            Err(TryLockError::Error(source)) => Err(SpoolError::at(&path, source)),
+        // A command that looks whether a relay is running holds it for a moment.
+        for attempt in 0.. {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if attempt < LOCK_ATTEMPTS => thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::WouldBlock) => return Err(SpoolError::Busy(dir.display().to_string())),
+                Err(TryLockError::Error(source)) => return Err(SpoolError::at(&path, source)),
+            }
         }
+        Ok(Self(file))
     }
 }
 

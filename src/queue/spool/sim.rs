@@ -14,6 +14,7 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -22,6 +23,8 @@ use fastrand::Rng;
 
 use super::fs::{SpoolFile, SpoolFs};
 
+/// Bytes of a file that are kept together.
+const PAGE_BYTES: usize = 4096;
 /// Bytes that a disk writes whole.
 const SECTOR_BYTES: usize = 512;
 
@@ -205,39 +208,56 @@ struct Inode {
     sync_failed: bool,
 }
 
-/// What a file holds. Beyond `bytes` there are zeros, as most of a cursor's file
-/// is.
+/// What a file holds, by pages; a page of zeros takes no room, as most of a
+/// cursor's file is nothing else.
 #[derive(Clone, Default)]
 struct Content {
-    bytes: Vec<u8>,
+    pages: Vec<Option<Arc<[u8; PAGE_BYTES]>>>,
     length: usize,
 }
 
 impl Content {
+    fn new(bytes: &[u8]) -> Self {
+        let mut content = Self::default();
+        content.put(0, bytes);
+        content
+    }
+
     fn put(&mut self, at: usize, bytes: &[u8]) {
-        let end = at + bytes.len();
-        if self.bytes.len() < end {
-            // Quicker than to fill up byte by byte, where nothing is optimized.
-            let mut grown = vec![0; end];
-            grown[..self.bytes.len()].copy_from_slice(&self.bytes);
-            self.bytes = grown;
+        for (place, part) in parts(at, bytes.len()) {
+            let number = place / PAGE_BYTES;
+            if self.pages.len() <= number {
+                self.pages.resize(number + 1, None);
+            }
+            let page = self.pages[number].get_or_insert_with(|| Arc::new([0; PAGE_BYTES]));
+            let from = place % PAGE_BYTES;
+            Arc::make_mut(page)[from..from + part.len()].copy_from_slice(&bytes[part]);
         }
-        self.bytes[at..end].copy_from_slice(bytes);
-        self.length = self.length.max(end);
+        self.length = self.length.max(at + bytes.len());
     }
 
     fn set_len(&mut self, length: usize) {
-        self.bytes.truncate(length);
+        self.pages.truncate(length.div_ceil(PAGE_BYTES));
+        if length < self.length
+            && let Some(Some(last)) = self.pages.get_mut(length / PAGE_BYTES)
+        {
+            Arc::make_mut(last)[length % PAGE_BYTES..].fill(0);
+        }
         self.length = length;
     }
 
     /// Reads at a place; returns the bytes read.
     fn read(&self, buffer: &mut [u8], from: usize) -> usize {
         let read = self.length.saturating_sub(from).min(buffer.len());
-        let kept = self.bytes.get(from..).unwrap_or_default();
-        let kept = &kept[..kept.len().min(read)];
-        buffer[..kept.len()].copy_from_slice(kept);
-        buffer[kept.len()..read].fill(0);
+        for (place, part) in parts(from, read) {
+            match self.pages.get(place / PAGE_BYTES) {
+                Some(Some(page)) => {
+                    let from = place % PAGE_BYTES;
+                    buffer[part.clone()].copy_from_slice(&page[from..from + part.len()]);
+                }
+                _ => buffer[part].fill(0),
+            }
+        }
         read
     }
 
@@ -247,6 +267,19 @@ impl Content {
             self.put(bit / 8, &[byte[0] ^ 1 << (bit % 8)]);
         }
     }
+}
+
+/// Cuts a range of a file at the borders of pages: the place in the file and the
+/// part of the range.
+fn parts(at: usize, length: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let place = at + done;
+        let end = length.min(done + PAGE_BYTES - place % PAGE_BYTES);
+        let part = done..end;
+        done = end;
+        (!part.is_empty()).then_some((place, part))
+    })
 }
 
 #[derive(Clone)]
@@ -523,7 +556,7 @@ impl SimFs {
     pub(crate) fn set_bytes(&self, path: &Path, bytes: &[u8]) {
         let mut disk = self.disk();
         let inode = disk.inodes.len();
-        let content = Content { bytes: bytes.to_vec(), length: bytes.len() };
+        let content = Content::new(bytes);
         disk.inodes.push(Inode { now: content.clone(), synced: content, ..Inode::default() });
         let (dir, name) = disk.dir(path).expect("the directory is there");
         dir.now.insert(name.clone(), inode);

@@ -261,6 +261,7 @@ fn seasoned() -> Rig {
 
 /// The frames of a segment: where they are, and the number and the serial of an
 /// event.
+#[expect(clippy::type_complexity, reason = "the frames' places, and number and serial of events")]
 fn frames(bytes: &[u8]) -> Vec<(Range<usize>, Option<(u64, u64)>)> {
     let mut frames = Vec::new();
     let mut at = SEGMENT_HEADER_BYTES;
@@ -666,7 +667,7 @@ fn a_torn_end_is_kept_whatever_fails_in_the_recovery() {
                 rig.open_unheld().unwrap();
                 rig.read_all();
                 let kept: Vec<_> = rig.quarantined().iter().map(|path| rig.fs.bytes(path)).collect();
-                assert_eq!(kept, [torn.clone()]);
+                assert_eq!(kept, std::slice::from_ref(&torn));
             }
         }
     }

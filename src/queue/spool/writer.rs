@@ -333,10 +333,11 @@ impl Writer {
             self.told = false;
         }
         self.rests_until = None;
-        let mut seq = self.log.next_seq() - appends.len() as u64;
+        let first_seq = self.log.next_seq() - appends.len() as u64;
         self.metrics.accepted.inc_by(appends.len() as u64);
         let mut skipped = None;
-        for Append { event, frame: _, wanted, answer } in appends {
+        for (seq, append) in (first_seq..).zip(appends) {
+            let Append { event, wanted, answer, .. } = append;
             self.status.leave(&event);
             if let Some(answer) = answer {
                 // Callers that are gone ask again, with the same id.
@@ -345,7 +346,6 @@ impl Writer {
             if self.queue.offer(Queued { event, place: Place::Log(seq) }).is_err() {
                 skipped = Some(seq);
             }
-            seq += 1;
         }
         if let Some(seq) = skipped {
             // The lanes read these from the log.
