@@ -2,7 +2,7 @@
 
 CARGO ?= cargo --locked
 
-.PHONY: run demo demo-crash test test-sigterm test-durability fuzz lint proto build bench bench-durable clean
+.PHONY: run demo demo-crash test test-sigterm test-durability prove fuzz lint proto build bench bench-durable clean
 
 # The relay, in test mode unless there is a .env.
 run:
@@ -28,12 +28,17 @@ test:
 test-sigterm:
 	RELAY_SIGTERM_RUNS=200 $(CARGO) test --test relay sigterm_at_any_moment -- --nocapture
 
-# 1,000 SIGKILLs, a SIGKILL before and an error at every storage call, 200 power
-# cuts, full disks: about an hour. Needs root, strace and loop devices, and fails
-# where it lacks one. RELAY_SEED=<number> repeats a run.
+# A million simulated schedules of the log; then, on the relay as a process, 1,000
+# SIGKILLs, a SIGKILL before and an error at every storage call, 200 power cuts,
+# full disks: about an hour. Needs root, strace and loop devices, and fails where
+# it lacks one. RELAY_SEED=<number> repeats a run; the short form is in `test`.
 test-durability:
+	RELAY_SPOOL_SCHEDULES=1000000 $(CARGO) test --release --lib queue::spool -- --nocapture
 	RELAY_LONG=1 RELAY_KILL_RUNS=1000 RELAY_POWER_CUTS=200 \
 		$(CARGO) test --test durability -- --nocapture --test-threads 1
+
+# All that proves the durable mode, with its figures. Some hours.
+prove: test-durability fuzz bench-durable
 
 # Every fuzz target for FUZZ_SECONDS, one after another. What they find is kept
 # in fuzz/artifacts, what they learn in fuzz/corpus.
