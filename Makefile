@@ -33,7 +33,8 @@ test-sigterm:
 # full disks: about an hour. Needs root, strace and loop devices, and fails where
 # it lacks one. RELAY_SEED=<number> repeats a run; the short form is in `test`.
 test-durability:
-	RELAY_SPOOL_SCHEDULES=1000000 $(CARGO) test --release --lib queue::spool -- --nocapture
+	RELAY_SEED=$${RELAY_SEED:-$$(date +%s)} RELAY_SPOOL_SCHEDULES=1000000 \
+		$(CARGO) test --release --lib queue::spool -- --nocapture
 	RELAY_LONG=1 RELAY_KILL_RUNS=1000 RELAY_POWER_CUTS=200 \
 		$(CARGO) test --test durability -- --nocapture --test-threads 1
 

