@@ -230,7 +230,7 @@ impl Admission {
         };
         match put {
             Ok(durability) => {
-                debug!(%event_id, %durability, "event accepted");
+                debug!(%event_id, %durability, queue_size = self.queue.events(), "event queued");
                 Ok(Accepted { event_id, durability })
             }
             Err(Refused::Full) => Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }),

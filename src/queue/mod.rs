@@ -113,6 +113,14 @@ impl Queue {
         }
     }
 
+    /// Events that wait in it, or, with a log, to be written.
+    pub(crate) fn events(&self) -> usize {
+        match self {
+            Self::Memory(queue, _) => queue.events(),
+            Self::Spool(spool) => spool.intake_events(),
+        }
+    }
+
     /// The level that a caller gets who asks for none.
     pub(crate) fn default_level(&self) -> Durability {
         match self {

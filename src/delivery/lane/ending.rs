@@ -109,7 +109,17 @@ impl Lane {
 
     pub(super) fn drop_events(&self, reason: DropReason, event_count: usize) {
         self.recorder.dropped(reason, event_count);
-        error!(provider = self.provider.name(), event_count, reason = reason.name(), "events lost");
+        let provider = self.provider.name();
+        if reason == DropReason::SpoolDamaged {
+            error!(provider, event_count, reason = reason.name(), "events lost: the spool is damaged");
+        } else {
+            error!(
+                provider,
+                event_count,
+                reason = reason.name(),
+                "events lost: they could not become dead letters"
+            );
+        }
     }
 
     /// Forgets events that have ended.

@@ -366,7 +366,10 @@ impl Rig {
         self.crash_process();
         self.open().unwrap();
         let (names, reading) = (self.quarantined(), self.read_all());
-        for machine_dies in [false, true] {
+        let files = [dirs().segments, dirs().cursors].map(|dir| self.fs.files(&dir));
+        // What a failed sync of an earlier process left is not known.
+        let sure = !files.iter().flatten().any(|path| self.fs.sync_failed(path));
+        for machine_dies in [false, true].into_iter().filter(|machine_dies| sure || !machine_dies) {
             self.close();
             if machine_dies {
                 // Nothing of what a recovery does may hang in the air.
