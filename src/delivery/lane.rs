@@ -71,7 +71,7 @@ pub(crate) struct LaneSettings {
     pub(crate) retry: RetryRule,
     /// How much it may hold; beyond, events become dead letters.
     pub(crate) capacity: QueueLimits,
-    /// Most events of a request to a provider that does not work.
+    /// Most events of the first probe of a provider that does not work.
     pub(crate) probe_events: usize,
     /// Forced to stop, wait for the answers to requests under way instead of
     /// abandoning them.
@@ -286,7 +286,6 @@ impl Lane {
         let now = Instant::now();
         while self.in_flight.len() < self.limits.requests_max {
             let (gates, sent, draining) = (&self.gates, &self.sent, self.draining);
-            let probe_events = self.settings.probe_events;
             let under_way = |endpoint: Endpoint| -> usize {
                 sent.values().filter(|sent| sent.endpoint == endpoint).map(|sent| sent.events.len()).sum()
             };
@@ -294,7 +293,7 @@ impl Lane {
                 _ if draining => Some(usize::MAX),
                 Some(gate) if gate.opens_at(now).is_some() => None,
                 Some(gate) if gate.state() != ProviderState::Sending => {
-                    (under_way(endpoint) == 0).then_some(probe_events)
+                    (under_way(endpoint) == 0).then(|| gate.probe_events())
                 }
                 Some(gate) => match gate.window() {
                     Some(window) => Some(window.saturating_sub(under_way(endpoint))).filter(|room| *room > 0),

@@ -142,6 +142,7 @@ impl ProviderState {
 /// provider that comes back gets what has waited in growing amounts.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    /// Most events in the first probe, and in the first request after it.
     probe_events: usize,
     /// Requests that were answered so far.
     answers: u64,
@@ -168,6 +169,14 @@ impl Gate {
     /// Requests in a row that it did not.
     pub(crate) fn failures(&self) -> u32 {
         self.failures
+    }
+
+    /// Most events in a probe: half as many with each that fails. Where one
+    /// event is what the provider fails on, a probe without it gets through in
+    /// the end, and tells that from an outage.
+    pub(crate) fn probe_events(&self) -> usize {
+        let halvings = self.failures.saturating_sub(FAILURES_MAX).min(usize::BITS - 1);
+        (self.probe_events >> halvings).max(1)
     }
 
     /// Most events that may be under way; nothing if only the provider's own
@@ -294,7 +303,10 @@ mod tests {
         gate.failed(now, delay, false);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Failing, Some(now + delay)));
         assert_eq!(gate.opens_at(now + delay), None);
+        let probes = (0..8).map(|_| (gate.probe_events(), gate.failed(now, delay, false)).0);
+        assert_eq!(probes.collect::<Vec<_>>(), [50, 25, 12, 6, 3, 1, 1, 1]);
         gate.answered();
+        assert_eq!(gate.probe_events(), 50);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
     }
 

@@ -342,7 +342,12 @@ impl CursorFile {
             return Ok((Self::create(fs, dir, provider, oldest_seq).map_err(at)?, true));
         };
         // What was found may be in the machine's memory only; the other slot
-        // is not touched before it is on disk.
+        // is not touched before it is on disk. It is written again as it is: if
+        // an earlier process failed to sync it, a sync alone would say nothing.
+        let slot_at = (place * SLOT_BYTES) as u64;
+        let mut slot = vec![0; SLOT_BYTES];
+        let read = file.read_full_at(&mut slot, slot_at).map_err(at)?;
+        file.write_all_at(&slot[..read], slot_at).map_err(at)?;
         file.sync_data().map_err(at)?;
         let cursor = cursor.clone();
         let lowest = |slot: &Slot| if let Slot::Cursor { cursor, .. } = slot { cursor.lowest } else { 0 };

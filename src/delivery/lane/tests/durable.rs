@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
+use analytics_relay_providers::EventKind;
 use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
@@ -20,7 +21,8 @@ use crate::{
 const START_MS: i64 = 1_767_225_600_000;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Works from a given time on. Counts what it is sent.
+/// Works from a given time on, and never for a batch with a "poison" in it.
+/// Counts what it is sent.
 struct Outage {
     up_from: Mutex<Instant>,
     /// When each request came, its events, and how many requests were under way.
@@ -47,11 +49,16 @@ impl Provider for Outage {
         self.requests.lock().unwrap().push((now, batch.len()));
         sleep(self.takes).await;
         self.under_way.fetch_sub(batch.len() as u64, Ordering::SeqCst);
-        if now < *self.up_from.lock().unwrap() {
+        let is_poisoned = batch.iter().any(|event| is_poison(event));
+        if is_poisoned || now < *self.up_from.lock().unwrap() {
             return Err(SendError::Unavailable { retry_after: None, detail: "503".into() });
         }
         Ok(vec![Verdict::Delivered; batch.len()])
     }
+}
+
+fn is_poison(event: &Event) -> bool {
+    matches!(&event.kind, EventKind::Track { name } if &**name == "poison")
 }
 
 /// A lane, its log, and a clock that goes with tokio's and can be set.
@@ -145,8 +152,12 @@ impl Durable {
 
     /// Accepts events, one after the other, `every` so often.
     async fn accept(&self, events: usize, every: Duration) {
+        self.accept_named("x", events, every).await;
+    }
+
+    async fn accept_named(&self, name: &str, events: usize, every: Duration) {
         for _ in 0..events {
-            let mut event = (*track("x")).clone();
+            let mut event = (*track(name)).clone();
             event.accepted_ms = self.clock.now_ms();
             // Time must stand still while a real thread is at work; it does for
             // a task that blocks.
@@ -228,7 +239,7 @@ async fn what_has_waited_is_drained_at_a_growing_pace() {
         .filter(|(at, _)| *at >= up_at)
         .map(|(_, events)| *events)
         .collect();
-    assert_eq!(under_way[0], 50, "a probe first");
+    assert_eq!(under_way[0], 1, "a probe first, which has shrunk");
     for (request, events) in under_way.iter().enumerate() {
         assert!(*events <= 50 << request.min(12), "request {request}: {events} of {under_way:?}");
     }
@@ -279,4 +290,24 @@ async fn a_drain_leaves_the_rest_in_the_log() {
     let start = Instant::now();
     assert_eq!(durable.stop().await, 300);
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+/// A provider fails on one event and does not say on which: the others get
+/// through although nothing else is sent, and that one waits alone.
+#[tokio::test(start_paused = true)]
+async fn a_poison_holds_up_what_came_with_it_for_minutes_and_no_longer() {
+    let durable = Durable::start(Duration::ZERO, HOUR * 10);
+    // One batch, all of it in the lane before its first request ends.
+    durable.accept(1, Duration::ZERO).await;
+    durable.accept(30, Duration::ZERO).await;
+    durable.accept_named("poison", 1, Duration::ZERO).await;
+    durable.accept(68, Duration::ZERO).await;
+    let start = Instant::now();
+    durable.ended(99).await;
+    assert!(start.elapsed() < Duration::from_secs(15 * 60), "{:?}", start.elapsed());
+    let requests = durable.provider.requests.lock().unwrap().clone();
+    assert!(requests.iter().any(|(_, events)| *events > 30), "they did go together: {requests:?}");
+    assert!(requests.len() < 60, "{requests:?}");
+    assert_eq!((durable.delivered(), durable.dead()), (99, 0));
+    assert_eq!(durable.stop().await, 1, "the poison stays in the log");
 }
