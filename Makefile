@@ -30,12 +30,12 @@ test-sigterm:
 
 # A million simulated schedules of the log; then, on the relay as a process, 1,000
 # SIGKILLs, a SIGKILL before and an error at every storage call, 200 power cuts,
-# full disks: about an hour. Needs root, strace and loop devices, and fails where
+# full disks, half an hour without a provider: about an hour. Needs root, strace and loop devices, and fails where
 # it lacks one. RELAY_SEED=<number> repeats a run; the short form is in `test`.
 test-durability:
 	RELAY_SEED=$${RELAY_SEED:-$$(date +%s)} RELAY_SPOOL_SCHEDULES=1000000 \
 		$(CARGO) test --release --lib queue::spool -- --nocapture
-	RELAY_LONG=1 RELAY_KILL_RUNS=1000 RELAY_POWER_CUTS=200 \
+	RELAY_LONG=1 RELAY_KILL_RUNS=1000 RELAY_POWER_CUTS=200 RELAY_OUTAGE_SECONDS=1800 \
 		$(CARGO) test --test durability -- --nocapture --test-threads 1
 
 # All that proves the durable mode, with its figures. Some hours.

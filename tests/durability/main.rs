@@ -14,6 +14,7 @@ mod harness;
 
 mod disk_full;
 mod oracle;
+mod outage;
 mod power_cut;
 mod relays;
 mod sigkill;

@@ -59,7 +59,7 @@ pub(crate) fn segments(setup: &Setup) -> Vec<PathBuf> {
 
 /// What a provider's cursor on disk says: events that ended, by how.
 pub(crate) fn cursor_totals(setup: &Setup, vendor: Vendor) -> Vec<(String, u64)> {
-    const SLOT_BYTES: usize = 65_536;
+    const SLOT_BYTES: usize = 262_144;
     let path = setup.data_dir().join("spool/cursors").join(format!("{}.cursor", vendor.name()));
     let Ok(bytes) = fs::read(path) else { return Vec::new() };
     let number = |slot: &[u8], at: usize, bytes: usize| {

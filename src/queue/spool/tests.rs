@@ -690,6 +690,9 @@ fn random_schedules_keep_what_was_promised() {
             if turn >= schedules {
                 return (tally, mishaps);
             }
+            if turn > 0 && turn.is_multiple_of(50_000) {
+                println!("{turn} schedules");
+            }
             let seed = base.wrapping_add(turn);
             let _told = Told(format!("RELAY_SEED={seed} RELAY_SPOOL_SCHEDULES=1 repeats it"));
             let rig = run_schedule(seed);

@@ -1,0 +1,84 @@
+//! A provider that is down in real time: five seconds here, as long as
+//! `RELAY_OUTAGE_SECONDS` says in the long form. A day of it, in simulated time,
+//! is among the tests of the lane.
+
+use std::time::{Duration, Instant};
+
+use analytics_relay::{proto::v1::Durability, providers::sandbox::Vendor};
+use tokio::time::sleep;
+
+use crate::{
+    harness::eventually,
+    oracle::{Answer, Draft, Oracle},
+    relays::{Figures, cursor_totals, drained, durable, fault, number},
+};
+
+const DOWN: Vendor = Vendor::Amplitude;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_costs_disk_and_nothing_else() {
+    let outage = Duration::from_secs(number("RELAY_OUTAGE_SECONDS", 5));
+    let mut setup = durable("synced").await;
+    // The delays of a relay in production, as far as the outage leaves time for them.
+    let longest_delay = (outage / 4).min(Duration::from_secs(30));
+    setup.set("INITIAL_RETRY_DELAY_MS", "200");
+    setup.set("MAX_RETRY_DELAY_MS", &longest_delay.as_millis().to_string());
+    let mut figures = Figures::default();
+    let relay = figures.start(&setup).await;
+    let (mut client, mut oracle) = (relay.client(), Oracle::default());
+
+    setup.sandbox.always(DOWN, fault("503"));
+    let start = Instant::now();
+    let (mut latencies, mut told) = (Vec::new(), start);
+    while start.elapsed() < outage {
+        let sent = Instant::now();
+        let answer = oracle.send(&mut client, Draft::track(Durability::Synced)).await;
+        assert!(matches!(answer, Answer::Ok(_)), "{answer:?}");
+        latencies.push(sent.elapsed());
+        if told.elapsed() > Duration::from_secs(60) {
+            told = Instant::now();
+            println!("{} s without the provider, {} OK", start.elapsed().as_secs(), oracle.oks());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    let accepted = oracle.oks();
+    let backlog = relay.metric("relay_spool_backlog_events", &[DOWN.name()]).await;
+    assert_eq!(backlog, accepted as f64, "all of it waits");
+    let requests = setup.sandbox.stats(DOWN).requests;
+    // Five attempts that grow, then probes: at least three quarters of the
+    // longest delay apart.
+    let probes_max = 10.0 + outage.as_secs_f64() / (longest_delay.as_secs_f64() * 0.7);
+    assert!(requests > 4 && (requests as f64) < probes_max, "{requests} requests, at most {probes_max}");
+    assert_eq!(setup.sandbox.stats(DOWN).taken, 0, "it was down");
+    for other in Vendor::ALL.into_iter().filter(|vendor| *vendor != DOWN) {
+        let what = format!("all events at {}, which is up", other.name());
+        eventually(&what, || setup.sandbox.stats(other).taken >= accepted).await;
+    }
+
+    let back = Instant::now();
+    setup.sandbox.always(DOWN, None);
+    while setup.sandbox.stats(DOWN).taken == 0 {
+        assert!(back.elapsed() < longest_delay + Duration::from_secs(30), "not noticed");
+        sleep(Duration::from_millis(10)).await;
+    }
+    let (noticed, draining) = (back.elapsed(), Instant::now());
+    drained(&relay).await;
+    let drained_after = draining.elapsed();
+    let ended = figures.terminate(relay).await;
+    for vendor in Vendor::ALL {
+        let found = oracle.check(&setup, vendor);
+        assert_eq!((found.delivered, found.duplicates, found.dead_lettered), (accepted, 0, 0), "{vendor:?}");
+        assert!(ended.balance(vendor).is_exact());
+        assert_eq!(cursor_totals(&setup, vendor), [("delivered".to_owned(), accepted)]);
+    }
+    latencies.sort();
+    println!(
+        "{} s without {}: {accepted} OK, 0 lost, 0 duplicates; {requests} requests to it meanwhile; \
+         OK after p50 {:?}, p99 {:?}; noticed {noticed:?} after its return, drained in {drained_after:?}; {}",
+        outage.as_secs(),
+        DOWN.name(),
+        latencies[latencies.len() / 2],
+        latencies[latencies.len() * 99 / 100],
+        figures.text()
+    );
+}
