@@ -12,7 +12,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_imports(true).include_source_info(true).open_file("analytics/v1/analytics.proto")?;
 
     fs::write(out.join("analytics_descriptor.bin"), compiler.encode_file_descriptor_set())?;
+    // The server is routed by hand, in `ingest::service`.
     tonic_prost_build::configure()
+        .build_server(false)
         .codec_path("crate::ingest::codec::MessageCodec")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())

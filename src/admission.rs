@@ -17,11 +17,11 @@ use analytics_relay_providers::{
     event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
     properties::{PropertyError, PropertyFault},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::{
-    queue::{Durability, Queue, Refused},
+    queue::{Durability, Queue, Refused, Taken},
     telemetry::AdmissionMetrics,
     time::{Clock, rfc_3339},
 };
@@ -36,6 +36,9 @@ const FULL_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// How long a caller should wait when the spool is full: until a provider comes
 /// back, or a person has made room.
 const SPOOL_FULL_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// How long a caller should wait for a relay that stops, or whose disk fails: by
+/// then a load balancer should know.
+const UNAVAILABLE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Longest wait for the disk: less than a call may take, so that the caller is
 /// told why.
 const DISK_PATIENCE: Duration = Duration::from_secs(8);
@@ -54,10 +57,19 @@ pub(crate) struct Draft {
     pub(crate) ip: String,
     pub(crate) user_agent: String,
     /// Encoded by the front door, which alone knows their form on the wire.
-    pub(crate) properties: Result<Properties, PropertyError>,
+    pub(crate) properties: Result<Properties, BadProperties>,
     /// How durable it has to be before the answer, if it says; a number that
     /// means nothing.
     pub(crate) durability: Result<Option<Durability>, i32>,
+}
+
+/// Why a draft has no properties.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BadProperties {
+    /// Those in the front door's `field` break a rule.
+    Faulty { field: &'static str, error: PropertyError },
+    /// Two of the front door's fields hold some.
+    Twice { field: &'static str, other: &'static str },
 }
 
 /// What kind of event is to be admitted.
@@ -119,6 +131,9 @@ pub(crate) enum RefusalReason {
     PropertyKeyEmpty,
     PropertyNumberNotFinite,
     PropertiesMalformed,
+    PropertiesTwice,
+    ItemMissing,
+    BatchTooLarge,
     DurabilityUnavailable,
     QueueFull,
     SpoolFull,
@@ -127,7 +142,7 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
@@ -142,6 +157,9 @@ impl RefusalReason {
         Self::PropertyKeyEmpty,
         Self::PropertyNumberNotFinite,
         Self::PropertiesMalformed,
+        Self::PropertiesTwice,
+        Self::ItemMissing,
+        Self::BatchTooLarge,
         Self::DurabilityUnavailable,
         Self::QueueFull,
         Self::SpoolFull,
@@ -166,6 +184,9 @@ impl RefusalReason {
             Self::PropertyKeyEmpty => "PROPERTY_KEY_EMPTY",
             Self::PropertyNumberNotFinite => "PROPERTY_NUMBER_NOT_FINITE",
             Self::PropertiesMalformed => "PROPERTIES_MALFORMED",
+            Self::PropertiesTwice => "PROPERTIES_TWICE",
+            Self::ItemMissing => "ITEM_MISSING",
+            Self::BatchTooLarge => "BATCH_TOO_LARGE",
             Self::DurabilityUnavailable => "DURABILITY_UNAVAILABLE",
             Self::QueueFull => "QUEUE_FULL",
             Self::SpoolFull => "SPOOL_FULL",
@@ -193,13 +214,48 @@ impl Admission {
     /// the event is to be durable, and for nothing else. If the future is
     /// dropped, the event may be admitted all the same.
     pub(crate) async fn admit(&self, draft: Draft) -> Result<Accepted, Denied> {
-        let admitted = self.check_and_put(draft).await;
-        if let Err(denied) = &admitted {
-            let reason = denied.reason();
-            self.metrics.refused(reason).inc();
-            debug!(reason = reason.name(), "event refused");
+        let put = self.check(draft).and_then(|checked| self.put(checked));
+        self.accepted(put, Instant::now() + DISK_PATIENCE).await
+    }
+
+    /// Admits events one after the other. All are in the queue, or refused, when
+    /// this returns; the future waits for the disk, if it has to, and has an
+    /// answer for each. From the first that there is no room for, none is taken:
+    /// sent again together they keep their order.
+    pub(crate) fn admit_batch<I>(
+        self: &Arc<Self>,
+        drafts: I,
+    ) -> impl Future<Output = Vec<Result<Accepted, Denied>>> + use<I>
+    where
+        I: IntoIterator<Item = Result<Draft, Violation>>,
+    {
+        let mut no_room = None;
+        let mut put_next = |draft: Result<Draft, Violation>| {
+            let checked = draft
+                .map_err(|violation| Denied::Invalid(vec![violation]))
+                .and_then(|draft| self.check(draft))?;
+            if let Some(denied) = &no_room {
+                return Err(Denied::clone(denied));
+            }
+            let put = self.put(checked);
+            no_room = put.as_ref().err().cloned();
+            put
+        };
+        let puts: Vec<_> = drafts.into_iter().map(&mut put_next).collect();
+        let admission = self.clone();
+        async move {
+            let patience_ends = Instant::now() + DISK_PATIENCE;
+            let mut answers = Vec::with_capacity(puts.len());
+            for put in puts {
+                answers.push(admission.accepted(put, patience_ends).await);
+            }
+            answers
         }
-        admitted
+    }
+
+    /// True once everything is refused.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Refuses everything from now on.
@@ -207,37 +263,60 @@ impl Admission {
         self.closed.store(true, Ordering::Release);
     }
 
-    async fn check_and_put(&self, draft: Draft) -> Result<Accepted, Denied> {
-        if self.closed.load(Ordering::Acquire) {
+    /// The event that a draft becomes, and how durable it is to be.
+    fn check(&self, draft: Draft) -> Result<(Event, Durability), Denied> {
+        if self.is_closed() {
             return Err(Denied::Draining);
         }
         let asked = draft.durability;
         let checked = check(draft, self.clock.now_ms());
-        let (event, wanted) = match (checked, self.check_durability(asked)) {
-            (Ok(event), Ok(wanted)) => (Arc::new(event), wanted),
-            (Ok(_), Err(violation)) => return Err(Denied::Invalid(vec![violation])),
+        match (checked, self.check_durability(asked)) {
+            (Ok(event), Ok(wanted)) => Ok((event, wanted)),
+            (Ok(_), Err(violation)) => Err(Denied::Invalid(vec![violation])),
             (Err(violations), wanted) => {
-                return Err(Denied::Invalid(violations.into_iter().chain(wanted.err()).collect()));
+                Err(Denied::Invalid(violations.into_iter().chain(wanted.err()).collect()))
             }
-        };
+        }
+    }
+
+    fn put(&self, (event, wanted): (Event, Durability)) -> Result<(EventId, Taken), Denied> {
         let event_id = event.id.clone();
-        let put = self.queue.put(event, wanted);
-        // Waiting for memory needs no timer.
-        let put = if wanted == Durability::Queued {
-            put.await
-        } else {
-            timeout(DISK_PATIENCE, put).await.unwrap_or(Err(Refused::SpoolFailed))
+        let taken = self.queue.put(Arc::new(event), wanted)?;
+        Ok((event_id, taken))
+    }
+
+    /// The answer to an event that was put, when the disk has it.
+    async fn accepted(
+        &self,
+        put: Result<(EventId, Taken), Denied>,
+        patience_ends: Instant,
+    ) -> Result<Accepted, Denied> {
+        let admitted = match put {
+            // Waiting for memory needs no timer.
+            Ok((event_id, taken @ Taken::Done)) => {
+                (taken.durable().await).map(|durability| (event_id, durability))
+            }
+            Ok((event_id, taken)) => {
+                let durable = timeout_at(patience_ends, taken.durable()).await;
+                durable.unwrap_or(Err(Refused::SpoolFailed)).map(|durability| (event_id, durability))
+            }
+            Err(denied) => return Err(self.denied(denied)),
         };
-        match put {
-            Ok(durability) => {
+        match admitted {
+            Ok((event_id, durability)) => {
                 debug!(%event_id, %durability, queue_size = self.queue.events(), "event queued");
                 Ok(Accepted { event_id, durability })
             }
-            Err(Refused::Full) => Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }),
-            Err(Refused::SpoolFull) => Err(Denied::SpoolFull { retry_delay: SPOOL_FULL_RETRY_DELAY }),
-            Err(Refused::SpoolFailed) => Err(Denied::SpoolFailed),
-            Err(Refused::Closed) => Err(Denied::Draining),
+            Err(refused) => Err(self.denied(refused.into())),
         }
+    }
+
+    /// Counts a denial.
+    fn denied(&self, denied: Denied) -> Denied {
+        let reason = denied.reason();
+        self.metrics.refused(reason).inc();
+        debug!(reason = reason.name(), "event refused");
+        denied
     }
 
     /// The level that an event gets: the one that was asked for, or else the
@@ -272,6 +351,27 @@ impl Denied {
             Self::SpoolFull { .. } => RefusalReason::SpoolFull,
             Self::SpoolFailed => RefusalReason::SpoolFailed,
             Self::Draining => RefusalReason::Draining,
+        }
+    }
+
+    /// How long to wait before the event is sent again; nothing if it never will
+    /// be admitted.
+    pub(crate) fn retry_delay(&self) -> Option<Duration> {
+        match self {
+            Self::Invalid(_) => None,
+            Self::Full { retry_delay } | Self::SpoolFull { retry_delay } => Some(*retry_delay),
+            Self::SpoolFailed | Self::Draining => Some(UNAVAILABLE_RETRY_DELAY),
+        }
+    }
+}
+
+impl From<Refused> for Denied {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Full { retry_delay: FULL_RETRY_DELAY },
+            Refused::SpoolFull => Self::SpoolFull { retry_delay: SPOOL_FULL_RETRY_DELAY },
+            Refused::SpoolFailed => Self::SpoolFailed,
+            Refused::Closed => Self::Draining,
         }
     }
 }
@@ -316,7 +416,7 @@ fn check(draft: Draft, now_ms: i64) -> Result<Event, Vec<Violation>> {
     }));
     let user_agent = &draft.user_agent;
     note(too_long(RefusalReason::UserAgentTooLong, "context.user_agent", user_agent, USER_AGENT_BYTES_MAX));
-    note(draft.properties.as_ref().err().map(property_violation));
+    note(draft.properties.as_ref().err().map(properties_violation));
 
     match (id, draft.properties) {
         (Ok(id), Ok(properties)) if violations.is_empty() => Ok(Event {
@@ -368,7 +468,18 @@ fn check_time(field: &str, time_ms: i64, now_ms: i64) -> Option<Violation> {
     })
 }
 
-fn property_violation(error: &PropertyError) -> Violation {
+fn properties_violation(bad: &BadProperties) -> Violation {
+    let (field, error) = match bad {
+        BadProperties::Faulty { field, error } => (field, error),
+        BadProperties::Twice { field, other } => {
+            return Violation {
+                reason: RefusalReason::PropertiesTwice,
+                field: (*field).to_owned(),
+                got: format!("properties here and in {other}"),
+                want: "one of the two".into(),
+            };
+        }
+    };
     let text = error.fault.to_string();
     let (got, want) = text.split_once(", want ").unwrap_or((&text, "a JSON object"));
     let joint = if error.path.is_empty() || error.path.starts_with('[') { "" } else { "." };
@@ -381,7 +492,7 @@ fn property_violation(error: &PropertyError) -> Violation {
             PropertyFault::NonFinite(_) => RefusalReason::PropertyNumberNotFinite,
             PropertyFault::NotJson(_) => RefusalReason::PropertiesMalformed,
         },
-        field: format!("properties{joint}{}", error.path),
+        field: format!("{field}{joint}{}", error.path),
         got: got.trim_start_matches("got ").to_owned(),
         want: want.to_owned(),
     }
@@ -500,7 +611,8 @@ mod tests {
             draft.event_id = "tab\t".into();
             draft.ip = "1.2.3.4:80".into();
             draft.time_ms = Some(("timestamp_ms", i64::MIN));
-            draft.properties = Properties::parse(r#"{"":1}"#);
+            draft.properties = Properties::parse(r#"{"":1}"#)
+                .map_err(|error| BadProperties::Faulty { field: "properties", error });
         });
         let reasons: Vec<_> = found.into_iter().map(|(reason, _)| reason.name()).collect();
         assert_eq!(
@@ -513,7 +625,7 @@ mod tests {
     fn a_violation_says_what_came_and_what_is_allowed() {
         let error =
             PropertyError { path: "cart[2].price".into(), fault: PropertyFault::NonFinite("NaN".into()) };
-        let violation = property_violation(&error);
+        let violation = properties_violation(&BadProperties::Faulty { field: "properties", error });
         assert_eq!(violation.field, "properties.cart[2].price");
         assert_eq!((violation.got.as_str(), violation.want.as_str()), ("NaN", "a finite number"));
     }

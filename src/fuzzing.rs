@@ -35,11 +35,11 @@ use crate::{
     admission::Admission,
     delivery::dead_letter::DeadLetter,
     health::Health,
-    ingest::grpc::GrpcFrontDoor,
+    ingest::{grpc::FrontDoor, service::AnalyticsService},
     proto::v1::{
-        self, EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue,
-        TrackEventRequest, TrackEventResponse, analytics_service_server::AnalyticsServiceServer,
-        property_value::Value,
+        self, EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue, TrackBatchItem,
+        TrackBatchRequest, TrackBatchResponse, TrackEventRequest, TrackEventResponse, property_value::Value,
+        track_batch_answer::Answer, track_batch_item::Item as BatchItem,
     },
     queue::{
         Durability, Queue, QueueLimits,
@@ -771,9 +771,13 @@ pub fn grpc_admission(bytes: &[u8]) {
         _ => framed(&made_up_identify(&mut input).encode_to_vec()),
     };
     let method = if tracks { "TrackEvent" } else { "IdentifyUser" };
-    let (answer, admitted) = FrontDoor::with(|front_door| front_door.call(method, body));
+    let (answer, admitted) = Served::with(|served| served.call(method, body));
+    assert!(admitted.len() <= 1);
+    let admitted = admitted.into_iter().next();
     match answer {
         Ok(answer) => {
+            // Both answers have the same fields.
+            let answer = TrackEventResponse::decode(answer).expect("it was encoded by us");
             let event = admitted.expect("an accepted event is in the queue");
             assert!(answer.success);
             assert_eq!(answer.event_id, event.id.as_str());
@@ -786,6 +790,50 @@ pub fn grpc_admission(bytes: &[u8]) {
             check_refusal(&status);
         }
     }
+}
+
+/// A batch: each item has its answer, and what was accepted is in the queue.
+pub fn grpc_batch(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let items_max = input.below(QUEUE_EVENTS_MAX * 2);
+    let mut items = Vec::new();
+    while items.len() < items_max && !input.is_empty() {
+        let item = match input.below(8) {
+            0 => None,
+            1 | 2 => Some(BatchItem::Identify(made_up_identify(&mut input))),
+            _ => Some(BatchItem::Track(made_up_track(&mut input))),
+        };
+        items.push(TrackBatchItem { item });
+    }
+    let item_count = items.len();
+    let message = TrackBatchRequest { items }.encode_to_vec();
+    let (answer, admitted) = Served::with(|served| served.call("TrackBatch", framed(&message)));
+    let answer = match answer {
+        Ok(answer) => TrackBatchResponse::decode(answer).expect("it was encoded by us"),
+        Err(status) => {
+            assert!(admitted.is_empty(), "an event of a refused batch is in the queue");
+            return check_refusal(&status);
+        }
+    };
+    assert_eq!(answer.answers.len(), item_count);
+    let (mut accepted, mut longest_delay_ms) = (Vec::new(), 0);
+    for answer in answer.answers {
+        match answer.answer.expect("each item has an answer") {
+            Answer::Accepted(event) => {
+                assert_eq!(longest_delay_ms, 0, "taken behind one that has to come again");
+                accepted.push(event.event_id);
+            }
+            Answer::Refused(refused) => assert!(!refused.violations.is_empty()),
+            Answer::Deferred(deferred) => {
+                assert_eq!(deferred.reason, "QUEUE_FULL");
+                longest_delay_ms = longest_delay_ms.max(deferred.retry_delay_ms);
+            }
+        }
+    }
+    assert_eq!(answer.retry_delay_ms, longest_delay_ms);
+    let queued: Vec<_> = admitted.iter().map(|event| event.id.to_string()).collect();
+    assert_eq!(queued, accepted, "in the order of the items");
+    admitted.iter().for_each(check_event);
 }
 
 /// An admitted event obeys every limit and comes back from every file.
@@ -837,34 +885,37 @@ fn check_refusal(status: &Status) {
     }
 }
 
-type TheService = AnalyticsServiceServer<GrpcFrontDoor>;
+/// Less than a batch may hold.
+const QUEUE_EVENTS_MAX: usize = 10;
 
-struct FrontDoor {
-    service: TheService,
+/// The service, and the queue behind it.
+struct Served {
+    service: AnalyticsService,
     queue: QueueReceiver,
 }
 
-impl FrontDoor {
+impl Served {
     fn with<R>(run: impl FnOnce(&mut Self) -> R) -> R {
         thread_local! {
-            static FRONT_DOOR: RefCell<Option<FrontDoor>> = const { RefCell::new(None) };
+            static SERVED: RefCell<Option<Served>> = const { RefCell::new(None) };
         }
-        FRONT_DOOR.with(|front_door| run(front_door.borrow_mut().get_or_insert_with(Self::new)))
+        SERVED.with(|served| run(served.borrow_mut().get_or_insert_with(Self::new)))
     }
 
     fn new() -> Self {
         let mut telemetry = Telemetry::new(NOW_MS);
-        let (sender, queue) = memory::bounded(QueueLimits { events_max: 10, bytes_max: 1 << 20 });
+        let (sender, queue) =
+            memory::bounded(QueueLimits { events_max: QUEUE_EVENTS_MAX, bytes_max: 1 << 20 });
         let health = Health::new(Stop::default(), sender.clone(), Vec::new(), None);
         let clock = Clock::from_fn(|| NOW_MS);
         let accepted = telemetry.accepted();
         let admission = Admission::new(Queue::Memory(sender, accepted), clock, telemetry.admission());
-        let service = TheService::new(GrpcFrontDoor::new(Arc::new(admission), Arc::new(health)));
-        Self { service: service.max_decoding_message_size(64 * 1024), queue }
+        let service = AnalyticsService::new(FrontDoor::new(Arc::new(admission), Arc::new(health)));
+        Self { service, queue }
     }
 
-    /// Both answers have the same fields.
-    fn call(&mut self, method: &str, body: Vec<u8>) -> (Result<TrackEventResponse, Status>, Option<Event>) {
+    /// The bytes of the answer's message, and what came into the queue.
+    fn call(&mut self, method: &str, body: Vec<u8>) -> (Result<Bytes, Status>, Vec<Event>) {
         let request = http::Request::post(format!("/analytics.v1.AnalyticsService/{method}"))
             .header("content-type", "application/grpc")
             .body(Body::from(body))
@@ -877,19 +928,17 @@ impl FrontDoor {
             None => Ok(read_answer(answer.into_body())),
         };
         let mut admitted = Vec::new();
-        self.queue.recv_many(&mut admitted, 10).now_or_never();
-        assert!(admitted.len() <= 1);
-        let event = admitted.pop().map(|queued| Arc::unwrap_or_clone(queued.event));
-        (answer, event)
+        self.queue.recv_many(&mut admitted, QUEUE_EVENTS_MAX).now_or_never();
+        (answer, admitted.into_iter().map(|queued| Arc::unwrap_or_clone(queued.event)).collect())
     }
 }
 
-fn read_answer(body: tonic::body::Body) -> TrackEventResponse {
-    let bytes: Bytes = to_bytes(Body::new(body), 1 << 20)
+fn read_answer(body: tonic::body::Body) -> Bytes {
+    let bytes = to_bytes(Body::new(body), 1 << 20)
         .now_or_never()
         .expect("nothing is waited for")
         .expect("an answer has a body");
-    TrackEventResponse::decode(&bytes[5..]).expect("it was encoded by us")
+    bytes.slice(5..)
 }
 
 fn framed(message: &[u8]) -> Vec<u8> {
@@ -951,6 +1000,7 @@ fn made_up_track(input: &mut Input<'_>) -> TrackEventRequest {
         timestamp_ms: made_up_time(input),
         durability: i32::from(input.byte() % 8),
         context: made_up_context(input),
+        properties_json: made_up_json(input),
         properties: made_up_fields(input, 0),
     }
 }
@@ -963,7 +1013,21 @@ fn made_up_identify(input: &mut Input<'_>) -> IdentifyUserRequest {
         timestamp_ms: made_up_time(input),
         durability: i32::from(input.byte() % 8),
         context: made_up_context(input),
+        properties_json: made_up_json(input),
         properties: made_up_fields(input, 0),
+    }
+}
+
+/// Mostly none: it excludes the other properties.
+fn made_up_json(input: &mut Input<'_>) -> Vec<u8> {
+    match input.below(8) {
+        0 => {
+            let bytes = input.below(256);
+            input.take(bytes).to_vec()
+        }
+        1 => br#" {"a": [1.50, {"b": null}], "": 1e999, "a": "twice"}"#.to_vec(),
+        2 => br#"{"total":19.5,"id":9007199254740993}"#.to_vec(),
+        _ => Vec::new(),
     }
 }
 

@@ -61,6 +61,7 @@ pub mod outcome;
 pub mod admin;
 pub mod app;
 pub mod cli;
+pub mod client;
 pub mod config;
 #[cfg(fuzzing)]
 pub mod fuzzing;

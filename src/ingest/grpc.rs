@@ -1,86 +1,127 @@
-//! The gRPC front door: `analytics.v1.AnalyticsService`. The generated types
-//! stop here.
+//! The gRPC front door: `analytics.v1.AnalyticsService`, method by method.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{future::ready, sync::Arc, time::Duration};
 
-use analytics_relay_providers::{
-    Properties,
-    properties::{PropertiesWriter, PropertyError},
+use futures_util::{FutureExt, Stream, StreamExt, future::Either};
+use tokio::time::sleep;
+use tonic::Status;
+
+use super::{
+    batch::{batch_response, check_size},
+    draft::{identify_draft, item_draft, track_draft},
 };
-use tonic::{Request, Response, Status};
-
 use crate::{
-    admission::{Accepted, Admission, Draft, DraftKind},
+    admission::{Accepted, Admission, Denied},
     health::Health,
     proto::v1::{
-        self, Durability, EventContext, GetEventCountRequest, GetEventCountResponse, GetUserCountRequest,
-        GetUserCountResponse, HealthCheckRequest, HealthCheckResponse, IdentifyUserRequest,
-        IdentifyUserResponse, PropertyValue, TrackEventRequest, TrackEventResponse,
-        analytics_service_server::AnalyticsService, property_value::Value,
+        Durability, GetEventCountRequest, GetEventCountResponse, GetUserCountRequest, GetUserCountResponse,
+        HealthCheckRequest, HealthCheckResponse, IdentifyUserRequest, IdentifyUserResponse,
+        TrackBatchRequest, TrackBatchResponse, TrackEventRequest, TrackEventResponse,
     },
     queue,
 };
 
+/// Most batches of one stream that wait for the disk at a time. Enough to keep
+/// it busy; their events are in the queue already.
+const STREAM_BATCHES_MAX: usize = 8;
+
 /// Answers the calls of `AnalyticsService`.
 #[derive(Debug)]
-pub(crate) struct GrpcFrontDoor {
+pub(crate) struct FrontDoor {
     admission: Arc<Admission>,
     health: Arc<Health>,
 }
 
-impl GrpcFrontDoor {
+impl FrontDoor {
     pub(crate) fn new(admission: Arc<Admission>, health: Arc<Health>) -> Self {
         Self { admission, health }
     }
-}
 
-#[tonic::async_trait]
-impl AnalyticsService for GrpcFrontDoor {
-    async fn track_event(
-        &self,
-        request: Request<TrackEventRequest>,
-    ) -> Result<Response<TrackEventResponse>, Status> {
-        let draft = track_draft(request.into_inner());
-        let Accepted { event_id, durability } = self.admission.admit(draft).await?;
-        Ok(Response::new(TrackEventResponse {
+    pub(super) async fn track_event(&self, request: TrackEventRequest) -> Result<TrackEventResponse, Status> {
+        let Accepted { event_id, durability } = self.admission.admit(track_draft(request)).await?;
+        Ok(TrackEventResponse {
             success: true,
             event_id: event_id.to_string(),
             durability: Durability::from(durability).into(),
-        }))
+        })
     }
 
-    async fn identify_user(
+    pub(super) async fn identify_user(
         &self,
-        request: Request<IdentifyUserRequest>,
-    ) -> Result<Response<IdentifyUserResponse>, Status> {
-        let draft = identify_draft(request.into_inner());
-        let Accepted { event_id, durability } = self.admission.admit(draft).await?;
-        Ok(Response::new(IdentifyUserResponse {
+        request: IdentifyUserRequest,
+    ) -> Result<IdentifyUserResponse, Status> {
+        let Accepted { event_id, durability } = self.admission.admit(identify_draft(request)).await?;
+        Ok(IdentifyUserResponse {
             success: true,
             event_id: event_id.to_string(),
             durability: Durability::from(durability).into(),
-        }))
+        })
     }
 
-    async fn get_event_count(
+    pub(super) async fn track_batch(&self, request: TrackBatchRequest) -> Result<TrackBatchResponse, Status> {
+        Ok(self.take_batch(request)?.await)
+    }
+
+    /// Answers batch by batch until the caller ends the stream, the relay stops
+    /// or `age_max` is over. What was read by then is answered.
+    pub(super) fn track_stream(
+        self: Arc<Self>,
+        requests: impl Stream<Item = Result<TrackBatchRequest, Status>> + Send,
+        age_max: Duration,
+    ) -> impl Stream<Item = Result<TrackBatchResponse, Status>> + Send {
+        let health = self.health.clone();
+        let over = {
+            let health = health.clone();
+            async move {
+                tokio::select! {
+                    () = health.draining() => {}
+                    () = sleep(age_max) => {}
+                }
+            }
+        };
+        // In the order in which they were read they come into the queue, and in
+        // that order they are answered. Behind one that cannot be taken none is
+        // read: its answer is the end.
+        let mut ended = false;
+        let mut take = move |request: Result<TrackBatchRequest, Status>| {
+            if ended {
+                return ready(None);
+            }
+            let taken = request.and_then(|request| self.take_batch(request));
+            ended = taken.is_err();
+            ready(Some(match taken {
+                Ok(answer) => Either::Left(answer.map(Ok)),
+                Err(status) => Either::Right(ready(Err(status))),
+            }))
+        };
+        let taken = requests.take_until(over).scan((), move |(), request| take(request));
+        let end = async move { health.is_draining().then(|| Err(Denied::Draining.into())) };
+        taken.buffered(STREAM_BATCHES_MAX).chain(end.into_stream().filter_map(ready))
+    }
+
+    /// Puts a batch into the queue at once; the future waits for the disk.
+    fn take_batch(
         &self,
-        _request: Request<GetEventCountRequest>,
-    ) -> Result<Response<GetEventCountResponse>, Status> {
+        request: TrackBatchRequest,
+    ) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
+        check_size(&request)?;
+        if self.admission.is_closed() {
+            return Err(Denied::Draining.into());
+        }
+        let answers = self.admission.admit_batch(request.items.into_iter().map(item_draft));
+        Ok(answers.map(batch_response))
+    }
+
+    pub(super) fn get_event_count(_request: GetEventCountRequest) -> Result<GetEventCountResponse, Status> {
         Err(needs_store("GetEventCount"))
     }
 
-    async fn get_user_count(
-        &self,
-        _request: Request<GetUserCountRequest>,
-    ) -> Result<Response<GetUserCountResponse>, Status> {
+    pub(super) fn get_user_count(_request: GetUserCountRequest) -> Result<GetUserCountResponse, Status> {
         Err(needs_store("GetUserCount"))
     }
 
-    async fn health_check(
-        &self,
-        _request: Request<HealthCheckRequest>,
-    ) -> Result<Response<HealthCheckResponse>, Status> {
-        Ok(Response::new(HealthCheckResponse { status: self.health.status() }))
+    pub(super) fn health_check(&self, _request: HealthCheckRequest) -> HealthCheckResponse {
+        HealthCheckResponse { status: self.health.status() }
     }
 }
 
@@ -89,52 +130,6 @@ fn needs_store(method: &str) -> Status {
         "{method} will be served by the event store, a provider of its own that this version does not have; \
          ask your analytics provider until then"
     ))
-}
-
-fn track_draft(request: TrackEventRequest) -> Draft {
-    let time_ms = match (request.timestamp_ms, request.timestamp) {
-        (0, 0) => None,
-        (0, seconds) => Some(("timestamp", seconds.saturating_mul(1000))),
-        (millis, _) => Some(("timestamp_ms", millis)),
-    };
-    let EventContext { ip, user_agent } = request.context.unwrap_or_default();
-    Draft {
-        kind: DraftKind::Track { event_name: request.event_name },
-        event_id: request.event_id,
-        user_id: request.user_id,
-        anonymous_id: request.anonymous_id,
-        time_ms,
-        ip,
-        user_agent,
-        properties: encode_properties(&request.properties),
-        durability: asked_durability(request.durability),
-    }
-}
-
-fn identify_draft(request: IdentifyUserRequest) -> Draft {
-    let EventContext { ip, user_agent } = request.context.unwrap_or_default();
-    Draft {
-        kind: DraftKind::Identify,
-        event_id: request.event_id,
-        user_id: request.user_id,
-        anonymous_id: request.anonymous_id,
-        time_ms: (request.timestamp_ms != 0).then_some(("timestamp_ms", request.timestamp_ms)),
-        ip,
-        user_agent,
-        properties: encode_properties(&request.properties),
-        durability: asked_durability(request.durability),
-    }
-}
-
-/// The level that a request names: none, one, or a number that means nothing.
-fn asked_durability(number: i32) -> Result<Option<queue::Durability>, i32> {
-    match Durability::try_from(number) {
-        Ok(Durability::Unspecified) => Ok(None),
-        Ok(Durability::Queued) => Ok(Some(queue::Durability::Queued)),
-        Ok(Durability::Written) => Ok(Some(queue::Durability::Written)),
-        Ok(Durability::Synced) => Ok(Some(queue::Durability::Synced)),
-        Err(_) => Err(number),
-    }
 }
 
 impl From<queue::Durability> for Durability {
@@ -147,107 +142,67 @@ impl From<queue::Durability> for Durability {
     }
 }
 
-fn encode_properties(properties: &HashMap<String, PropertyValue>) -> Result<Properties, PropertyError> {
-    let mut writer = PropertiesWriter::new();
-    write_fields(&mut writer, properties)?;
-    writer.finish()
-}
-
-fn write_fields(
-    writer: &mut PropertiesWriter,
-    fields: &HashMap<String, PropertyValue>,
-) -> Result<(), PropertyError> {
-    // In order of the names: a map has none, and the same event sent again
-    // should become the same text.
-    let mut fields: Vec<_> = fields.iter().collect();
-    fields.sort_unstable_by_key(|(key, _)| *key);
-    for (key, value) in fields {
-        writer.key(key)?;
-        write_value(writer, value).map_err(|error| error.under_key(key))?;
-    }
-    Ok(())
-}
-
-/// As deep as the writer allows: it refuses before the stack is in danger.
-fn write_value(writer: &mut PropertiesWriter, value: &PropertyValue) -> Result<(), PropertyError> {
-    match &value.value {
-        None => writer.null(),
-        Some(Value::StringValue(text)) => writer.string(text),
-        Some(Value::NumberValue(number)) => writer.number(*number)?,
-        Some(Value::BoolValue(boolean)) => writer.boolean(*boolean),
-        Some(Value::IntegerValue(integer)) => writer.integer(*integer),
-        Some(Value::ListValue(v1::PropertyList { values })) => {
-            writer.begin_list()?;
-            for (index, item) in values.iter().enumerate() {
-                writer.item();
-                write_value(writer, item).map_err(|error| error.under_index(index))?;
-            }
-            writer.end_list();
-        }
-        Some(Value::ObjectValue(v1::PropertyObject { fields })) => {
-            writer.begin_object()?;
-            write_fields(writer, fields)?;
-            writer.end_object();
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+
     use super::*;
+    use crate::{
+        proto::v1::{TrackBatchItem, track_batch_answer::Answer, track_batch_item::Item},
+        queue::{Queue, QueueLimits, memory},
+        shutdown::Stop,
+        telemetry::Telemetry,
+        time::Clock,
+    };
 
-    fn value(value: Value) -> PropertyValue {
-        PropertyValue { value: Some(value) }
+    fn batch(name: &str) -> Result<TrackBatchRequest, Status> {
+        let track = TrackEventRequest { event_name: name.into(), ..Default::default() };
+        Ok(TrackBatchRequest { items: vec![TrackBatchItem { item: Some(Item::Track(track)) }] })
     }
 
-    fn object(
-        fields: impl IntoIterator<Item = (&'static str, PropertyValue)>,
-    ) -> HashMap<String, PropertyValue> {
-        fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-    }
-
-    #[test]
-    fn properties_become_json_exactly() {
-        let list =
-            v1::PropertyList { values: vec![value(Value::NumberValue(1.5)), PropertyValue { value: None }] };
-        let inner = v1::PropertyObject { fields: object([("x", value(Value::BoolValue(true)))]) };
-        let properties = object([
-            ("text", value(Value::StringValue("a\"b\u{0}é".into()))),
-            ("whole", value(Value::NumberValue(3.0))),
-            ("exact", value(Value::IntegerValue(9_007_199_254_740_993))),
-            ("list", value(Value::ListValue(list))),
-            ("object", value(Value::ObjectValue(inner))),
-            ("null", PropertyValue { value: None }),
-        ]);
-        assert_eq!(
-            encode_properties(&properties).unwrap().json(),
-            "{\"exact\":9007199254740993,\"list\":[1.5,null],\"null\":null,\"object\":{\"x\":true},\
-             \"text\":\"a\\\"b\\u0000é\",\"whole\":3}"
+    /// The answers to a stream that its caller does not end, and the events that
+    /// came into the queue.
+    async fn answers(
+        requests: Vec<Result<TrackBatchRequest, Status>>,
+        stop: Stop,
+    ) -> (Vec<Result<TrackBatchResponse, Status>>, usize) {
+        let mut telemetry = Telemetry::new(0);
+        let (queue, _receiver) = memory::bounded(QueueLimits { events_max: 10, bytes_max: 1 << 20 });
+        let admission = Admission::new(
+            Queue::Memory(queue.clone(), telemetry.accepted()),
+            Clock::system(),
+            telemetry.admission(),
         );
+        let health = Health::new(stop, queue.clone(), Vec::new(), None);
+        let door = Arc::new(FrontDoor::new(Arc::new(admission), Arc::new(health)));
+        let requests = stream::iter(requests).chain(stream::pending());
+        (door.track_stream(requests, Duration::from_secs(300)).collect().await, queue.events())
     }
 
-    #[test]
-    fn a_refusal_names_the_place() {
-        let bad = object([("price", value(Value::NumberValue(f64::NAN)))]);
-        let list = v1::PropertyList {
-            values: vec![
-                PropertyValue { value: None },
-                value(Value::ObjectValue(v1::PropertyObject { fields: bad })),
-            ],
-        };
-        let error = encode_properties(&object([("items", value(Value::ListValue(list)))])).unwrap_err();
-        assert_eq!(error.path, "items[1].price");
+    #[tokio::test(start_paused = true)]
+    async fn an_old_stream_ends_with_ok_when_all_is_answered() {
+        let (answers, queued) = answers(vec![batch("a"), batch("")], Stop::default()).await;
+        let answer = |index: usize| answers[index].as_ref().unwrap().answers[0].answer.as_ref().unwrap();
+        assert!(matches!(answer(0), Answer::Accepted(_)));
+        assert!(matches!(answer(1), Answer::Refused(_)));
+        assert_eq!((answers.len(), queued), (2, 1));
     }
 
-    #[test]
-    fn the_time_with_milliseconds_wins() {
-        let time = |timestamp, timestamp_ms| {
-            track_draft(TrackEventRequest { timestamp, timestamp_ms, ..Default::default() }).time_ms
-        };
-        assert_eq!(time(0, 0), None);
-        assert_eq!(time(5, 0), Some(("timestamp", 5000)));
-        assert_eq!(time(5, 7), Some(("timestamp_ms", 7)));
-        assert_eq!(time(i64::MAX, 0), Some(("timestamp", i64::MAX)));
+    #[tokio::test]
+    async fn behind_what_cannot_be_read_nothing_is_taken() {
+        let torn = Err(Status::invalid_argument("torn"));
+        let (answers, queued) = answers(vec![batch("a"), torn, batch("b")], Stop::default()).await;
+        assert!(answers[0].is_ok());
+        assert_eq!(answers[1].as_ref().unwrap_err().message(), "torn");
+        assert_eq!((answers.len(), queued), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_a_relay_that_stops_ends_with_that() {
+        let stop = Stop::default();
+        stop.drain();
+        let (answers, queued) = answers(Vec::new(), stop).await;
+        assert_eq!(answers[0].as_ref().unwrap_err().code(), tonic::Code::Unavailable);
+        assert_eq!((answers.len(), queued), (1, 0));
     }
 }

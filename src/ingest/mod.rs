@@ -2,8 +2,11 @@
 //! [`Draft`](crate::admission::Draft), hands it to admission, and turns the
 //! answer into a reply. It never calls a provider and never waits for one.
 
+mod batch;
 pub(crate) mod codec;
+mod draft;
 pub(crate) mod grpc;
 mod observe;
 mod refusal;
 pub(crate) mod server;
+pub(crate) mod service;

@@ -14,7 +14,15 @@ use tower::{Layer, Service};
 use crate::telemetry::IngestMetrics;
 
 /// Methods that have a label of their own.
-const METHODS: [&str; 5] = ["TrackEvent", "IdentifyUser", "GetEventCount", "GetUserCount", "HealthCheck"];
+const METHODS: [&str; 7] = [
+    "TrackEvent",
+    "IdentifyUser",
+    "TrackBatch",
+    "TrackStream",
+    "GetEventCount",
+    "GetUserCount",
+    "HealthCheck",
+];
 const SERVICE: &str = "/analytics.v1.AnalyticsService/";
 
 /// See the module.

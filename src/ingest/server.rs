@@ -8,17 +8,16 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::error;
 
-use super::{grpc::GrpcFrontDoor, observe::ObserveLayer};
+use super::{
+    grpc::FrontDoor,
+    observe::ObserveLayer,
+    service::{AnalyticsService, STREAM_AGE_MAX},
+};
 use crate::{
-    admission::Admission,
-    health::Health,
-    listener::Connections,
-    proto::v1::{DESCRIPTOR_SET, analytics_service_server::AnalyticsServiceServer},
+    admission::Admission, health::Health, listener::Connections, proto::v1::DESCRIPTOR_SET,
     telemetry::IngestMetrics,
 };
 
-/// Largest message of a unary call.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Largest head of a call.
 const HEADER_BYTES_MAX: u32 = 8 * 1024;
 /// Most calls at a time on one connection.
@@ -27,14 +26,14 @@ const STREAMS_MAX: u32 = 100;
 /// off yet (CVE-2023-44487): as many as a caller can have open whose deadlines
 /// all pass at once.
 const RESETS_MAX: usize = STREAMS_MAX as usize;
-/// Longest time from a call's head to its answer; only a caller that sends its
-/// message slowly comes near it.
+/// Longest time from a call's head to its answer, or to the beginning of its
+/// answers; only a caller that sends its message slowly comes near it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection is closed after this time, so that callers spread over relays
 /// that were added.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 /// And its calls have this long to finish.
-const CONNECTION_AGE_GRACE: Duration = Duration::from_secs(30);
+const CONNECTION_AGE_GRACE: Duration = STREAM_AGE_MAX.saturating_add(Duration::from_secs(30));
 /// A silent connection is asked whether it is alive,
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// and closed if it does not answer.
@@ -63,8 +62,6 @@ pub(crate) async fn serve(
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let front_door = AnalyticsServiceServer::new(GrpcFrontDoor::new(admission, health.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX);
 
     let (reporter, standard_health) = tonic_health::server::health_reporter();
     let incoming = Connections::new(listener, connections_max, metrics.connections.clone()).into_stream();
@@ -79,7 +76,7 @@ pub(crate) async fn serve(
         .timeout(CALL_TIMEOUT)
         .layer(ObserveLayer(metrics))
         .layer(CatchPanicLayer::custom(on_panic))
-        .add_service(front_door)
+        .add_service(AnalyticsService::new(FrontDoor::new(admission, health.clone())))
         .add_service(standard_health)
         .add_service(reflection().build_v1().expect("the descriptors were compiled with the binary"))
         .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with the binary"))
@@ -96,7 +93,7 @@ async fn report_health(reporter: HealthReporter, health: Arc<Health>) -> std::co
     let mut broken = health.spool_broken();
     loop {
         let status = if health.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in [AnalyticsServiceServer::<GrpcFrontDoor>::NAME, ""] {
+        for service in [AnalyticsService::NAME, ""] {
             reporter.set_service_status(service, status).await;
         }
         tokio::select! {

@@ -9,6 +9,7 @@ use std::{fmt, sync::Arc};
 
 use analytics_relay_providers::Event;
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::oneshot;
 
 pub(crate) mod memory;
 pub(crate) mod spool;
@@ -82,6 +83,26 @@ pub(crate) enum Place {
     Log(u64),
 }
 
+/// An event that was taken, and may have to become durable yet. Dropping it does
+/// not take the event back.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// It is in memory, and no more was wanted.
+    Done,
+    /// The log will say.
+    Appended(oneshot::Receiver<Result<Durability, Refused>>),
+}
+
+impl Taken {
+    /// Waits for the disk, if it has to, and returns how durable the event is.
+    pub(crate) async fn durable(self) -> Result<Durability, Refused> {
+        match self {
+            Self::Done => Ok(Durability::Queued),
+            Self::Appended(answer) => answer.await.unwrap_or(Err(Refused::SpoolFailed)),
+        }
+    }
+}
+
 /// An event in the queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Queued {
@@ -99,17 +120,16 @@ pub(crate) enum Queue {
 }
 
 impl Queue {
-    /// Takes an event and returns how durable it is, at least as `wanted`; or
-    /// refuses it. Waits for the disk if the level asks for it, never for room.
-    /// What was handed over is not taken back when the future is dropped.
-    pub(crate) async fn put(&self, event: Arc<Event>, wanted: Durability) -> Result<Durability, Refused> {
+    /// Takes an event, to be at least as durable as `wanted`, or refuses it. Never
+    /// waits; events keep the order in which they were put.
+    pub(crate) fn put(&self, event: Arc<Event>, wanted: Durability) -> Result<Taken, Refused> {
         match self {
             Self::Memory(queue, accepted) => {
                 queue.offer(Queued { event, place: Place::Memory })?;
                 accepted.inc();
-                Ok(Durability::Queued)
+                Ok(Taken::Done)
             }
-            Self::Spool(spool) => spool.append(event, wanted).await,
+            Self::Spool(spool) => spool.append(event, wanted),
         }
     }
 

@@ -14,8 +14,9 @@ use std::{
 
 use analytics_relay::{
     proto::v1::{
-        IdentifyUserRequest, PropertyValue, TrackEventRequest,
-        analytics_service_client::AnalyticsServiceClient, property_value::Value as Kind,
+        IdentifyUserRequest, PropertyValue, TrackBatchItem, TrackBatchRequest, TrackBatchResponse,
+        TrackEventRequest, analytics_service_client::AnalyticsServiceClient, property_value::Value as Kind,
+        track_batch_answer::Answer, track_batch_item::Item,
     },
     providers::sandbox::{Options, Sandbox, Vendor},
 };
@@ -346,6 +347,28 @@ impl Observer {
         }
     }
 
+    /// Notes the answers to a batch of items with these ids.
+    pub(crate) fn batch(&mut self, ids: &[String], response: &TrackBatchResponse) {
+        assert_eq!(response.answers.len(), ids.len(), "an answer for each");
+        for (id, answer) in ids.iter().zip(&response.answers) {
+            match answer.answer.as_ref().expect("each answer says something") {
+                Answer::Accepted(accepted) => {
+                    assert_eq!(&accepted.event_id, id);
+                    self.accepted.insert(id.clone());
+                    // It may have been sent before.
+                    self.refused.remove(id);
+                    self.unknown.remove(id);
+                }
+                Answer::Deferred(deferred) if deferred.reason == "SPOOL_FAILED" => {
+                    self.unknown.insert(id.clone());
+                }
+                Answer::Refused(_) | Answer::Deferred(_) => {
+                    self.refused.insert(id.clone());
+                }
+            }
+        }
+    }
+
     pub(crate) fn add(&mut self, other: Self) {
         self.accepted.extend(other.accepted);
         self.unknown.extend(other.unknown);
@@ -453,6 +476,21 @@ pub(crate) fn identify(user: &str, traits: &[(&str, Option<Kind>)]) -> IdentifyU
         properties: traits.iter().map(property).collect(),
         ..Default::default()
     }
+}
+
+/// A batch, and the ids of its items.
+pub(crate) fn batch(items: impl IntoIterator<Item = TrackBatchItem>) -> (Vec<String>, TrackBatchRequest) {
+    let items: Vec<_> = items.into_iter().collect();
+    let id = |item: &TrackBatchItem| match item.item.as_ref() {
+        Some(Item::Track(track)) => track.event_id.clone(),
+        Some(Item::Identify(identify)) => identify.event_id.clone(),
+        None => String::new(),
+    };
+    (items.iter().map(id).collect(), TrackBatchRequest { items })
+}
+
+pub(crate) fn track_item(name: &str, user: &str) -> TrackBatchItem {
+    TrackBatchItem { item: Some(Item::Track(track(name, user))) }
 }
 
 /// Waits until `is_so`, or fails saying what was waited for.

@@ -6,10 +6,13 @@
 mod harness;
 
 mod api;
+mod batch;
+mod client;
 mod command_line;
 mod durable;
 mod faults;
 mod flush;
+mod foreign_clients;
 mod isolation;
 mod secrets;
 mod sigterm;

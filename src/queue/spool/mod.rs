@@ -72,7 +72,7 @@ use self::{
     reader::{Chunk, DamagedRange, LogReader},
     writer::{Append, Command, Writer},
 };
-use super::{Durability, QueueLimits, Refused, memory::QueueSender};
+use super::{Durability, QueueLimits, Refused, Taken, memory::QueueSender};
 use crate::{
     outcome::{Ledger, Outcome},
     telemetry::SpoolMetrics,
@@ -390,9 +390,8 @@ impl OpenedSpool {
 }
 
 impl Spool {
-    /// Appends an event and waits until it is as durable as `wanted`. Dropping
-    /// the future does not take the event back.
-    pub(crate) async fn append(&self, event: Arc<Event>, wanted: Durability) -> Result<Durability, Refused> {
+    /// Hands an event to the writer, or refuses it.
+    pub(crate) fn append(&self, event: Arc<Event>, wanted: Durability) -> Result<Taken, Refused> {
         // It is answered before the writer sees it, so it must not be refused
         // then.
         if wanted == Durability::Queued && self.status.state() != SharedStatus::WRITING {
@@ -415,7 +414,7 @@ impl Spool {
             }
             return Err(Refused::Closed);
         }
-        if waits { answered.await.unwrap_or(Err(Refused::SpoolFailed)) } else { Ok(Durability::Queued) }
+        Ok(if waits { Taken::Appended(answered) } else { Taken::Done })
     }
 
     pub(crate) fn default_level(&self) -> Durability {

@@ -161,8 +161,9 @@ impl Durable {
             event.accepted_ms = self.clock.now_ms();
             // Time must stand still while a real thread is at work; it does for
             // a task that blocks.
-            let (spool, runtime) = (self.spool.clone(), tokio::runtime::Handle::current());
-            let append = move || runtime.block_on(spool.append(Arc::new(event), Durability::Written));
+            let runtime = tokio::runtime::Handle::current();
+            let taken = self.spool.append(Arc::new(event), Durability::Written).unwrap();
+            let append = move || runtime.block_on(taken.durable());
             spawn_blocking(append).await.unwrap().unwrap();
             sleep(every).await;
         }

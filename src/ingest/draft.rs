@@ -1,0 +1,233 @@
+//! Turns messages into drafts. The generated messages stop here.
+
+use std::collections::HashMap;
+
+use analytics_relay_providers::{
+    Properties,
+    properties::{PropertiesWriter, PropertyError, PropertyFault},
+};
+
+use crate::{
+    admission::{BadProperties, Draft, DraftKind, RefusalReason, Violation},
+    proto::v1::{
+        self, Durability, EventContext, IdentifyUserRequest, PropertyValue, TrackBatchItem,
+        TrackEventRequest, property_value::Value, track_batch_item::Item,
+    },
+    queue,
+};
+
+/// The draft of a batch's item.
+pub(super) fn item_draft(item: TrackBatchItem) -> Result<Draft, Violation> {
+    match item.item {
+        Some(Item::Track(request)) => Ok(track_draft(request)),
+        Some(Item::Identify(request)) => Ok(identify_draft(request)),
+        None => Err(Violation {
+            reason: RefusalReason::ItemMissing,
+            field: "item".into(),
+            got: "nothing that this relay knows".into(),
+            want: "track or identify".into(),
+        }),
+    }
+}
+
+pub(super) fn track_draft(request: TrackEventRequest) -> Draft {
+    let time_ms = match (request.timestamp_ms, request.timestamp) {
+        (0, 0) => None,
+        (0, seconds) => Some(("timestamp", seconds.saturating_mul(1000))),
+        (millis, _) => Some(("timestamp_ms", millis)),
+    };
+    let EventContext { ip, user_agent } = request.context.unwrap_or_default();
+    Draft {
+        kind: DraftKind::Track { event_name: request.event_name },
+        event_id: request.event_id,
+        user_id: request.user_id,
+        anonymous_id: request.anonymous_id,
+        time_ms,
+        ip,
+        user_agent,
+        properties: read_properties(&request.properties, &request.properties_json),
+        durability: asked_durability(request.durability),
+    }
+}
+
+pub(super) fn identify_draft(request: IdentifyUserRequest) -> Draft {
+    let EventContext { ip, user_agent } = request.context.unwrap_or_default();
+    Draft {
+        kind: DraftKind::Identify,
+        event_id: request.event_id,
+        user_id: request.user_id,
+        anonymous_id: request.anonymous_id,
+        time_ms: (request.timestamp_ms != 0).then_some(("timestamp_ms", request.timestamp_ms)),
+        ip,
+        user_agent,
+        properties: read_properties(&request.properties, &request.properties_json),
+        durability: asked_durability(request.durability),
+    }
+}
+
+/// The level that a request names: none, one, or a number that means nothing.
+fn asked_durability(number: i32) -> Result<Option<queue::Durability>, i32> {
+    match Durability::try_from(number) {
+        Ok(Durability::Unspecified) => Ok(None),
+        Ok(Durability::Queued) => Ok(Some(queue::Durability::Queued)),
+        Ok(Durability::Written) => Ok(Some(queue::Durability::Written)),
+        Ok(Durability::Synced) => Ok(Some(queue::Durability::Synced)),
+        Err(_) => Err(number),
+    }
+}
+
+/// The properties, in whichever of the two fields they came.
+fn read_properties(map: &HashMap<String, PropertyValue>, json: &[u8]) -> Result<Properties, BadProperties> {
+    const MAP: &str = "properties";
+    const JSON: &str = "properties_json";
+    match (map.is_empty(), json) {
+        (_, []) => encode_properties(map).map_err(|error| BadProperties::Faulty { field: MAP, error }),
+        (true, json) => parse_properties(json).map_err(|error| BadProperties::Faulty { field: JSON, error }),
+        (false, _) => Err(BadProperties::Twice { field: JSON, other: MAP }),
+    }
+}
+
+fn parse_properties(json: &[u8]) -> Result<Properties, PropertyError> {
+    let text = std::str::from_utf8(json).map_err(|error| PropertyError {
+        path: String::new(),
+        fault: PropertyFault::NotJson(format!("{error}, want UTF-8")),
+    })?;
+    Properties::parse(text)
+}
+
+fn encode_properties(properties: &HashMap<String, PropertyValue>) -> Result<Properties, PropertyError> {
+    let mut writer = PropertiesWriter::new();
+    write_fields(&mut writer, properties)?;
+    writer.finish()
+}
+
+fn write_fields(
+    writer: &mut PropertiesWriter,
+    fields: &HashMap<String, PropertyValue>,
+) -> Result<(), PropertyError> {
+    // In order of the names: a map has none, and the same event sent again
+    // should become the same text.
+    let mut fields: Vec<_> = fields.iter().collect();
+    fields.sort_unstable_by_key(|(key, _)| *key);
+    for (key, value) in fields {
+        writer.key(key)?;
+        write_value(writer, value).map_err(|error| error.under_key(key))?;
+    }
+    Ok(())
+}
+
+/// As deep as the writer allows: it refuses before the stack is in danger.
+fn write_value(writer: &mut PropertiesWriter, value: &PropertyValue) -> Result<(), PropertyError> {
+    match &value.value {
+        None => writer.null(),
+        Some(Value::StringValue(text)) => writer.string(text),
+        Some(Value::NumberValue(number)) => writer.number(*number)?,
+        Some(Value::BoolValue(boolean)) => writer.boolean(*boolean),
+        Some(Value::IntegerValue(integer)) => writer.integer(*integer),
+        Some(Value::ListValue(v1::PropertyList { values })) => {
+            writer.begin_list()?;
+            for (index, item) in values.iter().enumerate() {
+                writer.item();
+                write_value(writer, item).map_err(|error| error.under_index(index))?;
+            }
+            writer.end_list();
+        }
+        Some(Value::ObjectValue(v1::PropertyObject { fields })) => {
+            writer.begin_object()?;
+            write_fields(writer, fields)?;
+            writer.end_object();
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(value: Value) -> PropertyValue {
+        PropertyValue { value: Some(value) }
+    }
+
+    fn object(
+        fields: impl IntoIterator<Item = (&'static str, PropertyValue)>,
+    ) -> HashMap<String, PropertyValue> {
+        fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    #[test]
+    fn properties_become_json_exactly() {
+        let list =
+            v1::PropertyList { values: vec![value(Value::NumberValue(1.5)), PropertyValue { value: None }] };
+        let inner = v1::PropertyObject { fields: object([("x", value(Value::BoolValue(true)))]) };
+        let properties = object([
+            ("text", value(Value::StringValue("a\"b\u{0}é".into()))),
+            ("whole", value(Value::NumberValue(3.0))),
+            ("exact", value(Value::IntegerValue(9_007_199_254_740_993))),
+            ("list", value(Value::ListValue(list))),
+            ("object", value(Value::ObjectValue(inner))),
+            ("null", PropertyValue { value: None }),
+        ]);
+        assert_eq!(
+            encode_properties(&properties).unwrap().json(),
+            "{\"exact\":9007199254740993,\"list\":[1.5,null],\"null\":null,\"object\":{\"x\":true},\
+             \"text\":\"a\\\"b\\u0000é\",\"whole\":3}"
+        );
+    }
+
+    #[test]
+    fn a_refusal_names_the_place() {
+        let bad = object([("price", value(Value::NumberValue(f64::NAN)))]);
+        let list = v1::PropertyList {
+            values: vec![
+                PropertyValue { value: None },
+                value(Value::ObjectValue(v1::PropertyObject { fields: bad })),
+            ],
+        };
+        let error = encode_properties(&object([("items", value(Value::ListValue(list)))])).unwrap_err();
+        assert_eq!(error.path, "items[1].price");
+    }
+
+    #[test]
+    fn the_time_with_milliseconds_wins() {
+        let time = |timestamp, timestamp_ms| {
+            track_draft(TrackEventRequest { timestamp, timestamp_ms, ..Default::default() }).time_ms
+        };
+        assert_eq!(time(0, 0), None);
+        assert_eq!(time(5, 0), Some(("timestamp", 5000)));
+        assert_eq!(time(5, 7), Some(("timestamp_ms", 7)));
+        assert_eq!(time(i64::MAX, 0), Some(("timestamp", i64::MAX)));
+    }
+
+    #[test]
+    fn properties_come_as_a_map_or_as_json_and_not_as_both() {
+        let json = br#" {"total": 19.50, "id": 9007199254740993} "#;
+        let read = read_properties(&HashMap::new(), json).unwrap();
+        assert_eq!(read.json(), r#"{"total": 19.50, "id": 9007199254740993}"#, "as it is");
+        assert_eq!(read_properties(&HashMap::new(), b"").unwrap().json(), "{}");
+        let map = object([("a", value(Value::BoolValue(true)))]);
+        let twice = BadProperties::Twice { field: "properties_json", other: "properties" };
+        assert_eq!(read_properties(&map, b"{}").unwrap_err(), twice);
+    }
+
+    #[test]
+    fn json_that_is_no_object_is_refused() {
+        for json in [&b"[1]"[..], b"{", b"nonsense", b"{} {}", b"{\"a\":NaN}", b"{\"a\":\"\xff\"}", b"\0"] {
+            let bad = read_properties(&HashMap::new(), json).unwrap_err();
+            assert!(
+                matches!(
+                    &bad,
+                    BadProperties::Faulty { field: "properties_json", error }
+                        if matches!(error.fault, PropertyFault::NotJson(_))
+                ),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_item_that_is_neither_is_refused() {
+        let violation = item_draft(TrackBatchItem { item: None }).unwrap_err();
+        assert_eq!((violation.reason, violation.field.as_str()), (RefusalReason::ItemMissing, "item"));
+    }
+}
