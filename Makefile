@@ -2,7 +2,7 @@
 
 CARGO ?= cargo --locked
 
-.PHONY: run demo demo-crash test test-sigterm test-durability prove fuzz lint proto build bench bench-durable clean
+.PHONY: run demo demo-crash test test-sigterm test-durability prove fuzz lint proto build bench bench-instructions bench-check bench-record bench-durable clean
 
 # The relay, in test mode unless there is a .env.
 run:
@@ -87,6 +87,15 @@ build:
 bench:
 	$(CARGO) bench --bench pure
 	$(CARGO) bench --bench relay
+
+# Instructions and allocations per event, by valgrind; some minutes. `-check`
+# fails when one is over 3 % above the recorded baseline, `-record` records it.
+bench-instructions:
+	$(CARGO) bench --bench instructions
+bench-check:
+	$(CARGO) bench --bench instructions -- --check
+bench-record:
+	$(CARGO) bench --bench instructions -- --record
 
 # What durability costs beside the disk's own rate; a backlog of 1 GB. Some
 # minutes.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::{
-    queue::{Durability, Queue, Refused, Taken},
+    queue::{Durability, Queue, Refused, Row, Taken},
     telemetry::AdmissionMetrics,
     time::{Clock, rfc_3339},
 };
@@ -134,6 +134,7 @@ pub(crate) enum RefusalReason {
     PropertiesTwice,
     ItemMissing,
     BatchTooLarge,
+    MessageMalformed,
     DurabilityUnavailable,
     QueueFull,
     SpoolFull,
@@ -142,7 +143,7 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
@@ -160,6 +161,7 @@ impl RefusalReason {
         Self::PropertiesTwice,
         Self::ItemMissing,
         Self::BatchTooLarge,
+        Self::MessageMalformed,
         Self::DurabilityUnavailable,
         Self::QueueFull,
         Self::SpoolFull,
@@ -187,6 +189,7 @@ impl RefusalReason {
             Self::PropertiesTwice => "PROPERTIES_TWICE",
             Self::ItemMissing => "ITEM_MISSING",
             Self::BatchTooLarge => "BATCH_TOO_LARGE",
+            Self::MessageMalformed => "MESSAGE_MALFORMED",
             Self::DurabilityUnavailable => "DURABILITY_UNAVAILABLE",
             Self::QueueFull => "QUEUE_FULL",
             Self::SpoolFull => "SPOOL_FULL",
@@ -214,7 +217,7 @@ impl Admission {
     /// the event is to be durable, and for nothing else. If the future is
     /// dropped, the event may be admitted all the same.
     pub(crate) async fn admit(&self, draft: Draft) -> Result<Accepted, Denied> {
-        let put = self.check(draft).and_then(|checked| self.put(checked));
+        let put = self.check(draft).and_then(|checked| self.put(checked, None));
         self.accepted(put, Instant::now() + DISK_PATIENCE).await
     }
 
@@ -229,7 +232,7 @@ impl Admission {
     where
         I: IntoIterator<Item = Result<Draft, Violation>>,
     {
-        let mut no_room = None;
+        let (mut no_room, mut row) = (None, Row::default());
         let mut put_next = |draft: Result<Draft, Violation>| {
             let checked = draft
                 .map_err(|violation| Denied::Invalid(vec![violation]))
@@ -237,7 +240,7 @@ impl Admission {
             if let Some(denied) = &no_room {
                 return Err(Denied::clone(denied));
             }
-            let put = self.put(checked);
+            let put = self.put(checked, Some(&mut row));
             no_room = put.as_ref().err().cloned();
             put
         };
@@ -279,9 +282,13 @@ impl Admission {
         }
     }
 
-    fn put(&self, (event, wanted): (Event, Durability)) -> Result<(EventId, Taken), Denied> {
+    fn put(
+        &self,
+        (event, wanted): (Event, Durability),
+        row: Option<&mut Row>,
+    ) -> Result<(EventId, Taken), Denied> {
         let event_id = event.id.clone();
-        let taken = self.queue.put(Arc::new(event), wanted)?;
+        let taken = self.queue.put(Arc::new(event), wanted, row)?;
         Ok((event_id, taken))
     }
 
@@ -312,7 +319,7 @@ impl Admission {
     }
 
     /// Counts a denial.
-    fn denied(&self, denied: Denied) -> Denied {
+    pub(crate) fn denied(&self, denied: Denied) -> Denied {
         let reason = denied.reason();
         self.metrics.refused(reason).inc();
         debug!(reason = reason.name(), "event refused");

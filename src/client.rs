@@ -30,7 +30,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -61,6 +61,10 @@ use crate::{
 const BATCH_BYTES_MAX: usize = 512 * 1024;
 /// Longest wait after the first failure; doubles with each further one.
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
+/// A connection with a call under way is asked so often whether it is alive,
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// and given up if it does not answer.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a [`BatchingClient`] works.
 #[derive(Debug, Clone)]
@@ -126,12 +130,13 @@ pub enum NotQueued {
     Closed,
 }
 
-/// See the module. Cheap to share behind an `Arc`.
+/// See the module. Share it behind an `Arc`. Dropped without
+/// [`close`](Self::close), it abandons what waits.
 #[derive(Debug)]
 pub struct BatchingClient {
     inlet: mpsc::Sender<Entry>,
     tally: Arc<Tally>,
-    worker: JoinHandle<()>,
+    worker: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// An event that waits.
@@ -151,13 +156,18 @@ struct Tally {
     retries: AtomicU64,
     waiting_bytes: AtomicUsize,
     bytes_max: usize,
-    /// Send what waits without waiting for more.
+    /// So many ended events does a flush wait for: batches are not waited for.
+    flush_to: AtomicU64,
+    /// A flush has begun: no interval and no delay is waited for now.
     hurry: Notify,
     /// When to give up; none while the client is open.
     closes_at: watch::Sender<Option<Instant>>,
-    /// Changes with every batch that is done.
-    progress: watch::Sender<()>,
+    /// Changes with every batch that is done; false when none will be any more.
+    progress: watch::Sender<bool>,
 }
+
+/// An interval or patience beyond this is as good as none.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl BatchingClient {
     /// A client of the relay at `addr`, such as `http://relay:50054`. Connects
@@ -171,6 +181,9 @@ impl BatchingClient {
         let channel = Endpoint::from_shared(addr.to_owned())?
             .connect_timeout(settings.call_timeout)
             .tcp_nodelay(true)
+            // A relay that vanished without a word is noticed.
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .connect_lazy();
         Ok(Self::over(channel, settings))
     }
@@ -187,9 +200,10 @@ impl BatchingClient {
             retries: AtomicU64::new(0),
             waiting_bytes: AtomicUsize::new(0),
             bytes_max: settings.queue_bytes_max,
+            flush_to: AtomicU64::new(0),
             hurry: Notify::new(),
             closes_at: watch::Sender::new(None),
-            progress: watch::Sender::new(()),
+            progress: watch::Sender::new(true),
         });
         let worker = Worker {
             client: AnalyticsServiceClient::new(channel),
@@ -200,7 +214,7 @@ impl BatchingClient {
             failures: 0,
             tally: tally.clone(),
         };
-        Self { inlet, tally, worker: tokio::spawn(worker.run()) }
+        Self { inlet, tally, worker: Mutex::new(Some(tokio::spawn(worker.run()))) }
     }
 
     /// Hands an event over and returns its id. Never waits.
@@ -239,23 +253,24 @@ impl BatchingClient {
     pub async fn flush(&self) {
         let mut progress = self.tally.progress.subscribe();
         let queued = self.tally.queued.load(Ordering::SeqCst);
-        while self.tally.ended() < queued {
-            self.tally.hurry.notify_one();
-            if progress.changed().await.is_err() {
-                return;
-            }
+        self.tally.flush_to.fetch_max(queued, Ordering::SeqCst);
+        self.tally.hurry.notify_one();
+        while self.tally.ended() < queued && *progress.borrow_and_update() {
+            // The sender is in the tally.
+            let _ = progress.changed().await;
         }
     }
 
     /// Takes nothing more, sends what waits, and returns when it is done or
     /// `patience` is over. What has not been accepted by then is abandoned.
-    pub async fn close(self, patience: Duration) -> Counters {
-        let Self { inlet, tally, worker } = self;
-        tally.closes_at.send_replace(Some(Instant::now() + patience));
-        drop(inlet);
-        // It ends by itself; a panic of it leaves its events waiting.
-        let _ = worker.await;
-        tally.counters()
+    pub async fn close(&self, patience: Duration) -> Counters {
+        self.tally.closes_at.send_replace(Some(Instant::now() + patience.min(FOREVER)));
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(worker) = worker {
+            // It ends by itself; a panic of it leaves its events waiting.
+            let _ = worker.await;
+        }
+        self.tally.counters()
     }
 
     fn queue(&self, item: Item) -> Result<(), NotQueued> {
@@ -263,24 +278,41 @@ impl BatchingClient {
         let bytes = item.encoded_len();
         let tally = &self.tally;
         let before = tally.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let queued = if before + bytes > tally.bytes_max {
-            Err(NotQueued::Full)
-        } else {
-            // Counted first: it may be answered before this returns.
-            tally.queued.fetch_add(1, Ordering::SeqCst);
-            self.inlet.try_send(Entry { item, bytes }).map_err(|error| {
-                tally.queued.fetch_sub(1, Ordering::SeqCst);
-                match error {
-                    mpsc::error::TrySendError::Full(_) => NotQueued::Full,
-                    mpsc::error::TrySendError::Closed(_) => NotQueued::Closed,
-                }
-            })
+        let place = match self.inlet.try_reserve() {
+            _ if tally.closes_at.borrow().is_some() => Err(NotQueued::Closed),
+            Ok(_) | Err(mpsc::error::TrySendError::Full(())) if before + bytes > tally.bytes_max => {
+                Err(NotQueued::Full)
+            }
+            Ok(place) => Ok(place),
+            Err(mpsc::error::TrySendError::Full(())) => Err(NotQueued::Full),
+            Err(mpsc::error::TrySendError::Closed(())) => Err(NotQueued::Closed),
         };
-        if queued.is_err() {
-            tally.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            tally.dropped.fetch_add(1, Ordering::Relaxed);
+        match place {
+            Ok(place) => {
+                // Counted first: it may be answered before this returns.
+                tally.queued.fetch_add(1, Ordering::SeqCst);
+                place.send(Entry { item, bytes });
+                Ok(())
+            }
+            Err(not_queued) => {
+                tally.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                if tally.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
+                    warn!(reason = %not_queued, "the first event is dropped; the counters tell of the others");
+                }
+                Err(not_queued)
+            }
         }
-        queued
+    }
+}
+
+impl Drop for BatchingClient {
+    fn drop(&mut self) {
+        // The worker must not outlive its client; after `close` it has ended.
+        self.tally.closes_at.send_if_modified(|at| {
+            let is_open = at.is_none();
+            at.get_or_insert_with(Instant::now);
+            is_open
+        });
     }
 }
 
@@ -292,6 +324,13 @@ fn id_or_new(event_id: &mut String) -> String {
 }
 
 impl Tally {
+    /// Waits until the client is closed; returns when to give up.
+    async fn closing(&self) -> Instant {
+        let at = self.closes_at.subscribe().wait_for(Option::is_some).await.ok().and_then(|at| *at);
+        // The sender is in the tally.
+        at.unwrap_or_else(Instant::now)
+    }
+
     fn ended(&self) -> u64 {
         let ended = [&self.accepted, &self.refused, &self.abandoned];
         ended.into_iter().map(|count| count.load(Ordering::SeqCst)).sum()
@@ -333,11 +372,9 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self) {
-        let mut closes_at = self.tally.closes_at.subscribe();
-        let closing = async move {
-            // The sender lives as long as the worker.
-            let at = closes_at.wait_for(Option::is_some).await.ok().and_then(|at| *at);
-            sleep_until(at.unwrap_or_else(Instant::now)).await;
+        let tally = self.tally.clone();
+        let closing = async {
+            sleep_until(tally.closing().await).await;
         };
         tokio::select! {
             () = self.send_all() => {}
@@ -354,7 +391,7 @@ impl Worker {
         for entry in left {
             self.ended(&entry, &self.tally.abandoned);
         }
-        self.tally.progress.send_replace(());
+        self.tally.progress.send_replace(false);
     }
 
     /// Returns when the client is closed and all is sent.
@@ -375,10 +412,16 @@ impl Worker {
                 }
                 Err(status) => self.failed(entries, &status),
             };
-            self.tally.progress.send_replace(());
+            self.tally.progress.send_replace(true);
             if !delay.is_zero() {
                 self.tally.retries.fetch_add(1, Ordering::Relaxed);
-                sleep(delay).await;
+                let is_open = self.tally.closes_at.borrow().is_none();
+                tokio::select! {
+                    () = sleep(delay) => {}
+                    () = self.tally.hurry.notified() => {}
+                    // One attempt more, at once.
+                    _ = self.tally.closing(), if is_open => {}
+                }
             }
         }
     }
@@ -387,12 +430,25 @@ impl Worker {
     /// will come any more.
     async fn gather(&mut self) -> bool {
         if self.pending.is_empty() {
-            match self.outlet.recv().await {
-                Some(entry) => self.pending.push_back(entry),
-                None => return false,
+            tokio::select! {
+                biased;
+                entry = self.outlet.recv() => match entry {
+                    Some(entry) => self.pending.push_back(entry),
+                    None => return false,
+                },
+                _ = self.tally.closing() => {
+                    // What is in the queue now is the last.
+                    self.outlet.close();
+                    match self.outlet.recv().await {
+                        Some(entry) => self.pending.push_back(entry),
+                        None => return false,
+                    }
+                }
             }
         }
-        let mut due = Instant::now() + self.settings.flush_interval;
+        let flushes = self.tally.ended() < self.tally.flush_to.load(Ordering::SeqCst);
+        let interval = if flushes { Duration::ZERO } else { self.settings.flush_interval.min(FOREVER) };
+        let mut due = Instant::now() + interval;
         let mut bytes: usize = self.pending.iter().map(|entry| entry.bytes).sum();
         while self.pending.len() < self.events_max && bytes < BATCH_BYTES_MAX {
             tokio::select! {
@@ -406,6 +462,7 @@ impl Worker {
                 },
                 () = self.tally.hurry.notified() => due = Instant::now(),
                 () = sleep_until(due) => break,
+                _ = self.tally.closing() => break,
             }
         }
         true
@@ -474,7 +531,10 @@ impl Worker {
             Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied => {
                 warn!(code = ?status.code(), error = status.message(), "the relay does not take batches");
             }
-            code => debug!(?code, error = status.message(), "the relay does not answer, sending again"),
+            code if self.failures == 1 => {
+                warn!(?code, error = status.message(), "the relay does not take events: they wait");
+            }
+            code => debug!(?code, error = status.message(), "the relay does not take events"),
         }
         let limit = RETRY_DELAY_FIRST
             .saturating_mul(1 << self.failures.min(16))

@@ -282,8 +282,8 @@ pub fn cursor(bytes: &[u8]) {
             1 => cursor.end_seq(),
             _ => near,
         };
-        let start = (start + u64::from(steps.byte())).saturating_sub(64);
-        let range = start..start + u64::from(steps.byte());
+        let start = (start + u64::from(steps.byte())).saturating_sub(64).min(SEQ_MAX);
+        let range = start..(start + u64::from(steps.byte())).min(SEQ_MAX);
         let ended_as = ["delivered", "dead_lettered/invalid", "dropped/spool_damaged"][steps.below(3)].into();
 
         let before: u128 = counted_events(&cursor);
@@ -910,7 +910,8 @@ impl Served {
         let clock = Clock::from_fn(|| NOW_MS);
         let accepted = telemetry.accepted();
         let admission = Admission::new(Queue::Memory(sender, accepted), clock, telemetry.admission());
-        let service = AnalyticsService::new(FrontDoor::new(Arc::new(admission), Arc::new(health)));
+        let service =
+            AnalyticsService::new(FrontDoor::new(Arc::new(admission), Arc::new(health)), telemetry.ingest());
         Self { service, queue }
     }
 

@@ -37,13 +37,25 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
+    /// The relay's binary.
+    pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_analytics-relay");
+
     /// Starts a relay for the sandbox and waits until it listens.
     pub(crate) async fn start(
         sandbox: &Sandbox,
         data_dir: &Path,
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_analytics-relay"));
+        Self::start_by(Command::new(Self::PROGRAM), sandbox, data_dir, settings).await
+    }
+
+    /// The same by a command that runs [`Relay::PROGRAM`].
+    pub(crate) async fn start_by(
+        mut command: Command,
+        sandbox: &Sandbox,
+        data_dir: &Path,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         command.env("DATA_DIR", data_dir).env("LOG_FORMAT", "json");
         command.env("GRPC_HOST", "127.0.0.1").env("GRPC_PORT", "0");
         command.env("METRICS_HOST", "127.0.0.1").env("METRICS_PORT", "0");
@@ -209,6 +221,30 @@ fn event(number: u64, padding: usize) -> TrackEventRequest {
         event_name: "Order Placed".to_owned(),
         user_id: format!("user-{}", number % 1000),
         properties,
+        ..TrackEventRequest::default()
+    }
+}
+
+/// The event of the figures that are compared over time: 12 bytes of name, 15 of
+/// user, an id, a time and seven properties; some 240 bytes as protobuf.
+pub(crate) fn reference_event(number: u64) -> TrackEventRequest {
+    let text = |text: String| PropertyValue { value: Some(Kind::StringValue(text)) };
+    TrackEventRequest {
+        event_name: "Order Placed".to_owned(),
+        user_id: format!("user-{number:010}"),
+        event_id: format!("01890a5d-ac96-774b-bcce-{number:012}"),
+        timestamp_ms: 1_767_225_600_000,
+        properties: [
+            ("sku", text(format!("SKU-{:04}", number % 1000))),
+            ("currency", text("EUR".to_owned())),
+            ("coupon", text("SPRING-SALE".to_owned())),
+            ("total", PropertyValue { value: Some(Kind::NumberValue(19.5)) }),
+            ("quantity", PropertyValue { value: Some(Kind::IntegerValue(3)) }),
+            ("gift", PropertyValue { value: Some(Kind::BoolValue(false)) }),
+            ("page", PropertyValue { value: Some(Kind::NumberValue(7.0)) }),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into(),
         ..TrackEventRequest::default()
     }
 }

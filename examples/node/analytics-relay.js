@@ -11,13 +11,14 @@ const grpc = require('@grpc/grpc-js')
 const protoLoader = require('@grpc/proto-loader')
 const { randomUUID } = require('node:crypto')
 
+const EVENT_BYTES_MAX = 64 * 1024 // more than the relay's limits leave
 const BATCH_BYTES_MAX = 512 * 1024 // half of what the relay takes
+// A relay that vanished without a word is noticed.
+const KEEP_ALIVE = { 'grpc.keepalive_time_ms': 20_000, 'grpc.keepalive_timeout_ms': 5_000 }
 const RETRY_DELAY_FIRST_MS = 100
 // The batch as a whole breaks a limit: fewer at a time, and a lone event is to blame.
 const TOO_LARGE = new Set([grpc.status.OUT_OF_RANGE, grpc.status.INVALID_ARGUMENT])
 const ENDED = ['accepted', 'refused', 'abandoned']
-
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
 // Events wait in a bounded queue and are sent a batch at a time. `counters()`
 // says what became of them: queued = accepted + refused + abandoned + waiting.
@@ -29,6 +30,8 @@ class Analytics {
   #timer = null
   #closesAt = Infinity
   #failures = 0
+  #call = null
+  #wake = () => {}
 
   constructor (target, {
     protoDir = 'proto', queueMax = 10_000, batchMax = 50, flushIntervalMs = 100, callTimeoutMs = 10_000,
@@ -36,35 +39,47 @@ class Analytics {
   } = {}) {
     const { analytics } = grpc.loadPackageDefinition(protoLoader.loadSync(
       'analytics/v1/analytics.proto', { includeDirs: [protoDir], longs: Number, enums: String, oneofs: true }))
-    this.client = new analytics.v1.AnalyticsService(target, credentials)
+    this.client = new analytics.v1.AnalyticsService(target, credentials, KEEP_ALIVE)
+    this.serialize = analytics.v1.AnalyticsService.service.TrackBatch.requestSerialize
     Object.assign(this, { queueMax, batchMax, flushIntervalMs, callTimeoutMs, retryDelayMaxMs, warn })
     this.batchNow = batchMax
   }
 
   // Queues an event and returns its id; null if it was dropped.
-  track (eventName, { properties, ...fields } = {}) {
+  track (eventName, options) {
+    const { properties, ...fields } = options ?? {}
     return this.#put('track', { ...fields, eventName }, properties)
   }
 
   // The same for what is known about a user; a null removes a trait.
-  identify (userId, traits, fields = {}) {
+  identify (userId, traits, fields) {
     return this.#put('identify', { ...fields, userId }, traits)
   }
 
   counters () {
-    const ended = ENDED.reduce((sum, name) => sum + this.#counts[name], 0)
-    return { ...this.#counts, waiting: this.#counts.queued - ended }
+    return { ...this.#counts, waiting: this.#counts.queued - this.#ended() }
   }
 
   // Sends what waits at once, and resolves when all of it has been answered.
   async flush () {
-    while (this.#queue.length > 0) await this.#send()
+    const queued = this.#counts.queued
+    this.#wake()
+    while (this.#ended() < queued) await this.#send()
+  }
+
+  #ended () {
+    return ENDED.reduce((sum, name) => sum + this.#counts[name], 0)
   }
 
   // Takes nothing more and sends what waits; what the relay has not accepted
   // when the time is over is abandoned. Resolves to the counters.
   async close (patienceMs = 5000) {
-    if (this.#closesAt === Infinity) this.#closesAt = Date.now() + patienceMs
+    if (this.#closesAt === Infinity) {
+      this.#closesAt = Date.now() + patienceMs
+      // Its deadline was set for a client that stays open.
+      const call = this.#call
+      if (call) setTimeout(() => call.cancel(), patienceMs).unref()
+    }
     await this.flush()
     this.client.close()
     return this.counters()
@@ -72,15 +87,22 @@ class Analytics {
 
   #put (kind, fields, properties) {
     if (this.#closesAt !== Infinity || this.#queue.length >= this.queueMax) {
-      this.#counts.dropped++
+      if (this.#counts.dropped++ === 0) {
+        this.warn('event dropped: the queue is full or closed; counters() tells of the others')
+      }
       return null
     }
     try {
       // An id and a time before the first try make a second one harmless.
-      const event = { eventId: randomUUID(), ...fields }
+      const event = { ...fields }
+      event.eventId ||= randomUUID()
       if (!event.timestamp && !event.timestampMs) event.timestampMs = Date.now()
       if (properties) event.propertiesJson = Buffer.from(JSON.stringify(properties, exact))
-      this.#queue.push({ [kind]: event })
+      const item = { [kind]: event }
+      // What cannot be encoded must not come into a batch.
+      const bytes = this.serialize({ items: [item] }).length
+      if (bytes > EVENT_BYTES_MAX) throw new RangeError(`got ${bytes} bytes, want at most ${EVENT_BYTES_MAX}`)
+      this.#queue.push({ item, bytes })
       this.#counts.queued++
       this.#schedule()
       return event.eventId
@@ -115,49 +137,50 @@ class Analytics {
       this.#queue = []
       return
     }
-    const items = this.#nextBatch()
+    const entries = this.#nextBatch()
     let delayMs
     try {
-      const response = await this.#call({ items })
+      const response = await this.#request({ items: entries.map(({ item }) => item) })
       this.#failures = 0
       this.batchNow = this.batchMax
-      delayMs = this.#settle(items, response)
+      delayMs = this.#settle(entries, response)
     } catch (error) {
-      delayMs = this.#failed(items, error)
+      delayMs = this.#failed(entries, error)
     }
     if (delayMs > 0) {
       this.#counts.retries++
-      await sleep(Math.min(delayMs, Math.max(0, this.#closesAt - Date.now())))
+      await new Promise((resolve) => {
+        this.#wake = resolve // a flush asks for an attempt at once
+        setTimeout(resolve, Math.min(delayMs, Math.max(0, this.#closesAt - Date.now())))
+      })
     }
   }
 
   // The items stay in the queue until they are answered.
   #nextBatch () {
-    let bytes = 0
-    const fits = (item) => {
-      const event = item.track ?? item.identify
-      bytes += 200 + (event.propertiesJson?.length ?? 0)
-      return bytes <= BATCH_BYTES_MAX
-    }
+    let total = 0
     const most = this.#queue.slice(0, this.batchNow)
-    const end = most.findIndex((item) => !fits(item))
+    const end = most.findIndex(({ bytes }) => (total += bytes) > BATCH_BYTES_MAX)
     return end < 0 ? most : most.slice(0, Math.max(end, 1))
   }
 
-  #call (request) {
+  #request (request) {
     const deadline = Math.min(Date.now() + this.callTimeoutMs, this.#closesAt)
     return new Promise((resolve, reject) => {
-      this.client.trackBatch(request, { deadline }, (error, response) => error ? reject(error) : resolve(response))
+      this.#call = this.client.trackBatch(request, { deadline }, (error, response) => {
+        this.#call = null
+        error ? reject(error) : resolve(response)
+      })
     })
   }
 
   // Takes out what was answered for good; returns the delay for the rest.
-  #settle (items, { answers, retryDelayMs }) {
-    if (answers.length !== items.length) {
-      this.warn(`${answers.length} answers to ${items.length} events, sending again`)
+  #settle (entries, { answers, retryDelayMs }) {
+    if (answers.length !== entries.length) {
+      this.warn(`${answers.length} answers to ${entries.length} events, sending again`)
       return this.retryDelayMaxMs
     }
-    const deferred = items.filter((_, index) => answers[index].answer === 'deferred')
+    const deferred = entries.filter((_, index) => answers[index].answer === 'deferred')
     for (const { answer, refused } of answers) {
       if (answer === 'accepted') this.#counts.accepted++
       if (answer !== 'refused') continue
@@ -166,15 +189,15 @@ class Analytics {
         this.warn(`event refused: ${field}: ${description} (${reason})`)
       }
     }
-    this.#queue.splice(0, items.length, ...deferred)
+    this.#queue.splice(0, entries.length, ...deferred)
     return deferred.length > 0 ? Math.max(retryDelayMs, 1) : 0
   }
 
-  #failed (items, error) {
+  #failed (entries, error) {
     this.#failures++
     if (TOO_LARGE.has(error.code)) {
-      if (items.length > 1) {
-        this.batchNow = Math.ceil(items.length / 2)
+      if (entries.length > 1) {
+        this.batchNow = Math.ceil(entries.length / 2)
         return 1
       }
       this.#queue.shift()
@@ -182,6 +205,7 @@ class Analytics {
       this.warn('event refused:', error.details)
       return 0
     }
+    if (this.#failures === 1) this.warn('the relay does not take events, they wait:', error.message)
     const limit = Math.min(RETRY_DELAY_FIRST_MS * 2 ** Math.min(this.#failures, 16), this.retryDelayMaxMs)
     return limit * (0.5 + Math.random() / 2)
   }

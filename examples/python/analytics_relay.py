@@ -8,7 +8,9 @@
     ...
     analytics.close()           # also at exit
 
-One for the process; make it after a fork, not before.
+One for the process; make it after a fork, not before. A handler of SIGTERM
+raises SystemExit, and the events are sent at exit; it does not call `close`,
+which may have to wait for what the handler has interrupted.
 """
 
 import atexit
@@ -26,7 +28,10 @@ from analytics.v1 import analytics_pb2_grpc
 
 log = logging.getLogger("analytics_relay")
 
+EVENT_BYTES_MAX = 64 * 1024  # more than the relay's limits leave
 BATCH_BYTES_MAX = 512 * 1024  # half of what the relay takes
+# A relay that vanished without a word is noticed.
+KEEP_ALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 5_000)]
 RETRY_DELAY_FIRST = 0.1
 # The batch as a whole breaks a limit: fewer at a time, and a lone event is to blame.
 TOO_LARGE = (grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.INVALID_ARGUMENT)
@@ -41,7 +46,7 @@ class Analytics:
 
     def __init__(self, target, *, queue_max=10_000, batch_max=50, flush_interval=0.1,
                  call_timeout=10.0, retry_delay_max=10.0, channel=None):
-        self._channel = channel or grpc.insecure_channel(target)
+        self._channel = channel or grpc.insecure_channel(target, KEEP_ALIVE)
         self._stub = analytics_pb2_grpc.AnalyticsServiceStub(self._channel)
         self._queue_max, self._batch_max = queue_max, batch_max
         self._flush_interval, self._call_timeout = flush_interval, call_timeout
@@ -51,6 +56,7 @@ class Analytics:
         self._counts = collections.Counter()
         self._hurry = False
         self._closes_at = None
+        self._call = None
         self._thread = threading.Thread(target=self._run, name="analytics-relay", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -66,16 +72,19 @@ class Analytics:
 
     def counters(self):
         with self._changed:
-            ended = sum(self._counts[name] for name in ("accepted", "refused", "abandoned"))
             return {**dict.fromkeys(("queued", "accepted", "refused", "abandoned", "dropped", "retries"), 0),
-                    **self._counts, "waiting": self._counts["queued"] - ended}
+                    **self._counts, "waiting": self._counts["queued"] - self._ended()}
 
     def flush(self, timeout=None):
         """Sends what waits at once. True when all of it has been answered."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._queue, timeout)
+            queued = self._counts["queued"]
+            return self._changed.wait_for(lambda: self._ended() >= queued, timeout)
+
+    def _ended(self):
+        return sum(self._counts[name] for name in ("accepted", "refused", "abandoned"))
 
     def close(self, patience=5.0):
         """Takes nothing more and sends what waits; what the relay has not
@@ -83,8 +92,13 @@ class Analytics:
         with self._changed:
             if self._closes_at is None:
                 self._closes_at = time.monotonic() + patience
+                call = self._call
                 self._changed.notify_all()
-        self._thread.join()
+                if call is not None:  # its deadline was set for a client that stays open
+                    timer = threading.Timer(patience, call.cancel)
+                    timer.daemon = True
+                    timer.start()
+        self._thread.join(patience + 5)
         self._channel.close()
         atexit.unregister(self.close)
         return self.counters()
@@ -92,14 +106,16 @@ class Analytics:
     def _put(self, kind, request, fields, properties):
         try:
             # An id and a time before the first try make a second one harmless.
-            fields.setdefault("event_id", str(uuid.uuid4()))
+            fields["event_id"] = fields.get("event_id") or str(uuid.uuid4())
             if not fields.get("timestamp"):
-                fields.setdefault("timestamp_ms", int(time.time() * 1000))
+                fields["timestamp_ms"] = fields.get("timestamp_ms") or int(time.time() * 1000)
             if properties:
                 fields["properties_json"] = json.dumps(properties, allow_nan=False, default=str).encode()
             item = pb.TrackBatchItem(**{kind: request(**fields)})
             size = item.ByteSize()
-        except (TypeError, ValueError):
+            if size > EVENT_BYTES_MAX:
+                raise ValueError(f"got {size} bytes, want at most {EVENT_BYTES_MAX}")
+        except Exception:  # of any value's own code: analytics must not fail a request
             log.exception("event dropped: it cannot be encoded")
             with self._changed:
                 self._counts["dropped"] += 1
@@ -107,6 +123,8 @@ class Analytics:
         with self._changed:
             if self._closes_at is not None or len(self._queue) >= self._queue_max:
                 self._counts["dropped"] += 1
+                if self._counts["dropped"] == 1:
+                    log.warning("event dropped: the queue is full or closed; counters() tells of the others")
                 return None
             self._queue.append((item, size))
             self._counts["queued"] += 1
@@ -119,30 +137,44 @@ class Analytics:
         while batch := self._next_batch(batch_max):
             request = pb.TrackBatchRequest(items=batch)
             try:
-                response = self._stub.TrackBatch(request, timeout=self._time_left(self._call_timeout))
+                response = self._send(request)
                 failures, batch_max = 0, self._batch_max
                 delay = self._settle(len(batch), response)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, grpc.FutureCancelledError) as error:
                 failures += 1
-                if error.code() in TOO_LARGE and len(batch) > 1:
+                code = error.code() if isinstance(error, grpc.RpcError) else grpc.StatusCode.CANCELLED
+                if code in TOO_LARGE and len(batch) > 1:
                     batch_max, delay = (len(batch) + 1) // 2, 0.001
-                elif error.code() in TOO_LARGE:
-                    log.warning("event refused: %s", error.details())
+                elif code in TOO_LARGE:
+                    log.warning("event refused: %s", error)
                     delay = self._take_out(1, {"refused": 1})
                 else:
-                    log.debug("%s %s, sending again", error.code(), error.details())
+                    log.log(logging.WARNING if failures == 1 else logging.DEBUG,
+                            "the relay does not take events, they wait: %s", error)
                     limit = min(RETRY_DELAY_FIRST * 2 ** min(failures, 16), self._retry_delay_max)
                     delay = limit * random.uniform(0.5, 1)
             if delay:
                 with self._changed:
                     self._counts["retries"] += 1
-                time.sleep(self._time_left(delay))
+                    is_open, self._hurry = self._closes_at is None, False
+                    # Until a flush asks for an attempt, or the end for the last one.
+                    self._changed.wait_for(
+                        lambda: self._hurry or is_open and self._closes_at is not None, self._time_left(delay))
         with self._changed:
             if self._queue:
                 log.warning("closed before the relay had taken %d events: they are lost", len(self._queue))
             self._counts["abandoned"] += len(self._queue)
             self._queue.clear()
             self._changed.notify_all()
+
+    def _send(self, request):
+        with self._changed:
+            call = self._stub.TrackBatch.future(request, timeout=self._time_left(self._call_timeout))
+            self._call = call
+        try:
+            return call.result()
+        finally:
+            self._call = None
 
     def _time_left(self, seconds):
         """So long, or until the client has to be closed."""

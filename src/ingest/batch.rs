@@ -1,30 +1,88 @@
 //! What batches have of their own: limits, and an answer for each item.
 
-use tonic::Status;
+use std::time::Duration;
 
+use bytes::{Buf, Bytes};
+use prost::{
+    DecodeError,
+    encoding::{DecodeContext, bytes::merge as merge_bytes, decode_key, skip_field},
+};
+use tonic::{Status, codec::DecodeBuf};
+
+use super::codec::FromWire;
 use crate::{
     admission::{Accepted, Denied, RefusalReason, Violation},
     proto::v1::{
         Durability, EventAccepted, EventDeferred, EventRefused, EventViolation, TrackBatchAnswer,
-        TrackBatchRequest, TrackBatchResponse, track_batch_answer::Answer,
+        TrackBatchResponse, track_batch_answer::Answer,
     },
 };
 
 /// Most items of a batch.
 const ITEMS_MAX: usize = 1000;
 
-/// Refuses a batch with too many items, as a whole.
-pub(super) fn check_size(request: &TrackBatchRequest) -> Result<(), Status> {
-    if request.items.len() <= ITEMS_MAX {
-        return Ok(());
+/// A `TrackBatchRequest` as it came. Its items are decoded one by one when they
+/// are admitted: a small message can stand for a great many items, or items of
+/// many parts, and must not be many times as large in memory.
+#[derive(Debug)]
+pub(super) struct RawBatch(Bytes);
+
+impl FromWire for RawBatch {
+    fn from_wire(bytes: &mut DecodeBuf<'_>) -> Result<Self, Status> {
+        Ok(Self(bytes.copy_to_bytes(bytes.remaining())))
     }
-    let violation = Violation {
+}
+
+impl RawBatch {
+    #[cfg(test)]
+    pub(super) fn new(message: Bytes) -> Self {
+        Self(message)
+    }
+
+    /// The bytes of each item, at most [`ITEMS_MAX`].
+    pub(super) fn items(self) -> Result<Vec<Bytes>, BadBatch> {
+        const ITEMS_TAG: u32 = 1;
+        let (mut items, mut count, mut rest) = (Vec::new(), 0, self.0);
+        while rest.has_remaining() {
+            let (tag, wire_type) = decode_key(&mut rest)?;
+            if tag != ITEMS_TAG {
+                skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
+                continue;
+            }
+            let mut item = Bytes::new();
+            merge_bytes(wire_type, &mut item, &mut rest, DecodeContext::default())?;
+            count += 1;
+            if count <= ITEMS_MAX {
+                items.push(item);
+            }
+        }
+        if count <= ITEMS_MAX { Ok(items) } else { Err(BadBatch::TooLarge(count)) }
+    }
+}
+
+/// Why nothing of a batch is taken.
+#[derive(Debug)]
+pub(super) enum BadBatch {
+    /// It has so many items.
+    TooLarge(usize),
+    /// It is no message.
+    Malformed(DecodeError),
+}
+
+impl From<DecodeError> for BadBatch {
+    fn from(error: DecodeError) -> Self {
+        Self::Malformed(error)
+    }
+}
+
+/// The denial of a batch with so many items.
+pub(super) fn too_large(items: usize) -> Denied {
+    Denied::Invalid(vec![Violation {
         reason: RefusalReason::BatchTooLarge,
         field: "items".into(),
-        got: format!("{} items", request.items.len()),
+        got: format!("{items} items"),
         want: format!("at most {ITEMS_MAX}"),
-    };
-    Err(Denied::Invalid(vec![violation]).into())
+    }])
 }
 
 /// The answers to a batch's items, in their order.
@@ -64,18 +122,55 @@ fn event_violation(violation: &Violation) -> EventViolation {
     }
 }
 
-fn millis(delay: std::time::Duration) -> i64 {
+fn millis(delay: Duration) -> i64 {
     i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use analytics_relay_providers::EventId;
+    use prost::Message;
 
     use super::*;
-    use crate::queue;
+    use crate::{
+        proto::v1::{TrackBatchItem, TrackBatchRequest, TrackEventRequest, track_batch_item::Item},
+        queue,
+    };
+
+    fn raw(bytes: Vec<u8>) -> RawBatch {
+        RawBatch(bytes.into())
+    }
+
+    #[test]
+    fn a_batch_is_cut_into_its_items_whatever_else_is_in_it() {
+        let item = |name: &str| TrackBatchItem {
+            item: Some(Item::Track(TrackEventRequest { event_name: name.into(), ..Default::default() })),
+        };
+        let items = vec![item("a"), TrackBatchItem { item: None }, item("c")];
+        let mut bytes = TrackBatchRequest { items: items.clone() }.encode_to_vec();
+        // Fields of a newer client: a number and a text.
+        bytes.extend_from_slice(&[0x10, 7, 0x1A, 2, b'x', b'y']);
+        let cut = raw(bytes).items().unwrap();
+        let decoded: Vec<_> = cut.into_iter().map(|item| TrackBatchItem::decode(item).unwrap()).collect();
+        assert_eq!(decoded, items);
+        assert!(raw(Vec::new()).items().unwrap().is_empty());
+    }
+
+    #[test]
+    fn too_many_items_are_counted_and_not_kept() {
+        assert_eq!(raw([0x0A, 0].repeat(ITEMS_MAX)).items().unwrap().len(), ITEMS_MAX);
+        let many = raw([0x0A, 0].repeat(1 << 19)).items();
+        assert!(matches!(many, Err(BadBatch::TooLarge(524_288))), "{many:?}");
+    }
+
+    #[test]
+    fn what_is_no_message_is_malformed() {
+        for bytes in [&[0x0A][..], &[0x0A, 5, 1], &[0xFF; 11], &[0x0A, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F], &[0x0F]]
+        {
+            let items = raw(bytes.to_vec()).items();
+            assert!(matches!(items, Err(BadBatch::Malformed(_))), "{bytes:?} {items:?}");
+        }
+    }
 
     #[test]
     fn each_item_has_its_answer_and_the_batch_the_longest_delay() {

@@ -13,6 +13,18 @@ use tonic::{
 
 use super::refusal::malformed;
 
+/// What comes off the wire.
+pub(crate) trait FromWire: Sized {
+    /// Reads one whole message.
+    fn from_wire(bytes: &mut DecodeBuf<'_>) -> Result<Self, Status>;
+}
+
+impl<M: Message + Default> FromWire for M {
+    fn from_wire(bytes: &mut DecodeBuf<'_>) -> Result<Self, Status> {
+        Self::decode(bytes).map_err(|error| malformed(&error))
+    }
+}
+
 /// First size of a call's buffers: most messages fit.
 const BUFFER_BYTES: usize = 1024;
 /// Bytes that are gathered before they are handed to the connection.
@@ -31,7 +43,7 @@ impl<T, U> Default for MessageCodec<T, U> {
 impl<T, U> Codec for MessageCodec<T, U>
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static,
+    U: FromWire + Send + 'static,
 {
     type Encode = T;
     type Decode = U;
@@ -68,12 +80,12 @@ impl<T: Message> Encoder for MessageEncoder<T> {
 #[derive(Debug)]
 pub(crate) struct MessageDecoder<U>(PhantomData<U>);
 
-impl<U: Message + Default> Decoder for MessageDecoder<U> {
+impl<U: FromWire> Decoder for MessageDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        U::decode(bytes).map(Some).map_err(|error| malformed(&error))
+        U::from_wire(bytes).map(Some)
     }
 
     fn buffer_settings(&self) -> BufferSettings {

@@ -6,7 +6,10 @@ use analytics_relay_providers::{
     Properties,
     properties::{PropertiesWriter, PropertyError, PropertyFault},
 };
+use bytes::Bytes;
+use prost::Message;
 
+use super::refusal::said_shortly;
 use crate::{
     admission::{BadProperties, Draft, DraftKind, RefusalReason, Violation},
     proto::v1::{
@@ -17,11 +20,17 @@ use crate::{
 };
 
 /// The draft of a batch's item.
-pub(super) fn item_draft(item: TrackBatchItem) -> Result<Draft, Violation> {
-    match item.item {
-        Some(Item::Track(request)) => Ok(track_draft(request)),
-        Some(Item::Identify(request)) => Ok(identify_draft(request)),
-        None => Err(Violation {
+pub(super) fn item_draft(item: Bytes) -> Result<Draft, Violation> {
+    match TrackBatchItem::decode(item).map(|item| item.item) {
+        Ok(Some(Item::Track(request))) => Ok(track_draft(request)),
+        Ok(Some(Item::Identify(request))) => Ok(identify_draft(request)),
+        Err(error) => Err(Violation {
+            reason: RefusalReason::MessageMalformed,
+            field: "item".into(),
+            got: format!("bytes that cannot be decoded ({})", said_shortly(&error)),
+            want: "a protobuf message".into(),
+        }),
+        Ok(None) => Err(Violation {
             reason: RefusalReason::ItemMissing,
             field: "item".into(),
             got: "nothing that this relay knows".into(),
@@ -227,7 +236,9 @@ mod tests {
 
     #[test]
     fn an_item_that_is_neither_is_refused() {
-        let violation = item_draft(TrackBatchItem { item: None }).unwrap_err();
+        let violation = item_draft(Bytes::new()).unwrap_err();
         assert_eq!((violation.reason, violation.field.as_str()), (RefusalReason::ItemMissing, "item"));
+        let violation = item_draft(Bytes::from_static(&[0x0A, 9, 1])).unwrap_err();
+        assert_eq!(violation.reason, RefusalReason::MessageMalformed);
     }
 }

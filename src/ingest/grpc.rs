@@ -7,8 +7,9 @@ use tokio::time::sleep;
 use tonic::Status;
 
 use super::{
-    batch::{batch_response, check_size},
+    batch::{BadBatch, RawBatch, batch_response, too_large},
     draft::{identify_draft, item_draft, track_draft},
+    refusal::malformed,
 };
 use crate::{
     admission::{Accepted, Admission, Denied},
@@ -16,7 +17,7 @@ use crate::{
     proto::v1::{
         Durability, GetEventCountRequest, GetEventCountResponse, GetUserCountRequest, GetUserCountResponse,
         HealthCheckRequest, HealthCheckResponse, IdentifyUserRequest, IdentifyUserResponse,
-        TrackBatchRequest, TrackBatchResponse, TrackEventRequest, TrackEventResponse,
+        TrackBatchResponse, TrackEventRequest, TrackEventResponse,
     },
     queue,
 };
@@ -58,15 +59,15 @@ impl FrontDoor {
         })
     }
 
-    pub(super) async fn track_batch(&self, request: TrackBatchRequest) -> Result<TrackBatchResponse, Status> {
-        Ok(self.take_batch(request)?.await)
+    pub(super) async fn track_batch(&self, batch: RawBatch) -> Result<TrackBatchResponse, Status> {
+        Ok(self.take_batch(batch)?.await)
     }
 
     /// Answers batch by batch until the caller ends the stream, the relay stops
     /// or `age_max` is over. What was read by then is answered.
     pub(super) fn track_stream(
         self: Arc<Self>,
-        requests: impl Stream<Item = Result<TrackBatchRequest, Status>> + Send,
+        batches: impl Stream<Item = Result<RawBatch, Status>> + Send,
         age_max: Duration,
     ) -> impl Stream<Item = Result<TrackBatchResponse, Status>> + Send {
         let health = self.health.clone();
@@ -83,18 +84,18 @@ impl FrontDoor {
         // that order they are answered. Behind one that cannot be taken none is
         // read: its answer is the end.
         let mut ended = false;
-        let mut take = move |request: Result<TrackBatchRequest, Status>| {
+        let mut take = move |batch: Result<RawBatch, Status>| {
             if ended {
                 return ready(None);
             }
-            let taken = request.and_then(|request| self.take_batch(request));
+            let taken = batch.and_then(|batch| self.take_batch(batch));
             ended = taken.is_err();
             ready(Some(match taken {
                 Ok(answer) => Either::Left(answer.map(Ok)),
                 Err(status) => Either::Right(ready(Err(status))),
             }))
         };
-        let taken = requests.take_until(over).scan((), move |(), request| take(request));
+        let taken = batches.take_until(over).scan((), move |(), batch| take(batch));
         let end = async move { health.is_draining().then(|| Err(Denied::Draining.into())) };
         taken.buffered(STREAM_BATCHES_MAX).chain(end.into_stream().filter_map(ready))
     }
@@ -102,13 +103,15 @@ impl FrontDoor {
     /// Puts a batch into the queue at once; the future waits for the disk.
     fn take_batch(
         &self,
-        request: TrackBatchRequest,
+        batch: RawBatch,
     ) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
-        check_size(&request)?;
-        if self.admission.is_closed() {
-            return Err(Denied::Draining.into());
-        }
-        let answers = self.admission.admit_batch(request.items.into_iter().map(item_draft));
+        let items = match batch.items() {
+            _ if self.admission.is_closed() => return Err(self.admission.denied(Denied::Draining).into()),
+            Ok(items) => items,
+            Err(BadBatch::TooLarge(items)) => return Err(self.admission.denied(too_large(items)).into()),
+            Err(BadBatch::Malformed(error)) => return Err(malformed(&error)),
+        };
+        let answers = self.admission.admit_batch(items.into_iter().map(item_draft));
         Ok(answers.map(batch_response))
     }
 
@@ -145,25 +148,27 @@ impl From<queue::Durability> for Durability {
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
+    use prost::Message;
 
     use super::*;
     use crate::{
-        proto::v1::{TrackBatchItem, track_batch_answer::Answer, track_batch_item::Item},
+        proto::v1::{TrackBatchItem, TrackBatchRequest, track_batch_answer::Answer, track_batch_item::Item},
         queue::{Queue, QueueLimits, memory},
         shutdown::Stop,
         telemetry::Telemetry,
         time::Clock,
     };
 
-    fn batch(name: &str) -> Result<TrackBatchRequest, Status> {
+    fn batch(name: &str) -> Result<RawBatch, Status> {
         let track = TrackEventRequest { event_name: name.into(), ..Default::default() };
-        Ok(TrackBatchRequest { items: vec![TrackBatchItem { item: Some(Item::Track(track)) }] })
+        let request = TrackBatchRequest { items: vec![TrackBatchItem { item: Some(Item::Track(track)) }] };
+        Ok(RawBatch::new(request.encode_to_vec().into()))
     }
 
     /// The answers to a stream that its caller does not end, and the events that
     /// came into the queue.
     async fn answers(
-        requests: Vec<Result<TrackBatchRequest, Status>>,
+        requests: Vec<Result<RawBatch, Status>>,
         stop: Stop,
     ) -> (Vec<Result<TrackBatchResponse, Status>>, usize) {
         let mut telemetry = Telemetry::new(0);

@@ -7,22 +7,18 @@ use std::{
     time::Instant,
 };
 
+use futures_util::{Stream, StreamExt, stream};
 use pin_project_lite::pin_project;
-use tonic::{Code, codegen::http};
+use tonic::{Code, Status, codegen::http};
 use tower::{Layer, Service};
 
 use crate::telemetry::IngestMetrics;
 
 /// Methods that have a label of their own.
-const METHODS: [&str; 7] = [
-    "TrackEvent",
-    "IdentifyUser",
-    "TrackBatch",
-    "TrackStream",
-    "GetEventCount",
-    "GetUserCount",
-    "HealthCheck",
-];
+const METHODS: [&str; 7] =
+    ["TrackEvent", "IdentifyUser", "TrackBatch", STREAM, "GetEventCount", "GetUserCount", "HealthCheck"];
+/// The one whose answer is a stream.
+const STREAM: &str = "TrackStream";
 const SERVICE: &str = "/analytics.v1.AnalyticsService/";
 
 /// See the module.
@@ -88,8 +84,41 @@ where
         let call = self.project();
         let answer = ready!(call.inner.poll(cx));
         let code = answer.as_ref().map_or(Code::Unknown, |response| code_of(response.headers()));
-        call.metrics.answered(call.method, code_label(code), call.started.elapsed().as_secs_f64());
+        // A stream that has begun is counted when it ends.
+        if *call.method != STREAM || code != Code::Ok {
+            call.metrics.answered(call.method, code_label(code), call.started.elapsed().as_secs_f64());
+        }
         Poll::Ready(answer)
+    }
+}
+
+/// Counts a stream when it ends: with OK, with the status that is its last item,
+/// or, dropped before, as cancelled by its caller.
+pub(super) fn observe_stream<T: Send>(
+    answers: impl Stream<Item = Result<T, Status>> + Send,
+    metrics: IngestMetrics,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    let end = StreamEnd { started: Instant::now(), code: Code::Cancelled, metrics };
+    stream::unfold((Box::pin(answers), end), async |(mut answers, mut end)| {
+        let answer = answers.next().await;
+        match &answer {
+            Some(Ok(_)) => {}
+            Some(Err(status)) => end.code = status.code(),
+            None => end.code = Code::Ok,
+        }
+        Some((answer?, (answers, end)))
+    })
+}
+
+struct StreamEnd {
+    started: Instant,
+    code: Code,
+    metrics: IngestMetrics,
+}
+
+impl Drop for StreamEnd {
+    fn drop(&mut self) {
+        self.metrics.answered(STREAM, code_label(self.code), self.started.elapsed().as_secs_f64());
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::admission::{Denied, Violation};
+use crate::admission::{Denied, RefusalReason, Violation};
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "analytics-relay";
@@ -38,19 +38,23 @@ impl From<Denied> for Status {
     }
 }
 
-/// A message that is no message: it never came to admission, so its reason is
-/// none of admission's, and it counts as a request and not as an event.
+/// A message that is no message: it never came to admission, so it counts as a
+/// request and not as an event.
 pub(super) fn malformed(error: &prost::DecodeError) -> Status {
-    const REASON: &str = "MESSAGE_MALFORMED";
-    /// It names every level of nesting, and must fit a caller's limit of headers
-    /// twice.
-    const ERROR_CHARS_MAX: usize = 300;
-    let error: String = error.to_string().chars().take(ERROR_CHARS_MAX).collect();
+    let reason = RefusalReason::MessageMalformed.name();
+    let error = said_shortly(error);
     let description = format!("got bytes that cannot be decoded ({error}), want a protobuf message");
-    let violation = FieldViolation { reason: REASON.to_owned(), ..FieldViolation::new("", &description) };
+    let violation = FieldViolation { reason: reason.to_owned(), ..FieldViolation::new("", &description) };
     let mut details = ErrorDetails::with_bad_request(vec![violation]);
-    details.set_error_info(REASON, DOMAIN, HashMap::new());
+    details.set_error_info(reason, DOMAIN, HashMap::new());
     Status::with_error_details(Code::InvalidArgument, description, details)
+}
+
+/// A decoder's error. It names every level of nesting, and must fit a caller's
+/// limit of headers twice.
+pub(super) fn said_shortly(error: &prost::DecodeError) -> String {
+    const CHARS_MAX: usize = 300;
+    error.to_string().chars().take(CHARS_MAX).collect()
 }
 
 fn said(violation: &Violation) -> String {
@@ -71,7 +75,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::admission::RefusalReason;
 
     #[test]
     fn an_invalid_event_names_field_value_rule_and_reason() {

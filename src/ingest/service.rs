@@ -20,7 +20,12 @@ use tonic::{
 };
 use tower::{Service, service_fn};
 
-use super::{codec::MessageCodec, grpc::FrontDoor};
+use super::{
+    codec::{FromWire, MessageCodec},
+    grpc::FrontDoor,
+    observe::observe_stream,
+};
+use crate::telemetry::IngestMetrics;
 
 /// Largest message with one event, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -32,11 +37,14 @@ pub(super) const STREAM_AGE_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Hands each call to the [`FrontDoor`].
 #[derive(Debug, Clone)]
-pub(crate) struct AnalyticsService(Arc<FrontDoor>);
+pub(crate) struct AnalyticsService {
+    front_door: Arc<FrontDoor>,
+    metrics: IngestMetrics,
+}
 
 impl AnalyticsService {
-    pub(crate) fn new(front_door: FrontDoor) -> Self {
-        Self(Arc::new(front_door))
+    pub(crate) fn new(front_door: FrontDoor, metrics: IngestMetrics) -> Self {
+        Self { front_door: Arc::new(front_door), metrics }
     }
 }
 
@@ -61,7 +69,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Answering {
-        let door = self.0.clone();
+        let door = self.front_door.clone();
         let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(Self::NAME));
         match method {
             Some("/TrackEvent") => {
@@ -76,7 +84,7 @@ where
                 let answer = async move |message| door.track_batch(message).await;
                 unary(request, BATCH_BYTES_MAX, answer)
             }
-            Some("/TrackStream") => stream(request, door),
+            Some("/TrackStream") => stream(request, door, self.metrics.clone()),
             Some("/GetEventCount") => {
                 unary(request, MESSAGE_BYTES_MAX, |message| ready(FrontDoor::get_event_count(message)))
             }
@@ -100,7 +108,7 @@ fn unary<B, Q, A, F>(
 where
     B: codegen::Body + Send + 'static,
     B::Error: Into<StdError> + Send + 'static,
-    Q: Message + Default + Send + 'static,
+    Q: FromWire + Send + 'static,
     A: Message + Send + 'static,
     F: Future<Output = Result<A, Status>> + Send + 'static,
 {
@@ -116,7 +124,7 @@ where
     })
 }
 
-fn stream<B>(request: http::Request<B>, door: Arc<FrontDoor>) -> Answering
+fn stream<B>(request: http::Request<B>, door: Arc<FrontDoor>, metrics: IngestMetrics) -> Answering
 where
     B: codegen::Body + Send + 'static,
     B::Error: Into<StdError> + Send + 'static,
@@ -124,7 +132,7 @@ where
     Box::pin(async move {
         let service = service_fn(move |request: Request<Streaming<_>>| {
             let answers = door.clone().track_stream(request.into_inner(), STREAM_AGE_MAX);
-            ready(Ok::<_, Status>(Response::new(answers)))
+            ready(Ok::<_, Status>(Response::new(observe_stream(answers, metrics.clone()))))
         });
         let mut grpc = Grpc::new(MessageCodec::default()).max_decoding_message_size(BATCH_BYTES_MAX);
         Ok(grpc.streaming(service, request).await)

@@ -5,7 +5,10 @@
 //! event to disk first and offers it to the channel then; what the channel has
 //! no room for, the lanes read from the log.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use analytics_relay_providers::Event;
 use prometheus_client::metrics::counter::Counter;
@@ -83,6 +86,15 @@ pub(crate) enum Place {
     Log(u64),
 }
 
+/// Events that are put one behind the other and must not change places: when one
+/// is refused, those behind it are too, so that all of them can be put again.
+#[derive(Debug, Default)]
+pub(crate) struct Row {
+    refused: Arc<OnceLock<Refused>>,
+    /// One of them waits for the disk, and may still be refused.
+    waits: bool,
+}
+
 /// An event that was taken, and may have to become durable yet. Dropping it does
 /// not take the event back.
 #[derive(Debug)]
@@ -120,16 +132,22 @@ pub(crate) enum Queue {
 }
 
 impl Queue {
-    /// Takes an event, to be at least as durable as `wanted`, or refuses it. Never
-    /// waits; events keep the order in which they were put.
-    pub(crate) fn put(&self, event: Arc<Event>, wanted: Durability) -> Result<Taken, Refused> {
+    /// Takes an event, to be at least as durable as `wanted`, or refuses it; in a
+    /// row, refuses it also if one before it is. Never waits; events keep the
+    /// order in which they were put.
+    pub(crate) fn put(
+        &self,
+        event: Arc<Event>,
+        wanted: Durability,
+        row: Option<&mut Row>,
+    ) -> Result<Taken, Refused> {
         match self {
             Self::Memory(queue, accepted) => {
                 queue.offer(Queued { event, place: Place::Memory })?;
                 accepted.inc();
                 Ok(Taken::Done)
             }
-            Self::Spool(spool) => spool.append(event, wanted),
+            Self::Spool(spool) => spool.append(event, wanted, row),
         }
     }
 

@@ -184,6 +184,8 @@ async fn a_stream_answers_in_order_and_ends_with_its_caller() {
     }
     assert_eq!(timeout(PATIENCE, answers.message()).await.unwrap().unwrap(), None, "ended with OK");
     assert_eq!(observer.accepted.len(), (1..30).sum::<usize>());
+    let streams = relay.metric("relay_requests_total", &["TrackStream", "\"OK\""]).await;
+    assert!((streams - 1.0).abs() < 0.5, "{streams} streams");
     let ended = relay.terminate().await;
     observer.check_balance(&setup, &ended);
 }
@@ -209,6 +211,11 @@ async fn a_batch_beyond_the_limits_ends_its_stream_and_no_other() {
         let status = timeout(PATIENCE, answers.message()).await.unwrap().unwrap_err();
         assert_eq!(status.code(), code, "{status:?}");
     }
+    for code in ["INVALID_ARGUMENT", "OUT_OF_RANGE"] {
+        let streams = relay.metric("relay_requests_total", &["TrackStream", code]).await;
+        assert!((streams - 1.0).abs() < 0.5, "{streams} streams ended with {code}");
+    }
+    assert!(relay.metric("relay_refusals_total", &["BATCH_TOO_LARGE"]).await > 0.5);
     taken(&setup, Vendor::Segment, 1).await;
     let ended = relay.terminate().await;
     // The same event twice, and nothing else.
@@ -290,4 +297,60 @@ async fn a_synced_batch_survives_sigkill() {
         assert_eq!(observer.check(&setup, vendor).delivered, 1000);
         assert!(ended.balance(vendor).is_exact());
     }
+}
+
+/// A log that is full now and then, and levels that are answered at different
+/// times: what is deferred is a tail all the same.
+#[tokio::test]
+async fn what_a_full_log_defers_is_a_tail_too() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "synced").set("ANALYTICS_PROVIDER", "segment");
+    setup.set("SPOOL_SEGMENT_BYTES", "65536").set("SEGMENT_SPOOL_MAX_BYTES", "200000");
+    let relay = setup.start().await;
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let mut client = relay.client();
+        callers.spawn(async move {
+            let (mut observer, mut broken, mut whole) = (Observer::default(), 0, 0);
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(4) {
+                let levels = [Durability::Synced, Durability::Queued, Durability::Written];
+                let item = |index: usize| {
+                    let durability = levels[index % 3].into();
+                    let track = TrackEventRequest { durability, ..track("x", "u") };
+                    TrackBatchItem { item: Some(Item::Track(track)) }
+                };
+                let (ids, request) = batch((0..90).map(item));
+                let response = client.track_batch(request).await.unwrap().into_inner();
+                observer.batch(&ids, &response);
+                let reasons = reasons(&response.answers);
+                let taken = reasons.iter().take_while(|reason| *reason == "accepted").count();
+                assert!(reasons[taken..].iter().all(|reason| reason == "SPOOL_FULL"), "{reasons:?}");
+                match taken {
+                    90 => whole += 1,
+                    0 => tokio::time::sleep(Duration::from_millis(5)).await,
+                    _ => broken += 1,
+                }
+            }
+            (observer, broken, whole)
+        });
+    }
+    // Down and up, so that the log fills and empties.
+    for _ in 0..6 {
+        all(&setup, Some("503"));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        all(&setup, None);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let (mut observer, mut broken, mut whole) = (Observer::default(), 0, 0);
+    while let Some(caller) = callers.join_next().await {
+        let caller = caller.unwrap();
+        observer.add(caller.0);
+        (broken, whole) = (broken + caller.1, whole + caller.2);
+    }
+    println!("{whole} batches whole, {broken} in part, {} items deferred", observer.refused.len());
+    assert!(whole > 0 && !observer.refused.is_empty(), "the log was full now and then");
+    let ended = relay.terminate().await;
+    observer.check(&setup, Vendor::Segment);
+    assert!(ended.balance(Vendor::Segment).is_exact());
 }

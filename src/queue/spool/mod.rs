@@ -72,7 +72,7 @@ use self::{
     reader::{Chunk, DamagedRange, LogReader},
     writer::{Append, Command, Writer},
 };
-use super::{Durability, QueueLimits, Refused, Taken, memory::QueueSender};
+use super::{Durability, QueueLimits, Refused, Row, Taken, memory::QueueSender};
 use crate::{
     outcome::{Ledger, Outcome},
     telemetry::SpoolMetrics,
@@ -391,7 +391,12 @@ impl OpenedSpool {
 
 impl Spool {
     /// Hands an event to the writer, or refuses it.
-    pub(crate) fn append(&self, event: Arc<Event>, wanted: Durability) -> Result<Taken, Refused> {
+    pub(crate) fn append(
+        &self,
+        event: Arc<Event>,
+        wanted: Durability,
+        row: Option<&mut Row>,
+    ) -> Result<Taken, Refused> {
         // It is answered before the writer sees it, so it must not be refused
         // then.
         if wanted == Durability::Queued && self.status.state() != SharedStatus::WRITING {
@@ -406,8 +411,14 @@ impl Spool {
         }
         let frame = encode(&event, wanted);
         let (answer, answered) = oneshot::channel();
-        let waits = wanted > Durability::Queued;
-        let append = Append { event, frame, wanted, answer: waits.then_some(answer) };
+        let mut waits = wanted > Durability::Queued;
+        let row = row.map(|row| {
+            // Behind one that may be refused it must not be answered yet.
+            row.waits |= waits;
+            waits = row.waits;
+            row.refused.clone()
+        });
+        let append = Append { event, frame, wanted, row, answer: waits.then_some(answer) };
         if let Err(mpsc::SendError(command)) = self.commands.send(Command::Append(append)) {
             if let Command::Append(Append { event, .. }) = command {
                 self.status.leave(&event);

@@ -8,7 +8,7 @@
 use std::{
     ops::Range,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
@@ -77,6 +77,8 @@ pub(crate) struct Append {
     /// Encoded, without its number.
     pub(crate) frame: Vec<u8>,
     pub(crate) wanted: Durability,
+    /// Why one before it in its row was refused, if one was.
+    pub(crate) row: Option<Arc<OnceLock<Refused>>>,
     /// Gone if the caller was answered already.
     pub(crate) answer: Option<oneshot::Sender<Result<Durability, Refused>>>,
 }
@@ -245,6 +247,9 @@ impl Writer {
         if self.intake_closed && append.answer.is_some() {
             return self.refuse(append, Refused::Closed);
         }
+        if let Some(refused) = append.row.as_ref().and_then(|row| row.get().copied()) {
+            return self.refuse(append, refused);
+        }
         let rests = self.rests_until.filter(|(until, _)| *until > Instant::now());
         if let Some((_, refused)) = rests {
             return self.refuse(append, refused);
@@ -378,9 +383,11 @@ impl Writer {
     /// Tells the caller. One that was answered `QUEUED` was promised the memory
     /// and no more: there its event stays, if there is room.
     fn refuse(&self, append: Append, refused: Refused) {
-        let Append { event, answer, .. } = append;
+        let Append { event, row, answer, .. } = append;
         self.status.leave(&event);
         if let Some(answer) = answer {
+            // The first of them stands for the row.
+            row.map(|row| row.set(refused));
             // Callers that are gone ask again, with the same id.
             let _ = answer.send(Err(refused));
             return;

@@ -162,7 +162,7 @@ impl Durable {
             // Time must stand still while a real thread is at work; it does for
             // a task that blocks.
             let runtime = tokio::runtime::Handle::current();
-            let taken = self.spool.append(Arc::new(event), Durability::Written).unwrap();
+            let taken = self.spool.append(Arc::new(event), Durability::Written, None).unwrap();
             let append = move || runtime.block_on(taken.durable());
             spawn_blocking(append).await.unwrap().unwrap();
             sleep(every).await;

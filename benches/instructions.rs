@@ -1,0 +1,253 @@
+//! Instructions, allocations and bytes per event, counted by valgrind: steady
+//! enough to be guarded.
+//!
+//! Each figure is the difference of two runs of a relay with one runtime thread,
+//! divided by the difference of their events, so that starting and stopping do
+//! not count. Beside them, in the same run and the same way, a bare echo of the
+//! same message over tonic: what the wire costs without a relay.
+//!
+//! `make bench-check` fails when a figure is over 3 % above its line in
+//! `benches/instructions.json`; `make bench-record` writes that file. Kernel time
+//! is not in it: watch it by CPU time.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use analytics_relay::{
+    proto::v1::{
+        TrackBatchItem, TrackBatchRequest, TrackBatchResponse, TrackEventRequest,
+        analytics_service_client::AnalyticsServiceClient, track_batch_answer::Answer, track_batch_item::Item,
+    },
+    providers::sandbox::{Options, Sandbox},
+};
+use anyhow::{Context, ensure};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+mod echo;
+mod support;
+
+use support::{Relay, reference_event};
+
+/// Events of the two runs.
+const EVENTS: (u64, u64) = (1_000, 6_000);
+/// Events of a batch.
+const BATCH: u64 = 100;
+/// Calls under way.
+const IN_FLIGHT: u64 = 16;
+/// How far above the baseline a figure may be.
+const GROWTH_MAX: f64 = 1.03;
+const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.json");
+
+/// How events are sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum How {
+    Unary,
+    Batch,
+    Stream,
+}
+
+/// A relay, and how it is used; none is the echo.
+struct Case {
+    name: &'static str,
+    providers: &'static str,
+    durability: &'static str,
+    how: How,
+}
+
+const ECHO: Case = Case { name: "echo_unary", providers: "", durability: "", how: How::Unary };
+const CASES: [Case; 8] = [
+    Case { name: "unary_1", providers: "segment", durability: "memory", how: How::Unary },
+    Case { name: "unary_3", providers: "mixpanel,amplitude,segment", durability: "memory", how: How::Unary },
+    Case { name: "batch_1", providers: "segment", durability: "memory", how: How::Batch },
+    Case { name: "batch_3", providers: "mixpanel,amplitude,segment", durability: "memory", how: How::Batch },
+    Case { name: "stream_1", providers: "segment", durability: "memory", how: How::Stream },
+    Case {
+        name: "stream_3",
+        providers: "mixpanel,amplitude,segment",
+        durability: "memory",
+        how: How::Stream,
+    },
+    Case { name: "unary_1_synced", providers: "segment", durability: "synced", how: How::Unary },
+    Case { name: "batch_1_synced", providers: "segment", durability: "synced", how: How::Batch },
+];
+
+type Figures = BTreeMap<String, f64>;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let is_asked = |arg: &str| args.iter().any(|given| given == arg);
+    if is_asked("--echo") {
+        return echo::serve().await;
+    }
+    // `cargo test --benches` runs this too; it is no test.
+    if !is_asked("--bench") {
+        return Ok(());
+    }
+    if !Command::new("valgrind").arg("--version").output().await.is_ok_and(|output| output.status.success()) {
+        println!("not run: valgrind is not installed");
+        return Ok(());
+    }
+    let baseline: Figures = match std::fs::read(BASELINE) {
+        Ok(json) => serde_json::from_slice(&json)?,
+        Err(_) => Figures::new(),
+    };
+    println!("{:<28} {:>10}  {:<16} {:>8} {:>12}", "figure", "value", "unit", "to echo", "to baseline");
+    let mut figures = Figures::new();
+    let only = args.iter().find(|arg| !arg.starts_with("--"));
+    let cases = [&ECHO].into_iter().chain(&CASES);
+    for case in cases.filter(|case| only.is_none_or(|only| case.name == only)) {
+        for (tool, units) in
+            [("callgrind", &["instructions"][..]), ("dhat", &["allocated_bytes", "allocations"])]
+        {
+            let (few, many) = (run(case, tool, EVENTS.0).await?, run(case, tool, EVENTS.1).await?);
+            for (place, unit) in units.iter().enumerate() {
+                #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+                let value = (many[place] - few[place]) as f64 / (EVENTS.1 - EVENTS.0) as f64;
+                let name = format!("{}.{unit}", case.name);
+                let ratio = |to: Option<&f64>| to.map_or("-".to_owned(), |to| format!("{:.3}", value / to));
+                let (to_echo, to_baseline) =
+                    (figures.get(&format!("echo_unary.{unit}")), baseline.get(&name));
+                let unit = format!("{unit}/event");
+                println!(
+                    "{name:<28} {value:>10.0}  {unit:<16} {:>8} {:>12}",
+                    ratio(to_echo),
+                    ratio(to_baseline)
+                );
+                figures.insert(name, value);
+            }
+        }
+    }
+
+    if is_asked("--record") {
+        std::fs::write(BASELINE, serde_json::to_string_pretty(&figures)? + "\n")?;
+    }
+    if is_asked("--check") {
+        let grown: Vec<_> = figures
+            .iter()
+            .filter(|(name, value)| {
+                baseline.get(*name).is_none_or(|recorded| **value > recorded * GROWTH_MAX)
+            })
+            .collect();
+        ensure!(grown.is_empty(), "over 3 % above the recorded baseline, or not in it: {grown:?}");
+    }
+    Ok(())
+}
+
+/// What a tool counts over the life of a server that gets so many events:
+/// instructions, or bytes and allocations.
+async fn run(case: &Case, tool: &str, events: u64) -> anyhow::Result<Vec<u64>> {
+    let dir = tempfile::tempdir()?;
+    let (counts, log) = (dir.path().join("counts"), dir.path().join("log"));
+    let mut command = Command::new("valgrind");
+    command.arg(format!("--tool={tool}")).arg(format!("--log-file={}", log.display()));
+    command.arg(format!("--{tool}-out-file={}", counts.display()));
+    // A thread that waits must get its turn, or drains take long.
+    command.arg("--fair-sched=try").env("TOKIO_WORKER_THREADS", "1");
+    if case.providers.is_empty() {
+        command.args([env::current_exe()?.as_os_str(), "--echo".as_ref()]);
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("it was asked for")?).lines();
+        let addr = lines.next_line().await?.context("the echo says where it listens")?;
+        send(&addr, case.how, events).await?;
+        std::process::Command::new("kill").arg(child.id().unwrap_or_default().to_string()).status()?;
+        child.wait().await?;
+    } else {
+        let sandbox = Sandbox::start(Options { keep_bodies: false, ..Options::default() }).await?;
+        command.arg(Relay::PROGRAM);
+        let settings = [
+            ("ANALYTICS_PROVIDER", case.providers),
+            ("DURABILITY", case.durability),
+            ("REQUEST_TIMEOUT_SECONDS", "60"),
+        ];
+        let relay = Relay::start_by(command, &sandbox, &dir.path().join("data"), &settings).await?;
+        send(&relay.grpc_addr, case.how, events).await?;
+        let balance = relay.terminate().await?;
+        ensure!(balance["delivered"] == events, "{balance}");
+    }
+    read_counts(tool, &counts, &log)
+}
+
+/// The sum that a tool writes at the end.
+fn read_counts(tool: &str, counts: &Path, log: &Path) -> anyhow::Result<Vec<u64>> {
+    let number = |text: &str| text.replace(',', "").parse::<u64>();
+    if tool == "callgrind" {
+        let text = std::fs::read_to_string(counts)?;
+        let totals = text.lines().find_map(|line| line.strip_prefix("totals: ")).context("no totals")?;
+        return Ok(vec![number(totals.trim())?]);
+    }
+    let text = std::fs::read_to_string(log)?;
+    let total = text.lines().find_map(|line| Some(line.split_once("Total:")?.1)).context("no total")?;
+    let (bytes, blocks) = total.split_once(" bytes in ").context("no bytes")?;
+    Ok(vec![number(bytes.trim())?, number(blocks.trim().trim_end_matches(" blocks"))?])
+}
+
+/// Sends events and waits for every answer.
+async fn send(addr: &str, how: How, events: u64) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let channel = Channel::from_shared(format!("http://{addr}"))?.connect().await?;
+    let mut client = AnalyticsServiceClient::new(channel);
+    match how {
+        How::Unary => {
+            let callers = (0..IN_FLIGHT).map(|first| {
+                let mut client = client.clone();
+                async move {
+                    for number in (first..events).step_by(IN_FLIGHT as usize) {
+                        client.track_event(reference_event(number)).await?;
+                    }
+                    anyhow::Ok(())
+                }
+            });
+            futures_util::future::try_join_all(callers).await?;
+        }
+        How::Batch => {
+            for first in (0..events).step_by(BATCH as usize) {
+                check(&client.track_batch(batch(first)).await?.into_inner())?;
+            }
+        }
+        How::Stream => {
+            let (batches, requests) = mpsc::channel(4);
+            tokio::spawn(async move {
+                for first in (0..events).step_by(BATCH as usize) {
+                    if batches.send(batch(first)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut answers = client.track_stream(ReceiverStream::new(requests)).await?.into_inner();
+            let mut answered = 0;
+            while let Some(response) = answers.message().await? {
+                check(&response)?;
+                answered += response.answers.len() as u64;
+            }
+            ensure!(answered == events, "{answered} answers to {events} events");
+        }
+    }
+    ensure!(started.elapsed() < Duration::from_secs(600), "the machine is too slow for these figures");
+    Ok(())
+}
+
+fn batch(first: u64) -> TrackBatchRequest {
+    let item = |event: TrackEventRequest| TrackBatchItem { item: Some(Item::Track(event)) };
+    TrackBatchRequest { items: (first..first + BATCH).map(|number| item(reference_event(number))).collect() }
+}
+
+fn check(response: &TrackBatchResponse) -> anyhow::Result<()> {
+    let is_accepted = |answer: &Answer| matches!(answer, Answer::Accepted(_));
+    ensure!(
+        response.answers.iter().all(|answer| answer.answer.as_ref().is_some_and(is_accepted)),
+        "not all were accepted: {response:?}"
+    );
+    Ok(())
+}
