@@ -226,9 +226,16 @@ impl Default for PropertiesWriter {
 impl PropertiesWriter {
     /// Opens the outermost object.
     pub fn new() -> Self {
+        Self::with_capacity(0)
+    }
+
+    /// The same, with room for so many bytes of JSON.
+    pub fn with_capacity(bytes: usize) -> Self {
         let mut meter = Meter::default();
         meter.enter().expect("one level is within the limit");
-        Self { json: vec![b'{'], meter }
+        let mut json = Vec::with_capacity(bytes);
+        json.push(b'{');
+        Self { json, meter }
     }
 
     /// Names the next value.
@@ -290,7 +297,7 @@ impl PropertiesWriter {
 
     /// A whole number.
     pub fn integer(&mut self, value: i64) {
-        self.json.extend_from_slice(value.to_string().as_bytes());
+        serde_json::to_writer(&mut self.json, &value).expect("a vector takes any bytes");
     }
 
     /// A finite number; whole ones are written without a fraction, as every

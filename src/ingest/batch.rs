@@ -7,9 +7,8 @@ use prost::{
     DecodeError,
     encoding::{DecodeContext, bytes::merge as merge_bytes, decode_key, skip_field},
 };
-use tonic::{Status, codec::DecodeBuf};
 
-use super::codec::FromWire;
+use super::codec::RawMessage;
 use crate::{
     admission::{Accepted, Denied, RefusalReason, Violation},
     proto::v1::{
@@ -21,43 +20,26 @@ use crate::{
 /// Most items of a batch.
 const ITEMS_MAX: usize = 1000;
 
-/// A `TrackBatchRequest` as it came. Its items are decoded one by one when they
-/// are admitted: a small message can stand for a great many items, or items of
-/// many parts, and must not be many times as large in memory.
-#[derive(Debug)]
-pub(super) struct RawBatch(Bytes);
-
-impl FromWire for RawBatch {
-    fn from_wire(bytes: &mut DecodeBuf<'_>) -> Result<Self, Status> {
-        Ok(Self(bytes.copy_to_bytes(bytes.remaining())))
-    }
-}
-
-impl RawBatch {
-    #[cfg(test)]
-    pub(super) fn new(message: Bytes) -> Self {
-        Self(message)
-    }
-
-    /// The bytes of each item, at most [`ITEMS_MAX`].
-    pub(super) fn items(self) -> Result<Vec<Bytes>, BadBatch> {
-        const ITEMS_TAG: u32 = 1;
-        let (mut items, mut count, mut rest) = (Vec::new(), 0, self.0);
-        while rest.has_remaining() {
-            let (tag, wire_type) = decode_key(&mut rest)?;
-            if tag != ITEMS_TAG {
-                skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
-                continue;
-            }
-            let mut item = Bytes::new();
-            merge_bytes(wire_type, &mut item, &mut rest, DecodeContext::default())?;
-            count += 1;
-            if count <= ITEMS_MAX {
-                items.push(item);
-            }
+/// The bytes of each item of a `TrackBatchRequest`. They are decoded one by one
+/// when they are admitted: a small message can stand for a great many items, or
+/// items of many parts, and must not be many times as large in memory.
+pub(super) fn split_items(message: RawMessage) -> Result<Vec<Bytes>, BadBatch> {
+    const ITEMS_TAG: u32 = 1;
+    let (mut items, mut count, mut rest) = (Vec::new(), 0, message.0);
+    while rest.has_remaining() {
+        let (tag, wire_type) = decode_key(&mut rest)?;
+        if tag != ITEMS_TAG {
+            skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
+            continue;
         }
-        if count <= ITEMS_MAX { Ok(items) } else { Err(BadBatch::TooLarge(count)) }
+        let mut item = Bytes::new();
+        merge_bytes(wire_type, &mut item, &mut rest, DecodeContext::default())?;
+        count += 1;
+        if count <= ITEMS_MAX {
+            items.push(item);
+        }
     }
+    if count <= ITEMS_MAX { Ok(items) } else { Err(BadBatch::TooLarge(count)) }
 }
 
 /// Why nothing of a batch is taken.
@@ -137,8 +119,8 @@ mod tests {
         queue,
     };
 
-    fn raw(bytes: Vec<u8>) -> RawBatch {
-        RawBatch(bytes.into())
+    fn split(bytes: &[u8]) -> Result<Vec<Bytes>, BadBatch> {
+        split_items(RawMessage(Bytes::copy_from_slice(bytes)))
     }
 
     #[test]
@@ -150,16 +132,16 @@ mod tests {
         let mut bytes = TrackBatchRequest { items: items.clone() }.encode_to_vec();
         // Fields of a newer client: a number and a text.
         bytes.extend_from_slice(&[0x10, 7, 0x1A, 2, b'x', b'y']);
-        let cut = raw(bytes).items().unwrap();
+        let cut = split(&bytes).unwrap();
         let decoded: Vec<_> = cut.into_iter().map(|item| TrackBatchItem::decode(item).unwrap()).collect();
         assert_eq!(decoded, items);
-        assert!(raw(Vec::new()).items().unwrap().is_empty());
+        assert!(split(&[]).unwrap().is_empty());
     }
 
     #[test]
     fn too_many_items_are_counted_and_not_kept() {
-        assert_eq!(raw([0x0A, 0].repeat(ITEMS_MAX)).items().unwrap().len(), ITEMS_MAX);
-        let many = raw([0x0A, 0].repeat(1 << 19)).items();
+        assert_eq!(split(&[0x0A, 0].repeat(ITEMS_MAX)).unwrap().len(), ITEMS_MAX);
+        let many = split(&[0x0A, 0].repeat(1 << 19));
         assert!(matches!(many, Err(BadBatch::TooLarge(524_288))), "{many:?}");
     }
 
@@ -167,7 +149,7 @@ mod tests {
     fn what_is_no_message_is_malformed() {
         for bytes in [&[0x0A][..], &[0x0A, 5, 1], &[0xFF; 11], &[0x0A, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F], &[0x0F]]
         {
-            let items = raw(bytes.to_vec()).items();
+            let items = split(bytes);
             assert!(matches!(items, Err(BadBatch::Malformed(_))), "{bytes:?} {items:?}");
         }
     }

@@ -5,6 +5,7 @@
 
 use std::marker::PhantomData;
 
+use bytes::{Buf, Bytes};
 use prost::Message;
 use tonic::{
     Status,
@@ -29,6 +30,16 @@ impl<M: Message + Default> FromWire for M {
 const BUFFER_BYTES: usize = 1024;
 /// Bytes that are gathered before they are handed to the connection.
 const YIELD_BYTES: usize = 32 * 1024;
+
+/// A message as it came, to be decoded where it is used.
+#[derive(Debug)]
+pub(crate) struct RawMessage(pub(crate) Bytes);
+
+impl FromWire for RawMessage {
+    fn from_wire(bytes: &mut DecodeBuf<'_>) -> Result<Self, Status> {
+        Ok(Self(bytes.copy_to_bytes(bytes.remaining())))
+    }
+}
 
 /// Encodes `T` and decodes `U`.
 #[derive(Debug)]

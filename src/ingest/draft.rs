@@ -1,4 +1,6 @@
 //! Turns messages into drafts. The generated messages stop here.
+//!
+//! Most messages take the short way through [`wire`](super::wire).
 
 use std::collections::HashMap;
 
@@ -7,9 +9,9 @@ use analytics_relay_providers::{
     properties::{PropertiesWriter, PropertyError, PropertyFault},
 };
 use bytes::Bytes;
-use prost::Message;
+use prost::{DecodeError, Message};
 
-use super::refusal::said_shortly;
+use super::{refusal::said_shortly, wire};
 use crate::{
     admission::{BadProperties, Draft, DraftKind, RefusalReason, Violation},
     proto::v1::{
@@ -19,8 +21,27 @@ use crate::{
     queue,
 };
 
+/// The draft of a `TrackEventRequest`.
+pub(super) fn read_track(message: Bytes) -> Result<Draft, DecodeError> {
+    match wire::track(&message) {
+        Some(draft) => Ok(draft),
+        None => TrackEventRequest::decode(message).map(track_draft),
+    }
+}
+
+/// The draft of an `IdentifyUserRequest`.
+pub(super) fn read_identify(message: Bytes) -> Result<Draft, DecodeError> {
+    match wire::identify(&message) {
+        Some(draft) => Ok(draft),
+        None => IdentifyUserRequest::decode(message).map(identify_draft),
+    }
+}
+
 /// The draft of a batch's item.
-pub(super) fn item_draft(item: Bytes) -> Result<Draft, Violation> {
+pub(super) fn read_item(item: Bytes) -> Result<Draft, Violation> {
+    if let Some(draft) = wire::item(&item) {
+        return Ok(draft);
+    }
     match TrackBatchItem::decode(item).map(|item| item.item) {
         Ok(Some(Item::Track(request))) => Ok(track_draft(request)),
         Ok(Some(Item::Identify(request))) => Ok(identify_draft(request)),
@@ -40,18 +61,13 @@ pub(super) fn item_draft(item: Bytes) -> Result<Draft, Violation> {
 }
 
 pub(super) fn track_draft(request: TrackEventRequest) -> Draft {
-    let time_ms = match (request.timestamp_ms, request.timestamp) {
-        (0, 0) => None,
-        (0, seconds) => Some(("timestamp", seconds.saturating_mul(1000))),
-        (millis, _) => Some(("timestamp_ms", millis)),
-    };
     let EventContext { ip, user_agent } = request.context.unwrap_or_default();
     Draft {
         kind: DraftKind::Track { event_name: request.event_name },
         event_id: request.event_id,
         user_id: request.user_id,
         anonymous_id: request.anonymous_id,
-        time_ms,
+        time_ms: time_of_event(request.timestamp_ms, request.timestamp),
         ip,
         user_agent,
         properties: read_properties(&request.properties, &request.properties_json),
@@ -66,7 +82,7 @@ pub(super) fn identify_draft(request: IdentifyUserRequest) -> Draft {
         event_id: request.event_id,
         user_id: request.user_id,
         anonymous_id: request.anonymous_id,
-        time_ms: (request.timestamp_ms != 0).then_some(("timestamp_ms", request.timestamp_ms)),
+        time_ms: time_of_event(request.timestamp_ms, 0),
         ip,
         user_agent,
         properties: read_properties(&request.properties, &request.properties_json),
@@ -74,8 +90,17 @@ pub(super) fn identify_draft(request: IdentifyUserRequest) -> Draft {
     }
 }
 
+/// The time that a request gives, and the field in which it does.
+pub(super) fn time_of_event(millis: i64, seconds: i64) -> Option<(&'static str, i64)> {
+    match (millis, seconds) {
+        (0, 0) => None,
+        (0, seconds) => Some(("timestamp", seconds.saturating_mul(1000))),
+        (millis, _) => Some(("timestamp_ms", millis)),
+    }
+}
+
 /// The level that a request names: none, one, or a number that means nothing.
-fn asked_durability(number: i32) -> Result<Option<queue::Durability>, i32> {
+pub(super) fn asked_durability(number: i32) -> Result<Option<queue::Durability>, i32> {
     match Durability::try_from(number) {
         Ok(Durability::Unspecified) => Ok(None),
         Ok(Durability::Queued) => Ok(Some(queue::Durability::Queued)),
@@ -236,9 +261,9 @@ mod tests {
 
     #[test]
     fn an_item_that_is_neither_is_refused() {
-        let violation = item_draft(Bytes::new()).unwrap_err();
+        let violation = read_item(Bytes::new()).unwrap_err();
         assert_eq!((violation.reason, violation.field.as_str()), (RefusalReason::ItemMissing, "item"));
-        let violation = item_draft(Bytes::from_static(&[0x0A, 9, 1])).unwrap_err();
+        let violation = read_item(Bytes::from_static(&[0x0A, 9, 1])).unwrap_err();
         assert_eq!(violation.reason, RefusalReason::MessageMalformed);
     }
 }

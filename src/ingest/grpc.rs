@@ -7,8 +7,9 @@ use tokio::time::sleep;
 use tonic::Status;
 
 use super::{
-    batch::{BadBatch, RawBatch, batch_response, too_large},
-    draft::{identify_draft, item_draft, track_draft},
+    batch::{BadBatch, batch_response, split_items, too_large},
+    codec::RawMessage,
+    draft::{read_identify, read_item, read_track},
     refusal::malformed,
 };
 use crate::{
@@ -16,8 +17,8 @@ use crate::{
     health::Health,
     proto::v1::{
         Durability, GetEventCountRequest, GetEventCountResponse, GetUserCountRequest, GetUserCountResponse,
-        HealthCheckRequest, HealthCheckResponse, IdentifyUserRequest, IdentifyUserResponse,
-        TrackBatchResponse, TrackEventRequest, TrackEventResponse,
+        HealthCheckRequest, HealthCheckResponse, IdentifyUserResponse, TrackBatchResponse,
+        TrackEventResponse,
     },
     queue,
 };
@@ -38,8 +39,9 @@ impl FrontDoor {
         Self { admission, health }
     }
 
-    pub(super) async fn track_event(&self, request: TrackEventRequest) -> Result<TrackEventResponse, Status> {
-        let Accepted { event_id, durability } = self.admission.admit(track_draft(request)).await?;
+    pub(super) async fn track_event(&self, request: RawMessage) -> Result<TrackEventResponse, Status> {
+        let draft = read_track(request.0).map_err(|error| malformed(&error))?;
+        let Accepted { event_id, durability } = self.admission.admit(draft).await?;
         Ok(TrackEventResponse {
             success: true,
             event_id: event_id.to_string(),
@@ -47,11 +49,9 @@ impl FrontDoor {
         })
     }
 
-    pub(super) async fn identify_user(
-        &self,
-        request: IdentifyUserRequest,
-    ) -> Result<IdentifyUserResponse, Status> {
-        let Accepted { event_id, durability } = self.admission.admit(identify_draft(request)).await?;
+    pub(super) async fn identify_user(&self, request: RawMessage) -> Result<IdentifyUserResponse, Status> {
+        let draft = read_identify(request.0).map_err(|error| malformed(&error))?;
+        let Accepted { event_id, durability } = self.admission.admit(draft).await?;
         Ok(IdentifyUserResponse {
             success: true,
             event_id: event_id.to_string(),
@@ -59,7 +59,7 @@ impl FrontDoor {
         })
     }
 
-    pub(super) async fn track_batch(&self, batch: RawBatch) -> Result<TrackBatchResponse, Status> {
+    pub(super) async fn track_batch(&self, batch: RawMessage) -> Result<TrackBatchResponse, Status> {
         Ok(self.take_batch(batch)?.await)
     }
 
@@ -67,7 +67,7 @@ impl FrontDoor {
     /// or `age_max` is over. What was read by then is answered.
     pub(super) fn track_stream(
         self: Arc<Self>,
-        batches: impl Stream<Item = Result<RawBatch, Status>> + Send,
+        batches: impl Stream<Item = Result<RawMessage, Status>> + Send,
         age_max: Duration,
     ) -> impl Stream<Item = Result<TrackBatchResponse, Status>> + Send {
         let health = self.health.clone();
@@ -84,7 +84,7 @@ impl FrontDoor {
         // that order they are answered. Behind one that cannot be taken none is
         // read: its answer is the end.
         let mut ended = false;
-        let mut take = move |batch: Result<RawBatch, Status>| {
+        let mut take = move |batch: Result<RawMessage, Status>| {
             if ended {
                 return ready(None);
             }
@@ -103,15 +103,15 @@ impl FrontDoor {
     /// Puts a batch into the queue at once; the future waits for the disk.
     fn take_batch(
         &self,
-        batch: RawBatch,
+        batch: RawMessage,
     ) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
-        let items = match batch.items() {
+        let items = match split_items(batch) {
             _ if self.admission.is_closed() => return Err(self.admission.denied(Denied::Draining).into()),
             Ok(items) => items,
             Err(BadBatch::TooLarge(items)) => return Err(self.admission.denied(too_large(items)).into()),
             Err(BadBatch::Malformed(error)) => return Err(malformed(&error)),
         };
-        let answers = self.admission.admit_batch(items.into_iter().map(item_draft));
+        let answers = self.admission.admit_batch(items.into_iter().map(read_item));
         Ok(answers.map(batch_response))
     }
 
@@ -152,23 +152,26 @@ mod tests {
 
     use super::*;
     use crate::{
-        proto::v1::{TrackBatchItem, TrackBatchRequest, track_batch_answer::Answer, track_batch_item::Item},
+        proto::v1::{
+            TrackBatchItem, TrackBatchRequest, TrackEventRequest, track_batch_answer::Answer,
+            track_batch_item::Item,
+        },
         queue::{Queue, QueueLimits, memory},
         shutdown::Stop,
         telemetry::Telemetry,
         time::Clock,
     };
 
-    fn batch(name: &str) -> Result<RawBatch, Status> {
+    fn batch(name: &str) -> Result<RawMessage, Status> {
         let track = TrackEventRequest { event_name: name.into(), ..Default::default() };
         let request = TrackBatchRequest { items: vec![TrackBatchItem { item: Some(Item::Track(track)) }] };
-        Ok(RawBatch::new(request.encode_to_vec().into()))
+        Ok(RawMessage(request.encode_to_vec().into()))
     }
 
     /// The answers to a stream that its caller does not end, and the events that
     /// came into the queue.
     async fn answers(
-        requests: Vec<Result<RawBatch, Status>>,
+        requests: Vec<Result<RawMessage, Status>>,
         stop: Stop,
     ) -> (Vec<Result<TrackBatchResponse, Status>>, usize) {
         let mut telemetry = Telemetry::new(0);

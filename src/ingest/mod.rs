@@ -10,3 +10,4 @@ mod observe;
 mod refusal;
 pub(crate) mod server;
 pub(crate) mod service;
+mod wire;

@@ -1,0 +1,400 @@
+//! Reads an event from its bytes straight into a draft: no map, no tree of
+//! values, properties become JSON as they are read. It takes what clients write
+//! and nothing else; everything that is unusual, and everything that breaks a
+//! rule, is left to the generated messages, which know every rule of protobuf
+//! and say what is wrong. So this is a short cut and never a second opinion:
+//! whatever it returns, the long way would too.
+
+use analytics_relay_providers::{Properties, properties::PropertiesWriter};
+use bytes::Buf;
+use prost::encoding::{WireType, decode_key, decode_varint};
+
+use super::draft::{asked_durability, time_of_event};
+use crate::admission::{Draft, DraftKind};
+
+/// Not for this module: take the long way.
+struct Unusual;
+
+type Read<T> = Result<T, Unusual>;
+
+/// The draft of a `TrackBatchItem`.
+pub(super) fn item(bytes: &[u8]) -> Option<Draft> {
+    let mut fields = Fields(bytes);
+    match (fields.next().ok()??, fields.next().ok()?) {
+        ((1, Field::Bytes(bytes)), None) => track(bytes),
+        ((2, Field::Bytes(bytes)), None) => identify(bytes),
+        _ => None,
+    }
+}
+
+/// The draft of a `TrackEventRequest`.
+pub(super) fn track(bytes: &[u8]) -> Option<Draft> {
+    let mut event = Event::default();
+    event
+        .read(bytes, |number| match number {
+            1 => Some(Place::EventName),
+            2 => Some(Place::UserId),
+            3 => Some(Place::Properties),
+            4 => Some(Place::Seconds),
+            5 => Some(Place::EventId),
+            6 => Some(Place::AnonymousId),
+            7 => Some(Place::Context),
+            8 => Some(Place::Millis),
+            9 => Some(Place::Durability),
+            10 => Some(Place::PropertiesJson),
+            _ => None,
+        })
+        .ok()?;
+    let kind = DraftKind::Track { event_name: event.event_name.to_owned() };
+    event.into_draft(kind).ok()
+}
+
+/// The draft of an `IdentifyUserRequest`.
+pub(super) fn identify(bytes: &[u8]) -> Option<Draft> {
+    let mut event = Event::default();
+    event
+        .read(bytes, |number| match number {
+            1 => Some(Place::UserId),
+            2 => Some(Place::Properties),
+            3 => Some(Place::EventId),
+            4 => Some(Place::AnonymousId),
+            5 => Some(Place::Context),
+            6 => Some(Place::Millis),
+            7 => Some(Place::Durability),
+            8 => Some(Place::PropertiesJson),
+            _ => None,
+        })
+        .ok()?;
+    event.into_draft(DraftKind::Identify).ok()
+}
+
+/// What a field of a request is.
+enum Place {
+    EventName,
+    UserId,
+    EventId,
+    AnonymousId,
+    Properties,
+    PropertiesJson,
+    Seconds,
+    Millis,
+    Context,
+    Durability,
+}
+
+/// The parts of a request, where they stand.
+#[derive(Default)]
+struct Event<'a> {
+    event_name: &'a str,
+    user_id: &'a str,
+    event_id: &'a str,
+    anonymous_id: &'a str,
+    properties: Vec<Entry<'a>>,
+    properties_json: &'a [u8],
+    seconds: i64,
+    millis: i64,
+    context: Option<[&'a str; 2]>,
+    durability: i32,
+}
+
+impl<'a> Event<'a> {
+    fn read(&mut self, bytes: &'a [u8], place: impl Fn(u32) -> Option<Place>) -> Read<()> {
+        let mut fields = Fields(bytes);
+        while let Some((number, field)) = fields.next()? {
+            match (place(number).ok_or(Unusual)?, field) {
+                (Place::EventName, Field::Bytes(bytes)) => self.event_name = text(bytes)?,
+                (Place::UserId, Field::Bytes(bytes)) => self.user_id = text(bytes)?,
+                (Place::EventId, Field::Bytes(bytes)) => self.event_id = text(bytes)?,
+                (Place::AnonymousId, Field::Bytes(bytes)) => self.anonymous_id = text(bytes)?,
+                (Place::Properties, Field::Bytes(bytes)) => self.properties.push(entry(bytes)?),
+                (Place::PropertiesJson, Field::Bytes(bytes)) => self.properties_json = bytes,
+                (Place::Seconds, Field::Varint(number)) => self.seconds = number.cast_signed(),
+                (Place::Millis, Field::Varint(number)) => self.millis = number.cast_signed(),
+                // Two of them would have to be merged.
+                (Place::Context, Field::Bytes(bytes)) if self.context.is_none() => {
+                    self.context = Some(context(bytes)?);
+                }
+                #[expect(clippy::cast_possible_truncation, reason = "as protobuf cuts an enum")]
+                (Place::Durability, Field::Varint(number)) => self.durability = number as i32,
+                _ => return Err(Unusual),
+            }
+        }
+        Ok(())
+    }
+
+    fn into_draft(self, kind: DraftKind) -> Read<Draft> {
+        let [ip, user_agent] = self.context.unwrap_or_default();
+        let properties = match (self.properties.is_empty(), self.properties_json) {
+            (_, []) => {
+                // Names and values, quotes, colons and commas; numbers may take more.
+                let bytes = self.properties.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+                let mut writer = PropertiesWriter::with_capacity(bytes);
+                write_entries(&mut writer, self.properties)?;
+                writer.finish().map_err(|_| Unusual)?
+            }
+            (true, json) => Properties::parse(text(json)?).map_err(|_| Unusual)?,
+            (false, _) => return Err(Unusual),
+        };
+        Ok(Draft {
+            kind,
+            event_id: self.event_id.to_owned(),
+            user_id: self.user_id.to_owned(),
+            anonymous_id: self.anonymous_id.to_owned(),
+            time_ms: time_of_event(self.millis, self.seconds),
+            ip: ip.to_owned(),
+            user_agent: user_agent.to_owned(),
+            properties: Ok(properties),
+            durability: asked_durability(self.durability),
+        })
+    }
+}
+
+/// The ip and the user agent of an `EventContext`.
+fn context(bytes: &[u8]) -> Read<[&str; 2]> {
+    let (mut fields, mut context) = (Fields(bytes), [""; 2]);
+    while let Some((number, field)) = fields.next()? {
+        match (number, field) {
+            (1, Field::Bytes(bytes)) => context[0] = text(bytes)?,
+            (2, Field::Bytes(bytes)) => context[1] = text(bytes)?,
+            _ => return Err(Unusual),
+        }
+    }
+    Ok(context)
+}
+
+/// A name and the bytes of its `PropertyValue`.
+type Entry<'a> = (&'a str, &'a [u8]);
+
+fn entry(bytes: &[u8]) -> Read<Entry<'_>> {
+    let (mut fields, mut key, mut value) = (Fields(bytes), None, None);
+    while let Some((number, field)) = fields.next()? {
+        match (number, field) {
+            (1, Field::Bytes(bytes)) if key.is_none() => key = Some(text(bytes)?),
+            (2, Field::Bytes(bytes)) if value.is_none() => value = Some(bytes),
+            _ => return Err(Unusual),
+        }
+    }
+    // No value is an empty one.
+    Ok((key.unwrap_or_default(), value.unwrap_or_default()))
+}
+
+/// In the order of the names, as the long way does.
+fn write_entries(writer: &mut PropertiesWriter, mut entries: Vec<Entry<'_>>) -> Read<()> {
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    // Of two entries with one name the last would count.
+    if entries.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return Err(Unusual);
+    }
+    for (key, value) in entries {
+        writer.key(key).map_err(|_| Unusual)?;
+        write_value(writer, value)?;
+    }
+    Ok(())
+}
+
+/// As deep as the writer allows.
+fn write_value(writer: &mut PropertiesWriter, bytes: &[u8]) -> Read<()> {
+    let mut fields = Fields(bytes);
+    let Some(field) = fields.next()? else {
+        writer.null();
+        return Ok(());
+    };
+    // Of two values the last would count, and two objects would be merged.
+    if fields.next()?.is_some() {
+        return Err(Unusual);
+    }
+    match field {
+        (1, Field::Bytes(bytes)) => writer.string(text(bytes)?),
+        (2, Field::Fixed64(bits)) => writer.number(f64::from_bits(bits)).map_err(|_| Unusual)?,
+        (3, Field::Varint(number)) => writer.boolean(number != 0),
+        (4, Field::Varint(number)) => writer.integer(number.cast_signed()),
+        (5, Field::Bytes(bytes)) => {
+            writer.begin_list().map_err(|_| Unusual)?;
+            let mut items = Fields(bytes);
+            while let Some((number, field)) = items.next()? {
+                let (1, Field::Bytes(item)) = (number, field) else { return Err(Unusual) };
+                writer.item();
+                write_value(writer, item)?;
+            }
+            writer.end_list();
+        }
+        (6, Field::Bytes(bytes)) => {
+            writer.begin_object().map_err(|_| Unusual)?;
+            let (mut fields, mut entries) = (Fields(bytes), Vec::new());
+            while let Some((number, field)) = fields.next()? {
+                let (1, Field::Bytes(bytes)) = (number, field) else { return Err(Unusual) };
+                entries.push(entry(bytes)?);
+            }
+            write_entries(writer, entries)?;
+            writer.end_object();
+        }
+        _ => return Err(Unusual),
+    }
+    Ok(())
+}
+
+fn text(bytes: &[u8]) -> Read<&str> {
+    std::str::from_utf8(bytes).map_err(|_| Unusual)
+}
+
+/// What a field holds.
+enum Field<'a> {
+    Varint(u64),
+    Fixed64(u64),
+    Bytes(&'a [u8]),
+}
+
+/// The fields of a message, one after the other.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    /// The next field's number and what it holds; nothing at the end.
+    fn next(&mut self) -> Read<Option<(u32, Field<'a>)>> {
+        let rest = &mut self.0;
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let (number, wire_type) = decode_key(rest).map_err(|_| Unusual)?;
+        let field = match wire_type {
+            WireType::Varint => Field::Varint(decode_varint(rest).map_err(|_| Unusual)?),
+            WireType::SixtyFourBit => Field::Fixed64(rest.try_get_u64_le().map_err(|_| Unusual)?),
+            WireType::LengthDelimited => {
+                let length = decode_varint(rest).map_err(|_| Unusual)?;
+                let length = usize::try_from(length).map_err(|_| Unusual)?;
+                Field::Bytes(rest.split_off(..length).ok_or(Unusual)?)
+            }
+            _ => return Err(Unusual),
+        };
+        Ok(Some((number, field)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{
+        collection::{hash_map, vec},
+        prelude::*,
+    };
+    use prost::Message;
+
+    use super::*;
+    use crate::{
+        ingest::draft::{identify_draft, track_draft},
+        proto::v1::{
+            EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue, TrackBatchItem,
+            TrackEventRequest, property_value::Value, track_batch_item::Item,
+        },
+    };
+
+    fn value() -> impl Strategy<Value = PropertyValue> {
+        let leaf = prop_oneof![
+            Just(None),
+            ".{0,12}".prop_map(|text| Some(Value::StringValue(text))),
+            any::<f64>().prop_map(|number| Some(Value::NumberValue(number))),
+            any::<i32>().prop_map(|number| Some(Value::NumberValue(f64::from(number)))),
+            any::<bool>().prop_map(|boolean| Some(Value::BoolValue(boolean))),
+            any::<i64>().prop_map(|integer| Some(Value::IntegerValue(integer))),
+        ];
+        leaf.prop_map(|value| PropertyValue { value }).prop_recursive(20, 64, 5, |inner| {
+            let list = vec(inner.clone(), 0..5).prop_map(|values| Value::ListValue(PropertyList { values }));
+            let object = hash_map(".{0,4}", inner, 0..5)
+                .prop_map(|fields| Value::ObjectValue(PropertyObject { fields }));
+            prop_oneof![list, object].prop_map(|value| PropertyValue { value: Some(value) })
+        })
+    }
+
+    prop_compose! {
+        fn any_track()(
+            texts in prop::array::uniform6(".{0,20}"),
+            properties in hash_map(".{0,6}", value(), 0..6),
+            json in prop_oneof![4 => Just(String::new()), 1 => Just(r#"{"a":[1.50]}"#.to_owned()), 1 => ".{0,8}"],
+            (timestamp, timestamp_ms, durability) in (prop_oneof![Just(0), any::<i64>()], any::<i64>(), any::<i32>()),
+            has_context: bool,
+        ) -> TrackEventRequest {
+            let [event_name, user_id, event_id, anonymous_id, ip, user_agent] = texts;
+            TrackEventRequest {
+                event_name, user_id, event_id, anonymous_id, timestamp, timestamp_ms, durability,
+                properties: if json.is_empty() { properties } else { [].into() },
+                properties_json: json.into_bytes(),
+                context: has_context.then_some(EventContext { ip, user_agent }),
+            }
+        }
+    }
+
+    fn check(short: Option<Draft>, long: Option<Draft>) -> bool {
+        let Some(short) = short else { return false };
+        let long = long.expect("what is read here is a message");
+        assert_eq!(format!("{short:?}"), format!("{long:?}"));
+        true
+    }
+
+    fn check_track(bytes: &[u8]) -> bool {
+        check(track(bytes), TrackEventRequest::decode(bytes).ok().map(track_draft))
+    }
+
+    proptest! {
+        /// The short way and the long way agree, on what clients write and on
+        /// what nobody writes.
+        #[test]
+        fn what_it_returns_the_long_way_would_too(
+            message in any_track(),
+            other in any_track(),
+            flips in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        ) {
+            let whole = message.encode_to_vec();
+            check_track(&whole);
+            // Two messages in one: to be merged field by field.
+            check_track(&[whole.clone(), other.encode_to_vec()].concat());
+            let mut damaged = whole;
+            for (place, byte) in flips.iter().filter(|_| !message.encode_to_vec().is_empty()) {
+                let place = place.index(damaged.len());
+                damaged[place] = *byte;
+            }
+            check_track(&damaged);
+
+            let TrackEventRequest { user_id, event_id, anonymous_id, properties, .. } = message.clone();
+            let TrackEventRequest { context, timestamp_ms, durability, properties_json, .. } = message;
+            let request = IdentifyUserRequest {
+                user_id, event_id, anonymous_id, properties, context, timestamp_ms, durability, properties_json,
+            };
+            let bytes = request.encode_to_vec();
+            check(identify(&bytes), Some(identify_draft(request)));
+        }
+    }
+
+    /// The short way is the way of an ordinary event.
+    #[test]
+    fn it_takes_what_clients_write() {
+        let text = |text: &str| PropertyValue { value: Some(Value::StringValue(text.into())) };
+        let list =
+            Value::ListValue(PropertyList { values: vec![text("book"), PropertyValue { value: None }] });
+        let city = PropertyObject { fields: [("city".to_owned(), text("Turin"))].into() };
+        let properties = [
+            ("total", Value::NumberValue(19.5)),
+            ("gift", Value::BoolValue(false)),
+            ("count", Value::IntegerValue(-3)),
+            ("items", list),
+            ("shipping", Value::ObjectValue(city)),
+        ]
+        .map(|(key, value)| (key.to_owned(), PropertyValue { value: Some(value) }));
+        let message = TrackEventRequest {
+            event_name: "Order Placed".into(),
+            user_id: "user-1".into(),
+            event_id: "order-1".into(),
+            timestamp_ms: 1_767_225_600_000,
+            context: Some(EventContext { ip: "203.0.113.9".into(), user_agent: "curl".into() }),
+            properties: properties.into(),
+            ..Default::default()
+        };
+        assert!(check_track(&message.encode_to_vec()));
+        let json = TrackEventRequest {
+            properties: [].into(),
+            properties_json: br#"{"total": 19.50}"#.to_vec(),
+            ..message.clone()
+        };
+        assert!(check_track(&json.encode_to_vec()));
+        let in_batch = TrackBatchItem { item: Some(Item::Track(message)) }.encode_to_vec();
+        assert!(item(&in_batch).is_some());
+        assert!(item(&[]).is_none());
+    }
+}
