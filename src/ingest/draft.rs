@@ -1,6 +1,6 @@
 //! Turns messages into drafts. The generated messages stop here.
 //!
-//! Most messages take the short way through [`wire`](super::wire).
+//! Most messages take the short way through [`wire`].
 
 use std::collections::HashMap;
 
