@@ -298,24 +298,17 @@ impl Admission {
         put: Result<(EventId, Taken), Denied>,
         patience_ends: Instant,
     ) -> Result<Accepted, Denied> {
-        let admitted = match put {
+        let (event_id, taken) = put.map_err(|denied| self.denied(denied))?;
+        let durable = match taken {
             // Waiting for memory needs no timer.
-            Ok((event_id, taken @ Taken::Done)) => {
-                (taken.durable().await).map(|durability| (event_id, durability))
+            Taken::Done => taken.durable().await,
+            Taken::Appended(_) => {
+                timeout_at(patience_ends, taken.durable()).await.unwrap_or(Err(Refused::SpoolFailed))
             }
-            Ok((event_id, taken)) => {
-                let durable = timeout_at(patience_ends, taken.durable()).await;
-                durable.unwrap_or(Err(Refused::SpoolFailed)).map(|durability| (event_id, durability))
-            }
-            Err(denied) => return Err(self.denied(denied)),
         };
-        match admitted {
-            Ok((event_id, durability)) => {
-                debug!(%event_id, %durability, queue_size = self.queue.events(), "event queued");
-                Ok(Accepted { event_id, durability })
-            }
-            Err(refused) => Err(self.denied(refused.into())),
-        }
+        let durability = durable.map_err(|refused| self.denied(refused.into()))?;
+        debug!(%event_id, %durability, queue_size = self.queue.events(), "event queued");
+        Ok(Accepted { event_id, durability })
     }
 
     /// Counts a denial.

@@ -57,6 +57,8 @@ use crate::{
     time::Clock,
 };
 
+/// Most events of a batch: as many as the relay takes.
+const BATCH_EVENTS_MAX: usize = 1000;
 /// Most bytes of a batch: half of what the relay takes.
 const BATCH_BYTES_MAX: usize = 512 * 1024;
 /// Longest wait after the first failure; doubles with each further one.
@@ -189,7 +191,8 @@ impl BatchingClient {
     }
 
     /// The same over a channel of your own, with TLS or a balancer, say.
-    pub fn over(channel: Channel, settings: ClientSettings) -> Self {
+    pub fn over(channel: Channel, mut settings: ClientSettings) -> Self {
+        settings.batch_events_max = settings.batch_events_max.clamp(1, BATCH_EVENTS_MAX);
         let (inlet, outlet) = mpsc::channel(settings.queue_events_max.max(1));
         let tally = Arc::new(Tally {
             queued: AtomicU64::new(0),
@@ -207,7 +210,7 @@ impl BatchingClient {
         });
         let worker = Worker {
             client: AnalyticsServiceClient::new(channel),
-            events_max: settings.batch_events_max.clamp(1, 1000),
+            events_max: settings.batch_events_max,
             settings,
             outlet,
             pending: VecDeque::new(),
@@ -482,7 +485,7 @@ impl Worker {
     /// rest is sent again; zero if there is none.
     fn settle(&mut self, response: TrackBatchResponse) -> Duration {
         self.failures = 0;
-        self.events_max = self.settings.batch_events_max.clamp(1, 1000);
+        self.events_max = self.settings.batch_events_max;
         let later = self.pending.split_off(response.answers.len());
         let mut deferred = VecDeque::new();
         for (entry, answer) in std::mem::take(&mut self.pending).into_iter().zip(response.answers) {
