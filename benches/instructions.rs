@@ -1,5 +1,5 @@
-//! Instructions, allocations and bytes per event, counted by valgrind: steady
-//! enough to be guarded.
+//! Instructions and allocations per event, counted by callgrind: steady enough to
+//! be guarded.
 //!
 //! Each figure is the difference of two runs of a relay with one runtime thread,
 //! divided by the difference of their events, so that starting and stopping do
@@ -11,9 +11,8 @@
 //! is not in it: watch it by CPU time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     env,
-    path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -38,6 +37,11 @@ mod echo;
 mod support;
 
 use support::{Relay, reference_event};
+
+/// The relay's own, so that the echo is not dearer for another one.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Events of the two runs.
 const EVENTS: (u64, u64) = (1_000, 6_000);
@@ -103,30 +107,25 @@ async fn main() -> anyhow::Result<()> {
         Ok(json) => serde_json::from_slice(&json)?,
         Err(_) => Figures::new(),
     };
-    println!("{:<28} {:>10}  {:<16} {:>8} {:>12}", "figure", "value", "unit", "to echo", "to baseline");
+    println!("{:<28} {:>10}  {:<18} {:>8} {:>12}", "figure", "value", "unit", "to echo", "to baseline");
     let mut figures = Figures::new();
     let only = args.iter().find(|arg| !arg.starts_with("--"));
     let cases = [&ECHO].into_iter().chain(&CASES);
     for case in cases.filter(|case| only.is_none_or(|only| case.name == only)) {
-        for (tool, units) in
-            [("callgrind", &["instructions"][..]), ("dhat", &["allocated_bytes", "allocations"])]
-        {
-            let (few, many) = (run(case, tool, EVENTS.0).await?, run(case, tool, EVENTS.1).await?);
-            for (place, unit) in units.iter().enumerate() {
-                #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-                let value = (many[place] - few[place]) as f64 / (EVENTS.1 - EVENTS.0) as f64;
-                let name = format!("{}.{unit}", case.name);
-                let ratio = |to: Option<&f64>| to.map_or("-".to_owned(), |to| format!("{:.3}", value / to));
-                let (to_echo, to_baseline) =
-                    (figures.get(&format!("echo_unary.{unit}")), baseline.get(&name));
-                let unit = format!("{unit}/event");
-                println!(
-                    "{name:<28} {value:>10.0}  {unit:<16} {:>8} {:>12}",
-                    ratio(to_echo),
-                    ratio(to_baseline)
-                );
-                figures.insert(name, value);
-            }
+        let (few, many) = (run(case, EVENTS.0).await?, run(case, EVENTS.1).await?);
+        let units = [
+            ("instructions", few.instructions, many.instructions),
+            ("allocations", few.allocations, many.allocations),
+        ];
+        for (unit, few, many) in units {
+            #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+            let value = (many - few) as f64 / (EVENTS.1 - EVENTS.0) as f64;
+            let name = format!("{}.{unit}", case.name);
+            let ratio = |to: Option<&f64>| to.map_or("-".to_owned(), |to| format!("{:.3}", value / to));
+            let (to_echo, to_baseline) = (figures.get(&format!("echo_unary.{unit}")), baseline.get(&name));
+            let unit = format!("{unit}/event");
+            println!("{name:<28} {value:>10.1}  {unit:<18} {:>8} {:>12}", ratio(to_echo), ratio(to_baseline));
+            figures.insert(name, value);
         }
     }
 
@@ -145,14 +144,19 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a tool counts over the life of a server that gets so many events:
-/// instructions, or bytes and allocations.
-async fn run(case: &Case, tool: &str, events: u64) -> anyhow::Result<Vec<u64>> {
+/// What a server costs over its life.
+struct Counts {
+    instructions: u64,
+    allocations: u64,
+}
+
+/// Counts for a server that gets so many events.
+async fn run(case: &Case, events: u64) -> anyhow::Result<Counts> {
     let dir = tempfile::tempdir()?;
     let (counts, log) = (dir.path().join("counts"), dir.path().join("log"));
     let mut command = Command::new("valgrind");
-    command.arg(format!("--tool={tool}")).arg(format!("--log-file={}", log.display()));
-    command.arg(format!("--{tool}-out-file={}", counts.display()));
+    command.arg("--tool=callgrind").arg(format!("--log-file={}", log.display()));
+    command.arg(format!("--callgrind-out-file={}", counts.display()));
     // A thread that waits must get its turn, or drains take long.
     command.arg("--fair-sched=try").env("TOKIO_WORKER_THREADS", "1");
     if case.providers.is_empty() {
@@ -176,21 +180,32 @@ async fn run(case: &Case, tool: &str, events: u64) -> anyhow::Result<Vec<u64>> {
         let balance = relay.terminate().await?;
         ensure!(balance["delivered"] == events, "{balance}");
     }
-    read_counts(tool, &counts, &log)
+    read_counts(&std::fs::read_to_string(&counts)?)
 }
 
-/// The sum that a tool writes at the end.
-fn read_counts(tool: &str, counts: &Path, log: &Path) -> anyhow::Result<Vec<u64>> {
-    let number = |text: &str| text.replace(',', "").parse::<u64>();
-    if tool == "callgrind" {
-        let text = std::fs::read_to_string(counts)?;
-        let totals = text.lines().find_map(|line| line.strip_prefix("totals: ")).context("no totals")?;
-        return Ok(vec![number(totals.trim())?]);
+/// The instructions that callgrind counted, and the calls of the allocator.
+/// (dhat counts allocations too, but sees only those of the C library.)
+fn read_counts(profile: &str) -> anyhow::Result<Counts> {
+    const ALLOCATOR: [&str; 3] = ["mi_malloc_aligned", "mi_zalloc_aligned", "mi_realloc_aligned"];
+    let totals = profile.lines().find_map(|line| line.strip_prefix("totals: ")).context("no totals")?;
+    // "cfn=(id) name" is the function that is called; later it is only "cfn=(id)".
+    // The line behind it is "calls=count position".
+    let (mut allocator_ids, mut is_allocator, mut allocations) = (HashSet::new(), false, 0);
+    for line in profile.lines() {
+        let name_of =
+            |prefix| line.strip_prefix(prefix).map(|name| name.split_once(' ').unwrap_or((name, "")));
+        for (id, name) in ["cfn=", "fn="].into_iter().filter_map(name_of) {
+            if ALLOCATOR.contains(&name) {
+                allocator_ids.insert(id);
+            }
+            is_allocator = line.starts_with("cfn=") && allocator_ids.contains(id);
+        }
+        if let Some(calls) = line.strip_prefix("calls=").filter(|_| is_allocator) {
+            allocations += calls.split(' ').next().unwrap_or_default().parse::<u64>()?;
+        }
     }
-    let text = std::fs::read_to_string(log)?;
-    let total = text.lines().find_map(|line| Some(line.split_once("Total:")?.1)).context("no total")?;
-    let (bytes, blocks) = total.split_once(" bytes in ").context("no bytes")?;
-    Ok(vec![number(bytes.trim())?, number(blocks.trim().trim_end_matches(" blocks"))?])
+    ensure!(allocations > 0, "no calls of the allocator: the relay was built without it");
+    Ok(Counts { instructions: totals.trim().parse()?, allocations })
 }
 
 /// Sends events and waits for every answer.

@@ -27,7 +27,7 @@ use serde_json::Value;
 
 use crate::{
     BatchLimits, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire},
+    http::{Encoded, Reply, Wire, body_for},
     json::Object,
     properties::Properties,
 };
@@ -89,7 +89,7 @@ impl Wire for Amplitude {
     }
 
     fn encode(&self, batch: &[Arc<Event>], _now_ms: i64) -> Encoded {
-        let mut body = Vec::new();
+        let mut body = body_for(batch);
         let mut rejected = Vec::new();
         let mut request = Object::begin(&mut body);
         request.string("api_key", self.api_key.expose());
@@ -97,23 +97,17 @@ impl Wire for Amplitude {
         options.integer("min_id_length", i64::from(self.min_id_length));
         options.end();
 
-        let mut events = Vec::from(b"[");
+        let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
             match self.ids(event) {
-                Some(ids) => {
-                    if events.len() > 1 {
-                        events.push(b',');
-                    }
-                    encode_event(&mut events, event, &ids);
-                }
+                Some(ids) => encode_event(events.object(), event, &ids),
                 None => {
                     let detail = "Amplitude takes neither the user id nor the anonymous id".to_owned();
                     rejected.push((index, Rejection::UnusableId, detail));
                 }
             }
         }
-        events.push(b']');
-        request.raw("events", std::str::from_utf8(&events).expect("only UTF-8 was written"));
+        events.end();
         request.end();
         let body_bytes_max = BODY_BYTES_MAX;
         Encoded { path: "/batch", body, gzip: false, basic_user: None, body_bytes_max, rejected }
@@ -207,8 +201,7 @@ impl Amplitude {
     }
 }
 
-fn encode_event(out: &mut Vec<u8>, event: &Event, ids: &Ids<'_>) {
-    let mut object = Object::begin(out);
+fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>) {
     match &event.kind {
         EventKind::Track { name } => object.string("event_type", &event_type(name)),
         EventKind::Identify => object.string("event_type", "$identify"),
@@ -250,7 +243,7 @@ fn encode_traits(mut object: Object<'_>, traits: &Properties) {
     let mut operation = object.object("$unset");
     for (key, _) in removed {
         // The value is ignored; Amplitude's own SDKs send a dash.
-        operation.string(key, "-");
+        operation.named_string(key, "-");
     }
     operation.end();
     object.end();

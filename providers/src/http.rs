@@ -58,6 +58,11 @@ pub trait Wire: Send + Sync + 'static {
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError>;
 }
 
+/// Room for the body of a batch.
+pub(crate) fn body_for(batch: &[Arc<Event>]) -> Vec<u8> {
+    Vec::with_capacity(batch.iter().map(|event| event.wire_bytes_estimate()).sum())
+}
+
 /// A batch in a vendor's words.
 #[derive(Debug, Default)]
 pub struct Encoded {

@@ -3,7 +3,8 @@
 
 use serde_json::value::RawValue;
 
-/// An object that is being written to the end of a body.
+/// An object that is being written to the end of a body. Keys are the vendors'
+/// own, and need no escapes.
 #[derive(Debug)]
 pub(crate) struct Object<'a> {
     out: &'a mut Vec<u8>,
@@ -18,24 +19,28 @@ impl<'a> Object<'a> {
     }
 
     /// A text field.
-    pub(crate) fn string(&mut self, key: &str, value: &str) {
-        text(self.key(key), value);
+    #[inline]
+    pub(crate) fn string(&mut self, key: &'static str, value: &str) {
+        text(self.key(key), value.as_bytes());
     }
 
     /// A text field that is left out when there is no text.
-    pub(crate) fn optional(&mut self, key: &str, value: Option<&str>) {
+    #[inline]
+    pub(crate) fn optional(&mut self, key: &'static str, value: Option<&str>) {
         if let Some(value) = value {
             self.string(key, value);
         }
     }
 
     /// A whole number.
-    pub(crate) fn integer(&mut self, key: &str, value: i64) {
-        self.key(key).extend_from_slice(value.to_string().as_bytes());
+    #[inline]
+    pub(crate) fn integer(&mut self, key: &'static str, value: i64) {
+        integer(self.key(key), value);
     }
 
     /// A field whose value is JSON already.
-    pub(crate) fn raw(&mut self, key: &str, json: &str) {
+    #[inline]
+    pub(crate) fn raw(&mut self, key: &'static str, json: &str) {
         self.key(key).extend_from_slice(json.as_bytes());
     }
 
@@ -49,27 +54,30 @@ impl<'a> Object<'a> {
     }
 
     /// Opens an object in a field.
-    pub(crate) fn object(&mut self, key: &str) -> Object<'_> {
+    #[inline]
+    pub(crate) fn object(&mut self, key: &'static str) -> Object<'_> {
         Object::begin(self.key(key))
     }
 
-    /// A list of texts.
-    pub(crate) fn strings<'s>(&mut self, key: &str, values: impl IntoIterator<Item = &'s str>) {
-        let out = self.key(key);
-        out.push(b'[');
-        for (index, value) in values.into_iter().enumerate() {
-            if index > 0 {
-                out.push(b',');
-            }
-            text(out, value);
-        }
-        out.push(b']');
+    /// Opens a list in a field.
+    pub(crate) fn list(&mut self, key: &'static str) -> List<'_> {
+        List::begin(self.key(key))
+    }
+
+    /// A text under a caller's name.
+    pub(crate) fn named_string(&mut self, name: &str, value: &str) {
+        text(self.name(name), value.as_bytes());
+    }
+
+    /// A value that is JSON already under a caller's name.
+    pub(crate) fn named_raw(&mut self, name: &str, json: &str) {
+        self.name(name).extend_from_slice(json.as_bytes());
     }
 
     /// Entries of properties, values as they are.
     pub(crate) fn entries<'e>(&mut self, entries: impl IntoIterator<Item = (&'e str, &'e RawValue)>) {
-        for (key, value) in entries {
-            self.raw(key, value.get());
+        for (name, value) in entries {
+            self.named_raw(name, value.get());
         }
     }
 
@@ -78,13 +86,23 @@ impl<'a> Object<'a> {
         self.out.push(b'}');
     }
 
-    fn key(&mut self, key: &str) -> &mut Vec<u8> {
+    #[inline]
+    fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
         self.comma();
-        text(self.out, key);
+        self.out.push(b'"');
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+        self.out
+    }
+
+    fn name(&mut self, name: &str) -> &mut Vec<u8> {
+        self.comma();
+        text(self.out, name.as_bytes());
         self.out.push(b':');
         self.out
     }
 
+    #[inline]
     fn comma(&mut self) {
         if !self.empty {
             self.out.push(b',');
@@ -93,13 +111,109 @@ impl<'a> Object<'a> {
     }
 }
 
-/// Writes `value` quoted and escaped.
-pub(crate) fn text(out: &mut Vec<u8>, value: &str) {
-    serde_json::to_writer(out, value).expect("a vector takes any bytes");
+/// A list that is being written to the end of a body.
+#[derive(Debug)]
+pub(crate) struct List<'a> {
+    out: &'a mut Vec<u8>,
+    start: usize,
+    /// Where the comma before the last item stands, or the item itself.
+    last: usize,
+}
+
+impl<'a> List<'a> {
+    /// Opens a list.
+    pub(crate) fn begin(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'[');
+        let start = out.len();
+        Self { out, start, last: start }
+    }
+
+    /// Opens an object as the next item.
+    pub(crate) fn object(&mut self) -> Object<'_> {
+        Object::begin(self.item())
+    }
+
+    /// Adds a text.
+    pub(crate) fn string(&mut self, value: &str) {
+        text(self.item(), value.as_bytes());
+    }
+
+    /// Bytes of the last item.
+    pub(crate) fn last_bytes(&self) -> usize {
+        self.out.len() - self.last - usize::from(self.last > self.start)
+    }
+
+    /// Takes the last item out again.
+    pub(crate) fn remove_last(&mut self) {
+        self.out.truncate(self.last);
+    }
+
+    /// Closes the list.
+    pub(crate) fn end(self) {
+        self.out.push(b']');
+    }
+
+    fn item(&mut self) -> &mut Vec<u8> {
+        self.last = self.out.len();
+        if self.last > self.start {
+            self.out.push(b',');
+        }
+        self.out
+    }
+}
+
+/// Bytes that a text must not hold as they are. (RFC 8259, section 7)
+const MUST_BE_ESCAPED: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < b' ' {
+        table[byte as usize] = true;
+        byte += 1;
+    }
+    table[b'"' as usize] = true;
+    table[b'\\' as usize] = true;
+    table
+};
+
+/// Writes a text quoted and escaped.
+pub(crate) fn text(out: &mut Vec<u8>, text: &[u8]) {
+    out.push(b'"');
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|byte| MUST_BE_ESCAPED[usize::from(*byte)]) {
+        out.extend_from_slice(&rest[..at]);
+        escape(out, rest[at]);
+        rest = &rest[at + 1..];
+    }
+    out.extend_from_slice(rest);
+    out.push(b'"');
+}
+
+/// Writes one of them.
+#[cold]
+fn escape(out: &mut Vec<u8>, byte: u8) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.push(b'\\');
+    match byte {
+        b'\n' => out.push(b'n'),
+        b'\r' => out.push(b'r'),
+        b'\t' => out.push(b't'),
+        ..b' ' => {
+            out.extend_from_slice(b"u00");
+            out.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+        }
+        _ => out.push(byte),
+    }
+}
+
+/// Writes a whole number.
+pub(crate) fn integer(out: &mut Vec<u8>, value: i64) {
+    serde_json::to_writer(out, &value).expect("a vector takes any bytes");
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -107,17 +221,34 @@ mod tests {
         let mut out = Vec::new();
         let mut object = Object::begin(&mut out);
         object.splice("{ }");
-        object.string("a\"b", "c\n");
+        object.named_string("a\"b", "c\n");
         object.optional("no", None);
         object.splice(r#"{"x":1,"y":[2]}"#);
         let mut inner = object.object("inner");
         inner.integer("n", -3);
         inner.end();
-        object.strings("list", ["p", "q"]);
+        let mut list = object.list("list");
+        for item in ["no", "p", "no", "r"] {
+            list.string(item);
+            if item == "no" {
+                assert_eq!(list.last_bytes(), r#""no""#.len());
+                list.remove_last();
+            }
+        }
+        list.end();
         object.end();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            r#"{"a\"b":"c\n","x":1,"y":[2],"inner":{"n":-3},"list":["p","q"]}"#
+            r#"{"a\"b":"c\n","x":1,"y":[2],"inner":{"n":-3},"list":["p","r"]}"#
         );
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_is_read_back_as_it_was(value: String) {
+            let mut out = Vec::new();
+            text(&mut out, value.as_bytes());
+            prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), value);
+        }
     }
 }

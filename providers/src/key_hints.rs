@@ -6,38 +6,38 @@
 
 /// Properties that Mixpanel reads itself, beside those that start with `mp_`. A
 /// caller's property of that name is relayed under another one.
-const RESERVED_PROPERTIES: [&str; 13] = [
-    "time",
-    "distinct_id",
-    "ip",
-    "token",
-    "bucket",
-    "alias",
-    "$insert_id",
-    "$device_id",
-    "$user_id",
-    "$anon_id",
-    "$ignore",
-    "$event_name",
-    "$identified_id",
+const RESERVED_PROPERTIES: [&[u8]; 13] = [
+    b"time",
+    b"distinct_id",
+    b"ip",
+    b"token",
+    b"bucket",
+    b"alias",
+    b"$insert_id",
+    b"$device_id",
+    b"$user_id",
+    b"$anon_id",
+    b"$ignore",
+    b"$event_name",
+    b"$identified_id",
 ];
 
 /// True if Mixpanel reads a property of this name itself.
-pub(crate) fn is_reserved_property(key: &str) -> bool {
-    key.starts_with("mp_") || key == "$distinct_ids" || RESERVED_PROPERTIES.contains(&key)
+pub(crate) fn is_reserved_property(key: &[u8]) -> bool {
+    key.starts_with(b"mp_") || key == b"$distinct_ids" || RESERVED_PROPERTIES.contains(&key)
 }
 
 /// The name under which Mixpanel's own pages know a common trait.
-pub(crate) fn profile_name(trait_name: &str) -> Option<&'static str> {
+pub(crate) fn profile_name(trait_name: &[u8]) -> Option<&'static str> {
     Some(match trait_name {
-        "email" => "$email",
-        "name" => "$name",
-        "phone" => "$phone",
-        "avatar" => "$avatar",
-        "username" => "$username",
-        "createdAt" => "$created",
-        "firstName" => "$first_name",
-        "lastName" => "$last_name",
+        b"email" => "$email",
+        b"name" => "$name",
+        b"phone" => "$phone",
+        b"avatar" => "$avatar",
+        b"username" => "$username",
+        b"createdAt" => "$created",
+        b"firstName" => "$first_name",
+        b"lastName" => "$last_name",
         _ => return None,
     })
 }

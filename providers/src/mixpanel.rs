@@ -23,8 +23,8 @@ use serde_json::value::RawValue;
 
 use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire},
-    json::Object,
+    http::{Encoded, Reply, Wire, body_for},
+    json::{List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
 };
@@ -139,12 +139,12 @@ impl Wire for Mixpanel {
 
 impl Mixpanel {
     fn encode_import(&self, batch: &[Arc<Event>]) -> Encoded {
-        let mut body = vec![b'['];
+        let mut body = body_for(batch);
+        let mut rows = List::begin(&mut body);
         for event in batch {
-            separate(&mut body);
-            self.encode_track(&mut body, event);
+            self.encode_track(rows.object(), event);
         }
-        body.push(b']');
+        rows.end();
         Encoded {
             path: "/import?strict=1",
             body,
@@ -155,7 +155,7 @@ impl Mixpanel {
         }
     }
 
-    fn encode_track(&self, body: &mut Vec<u8>, event: &Event) {
+    fn encode_track(&self, mut row: Object<'_>, event: &Event) {
         let user = usable(event.user_id.as_deref());
         let device = usable(event.anonymous_id.as_deref());
         let simplified = self.identity == IdentityMode::Simplified;
@@ -168,7 +168,6 @@ impl Mixpanel {
             (None, None) => Cow::Borrowed(""),
         };
 
-        let mut row = Object::begin(body);
         row.string("event", &event_name(event.name().unwrap_or_default()));
         let mut properties = row.object("properties");
         properties.integer("time", time_ms(event));
@@ -189,22 +188,23 @@ impl Mixpanel {
     }
 
     fn encode_engage(&self, batch: &[Arc<Event>]) -> Encoded {
-        let mut body = vec![b'['];
-        let mut updates = 0;
+        let mut body = body_for(batch);
+        let mut updates = List::begin(&mut body);
+        let mut count = 0;
         let mut rejected = Vec::new();
         for (index, event) in batch.iter().enumerate() {
             match usable(event.user_id.as_deref()) {
-                Some(user) => updates += self.encode_identify(&mut body, event, user),
+                Some(user) => count += self.encode_identify(&mut updates, event, user),
                 None => {
                     let detail = "Mixpanel refuses this user id for a profile".to_owned();
                     rejected.push((index, Rejection::UnusableId, detail));
                 }
             }
         }
-        body.push(b']');
+        updates.end();
         // An identify that also removes traits is two updates, so a full batch
         // may be too many.
-        let body_bytes_max = if updates > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
+        let body_bytes_max = if count > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
         Encoded {
             path: "/engage?ip=0&verbose=1",
             body,
@@ -216,7 +216,7 @@ impl Mixpanel {
     }
 
     /// Writes the updates of one identify and returns their number.
-    fn encode_identify(&self, body: &mut Vec<u8>, event: &Event, user: &str) -> usize {
+    fn encode_identify(&self, updates: &mut List<'_>, event: &Event, user: &str) -> usize {
         let shape = event.properties.shape();
         let entries = if shape.has_null || shape.has_renamed_trait || shape.longest_key > KEY_BYTES_MAX {
             rename_traits(event.properties.entries())
@@ -225,9 +225,9 @@ impl Mixpanel {
         };
         let (removed, set): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| value.get() == "null");
 
-        let mut updates = 0;
+        let mut count = 0;
         if removed.is_empty() || !set.is_empty() {
-            let mut update = self.begin_update(body, event, user);
+            let mut update = self.begin_update(updates.object(), event, user);
             if entries.is_empty() {
                 update.raw("$set", event.properties.json());
             } else {
@@ -236,20 +236,20 @@ impl Mixpanel {
                 object.end();
             }
             update.end();
-            updates += 1;
+            count += 1;
         }
         if !removed.is_empty() {
-            let mut update = self.begin_update(body, event, user);
-            update.strings("$unset", removed.iter().map(|(key, _)| &**key));
+            let mut update = self.begin_update(updates.object(), event, user);
+            let mut names = update.list("$unset");
+            removed.iter().for_each(|(key, _)| names.string(key));
+            names.end();
             update.end();
-            updates += 1;
+            count += 1;
         }
-        updates
+        count
     }
 
-    fn begin_update<'a>(&self, body: &'a mut Vec<u8>, event: &Event, user: &str) -> Object<'a> {
-        separate(body);
-        let mut update = Object::begin(body);
+    fn begin_update<'a>(&self, mut update: Object<'a>, event: &Event, user: &str) -> Object<'a> {
         update.string("$token", self.token.expose());
         update.string("$distinct_id", user);
         match event.context.ip {
@@ -257,12 +257,6 @@ impl Mixpanel {
             None => update.string("$ip", "0"),
         }
         update
-    }
-}
-
-fn separate(body: &mut Vec<u8>) {
-    if body.len() > 1 {
-        body.push(b',');
     }
 }
 
@@ -327,7 +321,11 @@ fn write_fitted(out: &mut Object<'_>, properties: &Properties) {
         object.end();
         let json = String::from_utf8(json).expect("only UTF-8 was written");
         let name = names.fit(SURPLUS);
-        if json.len() <= NESTED_BYTES_MAX { out.raw(&name, &json) } else { out.string(&name, &json) }
+        if json.len() <= NESTED_BYTES_MAX {
+            out.named_raw(&name, &json)
+        } else {
+            out.named_string(&name, &json)
+        }
     }
 }
 
@@ -339,7 +337,7 @@ fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: u
         && shape.widest <= ITEMS_MAX
         && shape.longest_key <= KEY_BYTES_MAX
         && (!nested || value.get().len() <= NESTED_BYTES_MAX);
-    if fits { out.raw(key, value.get()) } else { out.string(key, value.get()) }
+    if fits { out.named_raw(key, value.get()) } else { out.named_string(key, value.get()) }
 }
 
 /// Names in use.
@@ -350,7 +348,7 @@ impl Names {
     /// A name for a property: the name itself, or one like it that Mixpanel
     /// takes and that is not in use.
     fn fit(&mut self, name: &str) -> String {
-        if is_reserved_property(name) {
+        if is_reserved_property(name.as_bytes()) {
             self.unique(format!("property_{name}"))
         } else {
             self.unique(name.to_owned())
@@ -380,7 +378,7 @@ fn cut(text: &mut String, bytes_max: usize) {
 fn rename_traits(entries: Vec<(String, &RawValue)>) -> Vec<(String, &RawValue)> {
     let given: HashSet<String> = entries.iter().map(|(key, _)| key.clone()).collect();
     let mut names = Names::default();
-    let mut rename = |key: String| match profile_name(&key) {
+    let mut rename = |key: String| match profile_name(key.as_bytes()) {
         Some(name) if !given.contains(name) => names.unique(name.to_owned()),
         _ => names.unique(key),
     };

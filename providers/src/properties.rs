@@ -6,7 +6,7 @@
 //! taken, so that a vendor with narrower rules looks inside only when the shape
 //! says that it has to.
 
-use std::fmt;
+use std::{fmt, string::FromUtf8Error};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -15,7 +15,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::key_hints;
+use crate::{json, key_hints};
 
 /// Most bytes of all properties of one event, as JSON.
 pub const JSON_BYTES_MAX: usize = 10 * 1024;
@@ -238,11 +238,13 @@ impl PropertiesWriter {
         Self { json, meter }
     }
 
-    /// Names the next value.
-    pub fn key(&mut self, key: &str) -> Result<(), PropertyError> {
+    /// Names the next value. That it is UTF-8 is checked at the end, once for all
+    /// texts, and so it is for [`string`](Self::string).
+    pub fn key(&mut self, key: impl AsRef<[u8]>) -> Result<(), PropertyError> {
+        let key = key.as_ref();
         self.meter.key(key).map_err(PropertyFault::at_root)?;
         self.comma();
-        self.text(key);
+        json::text(&mut self.json, key);
         self.json.push(b':');
         Ok(())
     }
@@ -286,8 +288,8 @@ impl PropertiesWriter {
     }
 
     /// A text.
-    pub fn string(&mut self, value: &str) {
-        self.text(value);
+    pub fn string(&mut self, value: impl AsRef<[u8]>) {
+        json::text(&mut self.json, value.as_ref());
     }
 
     /// True or false.
@@ -297,7 +299,7 @@ impl PropertiesWriter {
 
     /// A whole number.
     pub fn integer(&mut self, value: i64) {
-        serde_json::to_writer(&mut self.json, &value).expect("a vector takes any bytes");
+        json::integer(&mut self.json, value);
     }
 
     /// A finite number; whole ones are written without a fraction, as every
@@ -318,7 +320,8 @@ impl PropertiesWriter {
     /// Closes the outermost object.
     pub fn finish(mut self) -> Result<Properties, PropertyError> {
         self.json.push(b'}');
-        let json = String::from_utf8(self.json).expect("only UTF-8 was written");
+        let not_text = |error: FromUtf8Error| PropertyFault::NotJson(error.to_string()).at_root();
+        let json = String::from_utf8(self.json).map_err(not_text)?;
         Properties::sized(json.into_boxed_str(), self.meter.shape)
     }
 
@@ -326,10 +329,6 @@ impl PropertiesWriter {
         if !matches!(self.json.last(), Some(b'{' | b'[')) {
             self.json.push(b',');
         }
-    }
-
-    fn text(&mut self, text: &str) {
-        serde_json::to_writer(&mut self.json, text).expect("a vector takes any bytes");
     }
 }
 
@@ -356,7 +355,7 @@ impl Meter {
         self.open.pop();
     }
 
-    fn key(&mut self, key: &str) -> Result<(), PropertyFault> {
+    fn key(&mut self, key: &[u8]) -> Result<(), PropertyFault> {
         if key.is_empty() {
             return Err(PropertyFault::EmptyKey);
         }
@@ -459,7 +458,7 @@ impl<'de> Visitor<'de> for Check<'_> {
         let entered = self.meter.enter();
         self.limit(entered)?;
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            let counted = self.meter.key(&key);
+            let counted = self.meter.key(key.as_bytes());
             self.limit(counted)?;
             map.next_value_seed(Check { meter: self.meter, fault: self.fault })?;
         }

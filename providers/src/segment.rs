@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use crate::{
     BatchLimits, Event, EventId, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire},
+    http::{Encoded, Reply, Wire, body_for},
     json::Object,
 };
 
@@ -33,6 +33,9 @@ const EVENT_BYTES_MAX: usize = 30_000;
 /// A shorter id could be somebody else's: Segment compares ids of all its
 /// customers.
 const MESSAGE_ID_CHARS_MIN: usize = 16;
+
+/// What events say about where they came through.
+const LIBRARY: &str = concat!(r#"{"name":"analytics-relay","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
 
 /// Segment's wire contract.
 #[derive(Debug)]
@@ -57,28 +60,24 @@ impl Wire for Segment {
     }
 
     fn encode(&self, batch: &[Arc<Event>], now_ms: i64) -> Encoded {
-        let mut body = Vec::new();
+        let mut body = body_for(batch);
         let mut rejected = Vec::new();
         let mut request = Object::begin(&mut body);
         // Segment corrects times by the difference of this and its own clock.
-        request.string("sentAt", &iso_8601(now_ms));
+        let mut times = Iso8601::default();
+        request.string("sentAt", times.text(now_ms));
 
-        let mut items = Vec::from(b"[");
+        let mut items = request.list("batch");
         for (index, event) in batch.iter().enumerate() {
-            let start = items.len();
-            if start > 1 {
-                items.push(b',');
-            }
-            encode_item(&mut items, event);
-            let bytes = items.len() - start;
+            encode_item(items.object(), event, &mut times);
+            let bytes = items.last_bytes();
             if bytes > EVENT_BYTES_MAX {
-                items.truncate(start);
+                items.remove_last();
                 let detail = format!("{bytes} bytes, want at most {EVENT_BYTES_MAX}");
                 rejected.push((index, Rejection::TooLarge, detail));
             }
         }
-        items.push(b']');
-        request.raw("batch", std::str::from_utf8(&items).expect("only UTF-8 was written"));
+        items.end();
         request.end();
         Encoded {
             path: "/v1/batch",
@@ -113,8 +112,7 @@ struct BatchReply {
     success: bool,
 }
 
-fn encode_item(out: &mut Vec<u8>, event: &Event) {
-    let mut item = Object::begin(out);
+fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
     match &event.kind {
         EventKind::Track { name } => {
             item.string("type", "track");
@@ -130,16 +128,13 @@ fn encode_item(out: &mut Vec<u8>, event: &Event) {
         (_, anonymous_id) => item.optional("anonymousId", anonymous_id.as_deref()),
     }
     item.string("messageId", &message_id(&event.id));
-    item.string("timestamp", &iso_8601(event.time_ms));
+    item.string("timestamp", times.text(event.time_ms));
     let mut context = item.object("context");
     if let Some(ip) = event.context.ip {
         context.string("ip", &ip.to_string());
     }
     context.optional("userAgent", event.context.user_agent.as_deref());
-    let mut library = context.object("library");
-    library.string("name", "analytics-relay");
-    library.string("version", env!("CARGO_PKG_VERSION"));
-    library.end();
+    context.raw("library", LIBRARY);
     context.end();
     match event.kind {
         EventKind::Track { .. } => item.raw("properties", event.properties.json()),
@@ -157,10 +152,31 @@ fn message_id(id: &EventId) -> Cow<'_, str> {
     }
 }
 
-fn iso_8601(unix_ms: i64) -> String {
-    // A time outside of what can be written was refused at admission.
-    let time = Timestamp::from_millisecond(unix_ms).unwrap_or(Timestamp::UNIX_EPOCH);
-    format!("{time:.3}")
+/// Writes times in the form that Segment reads. Those of a batch are close
+/// together, and what they share is kept: finding the date costs more than the
+/// rest of an event.
+#[derive(Default)]
+struct Iso8601 {
+    /// The last time, and the second in which it was.
+    text: String,
+    second: Option<i64>,
+}
+
+impl Iso8601 {
+    fn text(&mut self, unix_ms: i64) -> &str {
+        let second = unix_ms.div_euclid(1000);
+        if self.second != Some(second) {
+            // A time outside of what can be written was refused at admission.
+            let time = Timestamp::from_second(second).unwrap_or(Timestamp::UNIX_EPOCH);
+            self.text = format!("{time:.3}");
+            self.second = Some(second);
+        }
+        self.text.truncate(self.text.len() - "000Z".len());
+        let millis = unix_ms.rem_euclid(1000);
+        let digit = |power: i64| char::from(b'0' + u8::try_from(millis / power % 10).unwrap_or_default());
+        self.text.extend([digit(100), digit(10), digit(1), 'Z']);
+        &self.text
+    }
 }
 
 #[cfg(test)]
@@ -198,6 +214,20 @@ mod tests {
                 "messageId": "6f1c2a9e-2b7d-4c55-9a53-0d2f6f0a7b11", "timestamp": "2026-01-01T00:00:00.000Z",
                 "context": {"ip": "2001:db8::1", "library": library}, "properties": {"total": 19.5}}]})
         );
+    }
+
+    #[test]
+    fn times_keep_their_milliseconds() {
+        let mut times = Iso8601::default();
+        for (unix_ms, want) in [
+            (1_767_225_600_007, "2026-01-01T00:00:00.007Z"),
+            (1_767_225_600_990, "2026-01-01T00:00:00.990Z"),
+            (1_767_225_601_000, "2026-01-01T00:00:01.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (i64::MAX, "1970-01-01T00:00:00.807Z"),
+        ] {
+            assert_eq!(times.text(unix_ms), want);
+        }
     }
 
     #[test]

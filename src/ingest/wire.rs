@@ -7,7 +7,7 @@
 
 use analytics_relay_providers::{Properties, properties::PropertiesWriter};
 use bytes::Buf;
-use prost::encoding::{WireType, decode_key, decode_varint};
+use prost::encoding::decode_varint;
 
 use super::draft::{asked_durability, time_of_event};
 use crate::admission::{Draft, DraftKind};
@@ -20,51 +20,48 @@ type Read<T> = Result<T, Unusual>;
 /// The draft of a `TrackBatchItem`.
 pub(super) fn item(bytes: &[u8]) -> Option<Draft> {
     let mut fields = Fields(bytes);
-    match (fields.next().ok()??, fields.next().ok()?) {
-        ((1, Field::Bytes(bytes)), None) => track(bytes),
-        ((2, Field::Bytes(bytes)), None) => identify(bytes),
+    match fields.next().ok()?? {
+        _ if !fields.0.is_empty() => None,
+        (1, Field::Bytes(bytes)) => track(bytes),
+        (2, Field::Bytes(bytes)) => identify(bytes),
         _ => None,
     }
 }
 
 /// The draft of a `TrackEventRequest`.
 pub(super) fn track(bytes: &[u8]) -> Option<Draft> {
-    let mut event = Event::default();
-    event
-        .read(bytes, |number| match number {
-            1 => Some(Place::EventName),
-            2 => Some(Place::UserId),
-            3 => Some(Place::Properties),
-            4 => Some(Place::Seconds),
-            5 => Some(Place::EventId),
-            6 => Some(Place::AnonymousId),
-            7 => Some(Place::Context),
-            8 => Some(Place::Millis),
-            9 => Some(Place::Durability),
-            10 => Some(Place::PropertiesJson),
-            _ => None,
-        })
-        .ok()?;
+    let event = Event::read(bytes, |number| match number {
+        1 => Some(Place::EventName),
+        2 => Some(Place::UserId),
+        3 => Some(Place::Properties),
+        4 => Some(Place::Seconds),
+        5 => Some(Place::EventId),
+        6 => Some(Place::AnonymousId),
+        7 => Some(Place::Context),
+        8 => Some(Place::Millis),
+        9 => Some(Place::Durability),
+        10 => Some(Place::PropertiesJson),
+        _ => None,
+    })
+    .ok()?;
     let kind = DraftKind::Track { event_name: event.event_name.to_owned() };
     event.into_draft(kind).ok()
 }
 
 /// The draft of an `IdentifyUserRequest`.
 pub(super) fn identify(bytes: &[u8]) -> Option<Draft> {
-    let mut event = Event::default();
-    event
-        .read(bytes, |number| match number {
-            1 => Some(Place::UserId),
-            2 => Some(Place::Properties),
-            3 => Some(Place::EventId),
-            4 => Some(Place::AnonymousId),
-            5 => Some(Place::Context),
-            6 => Some(Place::Millis),
-            7 => Some(Place::Durability),
-            8 => Some(Place::PropertiesJson),
-            _ => None,
-        })
-        .ok()?;
+    let event = Event::read(bytes, |number| match number {
+        1 => Some(Place::UserId),
+        2 => Some(Place::Properties),
+        3 => Some(Place::EventId),
+        4 => Some(Place::AnonymousId),
+        5 => Some(Place::Context),
+        6 => Some(Place::Millis),
+        7 => Some(Place::Durability),
+        8 => Some(Place::PropertiesJson),
+        _ => None,
+    })
+    .ok()?;
     event.into_draft(DraftKind::Identify).ok()
 }
 
@@ -82,6 +79,9 @@ enum Place {
     Durability,
 }
 
+/// Properties that most events have at most.
+const USUAL_PROPERTIES: usize = 16;
+
 /// The parts of a request, where they stand.
 #[derive(Default)]
 struct Event<'a> {
@@ -98,28 +98,29 @@ struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    fn read(&mut self, bytes: &'a [u8], place: impl Fn(u32) -> Option<Place>) -> Read<()> {
+    fn read(bytes: &'a [u8], place: impl Fn(u32) -> Option<Place>) -> Read<Self> {
+        let mut event = Self { properties: Vec::with_capacity(USUAL_PROPERTIES), ..Self::default() };
         let mut fields = Fields(bytes);
         while let Some((number, field)) = fields.next()? {
             match (place(number).ok_or(Unusual)?, field) {
-                (Place::EventName, Field::Bytes(bytes)) => self.event_name = text(bytes)?,
-                (Place::UserId, Field::Bytes(bytes)) => self.user_id = text(bytes)?,
-                (Place::EventId, Field::Bytes(bytes)) => self.event_id = text(bytes)?,
-                (Place::AnonymousId, Field::Bytes(bytes)) => self.anonymous_id = text(bytes)?,
-                (Place::Properties, Field::Bytes(bytes)) => self.properties.push(entry(bytes)?),
-                (Place::PropertiesJson, Field::Bytes(bytes)) => self.properties_json = bytes,
-                (Place::Seconds, Field::Varint(number)) => self.seconds = number.cast_signed(),
-                (Place::Millis, Field::Varint(number)) => self.millis = number.cast_signed(),
+                (Place::EventName, Field::Bytes(bytes)) => event.event_name = text(bytes)?,
+                (Place::UserId, Field::Bytes(bytes)) => event.user_id = text(bytes)?,
+                (Place::EventId, Field::Bytes(bytes)) => event.event_id = text(bytes)?,
+                (Place::AnonymousId, Field::Bytes(bytes)) => event.anonymous_id = text(bytes)?,
+                (Place::Properties, Field::Bytes(bytes)) => event.properties.push(entry(bytes)?),
+                (Place::PropertiesJson, Field::Bytes(bytes)) => event.properties_json = bytes,
+                (Place::Seconds, Field::Varint(number)) => event.seconds = number.cast_signed(),
+                (Place::Millis, Field::Varint(number)) => event.millis = number.cast_signed(),
                 // Two of them would have to be merged.
-                (Place::Context, Field::Bytes(bytes)) if self.context.is_none() => {
-                    self.context = Some(context(bytes)?);
+                (Place::Context, Field::Bytes(bytes)) if event.context.is_none() => {
+                    event.context = Some(context(bytes)?);
                 }
                 #[expect(clippy::cast_possible_truncation, reason = "as protobuf cuts an enum")]
-                (Place::Durability, Field::Varint(number)) => self.durability = number as i32,
+                (Place::Durability, Field::Varint(number)) => event.durability = number as i32,
                 _ => return Err(Unusual),
             }
         }
-        Ok(())
+        Ok(event)
     }
 
     fn into_draft(self, kind: DraftKind) -> Read<Draft> {
@@ -162,20 +163,20 @@ fn context(bytes: &[u8]) -> Read<[&str; 2]> {
     Ok(context)
 }
 
-/// A name and the bytes of its `PropertyValue`.
-type Entry<'a> = (&'a str, &'a [u8]);
+/// A name and the bytes of its `PropertyValue`. That names and texts are UTF-8
+/// is checked when all are written.
+type Entry<'a> = (&'a [u8], &'a [u8]);
 
 fn entry(bytes: &[u8]) -> Read<Entry<'_>> {
-    let (mut fields, mut key, mut value) = (Fields(bytes), None, None);
-    while let Some((number, field)) = fields.next()? {
-        match (number, field) {
-            (1, Field::Bytes(bytes)) if key.is_none() => key = Some(text(bytes)?),
-            (2, Field::Bytes(bytes)) if value.is_none() => value = Some(bytes),
-            _ => return Err(Unusual),
-        }
-    }
-    // No value is an empty one.
-    Ok((key.unwrap_or_default(), value.unwrap_or_default()))
+    let mut fields = Fields(bytes);
+    let Some((1, Field::Bytes(key))) = fields.next()? else { return Err(Unusual) };
+    let value = match fields.next()? {
+        Some((2, Field::Bytes(value))) => value,
+        // No value is an empty one.
+        None => &[],
+        _ => return Err(Unusual),
+    };
+    if fields.0.is_empty() { Ok((key, value)) } else { Err(Unusual) }
 }
 
 /// In the order of the names, as the long way does.
@@ -200,11 +201,11 @@ fn write_value(writer: &mut PropertiesWriter, bytes: &[u8]) -> Read<()> {
         return Ok(());
     };
     // Of two values the last would count, and two objects would be merged.
-    if fields.next()?.is_some() {
+    if !fields.0.is_empty() {
         return Err(Unusual);
     }
     match field {
-        (1, Field::Bytes(bytes)) => writer.string(text(bytes)?),
+        (1, Field::Bytes(bytes)) => writer.string(bytes),
         (2, Field::Fixed64(bits)) => writer.number(f64::from_bits(bits)).map_err(|_| Unusual)?,
         (3, Field::Varint(number)) => writer.boolean(number != 0),
         (4, Field::Varint(number)) => writer.integer(number.cast_signed()),
@@ -249,23 +250,34 @@ struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     /// The next field's number and what it holds; nothing at the end.
+    #[inline(always)]
     fn next(&mut self) -> Read<Option<(u32, Field<'a>)>> {
-        let rest = &mut self.0;
-        if rest.is_empty() {
+        if self.0.is_empty() {
             return Ok(None);
         }
-        let (number, wire_type) = decode_key(rest).map_err(|_| Unusual)?;
-        let field = match wire_type {
-            WireType::Varint => Field::Varint(decode_varint(rest).map_err(|_| Unusual)?),
-            WireType::SixtyFourBit => Field::Fixed64(rest.try_get_u64_le().map_err(|_| Unusual)?),
-            WireType::LengthDelimited => {
-                let length = decode_varint(rest).map_err(|_| Unusual)?;
-                let length = usize::try_from(length).map_err(|_| Unusual)?;
-                Field::Bytes(rest.split_off(..length).ok_or(Unusual)?)
+        let key = u32::try_from(self.varint()?).map_err(|_| Unusual)?;
+        let field = match key & 7 {
+            0 => Field::Varint(self.varint()?),
+            1 => Field::Fixed64(self.0.try_get_u64_le().map_err(|_| Unusual)?),
+            2 => {
+                let length = usize::try_from(self.varint()?).map_err(|_| Unusual)?;
+                Field::Bytes(self.0.split_off(..length).ok_or(Unusual)?)
             }
             _ => return Err(Unusual),
         };
-        Ok(Some((number, field)))
+        Ok(Some((key >> 3, field)))
+    }
+
+    #[inline(always)]
+    fn varint(&mut self) -> Read<u64> {
+        match self.0 {
+            // Most keys and lengths.
+            [byte @ ..0x80, rest @ ..] => {
+                self.0 = rest;
+                Ok(u64::from(*byte))
+            }
+            _ => decode_varint(&mut self.0).map_err(|_| Unusual),
+        }
     }
 }
 
