@@ -13,9 +13,6 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     fs::write(out.join("analytics_descriptor.bin"), compiler.encode_file_descriptor_set())?;
     // The server is routed by hand, in `ingest::service`.
-    tonic_prost_build::configure()
-        .build_server(false)
-        .codec_path("crate::ingest::codec::MessageCodec")
-        .compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure().build_server(false).compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -17,7 +17,6 @@
 
 use std::{
     convert::Infallible,
-    fmt::Display,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -231,7 +230,11 @@ impl App {
         let mut servers = JoinSet::new();
         let stopped = stop_servers.clone().cancelled_owned();
         let admin = admin::serve(metrics_listener, Arc::new(telemetry), health.clone(), stopped);
-        servers.spawn(watch.over("metrics server", log_failure(admin)));
+        servers.spawn(watch.over("metrics server", async move {
+            if let Err(error) = admin.await {
+                error!(%error, "server failed");
+            }
+        }));
         let stopped = stop_servers.clone().cancelled_owned();
         let grpc = ingest::server::serve(
             grpc_listener,
@@ -241,7 +244,7 @@ impl App {
             ingest_metrics,
             stopped,
         );
-        servers.spawn(watch.over("gRPC server", log_failure(grpc)));
+        servers.spawn(watch.over("gRPC server", grpc));
 
         info!(version = VERSION, %grpc_addr, %metrics_addr, "relay started");
         Ok(Self {
@@ -437,12 +440,6 @@ async fn listen(what: &'static str, at: &Listen) -> Result<(TcpListener, SocketA
         Ok((listener, addr))
     };
     bound.await.map_err(|source| StartError::Listen { what, host: at.host.clone(), port: at.port, source })
-}
-
-async fn log_failure<E: Display>(server: impl Future<Output = Result<(), E>>) {
-    if let Err(error) = server.await {
-        error!(%error, "server failed");
-    }
 }
 
 /// Says every second how many events each provider has not got.

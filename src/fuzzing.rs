@@ -28,6 +28,7 @@ use prost::Message;
 use tonic::{
     Code, Status,
     codegen::{Service, http},
+    service::Routes,
 };
 use tonic_types::StatusExt;
 
@@ -35,7 +36,7 @@ use crate::{
     admission::Admission,
     delivery::dead_letter::DeadLetter,
     health::Health,
-    ingest::{grpc::FrontDoor, service::AnalyticsService},
+    ingest::{grpc::FrontDoor, service::AnalyticsService, unary::AnswerBody},
     proto::v1::{
         self, EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue, TrackBatchItem,
         TrackBatchRequest, TrackBatchResponse, TrackEventRequest, TrackEventResponse, property_value::Value,
@@ -890,7 +891,7 @@ const QUEUE_EVENTS_MAX: usize = 10;
 
 /// The service, and the queue behind it.
 struct Served {
-    service: AnalyticsService,
+    service: Arc<AnalyticsService>,
     queue: QueueReceiver,
 }
 
@@ -910,9 +911,9 @@ impl Served {
         let clock = Clock::from_fn(|| NOW_MS);
         let accepted = telemetry.accepted();
         let admission = Admission::new(Queue::Memory(sender, accepted), clock, telemetry.admission());
-        let service =
-            AnalyticsService::new(FrontDoor::new(Arc::new(admission), Arc::new(health)), telemetry.ingest());
-        Self { service, queue }
+        let door = FrontDoor::new(Arc::new(admission), Arc::new(health));
+        let service = AnalyticsService::new(door, Routes::default(), telemetry.ingest());
+        Self { service: Arc::new(service), queue }
     }
 
     /// The bytes of the answer's message, and what came into the queue.
@@ -921,8 +922,7 @@ impl Served {
             .header("content-type", "application/grpc")
             .body(Body::from(body))
             .expect("a legal request");
-        let answer = self.service.call(request).now_or_never().expect("nothing is waited for");
-        let answer = answer.expect("a service does not fail");
+        let answer = self.service.clone().answer(request).now_or_never().expect("nothing is waited for");
         let status = Status::from_header_map(answer.headers());
         let answer = match status.filter(|status| status.code() != Code::Ok) {
             Some(status) => Err(status),
@@ -934,7 +934,7 @@ impl Served {
     }
 }
 
-fn read_answer(body: tonic::body::Body) -> Bytes {
+fn read_answer(body: AnswerBody) -> Bytes {
     let bytes = to_bytes(Body::new(body), 1 << 20)
         .now_or_never()
         .expect("nothing is waited for")

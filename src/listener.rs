@@ -22,8 +22,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep},
 };
-use tokio_stream::Stream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
 use tracing::warn;
 
 /// File descriptors that are kept for everything but callers: providers, disk,
@@ -85,7 +83,7 @@ impl Connections {
     }
 
     /// Waits for the next connection.
-    async fn next(&mut self) -> (Connection, SocketAddr) {
+    pub(crate) async fn next(&mut self) -> (Connection, SocketAddr) {
         let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (stream, addr) = self.accept().await;
         // A small answer must not wait for an acknowledgement of the last one.
@@ -107,14 +105,6 @@ impl Connections {
                 }
             }
         }
-    }
-
-    /// For the server of the front door.
-    pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
-        futures_util::stream::unfold(self, |mut connections| async move {
-            let (connection, _) = connections.next().await;
-            Some((Ok(connection), connections))
-        })
     }
 }
 
@@ -167,14 +157,6 @@ struct Silence {
     /// Of the first bytes, those that are not here; 0 once they are.
     left: usize,
     timeout: Pin<Box<Sleep>>,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
 }
 
 impl AsyncRead for Connection {
@@ -230,9 +212,6 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-
-    use futures_util::StreamExt;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         time::timeout,
@@ -250,9 +229,9 @@ mod tests {
     async fn connections_over_the_number_wait_until_one_closes() {
         let (listener, addr) = listener().await;
         let open = Gauge::default();
-        let mut connections = pin!(Connections::new(listener, 1, open.clone()).into_stream());
+        let mut connections = Connections::new(listener, 1, open.clone());
         let _callers = [TcpStream::connect(addr).await.unwrap(), TcpStream::connect(addr).await.unwrap()];
-        let first = connections.next().await.unwrap();
+        let first = connections.next().await.0;
         let second = timeout(Duration::from_millis(100), connections.next()).await;
         assert!(second.is_err());
         assert_eq!(open.get(), 1);
@@ -264,10 +243,9 @@ mod tests {
     async fn an_idle_connection_is_closed_where_that_is_asked_for() {
         let (listener, addr) = listener().await;
         let idle = Duration::from_secs(60);
-        let connections = Connections::new(listener, 1, Gauge::default()).with_idle_timeout(idle);
-        let mut connections = pin!(connections.into_stream());
+        let mut connections = Connections::new(listener, 1, Gauge::default()).with_idle_timeout(idle);
         let mut caller = TcpStream::connect(addr).await.unwrap();
-        let mut connection = connections.next().await.unwrap().unwrap();
+        let mut connection = connections.next().await.0;
         let mut bytes = [0; FIRST_BYTES];
         caller.write_all(&bytes).await.unwrap();
         connection.read_exact(&mut bytes).await.unwrap();
@@ -280,13 +258,13 @@ mod tests {
     #[tokio::test]
     async fn a_silent_connection_is_closed_and_a_talking_one_is_not() {
         let (listener, addr) = listener().await;
-        let mut connections = pin!(Connections::new(listener, 3, Gauge::default()).into_stream());
+        let mut connections = Connections::new(listener, 3, Gauge::default());
         let mut caller = TcpStream::connect(addr).await.unwrap();
-        let mut talking = connections.next().await.unwrap().unwrap();
+        let mut talking = connections.next().await.0;
         let _silent_caller = TcpStream::connect(addr).await.unwrap();
-        let mut silent = connections.next().await.unwrap().unwrap();
+        let mut silent = connections.next().await.0;
         let mut dripping_caller = TcpStream::connect(addr).await.unwrap();
-        let mut dripping = connections.next().await.unwrap().unwrap();
+        let mut dripping = connections.next().await.0;
 
         let mut bytes = [0; FIRST_BYTES];
         caller.write_all(&bytes).await.unwrap();

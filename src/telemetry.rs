@@ -8,6 +8,7 @@ use std::{
     fmt,
     io::{self, IsTerminal},
     panic,
+    sync::OnceLock,
 };
 
 use prometheus_client::{
@@ -371,10 +372,35 @@ pub(crate) struct IngestMetrics {
 }
 
 impl IngestMetrics {
-    /// Counts a call that was answered. Both labels come from closed sets.
-    pub(crate) fn answered(&self, method: &'static str, code: &'static str, seconds: f64) {
-        self.requests.get_or_create(&[("method", method), ("code", code)]).inc();
-        self.duration.get_or_create(&[("method", method)]).observe(seconds);
+    /// What is counted of the calls of one method. The label comes from a closed
+    /// set.
+    pub(crate) fn method(&self, label: &'static str) -> MethodMetrics {
+        MethodMetrics { label, families: self.clone(), ok: OnceLock::new(), duration: OnceLock::new() }
+    }
+}
+
+/// What is counted of the calls of one method.
+#[derive(Debug)]
+pub(crate) struct MethodMetrics {
+    label: &'static str,
+    families: IngestMetrics,
+    /// Found once, and from the first call on, so that a method that nobody calls
+    /// does not show.
+    ok: OnceLock<Counter>,
+    duration: OnceLock<Histogram>,
+}
+
+impl MethodMetrics {
+    /// Counts a call that was answered. The code comes from a closed set.
+    pub(crate) fn answered(&self, code: &'static str, seconds: f64) {
+        let count = || self.families.requests.get_or_create_owned(&[("method", self.label), ("code", code)]);
+        if code == "OK" {
+            self.ok.get_or_init(count).inc();
+        } else {
+            count().inc();
+        }
+        let duration = || self.families.duration.get_or_create_owned(&[("method", self.label)]);
+        self.duration.get_or_init(duration).observe(seconds);
     }
 }
 

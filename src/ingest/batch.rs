@@ -8,7 +8,6 @@ use prost::{
     encoding::{DecodeContext, bytes::merge as merge_bytes, decode_key, skip_field},
 };
 
-use super::codec::RawMessage;
 use crate::{
     admission::{Accepted, Denied, RefusalReason, Violation},
     proto::v1::{
@@ -23,9 +22,9 @@ const ITEMS_MAX: usize = 1000;
 /// The bytes of each item of a `TrackBatchRequest`. They are decoded one by one
 /// when they are admitted: a small message can stand for a great many items, or
 /// items of many parts, and must not be many times as large in memory.
-pub(super) fn split_items(message: RawMessage) -> Result<Vec<Bytes>, BadBatch> {
+pub(super) fn split_items(message: Bytes) -> Result<Vec<Bytes>, BadBatch> {
     const ITEMS_TAG: u32 = 1;
-    let (mut items, mut count, mut rest) = (Vec::new(), 0, message.0);
+    let (mut items, mut count, mut rest) = (Vec::new(), 0, message);
     while rest.has_remaining() {
         let (tag, wire_type) = decode_key(&mut rest)?;
         if tag != ITEMS_TAG {
@@ -120,7 +119,7 @@ mod tests {
     };
 
     fn split(bytes: &[u8]) -> Result<Vec<Bytes>, BadBatch> {
-        split_items(RawMessage(Bytes::copy_from_slice(bytes)))
+        split_items(Bytes::copy_from_slice(bytes))
     }
 
     #[test]

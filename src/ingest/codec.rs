@@ -1,4 +1,5 @@
-//! The protobuf codec of the front door.
+//! The codec of streams: messages go out encoded and come in as they are, to be
+//! decoded where they are used.
 //!
 //! tonic's own sets aside 16 KiB of buffers for each call and calls a message
 //! that cannot be decoded INTERNAL, as if the relay were to blame.
@@ -12,65 +13,37 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use super::refusal::malformed;
-
-/// What comes off the wire.
-pub(crate) trait FromWire: Sized {
-    /// Reads one whole message.
-    fn from_wire(bytes: &mut DecodeBuf<'_>) -> Result<Self, Status>;
-}
-
-impl<M: Message + Default> FromWire for M {
-    fn from_wire(bytes: &mut DecodeBuf<'_>) -> Result<Self, Status> {
-        Self::decode(bytes).map_err(|error| malformed(&error))
-    }
-}
-
-/// First size of a call's buffers: most messages fit.
+/// First size of a call's buffers.
 const BUFFER_BYTES: usize = 1024;
 /// Bytes that are gathered before they are handed to the connection.
 const YIELD_BYTES: usize = 32 * 1024;
 
-/// A message as it came, to be decoded where it is used.
+/// Encodes `T`.
 #[derive(Debug)]
-pub(crate) struct RawMessage(pub(crate) Bytes);
+pub(crate) struct StreamCodec<T>(PhantomData<T>);
 
-impl FromWire for RawMessage {
-    fn from_wire(bytes: &mut DecodeBuf<'_>) -> Result<Self, Status> {
-        Ok(Self(bytes.copy_to_bytes(bytes.remaining())))
-    }
-}
-
-/// Encodes `T` and decodes `U`.
-#[derive(Debug)]
-pub(crate) struct MessageCodec<T, U>(PhantomData<(T, U)>);
-
-impl<T, U> Default for MessageCodec<T, U> {
+impl<T> Default for StreamCodec<T> {
     fn default() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<T, U> Codec for MessageCodec<T, U>
-where
-    T: Message + Send + 'static,
-    U: FromWire + Send + 'static,
-{
+impl<T: Message + 'static> Codec for StreamCodec<T> {
     type Encode = T;
-    type Decode = U;
+    type Decode = Bytes;
     type Encoder = MessageEncoder<T>;
-    type Decoder = MessageDecoder<U>;
+    type Decoder = BytesDecoder;
 
     fn encoder(&mut self) -> Self::Encoder {
         MessageEncoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        MessageDecoder(PhantomData)
+        BytesDecoder
     }
 }
 
-/// Encodes `T`.
+/// See [`StreamCodec`].
 #[derive(Debug)]
 pub(crate) struct MessageEncoder<T>(PhantomData<T>);
 
@@ -87,16 +60,16 @@ impl<T: Message> Encoder for MessageEncoder<T> {
     }
 }
 
-/// Decodes `U`.
+/// See [`StreamCodec`].
 #[derive(Debug)]
-pub(crate) struct MessageDecoder<U>(PhantomData<U>);
+pub(crate) struct BytesDecoder;
 
-impl<U: FromWire> Decoder for MessageDecoder<U> {
-    type Item = U;
+impl Decoder for BytesDecoder {
+    type Item = Bytes;
     type Error = Status;
 
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        U::from_wire(bytes).map(Some)
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(bytes.copy_to_bytes(bytes.remaining())))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

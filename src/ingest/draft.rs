@@ -48,7 +48,7 @@ pub(super) fn read_item(item: Bytes) -> Result<Draft, Violation> {
         Err(error) => Err(Violation {
             reason: RefusalReason::MessageMalformed,
             field: "item".into(),
-            got: format!("bytes that cannot be decoded ({})", said_shortly(&error)),
+            got: format!("bytes that cannot be decoded ({})", said_shortly(error)),
             want: "a protobuf message".into(),
         }),
         Ok(None) => Err(Violation {

@@ -2,13 +2,13 @@
 
 use std::{future::ready, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, future::Either};
 use tokio::time::sleep;
 use tonic::Status;
 
 use super::{
     batch::{BadBatch, batch_response, split_items, too_large},
-    codec::RawMessage,
     draft::{read_identify, read_item, read_track},
     refusal::malformed,
 };
@@ -39,8 +39,8 @@ impl FrontDoor {
         Self { admission, health }
     }
 
-    pub(super) async fn track_event(&self, request: RawMessage) -> Result<TrackEventResponse, Status> {
-        let draft = read_track(request.0).map_err(|error| malformed(&error))?;
+    pub(super) async fn track_event(&self, request: Bytes) -> Result<TrackEventResponse, Status> {
+        let draft = read_track(request).map_err(malformed)?;
         let Accepted { event_id, durability } = self.admission.admit(draft).await?;
         Ok(TrackEventResponse {
             success: true,
@@ -49,8 +49,8 @@ impl FrontDoor {
         })
     }
 
-    pub(super) async fn identify_user(&self, request: RawMessage) -> Result<IdentifyUserResponse, Status> {
-        let draft = read_identify(request.0).map_err(|error| malformed(&error))?;
+    pub(super) async fn identify_user(&self, request: Bytes) -> Result<IdentifyUserResponse, Status> {
+        let draft = read_identify(request).map_err(malformed)?;
         let Accepted { event_id, durability } = self.admission.admit(draft).await?;
         Ok(IdentifyUserResponse {
             success: true,
@@ -59,7 +59,7 @@ impl FrontDoor {
         })
     }
 
-    pub(super) async fn track_batch(&self, batch: RawMessage) -> Result<TrackBatchResponse, Status> {
+    pub(super) async fn track_batch(&self, batch: Bytes) -> Result<TrackBatchResponse, Status> {
         Ok(self.take_batch(batch)?.await)
     }
 
@@ -67,7 +67,7 @@ impl FrontDoor {
     /// or `age_max` is over. What was read by then is answered.
     pub(super) fn track_stream(
         self: Arc<Self>,
-        batches: impl Stream<Item = Result<RawMessage, Status>> + Send,
+        batches: impl Stream<Item = Result<Bytes, Status>> + Send,
         age_max: Duration,
     ) -> impl Stream<Item = Result<TrackBatchResponse, Status>> + Send {
         let health = self.health.clone();
@@ -84,7 +84,7 @@ impl FrontDoor {
         // that order they are answered. Behind one that cannot be taken none is
         // read: its answer is the end.
         let mut ended = false;
-        let mut take = move |batch: Result<RawMessage, Status>| {
+        let mut take = move |batch: Result<Bytes, Status>| {
             if ended {
                 return ready(None);
             }
@@ -101,15 +101,12 @@ impl FrontDoor {
     }
 
     /// Puts a batch into the queue at once; the future waits for the disk.
-    fn take_batch(
-        &self,
-        batch: RawMessage,
-    ) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
+    fn take_batch(&self, batch: Bytes) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
         let items = match split_items(batch) {
             _ if self.admission.is_closed() => return Err(self.admission.denied(Denied::Draining).into()),
             Ok(items) => items,
             Err(BadBatch::TooLarge(items)) => return Err(self.admission.denied(too_large(items)).into()),
-            Err(BadBatch::Malformed(error)) => return Err(malformed(&error)),
+            Err(BadBatch::Malformed(error)) => return Err(malformed(error)),
         };
         let answers = self.admission.admit_batch(items.into_iter().map(read_item));
         Ok(answers.map(batch_response))
@@ -162,16 +159,16 @@ mod tests {
         time::Clock,
     };
 
-    fn batch(name: &str) -> Result<RawMessage, Status> {
+    fn batch(name: &str) -> Result<Bytes, Status> {
         let track = TrackEventRequest { event_name: name.into(), ..Default::default() };
         let request = TrackBatchRequest { items: vec![TrackBatchItem { item: Some(Item::Track(track)) }] };
-        Ok(RawMessage(request.encode_to_vec().into()))
+        Ok(request.encode_to_vec().into())
     }
 
     /// The answers to a stream that its caller does not end, and the events that
     /// came into the queue.
     async fn answers(
-        requests: Vec<Result<RawMessage, Status>>,
+        requests: Vec<Result<Bytes, Status>>,
         stop: Stop,
     ) -> (Vec<Result<TrackBatchResponse, Status>>, usize) {
         let mut telemetry = Telemetry::new(0);

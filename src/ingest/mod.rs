@@ -3,11 +3,12 @@
 //! answer into a reply. It never calls a provider and never waits for one.
 
 mod batch;
-pub(crate) mod codec;
+mod codec;
 mod draft;
 pub(crate) mod grpc;
 mod observe;
 mod refusal;
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod unary;
 mod wire;

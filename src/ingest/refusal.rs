@@ -1,6 +1,6 @@
 //! Turns a denial into a gRPC status that a program and a person can read.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt::Display};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -40,7 +40,7 @@ impl From<Denied> for Status {
 
 /// A message that is no message: it never came to admission, so it counts as a
 /// request and not as an event.
-pub(super) fn malformed(error: &prost::DecodeError) -> Status {
+pub(super) fn malformed(error: impl Display) -> Status {
     let reason = RefusalReason::MessageMalformed.name();
     let error = said_shortly(error);
     let description = format!("got bytes that cannot be decoded ({error}), want a protobuf message");
@@ -52,7 +52,7 @@ pub(super) fn malformed(error: &prost::DecodeError) -> Status {
 
 /// A decoder's error. It names every level of nesting, and must fit a caller's
 /// limit of headers twice.
-pub(super) fn said_shortly(error: &prost::DecodeError) -> String {
+pub(super) fn said_shortly(error: impl Display) -> String {
     const CHARS_MAX: usize = 300;
     error.to_string().chars().take(CHARS_MAX).collect()
 }

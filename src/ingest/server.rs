@@ -1,20 +1,27 @@
 //! The server behind the gRPC front door, with every limit set.
+//!
+//! hyper serves each connection; tonic's own server closes an old connection
+//! without a word, with the calls that are under way on it.
 
-use std::{any::Any, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
-use tonic::{Status, server::NamedService, transport::Server};
+use hyper::{server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::{server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower_http::catch_panic::CatchPanicLayer;
-use tracing::error;
+use tracing::debug;
 
 use super::{
     grpc::FrontDoor,
-    observe::ObserveLayer,
     service::{AnalyticsService, STREAM_AGE_MAX},
 };
 use crate::{
-    admission::Admission, health::Health, listener::Connections, proto::v1::DESCRIPTOR_SET,
+    admission::Admission,
+    health::Health,
+    listener::{Connection, Connections},
+    proto::v1::DESCRIPTOR_SET,
     telemetry::IngestMetrics,
 };
 
@@ -26,18 +33,26 @@ const STREAMS_MAX: u32 = 100;
 /// off yet (CVE-2023-44487): as many as a caller can have open whose deadlines
 /// all pass at once.
 const RESETS_MAX: usize = STREAMS_MAX as usize;
-/// Longest time from a call's head to its answer, or to the beginning of its
-/// answers; only a caller that sends its message slowly comes near it.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection is closed after this time, so that callers spread over relays
-/// that were added.
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
-/// And its calls have this long to finish.
-const CONNECTION_AGE_GRACE: Duration = STREAM_AGE_MAX.saturating_add(Duration::from_secs(30));
 /// A silent connection is asked whether it is alive,
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// and closed if it does not answer.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection lives.
+#[derive(Debug, Clone, Copy)]
+struct Lifetime {
+    /// After this time its caller is told to make a new one, so that callers
+    /// spread over relays that were added; a tenth more or less, so that those
+    /// which came together do not go together.
+    age_max: Duration,
+    /// And its calls have this long to finish.
+    grace: Duration,
+}
+
+const LIFETIME: Lifetime = Lifetime {
+    age_max: Duration::from_secs(30 * 60),
+    grace: STREAM_AGE_MAX.saturating_add(Duration::from_secs(30)),
+};
 
 /// Serves until `stop`, then lets calls under way finish; unbounded, so the
 /// caller sets a limit.
@@ -48,48 +63,90 @@ pub(crate) async fn serve(
     health: Arc<Health>,
     metrics: IngestMetrics,
     stop: impl Future<Output = ()>,
-) -> Result<(), tonic::transport::Error> {
-    let panics = metrics.panics.clone();
-    let on_panic = move |panic: Box<dyn Any + Send>| {
-        drop(panic);
-        panics.inc();
-        error!("a defect: a call's handler panicked; its caller got INTERNAL");
-        Status::internal("a defect of the relay; the event may or may not have been accepted")
-            .into_http::<tonic::body::Body>()
-    };
+) {
+    let connections = Connections::new(listener, connections_max, metrics.connections.clone());
+    let (reporter, standard_health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-
-    let (reporter, standard_health) = tonic_health::server::health_reporter();
-    let incoming = Connections::new(listener, connections_max, metrics.connections.clone()).into_stream();
-    let server = Server::builder()
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-        .max_connection_age(CONNECTION_AGE_MAX)
-        .max_connection_age_grace(CONNECTION_AGE_GRACE)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .timeout(CALL_TIMEOUT)
-        .layer(ObserveLayer(metrics.clone()))
-        .layer(CatchPanicLayer::custom(on_panic))
-        .add_service(AnalyticsService::new(FrontDoor::new(admission, health.clone()), metrics))
-        .add_service(standard_health)
+    let others = Routes::new(standard_health)
         .add_service(reflection().build_v1().expect("the descriptors were compiled with the binary"))
-        .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with the binary"))
-        .serve_with_incoming_shutdown(incoming, stop);
-
+        .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with the binary"));
+    let service = Arc::new(AnalyticsService::new(FrontDoor::new(admission, health.clone()), others, metrics));
     tokio::select! {
-        served = server => served,
+        () = serve_connections(connections, service, LIFETIME, stop) => {}
         never = report_health(reporter, health) => match never {},
     }
 }
 
+async fn serve_connections(
+    mut connections: Connections,
+    service: Arc<AnalyticsService>,
+    lifetime: Lifetime,
+    stop: impl Future<Output = ()>,
+) {
+    let (mut open, closing) = (JoinSet::new(), CancellationToken::new());
+    let mut stop = pin!(stop);
+    loop {
+        tokio::select! {
+            (connection, _) = connections.next() => {
+                open.spawn(serve_connection(connection, service.clone(), lifetime, closing.clone()));
+            }
+            Some(_) = open.join_next() => {}
+            () = &mut stop => break,
+        }
+    }
+    drop(connections);
+    closing.cancel();
+    while open.join_next().await.is_some() {}
+}
+
+/// Serves a connection until its caller closes it, or until it is old or the
+/// server is `closing`: then it takes no more calls and ends with its last one.
+async fn serve_connection(
+    connection: Connection,
+    service: Arc<AnalyticsService>,
+    lifetime: Lifetime,
+    closing: CancellationToken,
+) {
+    let answer = service_fn(move |call| {
+        let answer = service.clone().answer(call);
+        Box::pin(async move { Ok::<_, Infallible>(answer.await) })
+    });
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .auto_date_header(false);
+    let mut served = pin!(http.serve_connection(TokioIo::new(connection), answer));
+    let age_max = lifetime.age_max.mul_f64(0.9 + fastrand::f64() / 5.0);
+    let ended = tokio::select! {
+        ended = served.as_mut() => Some(ended),
+        () = sleep(age_max) => None,
+        () = closing.cancelled() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            served.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = served => ended,
+                () = sleep(lifetime.grace) => return debug!("an old connection was cut off"),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        debug!(error = &error as &dyn std::error::Error, "connection failed");
+    }
+}
+
 /// Keeps the standard health service in step with ours.
-async fn report_health(reporter: HealthReporter, health: Arc<Health>) -> std::convert::Infallible {
+async fn report_health(reporter: HealthReporter, health: Arc<Health>) -> Infallible {
     let mut broken = health.spool_broken();
     loop {
         let status = if health.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
@@ -112,7 +169,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        proto::v1::{TrackEventRequest, analytics_service_client::AnalyticsServiceClient},
+        proto::v1::{
+            TrackBatchRequest, TrackBatchResponse, TrackEventRequest,
+            analytics_service_client::AnalyticsServiceClient,
+        },
         queue::{Queue, QueueLimits, memory},
         shutdown::Stop,
         telemetry::Telemetry,
@@ -152,5 +212,48 @@ mod tests {
         assert!(client.track_event(request()).await.unwrap().into_inner().success);
         let page = telemetry.encode().unwrap();
         assert!(page.contains(r#"relay_requests_total{method="TrackEvent",code="INTERNAL"} 1"#), "{page}");
+    }
+
+    #[tokio::test]
+    async fn an_old_connection_is_replaced_and_cuts_no_call_off() {
+        let telemetry = &mut Telemetry::new(0);
+        let metrics = telemetry.ingest();
+        let (queue, _receiver) = memory::bounded(QueueLimits { events_max: 1000, bytes_max: 1 << 20 });
+        let admission = Arc::new(Admission::new(
+            Queue::Memory(queue.clone(), telemetry.accepted()),
+            Clock::system(),
+            telemetry.admission(),
+        ));
+        let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connections = Connections::new(listener, 10, metrics.connections.clone());
+        let door = FrontDoor::new(admission, health);
+        let service = Arc::new(AnalyticsService::new(door, Routes::default(), metrics.clone()));
+        let lifetime = Lifetime { age_max: Duration::from_millis(100), grace: Duration::from_secs(60) };
+        tokio::spawn(serve_connections(connections, service, lifetime, std::future::pending()));
+
+        let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
+        let (requests, stream) = tokio::sync::mpsc::channel(1);
+        requests.send(TrackBatchRequest::default()).await.unwrap();
+        let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        let mut answers = client.track_stream(stream).await.unwrap().into_inner();
+        assert_eq!(answers.message().await.unwrap(), Some(TrackBatchResponse::default()));
+        let request = || TrackEventRequest { event_name: "x".into(), ..Default::default() };
+        let start = tokio::time::Instant::now();
+        // A second connection shows that the first takes no calls any more.
+        while metrics.connections.get() < 2 {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            // hyper's client gives up a call that it had for the old connection.
+            if let Err(status) = client.track_event(request()).await {
+                assert_eq!(status.code(), Code::Cancelled);
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(start.elapsed() >= Duration::from_millis(90));
+        requests.send(TrackBatchRequest::default()).await.unwrap();
+        assert_eq!(answers.message().await.unwrap(), Some(TrackBatchResponse::default()));
+        drop(requests);
+        assert_eq!(answers.message().await.unwrap(), None);
     }
 }

@@ -1,140 +1,226 @@
-//! The routes of `analytics.v1.AnalyticsService`, each with its limit. Written by
-//! hand because the generated router has one limit for all methods.
+//! One call, from its head to its answer: which method it is, how large its
+//! message may be, how long it may take, what its panic costs, what is counted.
+//!
+//! Written by hand, because the generated router has one limit for all methods
+//! and boxes a call several times.
 
 use std::{
-    convert::Infallible,
+    any::Any,
     future::{Future, ready},
-    pin::Pin,
+    panic::AssertUnwindSafe,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt;
+use http_body::Body;
 use prost::Message;
+use tokio::time::{Instant, timeout};
 use tonic::{
-    Request, Response, Status, Streaming,
-    body::Body,
-    codegen::{self, StdError, http},
+    Code, Request, Response, Status, Streaming,
+    codegen::{StdError, http},
     server::{Grpc, NamedService},
+    service::Routes,
 };
-use tower::{Service, service_fn};
+use tower::{ServiceExt, service_fn};
+use tracing::error;
 
 use super::{
-    codec::{FromWire, MessageCodec},
+    codec::StreamCodec,
     grpc::FrontDoor,
-    observe::observe_stream,
+    observe::{code_of, label, observe_stream},
+    refusal::malformed,
+    unary::{AnswerBody, answer_with, read_message},
 };
-use crate::telemetry::IngestMetrics;
+use crate::telemetry::{IngestMetrics, MethodMetrics};
 
 /// Largest message with one event, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Largest message with a batch, in bytes.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Longest time from a call's head to its answer, or to the beginning of its
+/// answers; only a caller that sends its message slowly comes near it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A stream is ended after this time, so that its connection can be closed when
 /// it is old without cutting an answer off.
 pub(super) const STREAM_AGE_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Hands each call to the [`FrontDoor`].
-#[derive(Debug, Clone)]
-pub(crate) struct AnalyticsService {
-    front_door: Arc<FrontDoor>,
-    metrics: IngestMetrics,
+/// What a call's messages come in.
+pub(crate) trait CallBody: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static> CallBody for B {}
+
+/// What is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    TrackEvent,
+    IdentifyUser,
+    TrackBatch,
+    TrackStream,
+    GetEventCount,
+    GetUserCount,
+    HealthCheck,
+    /// A method that this service does not have.
+    Unknown,
+    /// Of another service: health, reflection.
+    Other,
 }
 
-impl AnalyticsService {
-    pub(crate) fn new(front_door: FrontDoor, metrics: IngestMetrics) -> Self {
-        Self { front_door: Arc::new(front_door), metrics }
+impl Method {
+    /// In the order of their numbers, each with its label.
+    const ALL: [(Self, &'static str); 9] = [
+        (Self::TrackEvent, "TrackEvent"),
+        (Self::IdentifyUser, "IdentifyUser"),
+        (Self::TrackBatch, "TrackBatch"),
+        (Self::TrackStream, "TrackStream"),
+        (Self::GetEventCount, "GetEventCount"),
+        (Self::GetUserCount, "GetUserCount"),
+        (Self::HealthCheck, "HealthCheck"),
+        (Self::Unknown, "other"),
+        (Self::Other, "other"),
+    ];
+
+    fn of_path(path: &str) -> Self {
+        let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(AnalyticsService::NAME));
+        let Some(name) = name.and_then(|name| name.strip_prefix('/')) else { return Self::Other };
+        let is_named = |(_, label): &&(Self, &str)| *label == name && name != "other";
+        Self::ALL.iter().find(is_named).map_or(Self::Unknown, |(method, _)| *method)
     }
+}
+
+/// Hands each call to the [`FrontDoor`], or to a service of tonic's.
+#[derive(Debug)]
+pub(crate) struct AnalyticsService {
+    front_door: Arc<FrontDoor>,
+    others: Routes,
+    metrics: IngestMetrics,
+    /// By [`Method`].
+    methods: [MethodMetrics; Method::ALL.len()],
 }
 
 impl NamedService for AnalyticsService {
     const NAME: &'static str = "analytics.v1.AnalyticsService";
 }
 
-/// The answer to a call, in time.
-type Answering = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
-
-impl<B> Service<http::Request<B>> for AnalyticsService
-where
-    B: codegen::Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+impl AnalyticsService {
+    /// `others` answers calls of any other service.
+    pub(crate) fn new(front_door: FrontDoor, others: Routes, metrics: IngestMetrics) -> Self {
+        let methods = Method::ALL.map(|(_, label)| metrics.method(label));
+        Self { front_door: Arc::new(front_door), others, metrics, methods }
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Answering {
-        let door = self.front_door.clone();
-        let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(Self::NAME));
-        match method {
-            Some("/TrackEvent") => {
-                let answer = async move |message| door.track_event(message).await;
-                unary(request, MESSAGE_BYTES_MAX, answer)
-            }
-            Some("/IdentifyUser") => {
-                let answer = async move |message| door.identify_user(message).await;
-                unary(request, MESSAGE_BYTES_MAX, answer)
-            }
-            Some("/TrackBatch") => {
-                let answer = async move |message| door.track_batch(message).await;
-                unary(request, BATCH_BYTES_MAX, answer)
-            }
-            Some("/TrackStream") => stream(request, door, self.metrics.clone()),
-            Some("/GetEventCount") => {
-                unary(request, MESSAGE_BYTES_MAX, |message| ready(FrontDoor::get_event_count(message)))
-            }
-            Some("/GetUserCount") => {
-                unary(request, MESSAGE_BYTES_MAX, |message| ready(FrontDoor::get_user_count(message)))
-            }
-            Some("/HealthCheck") => {
-                unary(request, MESSAGE_BYTES_MAX, move |message| ready(Ok(door.health_check(message))))
-            }
-            _ => Box::pin(ready(Ok(Status::unimplemented("no such method").into_http()))),
+    /// Answers a call, whatever it is, and counts it.
+    pub(crate) async fn answer<B: CallBody>(
+        self: Arc<Self>,
+        call: http::Request<B>,
+    ) -> http::Response<AnswerBody> {
+        let started = Instant::now();
+        let method = Method::of_path(call.uri().path());
+        let answering = AssertUnwindSafe(timeout(CALL_TIMEOUT, self.dispatch(method, call)));
+        let answer = match answering.catch_unwind().await {
+            Ok(Ok(Ok(answer))) => answer,
+            Ok(Ok(Err(status))) => status.into_http(),
+            Ok(Err(_)) => Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}")).into_http(),
+            Err(panic) => self.panicked(panic).into_http(),
+        };
+        let code = code_of(answer.headers());
+        // A stream that has begun is counted when it ends.
+        if method != Method::TrackStream || code != Code::Ok {
+            self.methods[method as usize].answered(label(code), started.elapsed().as_secs_f64());
         }
+        answer
+    }
+
+    async fn dispatch<B: CallBody>(
+        &self,
+        method: Method,
+        call: http::Request<B>,
+    ) -> Result<http::Response<AnswerBody>, Status> {
+        let door = &self.front_door;
+        match method {
+            Method::TrackEvent => unary(call, MESSAGE_BYTES_MAX, |message| door.track_event(message)).await,
+            Method::IdentifyUser => {
+                unary(call, MESSAGE_BYTES_MAX, |message| door.identify_user(message)).await
+            }
+            Method::TrackBatch => unary(call, BATCH_BYTES_MAX, |message| door.track_batch(message)).await,
+            // In boxes, so that they do not make the future of every call as large.
+            Method::TrackStream => Ok(Box::pin(self.stream(call)).await),
+            Method::Other => Ok(Box::pin(self.other(call)).await),
+            Method::GetEventCount => {
+                let answer = |message| ready(decoded(message).and_then(FrontDoor::get_event_count));
+                unary(call, MESSAGE_BYTES_MAX, answer).await
+            }
+            Method::GetUserCount => {
+                let answer = |message| ready(decoded(message).and_then(FrontDoor::get_user_count));
+                unary(call, MESSAGE_BYTES_MAX, answer).await
+            }
+            Method::HealthCheck => {
+                let answer = |message| ready(decoded(message).map(|request| door.health_check(request)));
+                unary(call, MESSAGE_BYTES_MAX, answer).await
+            }
+            Method::Unknown => Err(Status::unimplemented("no such method")),
+        }
+    }
+
+    async fn stream<B: CallBody>(&self, call: http::Request<B>) -> http::Response<AnswerBody> {
+        let service = service_fn(|request: Request<Streaming<Bytes>>| {
+            let answers = self.front_door.clone().track_stream(request.into_inner(), STREAM_AGE_MAX);
+            let metrics = self.metrics.method("TrackStream");
+            ready(Ok::<_, Status>(Response::new(observe_stream(answers, metrics))))
+        });
+        let mut grpc = Grpc::new(StreamCodec::default()).max_decoding_message_size(BATCH_BYTES_MAX);
+        grpc.streaming(service, call).await.map(AnswerBody::Stream)
+    }
+
+    async fn other<B: CallBody>(&self, call: http::Request<B>) -> http::Response<AnswerBody> {
+        match self.others.clone().oneshot(call).await {
+            Ok(answer) => answer.map(AnswerBody::Stream),
+            Err(never) => match never {},
+        }
+    }
+
+    fn panicked(&self, panic: Box<dyn Any + Send>) -> Status {
+        drop(panic);
+        self.metrics.panics.inc();
+        error!("a defect: a call's handler panicked; its caller got INTERNAL");
+        Status::internal("a defect of the relay; the event may or may not have been accepted")
     }
 }
 
 /// A call with one message and one answer.
-fn unary<B, Q, A, F>(
-    request: http::Request<B>,
+async fn unary<B: CallBody, A, F>(
+    call: http::Request<B>,
     bytes_max: usize,
-    answer: impl FnOnce(Q) -> F + Send + 'static,
-) -> Answering
+    answer: impl FnOnce(Bytes) -> F,
+) -> Result<http::Response<AnswerBody>, Status>
 where
-    B: codegen::Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-    Q: FromWire + Send + 'static,
-    A: Message + Send + 'static,
-    F: Future<Output = Result<A, Status>> + Send + 'static,
+    A: Message,
+    F: Future<Output = Result<A, Status>>,
 {
-    Box::pin(async move {
-        // Called once; the trait does not know that.
-        let mut answer = Some(answer);
-        let service = service_fn(move |request: Request<Q>| {
-            let answer = answer.take().expect("a call has one message");
-            answer(request.into_inner()).map(|answer| answer.map(Response::new))
-        });
-        let mut grpc = Grpc::new(MessageCodec::<A, Q>::default()).max_decoding_message_size(bytes_max);
-        Ok(grpc.unary(service, request).await)
-    })
+    let message = read_message(call.into_body(), bytes_max).await?;
+    Ok(answer_with(&answer(message).await?))
 }
 
-fn stream<B>(request: http::Request<B>, door: Arc<FrontDoor>, metrics: IngestMetrics) -> Answering
-where
-    B: codegen::Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    Box::pin(async move {
-        let service = service_fn(move |request: Request<Streaming<_>>| {
-            let answers = door.clone().track_stream(request.into_inner(), STREAM_AGE_MAX);
-            ready(Ok::<_, Status>(Response::new(observe_stream(answers, metrics.clone()))))
-        });
-        let mut grpc = Grpc::new(MessageCodec::default()).max_decoding_message_size(BATCH_BYTES_MAX);
-        Ok(grpc.streaming(service, request).await)
-    })
+fn decoded<Q: Message + Default>(message: Bytes) -> Result<Q, Status> {
+    Q::decode(message).map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_methods_have_a_label() {
+        let label = |path: &str| Method::ALL[Method::of_path(path) as usize];
+        for (method, name) in &Method::ALL[..7] {
+            assert_eq!(label(&format!("/analytics.v1.AnalyticsService/{name}")), (*method, *name));
+        }
+        for path in ["/analytics.v1.AnalyticsService/Anything", "/analytics.v1.AnalyticsService/other"] {
+            assert_eq!(label(path), (Method::Unknown, "other"));
+        }
+        for path in ["/grpc.health.v1.Health/Check", "/", "", "/analytics.v1.AnalyticsServiceX/TrackEvent"] {
+            assert_eq!(label(path), (Method::Other, "other"));
+        }
+    }
 }
