@@ -87,7 +87,7 @@ async fn levels(dir: &Path) -> anyhow::Result<()> {
             let sandbox = Sandbox::start(Options { keep_bodies: false, ..Options::default() }).await?;
             let data = tempfile::tempdir_in(dir)?;
             let settings = [("ANALYTICS_PROVIDER", "segment"), ("DURABILITY", level)];
-            let relay = Relay::start(&sandbox, data.path(), &settings).await?;
+            let relay = Relay::start(&sandbox.url(), data.path(), &settings).await?;
             let done = relay.load(load).await?;
             let groups = metric(&relay, "relay_spool_groups_total").await? / done.elapsed.as_secs_f64();
             let balance = relay.terminate().await?;
@@ -118,7 +118,7 @@ async fn outage(dir: &Path) -> anyhow::Result<()> {
     let load = Load { connections: 4, in_flight: 16, rate: Some(1000), seconds: 6.0, padding: 0 };
     let sandbox = Sandbox::start(Options { keep_bodies: false, ..Options::default() }).await?;
     let data = tempfile::tempdir_in(dir)?;
-    let relay = Relay::start(&sandbox, data.path(), &[THREE, ("DURABILITY", "synced")]).await?;
+    let relay = Relay::start(&sandbox.url(), data.path(), &[THREE, ("DURABILITY", "synced")]).await?;
     let mut sums =
         [Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?, Histogram::new_with_bounds(1, 60_000_000, 3)?];
     for round in 0..2 * ROUNDS {
@@ -160,7 +160,7 @@ async fn backlog(dir: &Path) -> anyhow::Result<()> {
     let settings = [THREE, ("DURABILITY", "written")];
     let fault: Fault = "503".parse()?;
     Vendor::ALL.into_iter().for_each(|vendor| sandbox.always(vendor, Some(fault.clone())));
-    let relay = Relay::start(&sandbox, data.path(), &settings).await?;
+    let relay = Relay::start(&sandbox.url(), data.path(), &settings).await?;
     let idle_mb = relay.memory_mb("VmRSS")?;
     let load = Load { connections: 4, in_flight: 64, rate: None, seconds: 5.0, padding: 600 };
     let mut events = 0;
@@ -176,7 +176,7 @@ async fn backlog(dir: &Path) -> anyhow::Result<()> {
     relay.kill().await?;
     // As after a restart of the machine.
     let dropped = std::fs::write("/proc/sys/vm/drop_caches", "1").is_ok();
-    let relay = Relay::start(&sandbox, data.path(), &settings).await?;
+    let relay = Relay::start(&sandbox.url(), data.path(), &settings).await?;
     println!(
         "ready after {:.3} s, page cache {}",
         relay.ready_after.as_secs_f64(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use analytics_relay::providers::{
-    Context, Event, EventId, EventKind, Properties, Secret,
+    Event, EventId, EventKind, EventParts, Properties, Secret,
     amplitude::Amplitude,
     http::Wire,
     mixpanel::{IdentityMode, Mixpanel},
@@ -21,16 +21,17 @@ fn main() {
 const PROPERTIES: &str = r#"{"currency":"EUR","gift":false,"quantity":3,"sku":"SKU-1","total":19.5}"#;
 
 fn event(properties: &str) -> Event {
-    Event {
+    Event::pack(&EventParts {
         id: EventId::assign(),
-        kind: EventKind::Track { name: "Order Placed".into() },
-        user_id: Some("user-4821".into()),
+        kind: EventKind::Track { name: "Order Placed" },
+        user_id: Some("user-4821"),
         anonymous_id: None,
         time_ms: 1_767_225_600_000,
         accepted_ms: 1_767_225_600_000,
-        context: Context::default(),
+        ip: None,
+        user_agent: None,
         properties: Properties::parse(properties).expect("an object"),
-    }
+    })
 }
 
 fn batch(properties: &str) -> Vec<Arc<Event>> {
@@ -38,7 +39,7 @@ fn batch(properties: &str) -> Vec<Arc<Event>> {
 }
 
 #[divan::bench]
-fn properties_written() -> Properties {
+fn properties_written() -> Properties<'static> {
     let mut writer = PropertiesWriter::new();
     for key in ["currency", "sku"] {
         writer.key(key).expect("within limits");
@@ -54,12 +55,12 @@ fn properties_written() -> Properties {
 }
 
 #[divan::bench]
-fn properties_checked() -> Properties {
+fn properties_checked() -> Properties<'static> {
     Properties::parse(black_box(PROPERTIES)).expect("an object")
 }
 
 #[divan::bench]
-fn event_id_assigned() -> EventId {
+fn event_id_assigned() -> EventId<'static> {
     EventId::assign()
 }
 

@@ -61,15 +61,15 @@ impl Webhook {
     }
 
     fn body(event: &Event) -> String {
-        let kind = match &event.kind {
-            EventKind::Track { name } => name.as_ref(),
+        let kind = match event.kind() {
+            EventKind::Track { name } => name,
             EventKind::Identify => "identify",
         };
         let time = jiff::Timestamp::from_millisecond(event.time_ms).unwrap_or_default();
         let data = json!({
-            "user_id": event.user_id,
-            "anonymous_id": event.anonymous_id,
-            "properties": event.properties,
+            "user_id": event.user_id(),
+            "anonymous_id": event.anonymous_id(),
+            "properties": event.properties(),
         });
         json!({ "type": kind, "timestamp": format!("{time:.3}"), "data": data }).to_string()
     }
@@ -98,7 +98,7 @@ impl Provider for Webhook {
 impl Webhook {
     async fn post(&self, event: &Event) -> Result<Verdict, SendError> {
         // A full stop would end the id in what is signed.
-        let id = event.id.namespaced().to_string();
+        let id = event.id().namespaced().to_string();
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let body = Self::body(event);
         let answer = self

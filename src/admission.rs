@@ -4,6 +4,8 @@
 //! Nothing here waits, but for the disk if the event is to be durable.
 
 use std::{
+    borrow::Cow,
+    future::Future,
     net::IpAddr,
     sync::{
         Arc,
@@ -13,7 +15,7 @@ use std::{
 };
 
 use analytics_relay_providers::{
-    Context, Event, EventId, EventKind, Properties,
+    Event, EventId, EventKind, EventParts, Properties,
     event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
     properties::{PropertyError, PropertyFault},
 };
@@ -47,17 +49,17 @@ const SHOWN_CHARS_MAX: usize = 40;
 
 /// An event as it came, checked by nobody yet. Empty texts mean "not given".
 #[derive(Debug)]
-pub(crate) struct Draft {
-    pub(crate) kind: DraftKind,
-    pub(crate) event_id: String,
-    pub(crate) user_id: String,
-    pub(crate) anonymous_id: String,
+pub(crate) struct Draft<'a> {
+    pub(crate) kind: DraftKind<'a>,
+    pub(crate) event_id: Cow<'a, str>,
+    pub(crate) user_id: Cow<'a, str>,
+    pub(crate) anonymous_id: Cow<'a, str>,
     /// The front door's field and its time in Unix milliseconds, if given.
     pub(crate) time_ms: Option<(&'static str, i64)>,
-    pub(crate) ip: String,
-    pub(crate) user_agent: String,
+    pub(crate) ip: Cow<'a, str>,
+    pub(crate) user_agent: Cow<'a, str>,
     /// Encoded by the front door, which alone knows their form on the wire.
-    pub(crate) properties: Result<Properties, BadProperties>,
+    pub(crate) properties: Result<Properties<'a>, BadProperties>,
     /// How durable it has to be before the answer, if it says; a number that
     /// means nothing.
     pub(crate) durability: Result<Option<Durability>, i32>,
@@ -74,18 +76,22 @@ pub(crate) enum BadProperties {
 
 /// What kind of event is to be admitted.
 #[derive(Debug)]
-pub(crate) enum DraftKind {
-    Track { event_name: String },
+pub(crate) enum DraftKind<'a> {
+    Track { event_name: Cow<'a, str> },
     Identify,
 }
 
 /// An event that was admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Accepted {
-    pub(crate) event_id: EventId,
+    pub(crate) event_id: EventId<'static>,
     /// What the answer promises.
     pub(crate) durability: Durability,
 }
+
+/// Events that were put, or denied, and wait for their answers.
+#[derive(Debug)]
+pub(crate) struct PutBatch(Vec<Result<(EventId<'static>, Taken), Denied>>);
 
 /// Why an event was not admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,24 +222,20 @@ impl Admission {
     /// Admits an event into the queue, or says why not. Waits for the disk, if
     /// the event is to be durable, and for nothing else. If the future is
     /// dropped, the event may be admitted all the same.
-    pub(crate) async fn admit(&self, draft: Draft) -> Result<Accepted, Denied> {
+    pub(crate) fn admit(&self, draft: Draft<'_>) -> impl Future<Output = Result<Accepted, Denied>> + use<'_> {
         let put = self.check(draft).and_then(|checked| self.put(checked, None));
-        self.accepted(put, Instant::now() + DISK_PATIENCE).await
+        self.accepted(put, None)
     }
 
-    /// Admits events one after the other. All are in the queue, or refused, when
-    /// this returns; the future waits for the disk, if it has to, and has an
-    /// answer for each. From the first that there is no room for, none is taken:
-    /// sent again together they keep their order.
-    pub(crate) fn admit_batch<I>(
-        self: &Arc<Self>,
-        drafts: I,
-    ) -> impl Future<Output = Vec<Result<Accepted, Denied>>> + use<I>
-    where
-        I: IntoIterator<Item = Result<Draft, Violation>>,
-    {
+    /// Puts events into the queue, one after the other, or denies them. From the
+    /// first that there is no room for, none is taken: sent again together they
+    /// keep their order. The answers are [`Self::answers`].
+    pub(crate) fn put_batch<'a>(
+        &self,
+        drafts: impl Iterator<Item = Result<Draft<'a>, Violation>>,
+    ) -> PutBatch {
         let (mut no_room, mut row) = (None, Row::default());
-        let mut put_next = |draft: Result<Draft, Violation>| {
+        let put_next = |draft: Result<Draft<'_>, Violation>| {
             let checked = draft
                 .map_err(|violation| Denied::Invalid(vec![violation]))
                 .and_then(|draft| self.check(draft))?;
@@ -244,16 +246,17 @@ impl Admission {
             no_room = put.as_ref().err().cloned();
             put
         };
-        let puts: Vec<_> = drafts.into_iter().map(&mut put_next).collect();
-        let admission = self.clone();
-        async move {
-            let patience_ends = Instant::now() + DISK_PATIENCE;
-            let mut answers = Vec::with_capacity(puts.len());
-            for put in puts {
-                answers.push(admission.accepted(put, patience_ends).await);
-            }
-            answers
+        PutBatch(drafts.map(put_next).collect())
+    }
+
+    /// An answer for each event that was put. Waits for the disk, if it has to.
+    pub(crate) async fn answers(&self, PutBatch(puts): PutBatch) -> Vec<Result<Accepted, Denied>> {
+        let patience_ends = Some(Instant::now() + DISK_PATIENCE);
+        let mut answers = Vec::with_capacity(puts.len());
+        for put in puts {
+            answers.push(self.accepted(put, patience_ends).await);
         }
+        answers
     }
 
     /// True once everything is refused.
@@ -267,12 +270,12 @@ impl Admission {
     }
 
     /// The event that a draft becomes, and how durable it is to be.
-    fn check(&self, draft: Draft) -> Result<(Event, Durability), Denied> {
+    fn check(&self, draft: Draft<'_>) -> Result<(Event, Durability), Denied> {
         if self.is_closed() {
             return Err(Denied::Draining);
         }
         let asked = draft.durability;
-        let checked = check(draft, self.clock.now_ms());
+        let checked = check(&draft, self.clock.now_ms());
         match (checked, self.check_durability(asked)) {
             (Ok(event), Ok(wanted)) => Ok((event, wanted)),
             (Ok(_), Err(violation)) => Err(Denied::Invalid(vec![violation])),
@@ -286,23 +289,25 @@ impl Admission {
         &self,
         (event, wanted): (Event, Durability),
         row: Option<&mut Row>,
-    ) -> Result<(EventId, Taken), Denied> {
-        let event_id = event.id.clone();
+    ) -> Result<(EventId<'static>, Taken), Denied> {
+        let event_id = event.id().into_owned();
         let taken = self.queue.put(Arc::new(event), wanted, row)?;
         Ok((event_id, taken))
     }
 
-    /// The answer to an event that was put, when the disk has it.
+    /// The answer to an event that was put, when the disk has it; the patience
+    /// begins now if it is not given.
     async fn accepted(
         &self,
-        put: Result<(EventId, Taken), Denied>,
-        patience_ends: Instant,
+        put: Result<(EventId<'static>, Taken), Denied>,
+        patience_ends: Option<Instant>,
     ) -> Result<Accepted, Denied> {
         let (event_id, taken) = put.map_err(|denied| self.denied(denied))?;
         let durable = match taken {
             // Waiting for memory needs no timer.
             Taken::Done => taken.durable().await,
             Taken::Appended(_) => {
+                let patience_ends = patience_ends.unwrap_or_else(|| Instant::now() + DISK_PATIENCE);
                 timeout_at(patience_ends, taken.durable()).await.unwrap_or(Err(Refused::SpoolFailed))
             }
         };
@@ -377,14 +382,14 @@ impl From<Refused> for Denied {
 }
 
 /// Turns a draft into an event, or names every rule that it breaks.
-fn check(draft: Draft, now_ms: i64) -> Result<Event, Vec<Violation>> {
+fn check(draft: &Draft<'_>, now_ms: i64) -> Result<Event, Vec<Violation>> {
     let mut violations = Vec::new();
     let mut note = |violation: Option<Violation>| violations.extend(violation);
 
-    let kind = match draft.kind {
+    let kind = match &draft.kind {
         DraftKind::Track { event_name } => {
-            note(check_event_name(&event_name));
-            EventKind::Track { name: event_name.into() }
+            note(check_event_name(event_name));
+            EventKind::Track { name: event_name }
         }
         DraftKind::Identify => {
             note(draft.user_id.is_empty().then(|| Violation {
@@ -398,8 +403,7 @@ fn check(draft: Draft, now_ms: i64) -> Result<Event, Vec<Violation>> {
     };
     note(too_long(RefusalReason::IdTooLong, "user_id", &draft.user_id, ID_BYTES_MAX));
     note(too_long(RefusalReason::IdTooLong, "anonymous_id", &draft.anonymous_id, ID_BYTES_MAX));
-    let id =
-        if draft.event_id.is_empty() { Ok(EventId::assign()) } else { EventId::new(draft.event_id.as_str()) };
+    let id = if draft.event_id.is_empty() { Ok(EventId::assign()) } else { EventId::new(&*draft.event_id) };
     note(id.as_ref().err().map(|error| Violation {
         reason: RefusalReason::EventIdInvalid,
         field: "event_id".into(),
@@ -418,23 +422,24 @@ fn check(draft: Draft, now_ms: i64) -> Result<Event, Vec<Violation>> {
     note(too_long(RefusalReason::UserAgentTooLong, "context.user_agent", user_agent, USER_AGENT_BYTES_MAX));
     note(draft.properties.as_ref().err().map(properties_violation));
 
-    match (id, draft.properties) {
-        (Ok(id), Ok(properties)) if violations.is_empty() => Ok(Event {
+    match (id, &draft.properties) {
+        (Ok(id), Ok(properties)) if violations.is_empty() => Ok(Event::pack(&EventParts {
             id,
             kind,
-            user_id: given(draft.user_id),
-            anonymous_id: given(draft.anonymous_id),
+            user_id: given(&draft.user_id),
+            anonymous_id: given(&draft.anonymous_id),
             time_ms: draft.time_ms.map_or(now_ms, |(_, time_ms)| time_ms),
             accepted_ms: now_ms,
-            context: Context { ip: ip.and_then(Result::ok), user_agent: given(draft.user_agent) },
-            properties,
-        }),
+            ip: ip.and_then(Result::ok),
+            user_agent: given(user_agent),
+            properties: properties.borrowed(),
+        })),
         _ => Err(violations),
     }
 }
 
-fn given(text: String) -> Option<Box<str>> {
-    (!text.is_empty()).then(|| text.into())
+fn given(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }
 
 fn check_event_name(name: &str) -> Option<Violation> {
@@ -517,15 +522,15 @@ mod tests {
 
     const NOW_MS: i64 = 1_767_225_600_000;
 
-    fn draft() -> Draft {
+    fn draft() -> Draft<'static> {
         Draft {
             kind: DraftKind::Track { event_name: "Order Placed".into() },
-            event_id: String::new(),
+            event_id: "".into(),
             user_id: "user-1".into(),
-            anonymous_id: String::new(),
+            anonymous_id: "".into(),
             time_ms: None,
-            ip: String::new(),
-            user_agent: String::new(),
+            ip: "".into(),
+            user_agent: "".into(),
             properties: Ok(Properties::empty()),
             durability: Ok(None),
         }
@@ -537,10 +542,10 @@ mod tests {
         (Admission::new(queue, Clock::from_fn(|| NOW_MS), AdmissionMetrics::default()), receiver)
     }
 
-    fn violations(change: impl FnOnce(&mut Draft)) -> Vec<(RefusalReason, String)> {
+    fn violations(change: impl FnOnce(&mut Draft<'static>)) -> Vec<(RefusalReason, String)> {
         let mut draft = draft();
         change(&mut draft);
-        match check(draft, NOW_MS) {
+        match check(&draft, NOW_MS) {
             Ok(_) => Vec::new(),
             Err(violations) => violations.into_iter().map(|v| (v.reason, v.field)).collect(),
         }
@@ -548,26 +553,32 @@ mod tests {
 
     #[test]
     fn each_limit_holds_at_n_and_breaks_at_n_plus_one() {
-        type Change = fn(&mut Draft, i64);
+        type Change = fn(&mut Draft<'static>, i64);
         let rows: [(Change, i64, i64, RefusalReason, &str); 7] = [
             (
-                |d, n| d.kind = DraftKind::Track { event_name: "x".repeat(n as usize) },
+                |d, n| d.kind = DraftKind::Track { event_name: "x".repeat(n as usize).into() },
                 255,
                 256,
                 RefusalReason::EventNameTooLong,
                 "event_name",
             ),
-            (|d, n| d.user_id = "x".repeat(n as usize), 255, 256, RefusalReason::IdTooLong, "user_id"),
+            (|d, n| d.user_id = "x".repeat(n as usize).into(), 255, 256, RefusalReason::IdTooLong, "user_id"),
             (
-                |d, n| d.anonymous_id = "x".repeat(n as usize),
+                |d, n| d.anonymous_id = "x".repeat(n as usize).into(),
                 255,
                 256,
                 RefusalReason::IdTooLong,
                 "anonymous_id",
             ),
-            (|d, n| d.event_id = "x".repeat(n as usize), 100, 101, RefusalReason::EventIdInvalid, "event_id"),
             (
-                |d, n| d.user_agent = "x".repeat(n as usize),
+                |d, n| d.event_id = "x".repeat(n as usize).into(),
+                100,
+                101,
+                RefusalReason::EventIdInvalid,
+                "event_id",
+            ),
+            (
+                |d, n| d.user_agent = "x".repeat(n as usize).into(),
                 1024,
                 1025,
                 RefusalReason::UserAgentTooLong,
@@ -598,7 +609,7 @@ mod tests {
     fn bytes_are_counted_and_not_characters() {
         let name = "é".repeat(128);
         assert_eq!(
-            violations(|draft| draft.kind = DraftKind::Track { event_name: name }),
+            violations(|draft| draft.kind = DraftKind::Track { event_name: name.into() }),
             [(RefusalReason::EventNameTooLong, "event_name".to_owned())]
         );
     }
@@ -607,7 +618,7 @@ mod tests {
     fn every_broken_rule_is_named_at_once() {
         let found = violations(|draft| {
             draft.kind = DraftKind::Identify;
-            draft.user_id = String::new();
+            draft.user_id = "".into();
             draft.event_id = "tab\t".into();
             draft.ip = "1.2.3.4:80".into();
             draft.time_ms = Some(("timestamp_ms", i64::MIN));
@@ -637,7 +648,7 @@ mod tests {
         let mut events = Vec::new();
         receiver.recv_many(&mut events, 10).await;
         let event = &events[0].event;
-        assert_eq!(event.id, accepted.event_id);
+        assert_eq!(event.id(), accepted.event_id);
         assert_eq!(accepted.durability, Durability::Queued);
         assert_eq!(accepted.event_id.as_str().len(), 36);
         assert_eq!((event.time_ms, event.accepted_ms), (NOW_MS, NOW_MS));

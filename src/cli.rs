@@ -155,7 +155,7 @@ struct ExportArgs {
 struct ExplainArgs {
     /// The id that the caller gave the event, or got for it
     #[arg(value_parser = parse_event_id)]
-    event_id: EventId,
+    event_id: EventId<'static>,
     #[command(flatten)]
     at: SpoolAt,
     /// Print one JSON object
@@ -291,8 +291,8 @@ fn parse_reason(name: &str) -> Result<DeadLetterReason, String> {
     })
 }
 
-fn parse_event_id(text: &str) -> Result<EventId, String> {
-    EventId::new(text).map_err(|error| format!("got {text:?}, {error}"))
+fn parse_event_id(text: &str) -> Result<EventId<'static>, String> {
+    EventId::new(text.to_owned()).map_err(|error| format!("got {text:?}, {error}"))
 }
 
 fn parse_time(text: &str) -> Result<jiff::Timestamp, String> {

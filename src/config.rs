@@ -651,12 +651,14 @@ fn misspelling(name: &str) -> Option<String> {
         return None;
     }
     let upper = name.to_ascii_uppercase();
-    let near = known_names().map(|known| (strsim::damerau_levenshtein(&known, &upper), known)).min()?;
     let ours = Vendor::ALL
         .iter()
         .any(|vendor| upper.starts_with(&format!("{}_", vendor.name().to_ascii_uppercase())));
-    // A short name is near to many.
-    (ours || near.0 <= DISTANCE_MAX && name.len() >= 8)
+    // A short name is near to many, and to compare all would be most of a start.
+    let may_be_near = |known: &String| ours || known.len().abs_diff(upper.len()) <= DISTANCE_MAX;
+    let distance = |known: String| (strsim::damerau_levenshtein(&known, &upper), known);
+    let near = known_names().filter(may_be_near).map(distance).min().filter(|_| ours || name.len() >= 8)?;
+    (ours || near.0 <= DISTANCE_MAX)
         .then(|| format!("{name} is none of our settings; did you mean {}?", near.1))
 }
 

@@ -639,7 +639,7 @@ impl Spool {
             assert_eq!(chunk.next_seq, at);
             assert!(chunk.events.len() <= events_max);
             events.extend(
-                chunk.events.into_iter().map(|logged| (logged.seq, logged.event.id.as_str().to_owned())),
+                chunk.events.into_iter().map(|logged| (logged.seq, logged.event.id().as_str().to_owned())),
             );
             let range = |DamagedRange { segment, at, bytes }| (segment, at, bytes);
             damaged.extend(chunk.damaged.into_iter().map(range));
@@ -781,7 +781,7 @@ pub fn grpc_admission(bytes: &[u8]) {
             let answer = TrackEventResponse::decode(answer).expect("it was encoded by us");
             let event = admitted.expect("an accepted event is in the queue");
             assert!(answer.success);
-            assert_eq!(answer.event_id, event.id.as_str());
+            assert_eq!(answer.event_id, event.id().as_str());
             assert_eq!(answer.durability, i32::from(v1::Durability::Queued));
             assert_eq!(event.is_identify(), !tracks);
             check_event(&event);
@@ -832,27 +832,28 @@ pub fn grpc_batch(bytes: &[u8]) {
         }
     }
     assert_eq!(answer.retry_delay_ms, longest_delay_ms);
-    let queued: Vec<_> = admitted.iter().map(|event| event.id.to_string()).collect();
+    let queued: Vec<_> = admitted.iter().map(|event| event.id().to_string()).collect();
     assert_eq!(queued, accepted, "in the order of the items");
     admitted.iter().for_each(check_event);
 }
 
 /// An admitted event obeys every limit and comes back from every file.
 fn check_event(event: &Event) {
-    if let EventKind::Track { name } = &event.kind {
+    if let EventKind::Track { name } = event.kind() {
         assert!((1..=NAME_BYTES_MAX).contains(&name.len()));
     } else {
-        assert!(event.user_id.is_some());
+        assert!(event.user_id().is_some());
     }
-    for id in [&event.user_id, &event.anonymous_id].into_iter().flatten() {
+    for id in [event.user_id(), event.anonymous_id()].into_iter().flatten() {
         assert!((1..=ID_BYTES_MAX).contains(&id.len()));
     }
-    let user_agent = event.context.user_agent.as_deref();
+    let user_agent = event.user_agent();
     assert!(user_agent.is_none_or(|agent| (1..=USER_AGENT_BYTES_MAX).contains(&agent.len())));
     assert!((946_684_800_000..=NOW_MS + 24 * 3600 * 1000).contains(&event.time_ms));
     assert_eq!(event.accepted_ms, NOW_MS);
-    check_properties(&event.properties);
-    let json = serde_json::to_vec(event).expect("an event is JSON");
+    check_properties(&event.properties());
+    let json = event.to_json();
+    assert_eq!(json, serde_json::to_vec(event).expect("an event is JSON"));
     assert!(json.len() <= PAYLOAD_BYTES_MAX / 2, "{} bytes", json.len());
     assert!(!json.contains(&b'\n'), "a line holds it");
     assert_eq!(find_mark(&json, 0), None);
@@ -1111,7 +1112,7 @@ pub fn dead_letter(bytes: &[u8]) {
         let json = serde_json::to_vec(&event).expect("an event is JSON");
         assert!(!json.contains(&b'\n'), "a line holds it");
         assert_eq!(serde_json::from_slice::<Event>(&json).expect("it was written by us"), event);
-        check_properties(&event.properties);
+        check_properties(&event.properties());
         encode_everywhere(&event);
     }
 }

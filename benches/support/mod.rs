@@ -4,17 +4,18 @@
 #![allow(dead_code, reason = "not every benchmark needs all of it")]
 
 use std::{
+    ffi::OsStr,
+    ops::Range,
     path::Path,
     process::Stdio,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
-use analytics_relay::{
-    proto::v1::{
-        PropertyValue, TrackEventRequest, analytics_service_client::AnalyticsServiceClient,
-        property_value::Value as Kind,
-    },
-    providers::sandbox::Sandbox,
+use analytics_relay::proto::v1::{
+    PropertyValue, TrackBatchAnswer, TrackBatchItem, TrackBatchRequest, TrackEventRequest,
+    analytics_service_client::AnalyticsServiceClient, property_value::Value as Kind,
+    track_batch_answer::Answer, track_batch_item::Item,
 };
 use hdrhistogram::Histogram;
 use serde_json::Value;
@@ -40,31 +41,34 @@ impl Relay {
     /// The relay's binary.
     pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_analytics-relay");
 
-    /// Starts a relay for the sandbox and waits until it listens.
+    /// Starts a relay whose providers are at that address, and waits until it
+    /// listens.
     pub(crate) async fn start(
-        sandbox: &Sandbox,
+        providers_url: &str,
         data_dir: &Path,
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
-        Self::start_by(Command::new(Self::PROGRAM), sandbox, data_dir, settings).await
+        Self::start_by(Command::new(Self::PROGRAM), providers_url, data_dir, settings).await
+    }
+
+    /// The same on the servers' core.
+    pub(crate) async fn start_pinned(
+        providers_url: &str,
+        data_dir: &Path,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let command = on_servers_core(Self::PROGRAM.as_ref());
+        Self::start_by(command, providers_url, data_dir, settings).await
     }
 
     /// The same by a command that runs [`Relay::PROGRAM`].
     pub(crate) async fn start_by(
         mut command: Command,
-        sandbox: &Sandbox,
+        providers_url: &str,
         data_dir: &Path,
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
-        command.env("DATA_DIR", data_dir).env("LOG_FORMAT", "json");
-        command.env("GRPC_HOST", "127.0.0.1").env("GRPC_PORT", "0");
-        command.env("METRICS_HOST", "127.0.0.1").env("METRICS_PORT", "0");
-        command.env("DRAIN_TIMEOUT_SECONDS", "60").env("TEST_MODE", "false");
-        for (vendor, key) in [("MIXPANEL", "API_KEY"), ("AMPLITUDE", "API_KEY"), ("SEGMENT", "WRITE_KEY")] {
-            command
-                .env(format!("{vendor}_BASE_URL"), sandbox.url())
-                .env(format!("{vendor}_{key}"), "sandbox-key");
-        }
+        configure(&mut command, providers_url, data_dir);
         command.envs(settings.iter().copied());
         let spawned = Instant::now();
         let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
@@ -87,6 +91,28 @@ impl Relay {
         })
     }
 
+    /// From the start of a process to the first event that is answered OK.
+    pub(crate) async fn time_to_first_ok(providers_url: &str, data_dir: &Path) -> anyhow::Result<Duration> {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut command = on_servers_core(Self::PROGRAM.as_ref());
+        configure(&mut command, providers_url, data_dir);
+        command.env("ANALYTICS_PROVIDER", "segment").env("GRPC_PORT", free.port().to_string());
+        let mut child = command.stdout(Stdio::null()).kill_on_drop(true).spawn()?;
+        let spawned = Instant::now();
+        let channel = loop {
+            anyhow::ensure!(spawned.elapsed() < Duration::from_secs(10), "the relay does not listen");
+            match Channel::from_shared(format!("http://{free}"))?.connect().await {
+                Ok(channel) => break channel,
+                Err(_) => tokio::time::sleep(Duration::from_micros(200)).await,
+            }
+        };
+        AnalyticsServiceClient::new(channel).track_event(reference_event(1)).await?;
+        let elapsed = spawned.elapsed();
+        send_signal(child.id().unwrap_or_default(), "TERM")?;
+        child.wait().await?;
+        Ok(elapsed)
+    }
+
     /// Sends SIGTERM and waits: the first provider's balance.
     pub(crate) async fn terminate(mut self) -> anyhow::Result<Value> {
         self.signal("TERM")?;
@@ -103,9 +129,27 @@ impl Relay {
     }
 
     fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let pid = self.child.id().unwrap_or_default();
-        std::process::Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status()?;
-        Ok(())
+        send_signal(self.pid(), name)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap_or_default()
+    }
+
+    /// CPU that it has used.
+    pub(crate) fn cpu_time(&self) -> anyhow::Result<Duration> {
+        cpu_time(self.pid())
+    }
+
+    /// How often one of its threads has gone to sleep.
+    pub(crate) fn wakeups(&self) -> anyhow::Result<u64> {
+        let mut wakeups = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let status = std::fs::read_to_string(thread?.path().join("status"))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            wakeups += line.unwrap_or_default().trim().parse::<u64>()?;
+        }
+        Ok(wakeups)
     }
 
     /// A line of `/proc/<pid>/status`, in MB.
@@ -134,6 +178,103 @@ impl Relay {
         }
         Ok(Done { latencies, elapsed: started.elapsed() })
     }
+}
+
+fn configure(command: &mut Command, providers_url: &str, data_dir: &Path) {
+    command.env("DATA_DIR", data_dir).env("LOG_FORMAT", "json");
+    command.env("GRPC_HOST", "127.0.0.1").env("GRPC_PORT", "0");
+    command.env("METRICS_HOST", "127.0.0.1").env("METRICS_PORT", "0");
+    command.env("DRAIN_TIMEOUT_SECONDS", "60").env("TEST_MODE", "false");
+    for (vendor, key) in [("MIXPANEL", "API_KEY"), ("AMPLITUDE", "API_KEY"), ("SEGMENT", "WRITE_KEY")] {
+        command
+            .env(format!("{vendor}_BASE_URL"), providers_url)
+            .env(format!("{vendor}_{key}"), "sandbox-key");
+    }
+}
+
+fn send_signal(pid: u32, name: &str) -> anyhow::Result<()> {
+    std::process::Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status()?;
+    Ok(())
+}
+
+/// CPU that a process has used, as the scheduler counts it.
+pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let mut nanos = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let counts = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        nanos += counts.split(' ').next().unwrap_or_default().parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+/// A command for a server, on the first core if there are two and a `taskset`.
+pub(crate) fn on_servers_core(program: &OsStr) -> Command {
+    if !has_two_cores() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0"]).arg(program);
+    command
+}
+
+/// Moves this process, with callers and providers, to the second core.
+pub(crate) fn move_to_clients_core() {
+    if has_two_cores() {
+        let me = std::process::id().to_string();
+        let _ = std::process::Command::new("taskset").args(["-a", "-p", "-c", "1", &me]).output();
+    }
+}
+
+fn has_two_cores() -> bool {
+    static HAS_TWO: LazyLock<bool> = LazyLock::new(|| {
+        let taskset = std::process::Command::new("taskset").args(["-c", "1", "true"]).status();
+        taskset.is_ok_and(|status| status.success())
+    });
+    *HAS_TWO
+}
+
+/// The machine, in a line.
+pub(crate) fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model =
+        cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|it| it.1);
+    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let cores = if has_two_cores() { "servers on core 0, callers on core 1" } else { "nothing pinned" };
+    let load = read("/proc/loadavg");
+    format!(
+        "{count} x {}, Linux {}, load {} at the start; {cores}",
+        model.unwrap_or("unknown CPU"),
+        kernel.trim(),
+        load.split(' ').next().unwrap_or_default()
+    )
+}
+
+/// Sends events in batches, one after the other, until all are accepted.
+pub(crate) async fn send_batches(
+    addr: &str,
+    numbers: Range<u64>,
+    batch: impl Fn(u64, u64) -> TrackBatchRequest,
+) -> anyhow::Result<()> {
+    const BATCH: u64 = 50;
+    let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await?;
+    for first in numbers.clone().step_by(BATCH as usize) {
+        let batch = batch(first, BATCH.min(numbers.end - first));
+        loop {
+            let response = client.track_batch(batch.clone()).await?.into_inner();
+            let accepted = |answer: &TrackBatchAnswer| matches!(answer.answer, Some(Answer::Accepted(_)));
+            if response.answers.iter().all(accepted) {
+                break;
+            }
+            // Ids make a second sending of what was accepted harmless, but the
+            // count would be wrong.
+            let none = !response.answers.iter().any(accepted) && response.retry_delay_ms > 0;
+            anyhow::ensure!(none, "a batch was taken in part: {response:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    Ok(())
 }
 
 /// What callers do.
@@ -247,4 +388,10 @@ pub(crate) fn reference_event(number: u64) -> TrackEventRequest {
         .into(),
         ..TrackEventRequest::default()
     }
+}
+
+/// A batch of such events.
+pub(crate) fn reference_batch(first: u64, count: u64) -> TrackBatchRequest {
+    let item = |number| TrackBatchItem { item: Some(Item::Track(reference_event(number))) };
+    TrackBatchRequest { items: (first..first + count).map(item).collect() }
 }

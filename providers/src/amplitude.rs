@@ -139,14 +139,16 @@ impl Amplitude {
     fn ids<'a>(&self, event: &'a Event) -> Option<Ids<'a>> {
         let usable =
             |id: &&str| !FORBIDDEN_IDS.contains(id) && id.chars().count() >= self.min_id_length as usize;
-        let user = event.user_id.as_deref().filter(usable);
-        let device = event.anonymous_id.as_deref().filter(usable).map(Cow::Borrowed);
+        let user = event.user_id().filter(usable);
+        let device = event.anonymous_id().filter(usable).map(Cow::Borrowed);
         let given = event.subject().is_some();
         match (user, device) {
             (None, None) if given => None,
             // Amplitude takes no event of nobody: an unknown device stands in,
             // the same one at each attempt.
-            (None, None) => Some(Ids { user: None, device: Some(event.id.namespaced().to_string().into()) }),
+            (None, None) => {
+                Some(Ids { user: None, device: Some(event.id().namespaced().to_string().into()) })
+            }
             (user, device) => Some(Ids { user, device }),
         }
     }
@@ -202,22 +204,22 @@ impl Amplitude {
 }
 
 fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>) {
-    match &event.kind {
+    match event.kind() {
         EventKind::Track { name } => object.string("event_type", &event_type(name)),
         EventKind::Identify => object.string("event_type", "$identify"),
     }
     object.optional("user_id", ids.user);
     object.optional("device_id", ids.device.as_deref());
     object.integer("time", event.time_ms);
-    object.string("insert_id", event.id.as_str());
-    if let Some(ip) = event.context.ip {
+    object.string("insert_id", event.id().as_str());
+    if let Some(ip) = event.ip() {
         object.string("ip", &ip.to_string());
     }
-    object.optional("user_agent", event.context.user_agent.as_deref());
+    object.optional("user_agent", event.user_agent());
     object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
-    match &event.kind {
-        EventKind::Track { .. } => object.raw("event_properties", event.properties.json()),
-        EventKind::Identify => encode_traits(object.object("user_properties"), &event.properties),
+    match event.kind() {
+        EventKind::Track { .. } => object.raw("event_properties", event.properties().json()),
+        EventKind::Identify => encode_traits(object.object("user_properties"), &event.properties()),
     }
     object.end();
 }
@@ -308,7 +310,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::event::tests_support::{identify, track};
+    use crate::event::{
+        EventParts,
+        tests_support::{identify, parts, track},
+    };
 
     fn amplitude() -> Amplitude {
         Amplitude::new(Secret::new("key"), 1)
@@ -328,7 +333,7 @@ mod tests {
     }
 
     fn of_user(user: &str) -> Event {
-        Event { user_id: Some(user.into()), ..track("x", "{}") }
+        Event::pack(&EventParts { user_id: Some(user), ..parts("x", "{}") })
     }
 
     fn kinds(verdicts: &[Verdict]) -> String {
@@ -344,11 +349,11 @@ mod tests {
 
     #[test]
     fn a_track_is_one_event_of_a_batch() {
-        let mut event = track("Order Placed", r#"{"total":19.5}"#);
-        event.anonymous_id = Some("device-1".into());
-        event.context.user_agent = Some("Browser/1.0".into());
+        let mut event = parts("Order Placed", r#"{"total":19.5}"#);
+        event.anonymous_id = Some("device-1");
+        event.user_agent = Some("Browser/1.0");
         assert_eq!(
-            body(event),
+            body(Event::pack(&event)),
             json!({"api_key": "key", "options": {"min_id_length": 1}, "events": [{
                 "event_type": "Order Placed", "user_id": "user-1", "device_id": "device-1",
                 "time": 1_767_225_600_000_i64, "insert_id": "id-1", "user_agent": "Browser/1.0",
@@ -378,8 +383,8 @@ mod tests {
 
     #[test]
     fn an_event_of_nobody_gets_a_device_that_never_changes() {
-        let event = Event { user_id: None, ..track("x", "{}") };
-        let device = event.id.namespaced().to_string();
+        let event = Event::pack(&EventParts { user_id: None, ..parts("x", "{}") });
+        let device = event.id().namespaced().to_string();
         assert_eq!(body(event)["events"][0]["device_id"], device);
     }
 
@@ -390,8 +395,9 @@ mod tests {
         let body: Value = serde_json::from_slice(&encoded.body).unwrap();
         assert_eq!(body["events"].as_array().unwrap().len(), 1);
 
-        let with_device = Event { anonymous_id: Some("device-1".into()), ..of_user("undefined") };
-        let event = &self::body(with_device)["events"][0];
+        let undefined = of_user("undefined");
+        let with_device = EventParts { anonymous_id: Some("device-1"), ..undefined.parts() };
+        let event = &self::body(Event::pack(&with_device))["events"][0];
         assert_eq!((event.get("user_id"), &event["device_id"]), (None, &json!("device-1")));
     }
 
@@ -407,7 +413,8 @@ mod tests {
     #[test]
     fn a_429_holds_back_only_the_ids_that_it_lists() {
         let mut sent: Vec<_> = ["slow", "quota", "fine", "by-index"].map(of_user).into();
-        sent.push(Event { anonymous_id: Some("slow-device".into()), ..of_user("other") });
+        let other = of_user("other");
+        sent.push(Event::pack(&EventParts { anonymous_id: Some("slow-device"), ..other.parts() }));
         let body = json!({"code": 429, "error": "Too many requests", "eps_threshold": 30,
             "throttled_users": {"slow": 31}, "throttled_devices": {"slow-device": 40},
             "exceeded_daily_quota_users": {"quota": 500_001}, "throttled_events": [3]});

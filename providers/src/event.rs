@@ -2,12 +2,12 @@
 //! change once it was accepted, so that providers can tell a retry from a new
 //! event.
 
-use std::{fmt, mem, net::IpAddr};
+use std::{borrow::Cow, fmt, mem, net::IpAddr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
-use crate::Properties;
+use crate::{Properties, json::Object, properties::Shape};
 
 /// Most bytes of an event's name.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -17,115 +17,325 @@ pub const ID_BYTES_MAX: usize = 255;
 pub const USER_AGENT_BYTES_MAX: usize = 1024;
 
 /// One accepted event. Immutable, and shared by all lanes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// Its texts stand one behind the other in one allocation: a relay whose provider
+/// is down holds little but events.
+#[derive(Clone, PartialEq)]
 pub struct Event {
-    /// The caller's id, or the one assigned at admission.
-    pub id: EventId,
-    /// Track, with a name, or identify.
-    #[serde(flatten)]
-    pub kind: EventKind,
-    /// The known user; never empty.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user_id: Option<Box<str>>,
-    /// The device or browser of a user who is not known yet; never empty.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub anonymous_id: Option<Box<str>>,
+    texts: Box<str>,
+    /// Where each text but the last ends, in the order of [`Event::pack`].
+    ends: [u16; 5],
+    is_identify: bool,
+    ip: Option<IpAddr>,
+    shape: Shape,
     /// When it happened: Unix time in milliseconds.
     pub time_ms: i64,
     /// When the relay accepted it: Unix time in milliseconds.
     pub accepted_ms: i64,
-    /// Where it came from.
-    #[serde(default, skip_serializing_if = "Context::is_empty")]
-    pub context: Context,
+}
+
+/// What an event is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventParts<'a> {
+    /// The caller's id, or the one assigned at admission.
+    pub id: EventId<'a>,
+    /// Track, with a name, or identify.
+    pub kind: EventKind<'a>,
+    /// The known user; never empty.
+    pub user_id: Option<&'a str>,
+    /// The device or browser of a user who is not known yet; never empty.
+    pub anonymous_id: Option<&'a str>,
+    /// When it happened: Unix time in milliseconds.
+    pub time_ms: i64,
+    /// When the relay accepted it: Unix time in milliseconds.
+    pub accepted_ms: i64,
+    /// Address of the user's device.
+    pub ip: Option<IpAddr>,
+    /// The user's User-Agent header; never empty.
+    pub user_agent: Option<&'a str>,
     /// A track's properties or an identify's traits.
-    pub properties: Properties,
+    pub properties: Properties<'a>,
 }
 
 /// What kind of event it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum EventKind {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind<'a> {
     /// Something that a user did.
     Track {
         /// What happened: 1 to 255 bytes.
-        name: Box<str>,
+        name: &'a str,
     },
     /// What is known about a user.
     Identify,
 }
 
-/// Where an event came from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Context {
-    /// Address of the user's device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ip: Option<IpAddr>,
-    /// The user's User-Agent header.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user_agent: Option<Box<str>>,
-}
-
-impl Context {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 impl Event {
+    /// Packs the parts together.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the texts, without the properties, have over 64 KiB: no front door
+    /// lets in that much.
+    pub fn pack(parts: &EventParts<'_>) -> Self {
+        let name = match parts.kind {
+            EventKind::Track { name } => name,
+            EventKind::Identify => "",
+        };
+        let [user_id, anonymous_id, user_agent] =
+            [parts.user_id, parts.anonymous_id, parts.user_agent].map(Option::unwrap_or_default);
+        let (id, json) = (parts.id.as_str(), parts.properties.json());
+        let bytes =
+            id.len() + name.len() + user_id.len() + anonymous_id.len() + user_agent.len() + json.len();
+        let mut texts = String::with_capacity(bytes);
+        let ends = [id, name, user_id, anonymous_id, user_agent].map(|text| {
+            texts.push_str(text);
+            u16::try_from(texts.len()).expect("an event is small")
+        });
+        texts.push_str(json);
+        Self {
+            texts: texts.into_boxed_str(),
+            ends,
+            is_identify: parts.kind == EventKind::Identify,
+            ip: parts.ip,
+            shape: parts.properties.shape(),
+            time_ms: parts.time_ms,
+            accepted_ms: parts.accepted_ms,
+        }
+    }
+
+    /// The parts, as they are in the event.
+    pub fn parts(&self) -> EventParts<'_> {
+        EventParts {
+            id: self.id(),
+            kind: self.kind(),
+            user_id: self.user_id(),
+            anonymous_id: self.anonymous_id(),
+            time_ms: self.time_ms,
+            accepted_ms: self.accepted_ms,
+            ip: self.ip,
+            user_agent: self.user_agent(),
+            properties: self.properties(),
+        }
+    }
+
+    /// The caller's id, or the one assigned at admission.
+    pub fn id(&self) -> EventId<'_> {
+        EventId(self.text(0).into())
+    }
+
+    /// Track, with a name, or identify.
+    pub fn kind(&self) -> EventKind<'_> {
+        if self.is_identify { EventKind::Identify } else { EventKind::Track { name: self.text(1) } }
+    }
+
+    /// The name of a track.
+    pub fn name(&self) -> Option<&str> {
+        (!self.is_identify).then(|| self.text(1))
+    }
+
+    /// The known user.
+    pub fn user_id(&self) -> Option<&str> {
+        self.given(2)
+    }
+
+    /// The device or browser of a user who is not known yet.
+    pub fn anonymous_id(&self) -> Option<&str> {
+        self.given(3)
+    }
+
+    /// The user's User-Agent header.
+    pub fn user_agent(&self) -> Option<&str> {
+        self.given(4)
+    }
+
+    /// Address of the user's device.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.ip
+    }
+
+    /// A track's properties or an identify's traits.
+    pub fn properties(&self) -> Properties<'_> {
+        Properties::checked(&self.texts[usize::from(self.ends[4])..], self.shape)
+    }
+
+    /// The event as it stands in files, as serde would write it and quicker.
+    pub fn to_json(&self) -> Vec<u8> {
+        // Names, numbers and some escapes.
+        const ENVELOPE: usize = 160;
+        let mut out = Vec::with_capacity(ENVELOPE + self.texts.len());
+        let mut event = Object::begin(&mut out);
+        event.string("id", self.text(0));
+        match self.kind() {
+            EventKind::Track { name } => {
+                event.string("kind", "track");
+                event.string("name", name);
+            }
+            EventKind::Identify => event.string("kind", "identify"),
+        }
+        event.optional("user_id", self.user_id());
+        event.optional("anonymous_id", self.anonymous_id());
+        event.integer("time_ms", self.time_ms);
+        event.integer("accepted_ms", self.accepted_ms);
+        if self.ip.is_some() || self.user_agent().is_some() {
+            let mut context = event.object("context");
+            if let Some(ip) = self.ip {
+                context.string("ip", &ip.to_string());
+            }
+            context.optional("user_agent", self.user_agent());
+            context.end();
+        }
+        event.raw("properties", self.properties().json());
+        event.end();
+        out
+    }
+
     /// Bytes of memory that this event holds, for the limits of queues.
     pub fn memory_bytes(&self) -> usize {
-        mem::size_of::<Self>()
-            + self.id.as_str().len()
-            + self.name().map_or(0, str::len)
-            + self.text_bytes()
-            + self.properties.json().len()
+        mem::size_of::<Self>() + self.texts.len()
     }
 
     /// About how many bytes this event takes in a vendor's body, for
     /// packing; what is packed by it is measured again once it is encoded.
     pub fn wire_bytes_estimate(&self) -> usize {
-        // The vendors' own field names, an id and a time, each more than once.
+        // The vendors' own field names, an id and a time, each more than once; ids
+        // may be sent twice.
         const ENVELOPE: usize = 420;
-        ENVELOPE + self.name().map_or(0, str::len) + 2 * self.text_bytes() + self.properties.json().len()
-    }
-
-    /// The name of a track.
-    pub fn name(&self) -> Option<&str> {
-        match &self.kind {
-            EventKind::Track { name } => Some(name),
-            EventKind::Identify => None,
-        }
+        let ids = usize::from(self.ends[4] - self.ends[1]);
+        ENVELOPE + self.texts.len() + ids
     }
 
     /// Whose event this is, as far as it is known: the key that order is kept
     /// for and that vendors throttle by.
     pub fn subject(&self) -> Option<&str> {
-        self.user_id.as_deref().or(self.anonymous_id.as_deref())
+        self.user_id().or_else(|| self.anonymous_id())
     }
 
     /// True for an identify, whose order per user is kept.
     pub fn is_identify(&self) -> bool {
-        matches!(self.kind, EventKind::Identify)
+        self.is_identify
     }
 
+    fn text(&self, place: usize) -> &str {
+        let start = place.checked_sub(1).map_or(0, |before| usize::from(self.ends[before]));
+        &self.texts[start..self.ends[place].into()]
+    }
+
+    fn given(&self, place: usize) -> Option<&str> {
+        Some(self.text(place)).filter(|text| !text.is_empty())
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.parts().fmt(f)
+    }
+}
+
+/// An event as it stands in files.
+#[derive(Serialize, Deserialize)]
+struct EventJson<'a> {
+    id: Cow<'a, str>,
+    #[serde(flatten)]
+    kind: KindJson<'a>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user_id: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    anonymous_id: Option<Cow<'a, str>>,
+    time_ms: i64,
+    accepted_ms: i64,
+    #[serde(default, skip_serializing_if = "ContextJson::is_empty")]
+    context: ContextJson<'a>,
+    properties: Properties<'a>,
+}
+
+impl EventJson<'_> {
+    /// Bytes of all texts but the properties.
     fn text_bytes(&self) -> usize {
-        let len = |text: &Option<Box<str>>| text.as_deref().map_or(0, str::len);
-        len(&self.user_id) + len(&self.anonymous_id) + len(&self.context.user_agent)
+        let name = match &self.kind {
+            KindJson::Track { name } => name.len(),
+            KindJson::Identify => 0,
+        };
+        let given = [&self.user_id, &self.anonymous_id, &self.context.user_agent];
+        self.id.len() + name + given.into_iter().flatten().map(|text| text.len()).sum::<usize>()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum KindJson<'a> {
+    Track { name: Cow<'a, str> },
+    Identify,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct ContextJson<'a> {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ip: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user_agent: Option<Cow<'a, str>>,
+}
+
+impl ContextJson<'_> {
+    fn is_empty(&self) -> bool {
+        self.ip.is_none() && self.user_agent.is_none()
+    }
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let kind = match self.kind() {
+            EventKind::Track { name } => KindJson::Track { name: name.into() },
+            EventKind::Identify => KindJson::Identify,
+        };
+        let json = EventJson {
+            id: self.text(0).into(),
+            kind,
+            user_id: self.user_id().map(Cow::Borrowed),
+            anonymous_id: self.anonymous_id().map(Cow::Borrowed),
+            time_ms: self.time_ms,
+            accepted_ms: self.accepted_ms,
+            context: ContextJson { ip: self.ip, user_agent: self.user_agent().map(Cow::Borrowed) },
+            properties: self.properties(),
+        };
+        json.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let json = EventJson::deserialize(deserializer)?;
+        let bytes = json.text_bytes();
+        if bytes > u16::MAX.into() {
+            return Err(de::Error::custom(format!("got {bytes} bytes of text, want at most {}", u16::MAX)));
+        }
+        Ok(Self::pack(&EventParts {
+            id: EventId::new(json.id).map_err(de::Error::custom)?,
+            kind: match &json.kind {
+                KindJson::Track { name } => EventKind::Track { name },
+                KindJson::Identify => EventKind::Identify,
+            },
+            user_id: json.user_id.as_deref(),
+            anonymous_id: json.anonymous_id.as_deref(),
+            time_ms: json.time_ms,
+            accepted_ms: json.accepted_ms,
+            ip: json.context.ip,
+            user_agent: json.context.user_agent.as_deref(),
+            properties: json.properties,
+        }))
     }
 }
 
 /// Identifies one event, everywhere and for ever: 1 to 100 printable ASCII
 /// characters.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub struct EventId(Box<str>);
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EventId<'a>(Cow<'a, str>);
 
 /// An event id that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("want 1 to {max} printable ASCII characters", max = EventId::LEN_MAX)]
 pub struct InvalidEventId;
 
-impl EventId {
+impl<'a> EventId<'a> {
     /// Most characters of an id.
     pub const LEN_MAX: usize = 100;
 
@@ -134,7 +344,7 @@ impl EventId {
     const NAMESPACE: Uuid = Uuid::from_u128(0x5b2f_7f0e_3c6d_4a53_9d0c_61a7_e4f2_8b19);
 
     /// Checks a caller's id.
-    pub fn new(id: impl Into<Box<str>>) -> Result<Self, InvalidEventId> {
+    pub fn new(id: impl Into<Cow<'a, str>>) -> Result<Self, InvalidEventId> {
         let id = id.into();
         let printable = id.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         if id.is_empty() || id.len() > Self::LEN_MAX || !printable {
@@ -153,6 +363,11 @@ impl EventId {
         &self.0
     }
 
+    /// The id, for longer than what it stands in.
+    pub fn into_owned(self) -> EventId<'static> {
+        EventId(Cow::Owned(self.0.into_owned()))
+    }
+
     /// A UUID made from this id: the same one each time, and legal at every
     /// vendor.
     pub fn namespaced(&self) -> Uuid {
@@ -160,17 +375,15 @@ impl EventId {
     }
 }
 
-impl fmt::Display for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl<'a> From<EventId<'a>> for Cow<'a, str> {
+    fn from(id: EventId<'a>) -> Self {
+        id.0
     }
 }
 
-impl TryFrom<String> for EventId {
-    type Error = InvalidEventId;
-
-    fn try_from(id: String) -> Result<Self, InvalidEventId> {
-        Self::new(id)
+impl fmt::Display for EventId<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -179,21 +392,26 @@ impl TryFrom<String> for EventId {
 pub(crate) mod tests_support {
     use super::*;
 
-    pub(crate) fn track(name: &str, properties: &str) -> Event {
-        Event {
+    pub(crate) fn parts<'a>(name: &'a str, properties: &'a str) -> EventParts<'a> {
+        EventParts {
             id: EventId::new("id-1").unwrap(),
-            kind: EventKind::Track { name: name.into() },
-            user_id: Some("user-1".into()),
+            kind: EventKind::Track { name },
+            user_id: Some("user-1"),
             anonymous_id: None,
             time_ms: 1_767_225_600_000,
             accepted_ms: 1_767_225_600_456,
-            context: Context::default(),
+            ip: None,
+            user_agent: None,
             properties: Properties::parse(properties).unwrap(),
         }
     }
 
+    pub(crate) fn track(name: &str, properties: &str) -> Event {
+        Event::pack(&parts(name, properties))
+    }
+
     pub(crate) fn identify(traits: &str) -> Event {
-        Event { kind: EventKind::Identify, ..track("", traits) }
+        Event::pack(&EventParts { kind: EventKind::Identify, ..parts("", traits) })
     }
 }
 
@@ -222,13 +440,25 @@ mod tests {
     }
 
     #[test]
+    fn an_event_of_a_file_that_is_too_large_is_an_error() {
+        let event = tests_support::track("x", "{}");
+        let json = serde_json::to_string(&event).unwrap();
+        let large = json.replace("user-1", &"u".repeat(70_000));
+        let error = serde_json::from_str::<Event>(&large).unwrap_err();
+        assert!(error.to_string().contains("got 70005 bytes of text, want at most 65535"), "{error}");
+    }
+
+    #[test]
     fn an_event_survives_its_json_form() {
         let properties = r#"{"n":9007199254740993,"f":0.1,"s":"\u0000"}"#;
-        let mut event = tests_support::track("Order \"Placed\"", properties);
-        event.context.ip = Some("203.0.113.9".parse().unwrap());
-        for event in [event, tests_support::identify("{}")] {
+        let mut full = tests_support::parts("Order \"Placed\"", properties);
+        full.ip = Some("203.0.113.9".parse().unwrap());
+        full.user_agent = Some("Browser \"1.0\"");
+        let full = Event::pack(&full);
+        for event in [full, tests_support::identify("{}")] {
             let json = serde_json::to_string(&event).unwrap();
             assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event, "{json}");
+            assert_eq!(String::from_utf8(event.to_json()).unwrap(), json);
         }
     }
 }

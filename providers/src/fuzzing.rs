@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    Context, Event, EventId, EventKind, Properties, Provider, Secret, SendError, Verdict,
+    Event, EventId, EventKind, EventParts, Properties, Provider, Secret, SendError, Verdict,
     amplitude::Amplitude,
     http::{HttpClient, HttpProvider, HttpSettings, RETRY_AFTER_MAX, Reply, Wire},
     mixpanel::{IdentityMode, Mixpanel},
@@ -167,18 +167,19 @@ pub fn properties(bytes: &[u8]) {
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
     check_properties(&properties);
-    let event = Event { properties, ..event(0, false) };
-    encode_everywhere(&event);
-    encode_everywhere(&Event { kind: EventKind::Identify, ..event });
+    let plain = event(0, false);
+    let parts = EventParts { properties, ..plain.parts() };
+    encode_everywhere(&Event::pack(&parts));
+    encode_everywhere(&Event::pack(&EventParts { kind: EventKind::Identify, ..parts }));
 }
 
 /// What holds for all properties that were not refused.
-pub fn check_properties(properties: &Properties) {
+pub fn check_properties(properties: &Properties<'_>) {
     let shape = properties.shape();
     assert!(properties.json().len() <= JSON_BYTES_MAX);
-    assert!(shape.top_keys <= shape.keys && shape.keys <= KEYS_MAX);
-    assert!((1..=DEPTH_MAX).contains(&shape.depth));
-    assert_eq!(properties.entries().len(), shape.top_keys);
+    assert!(shape.top_keys <= shape.keys && usize::from(shape.keys) <= KEYS_MAX);
+    assert!((1..=DEPTH_MAX).contains(&shape.depth.into()));
+    assert_eq!(properties.entries().len(), usize::from(shape.top_keys));
     assert_eq!(&Properties::parse(properties.json()).expect("it was taken before"), properties);
     let json = serde_json::to_string(properties).expect("properties are JSON");
     assert_eq!(json, properties.json());
@@ -187,13 +188,13 @@ pub fn check_properties(properties: &Properties) {
     let value: Value = serde_json::from_str(properties.json()).expect("properties are JSON");
     let mut measured = Measured::default();
     measured.add(&value, 1);
-    assert!(measured.keys <= shape.keys && measured.depth <= shape.depth);
+    assert!(measured.keys <= usize::from(shape.keys) && measured.depth <= usize::from(shape.depth));
     // A name that is there twice is counted twice, and one value of it is kept.
-    if measured.keys == shape.keys {
+    if measured.keys == usize::from(shape.keys) {
         let object = value.as_object().expect("properties are an object");
-        let longest = (shape.keys, shape.depth, shape.widest, shape.longest_key);
-        assert_eq!((measured.keys, measured.depth, measured.widest, measured.longest_key), longest);
-        assert_eq!(object.len(), shape.top_keys);
+        let longest = [shape.keys, shape.depth, shape.widest, shape.longest_key].map(usize::from);
+        assert_eq!([measured.keys, measured.depth, measured.widest, measured.longest_key], longest);
+        assert_eq!(object.len(), usize::from(shape.top_keys));
         assert_eq!(object.values().any(Value::is_null), shape.has_null);
     }
 }
@@ -262,17 +263,18 @@ fn is_identify(request: usize) -> bool {
 
 /// The ids are such that an answer can easily name them.
 fn event(index: usize, identifies: bool) -> Event {
-    let name = || "x".into();
-    Event {
+    let (user_id, anonymous_id) = (format!("u{index}"), format!("d{index}"));
+    Event::pack(&EventParts {
         id: EventId::new(format!("id-{index}")).expect("a legal id"),
-        kind: if identifies { EventKind::Identify } else { EventKind::Track { name: name() } },
-        user_id: (identifies || index != 1).then(|| format!("u{index}").into()),
-        anonymous_id: (index % 2 == 1).then(|| format!("d{index}").into()),
+        kind: if identifies { EventKind::Identify } else { EventKind::Track { name: "x" } },
+        user_id: (identifies || index != 1).then_some(&user_id),
+        anonymous_id: (index % 2 == 1).then_some(&anonymous_id),
         time_ms: NOW_MS,
         accepted_ms: NOW_MS,
-        context: Context::default(),
+        ip: None,
+        user_agent: None,
         properties: Properties::empty(),
-    }
+    })
 }
 
 fn status(input: &mut Input<'_>) -> u16 {

@@ -179,6 +179,11 @@ const MUST_BE_ESCAPED: [bool; 256] = {
 pub(crate) fn text(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     let mut rest = text;
+    if is_plain(text) {
+        out.extend_from_slice(text);
+        out.push(b'"');
+        return;
+    }
     while let Some(at) = rest.iter().position(|byte| MUST_BE_ESCAPED[usize::from(*byte)]) {
         out.extend_from_slice(&rest[..at]);
         escape(out, rest[at]);
@@ -186,6 +191,21 @@ pub(crate) fn text(out: &mut Vec<u8>, text: &[u8]) {
     }
     out.extend_from_slice(rest);
     out.push(b'"');
+}
+
+/// True if a text holds none of them; looks at eight bytes at a time. In
+/// `word - n` for each byte, a byte's highest bit comes on if it was below `n`. A
+/// borrow may turn on that of the next byte too, above one that was found.
+fn is_plain(text: &[u8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGHS: u64 = ONES << 7;
+    let below = |word: u64, byte: u8| word.wrapping_sub(ONES * u64::from(byte)) & !word;
+    let holds = |word: u64, byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let (words, rest) = text.as_chunks::<8>();
+    words.iter().all(|word| {
+        let word = u64::from_ne_bytes(*word);
+        (below(word, b' ') | holds(word, b'"') | holds(word, b'\\')) & HIGHS == 0
+    }) && rest.iter().all(|byte| !MUST_BE_ESCAPED[usize::from(*byte)])
 }
 
 /// Writes one of them.

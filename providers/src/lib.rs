@@ -37,7 +37,7 @@ pub mod secret;
 pub mod segment;
 pub mod test_mode;
 
-pub use event::{Context, Event, EventId, EventKind};
+pub use event::{Event, EventId, EventKind, EventParts};
 pub use properties::Properties;
 pub use provider::{BatchLimits, Endpoint, Provider, Rejection, SendError, Verdict};
 pub use secret::Secret;

@@ -35,12 +35,12 @@ const BODY_BYTES_MAX: usize = 2_000_000;
 /// rows that were ingested for a failure.
 const REPLY_BYTES_MAX: usize = 2_000_000;
 const PROFILE_UPDATES_MAX: usize = 2000;
-const ITEMS_MAX: usize = 254;
-const NESTING_MAX: usize = 3;
+const ITEMS_MAX: u16 = 254;
+const NESTING_MAX: u16 = 3;
 const NESTED_BYTES_MAX: usize = 8 * 1024;
-const KEY_BYTES_MAX: usize = 255;
+const KEY_BYTES_MAX: u16 = 255;
 /// Fields of our own beside the caller's properties, at most.
-const OWN_PROPERTIES: usize = 6;
+const OWN_PROPERTIES: u16 = 6;
 /// Mixpanel refuses a time of more than an hour ahead; this leaves five minutes
 /// for clocks that differ.
 const AHEAD_MS_MAX: i64 = 55 * 60 * 1000;
@@ -114,7 +114,7 @@ impl Wire for Mixpanel {
     }
 
     fn endpoint(&self, event: &Event) -> Endpoint {
-        match event.kind {
+        match event.kind() {
             EventKind::Track { .. } => IMPORT,
             EventKind::Identify => ENGAGE,
         }
@@ -156,8 +156,8 @@ impl Mixpanel {
     }
 
     fn encode_track(&self, mut row: Object<'_>, event: &Event) {
-        let user = usable(event.user_id.as_deref());
-        let device = usable(event.anonymous_id.as_deref());
+        let user = usable(event.user_id());
+        let device = usable(event.anonymous_id());
         let simplified = self.identity == IdentityMode::Simplified;
         // "" says that there is no user; without the field Mixpanel would make
         // one up from the relay's address.
@@ -177,12 +177,12 @@ impl Mixpanel {
             properties.optional("$device_id", device);
         }
         properties.string("$insert_id", &insert_id(event));
-        match event.context.ip {
+        match event.ip() {
             Some(ip) => properties.string("ip", &ip.to_string()),
             // Without it Mixpanel would locate the user where the relay stands.
             None => properties.string("ip", "0"),
         }
-        splice_properties(&mut properties, &event.properties);
+        splice_properties(&mut properties, &event.properties());
         properties.end();
         row.end();
     }
@@ -193,7 +193,7 @@ impl Mixpanel {
         let mut count = 0;
         let mut rejected = Vec::new();
         for (index, event) in batch.iter().enumerate() {
-            match usable(event.user_id.as_deref()) {
+            match usable(event.user_id()) {
                 Some(user) => count += self.encode_identify(&mut updates, event, user),
                 None => {
                     let detail = "Mixpanel refuses this user id for a profile".to_owned();
@@ -217,9 +217,10 @@ impl Mixpanel {
 
     /// Writes the updates of one identify and returns their number.
     fn encode_identify(&self, updates: &mut List<'_>, event: &Event, user: &str) -> usize {
-        let shape = event.properties.shape();
+        let traits = event.properties();
+        let shape = traits.shape();
         let entries = if shape.has_null || shape.has_renamed_trait || shape.longest_key > KEY_BYTES_MAX {
-            rename_traits(event.properties.entries())
+            rename_traits(traits.entries())
         } else {
             Vec::new()
         };
@@ -229,7 +230,7 @@ impl Mixpanel {
         if removed.is_empty() || !set.is_empty() {
             let mut update = self.begin_update(updates.object(), event, user);
             if entries.is_empty() {
-                update.raw("$set", event.properties.json());
+                update.raw("$set", traits.json());
             } else {
                 let mut object = update.object("$set");
                 object.entries(set.iter().map(|(key, value)| (&**key, *value)));
@@ -252,7 +253,7 @@ impl Mixpanel {
     fn begin_update<'a>(&self, mut update: Object<'a>, event: &Event, user: &str) -> Object<'a> {
         update.string("$token", self.token.expose());
         update.string("$distinct_id", user);
-        match event.context.ip {
+        match event.ip() {
             Some(ip) => update.string("$ip", &ip.to_string()),
             None => update.string("$ip", "0"),
         }
@@ -275,9 +276,14 @@ fn time_ms(event: &Event) -> i64 {
 }
 
 fn insert_id(event: &Event) -> Cow<'_, str> {
-    let id = event.id.as_str();
-    let legal = id.len() <= 36 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if legal && !FORBIDDEN_IDS.contains(&id) { id.into() } else { event.id.namespaced().to_string().into() }
+    let id = event.id();
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let legal = id.as_str().len() <= 36 && id.as_str().bytes().all(is_legal);
+    if legal && !FORBIDDEN_IDS.contains(&id.as_str()) {
+        id.into()
+    } else {
+        id.namespaced().to_string().into()
+    }
 }
 
 /// Writes the caller's properties beside ours, as they are if Mixpanel's
@@ -307,7 +313,7 @@ fn write_fitted(out: &mut Object<'_>, properties: &Properties) {
     for (key, _) in &mut entries {
         *key = names.fit(key);
     }
-    let room = ITEMS_MAX - OWN_PROPERTIES;
+    let room = usize::from(ITEMS_MAX - OWN_PROPERTIES);
     let surplus = if entries.len() > room { entries.split_off(room - 1) } else { Vec::new() };
     for (key, value) in &entries {
         write_value(out, key, value, NESTING_MAX);
@@ -329,7 +335,7 @@ fn write_fitted(out: &mut Object<'_>, properties: &Properties) {
     }
 }
 
-fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: usize) {
+fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: u16) {
     let nested = value.get().starts_with(['{', '[']);
     let shape = if nested { shape_of(value) } else { Default::default() };
     // The shape counts the object that the value stands in as a level.
@@ -356,9 +362,9 @@ impl Names {
     }
 
     fn unique(&mut self, mut name: String) -> String {
-        cut(&mut name, KEY_BYTES_MAX);
+        cut(&mut name, KEY_BYTES_MAX.into());
         while !self.0.insert(name.clone()) {
-            cut(&mut name, KEY_BYTES_MAX - 1);
+            cut(&mut name, usize::from(KEY_BYTES_MAX) - 1);
             // In front, so that names cut alike do not meet again.
             name.insert(0, '_');
         }
@@ -448,7 +454,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::event::tests_support::{identify, track};
+    use crate::event::{
+        EventParts,
+        tests_support::{identify, parts, track},
+    };
 
     fn mixpanel(identity: IdentityMode) -> Mixpanel {
         Mixpanel::new(Secret::new("token"), identity)
@@ -469,11 +478,11 @@ mod tests {
 
     #[test]
     fn a_track_is_one_row_of_import() {
-        let mut event = track("Order Placed", r#"{"total":19.5,"gift":false,"sku":"SKU-1"}"#);
-        event.anonymous_id = Some("device-1".into());
-        event.context.ip = Some("203.0.113.9".parse().unwrap());
+        let mut event = parts("Order Placed", r#"{"total":19.5,"gift":false,"sku":"SKU-1"}"#);
+        event.anonymous_id = Some("device-1");
+        event.ip = Some("203.0.113.9".parse().unwrap());
         assert_eq!(
-            encoded(event),
+            encoded(Event::pack(&event)),
             json!([{"event": "Order Placed", "properties": {
                 "time": 1_767_225_600_000_i64, "distinct_id": "user-1", "$user_id": "user-1",
                 "$device_id": "device-1", "$insert_id": "id-1", "ip": "203.0.113.9",
@@ -493,10 +502,7 @@ mod tests {
         ];
         for (user, device, simplified, original) in cases {
             let event = || {
-                let mut event = track("x", "{}");
-                event.user_id = user.map(Into::into);
-                event.anonymous_id = device.map(Into::into);
-                Arc::new(event)
+                Arc::new(Event::pack(&EventParts { user_id: user, anonymous_id: device, ..parts("x", "{}") }))
             };
             for (mode, want) in [(IdentityMode::Simplified, simplified), (IdentityMode::Original, original)] {
                 let body = mixpanel(mode).encode(&[event()], 0).body;
@@ -513,9 +519,9 @@ mod tests {
     #[test]
     fn ids_that_mixpanel_refuses_become_a_uuid_that_never_changes() {
         for id in ["order/1", "0", "null", &"x".repeat(37)] {
-            let mut event = track("x", "{}");
-            event.id = crate::EventId::new(id).unwrap();
-            let want = event.id.namespaced().to_string();
+            let id = crate::EventId::new(id).unwrap();
+            let event = Event::pack(&EventParts { id, ..parts("x", "{}") });
+            let want = event.id().namespaced().to_string();
             assert_eq!(properties(event)["$insert_id"], want);
         }
     }
@@ -557,7 +563,7 @@ mod tests {
     fn properties_beyond_mixpanels_number_go_into_one_object() {
         let fields: Vec<_> = (0..256).map(|i| format!(r#""k{i}":{i}"#)).collect();
         let properties = properties(track("x", &format!("{{{}}}", fields.join(","))));
-        assert!(properties.as_object().unwrap().len() <= ITEMS_MAX);
+        assert!(properties.as_object().unwrap().len() <= usize::from(ITEMS_MAX));
         let surplus = properties[SURPLUS].as_object().unwrap();
         let top = properties.as_object().unwrap().keys().filter(|key| key.starts_with('k')).count();
         assert_eq!(top + surplus.len(), 256);

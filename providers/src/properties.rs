@@ -6,7 +6,7 @@
 //! taken, so that a vendor with narrower rules looks inside only when the shape
 //! says that it has to.
 
-use std::{fmt, string::FromUtf8Error};
+use std::{borrow::Cow, fmt, string::FromUtf8Error};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -29,24 +29,26 @@ const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// A validated JSON object. Its text is relayed as it is.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Properties {
-    json: Box<str>,
+pub struct Properties<'a> {
+    json: Cow<'a, str>,
     shape: Shape,
 }
 
 /// What a vendor's mapping has to know to decide whether it must look inside.
+/// Small, because it stands in every event: what is more than a field can say
+/// breaks a limit anyway.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shape {
     /// Names over all levels.
-    pub keys: usize,
+    pub keys: u16,
     /// Names at the top level.
-    pub top_keys: usize,
+    pub top_keys: u16,
     /// Levels; a flat object has 1.
-    pub depth: usize,
+    pub depth: u16,
     /// Most items of one nested list or object.
-    pub widest: usize,
+    pub widest: u16,
     /// Bytes of the longest name, over all levels.
-    pub longest_key: usize,
+    pub longest_key: u16,
     /// A value at the top level is null.
     pub has_null: bool,
     /// A name at the top level is one that a vendor reserves for itself.
@@ -114,16 +116,19 @@ impl PropertyError {
     }
 }
 
-impl Properties {
+impl<'a> Properties<'a> {
     /// `{}`.
     pub fn empty() -> Self {
-        Self { json: "{}".into(), shape: Shape { depth: 1, ..Shape::default() } }
+        Self { json: Cow::Borrowed("{}"), shape: Shape { depth: 1, ..Shape::default() } }
     }
 
     /// Checks an object that is JSON already. The text is kept as it is, less
     /// the white space around it.
-    pub fn parse(json: &str) -> Result<Self, PropertyError> {
+    pub fn parse(json: &'a str) -> Result<Self, PropertyError> {
         let json = json.trim();
+        if json.len() > JSON_BYTES_MAX {
+            return Err(PropertyFault::TooLarge(json.len()).at_root());
+        }
         let not_json = |error: serde_json::Error| PropertyFault::NotJson(error.to_string()).at_root();
         if !json.starts_with('{') {
             return Err(PropertyFault::NotJson("want {".to_owned()).at_root());
@@ -138,14 +143,22 @@ impl Properties {
             return Err(fault.at_root());
         }
         checked.map_err(not_json)?;
-        Self::sized(json.into(), meter.shape)
+        Ok(Self::checked(json, meter.shape))
     }
 
-    fn sized(json: Box<str>, shape: Shape) -> Result<Self, PropertyError> {
-        if json.len() > JSON_BYTES_MAX {
-            return Err(PropertyFault::TooLarge(json.len()).at_root());
-        }
-        Ok(Self { json, shape })
+    /// What was checked before.
+    pub(crate) fn checked(json: &'a str, shape: Shape) -> Self {
+        Self { json: Cow::Borrowed(json), shape }
+    }
+
+    /// The same properties, as long as these are there.
+    pub fn borrowed(&self) -> Properties<'_> {
+        Properties::checked(&self.json, self.shape)
+    }
+
+    /// The properties, for longer than what they stand in.
+    pub fn into_owned(self) -> Properties<'static> {
+        Properties { json: Cow::Owned(self.json.into_owned()), shape: self.shape }
     }
 
     /// The object as JSON, braces included.
@@ -193,17 +206,17 @@ pub(crate) fn shape_of(value: &RawValue) -> Shape {
     meter.shape
 }
 
-impl Serialize for Properties {
+impl Serialize for Properties<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let raw: &RawValue = serde_json::from_str(&self.json).map_err(ser::Error::custom)?;
         raw.serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for Properties {
+impl<'de> Deserialize<'de> for Properties<'_> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
-        Self::parse(raw.get()).map_err(de::Error::custom)
+        Properties::parse(raw.get()).map(Properties::into_owned).map_err(de::Error::custom)
     }
 }
 
@@ -318,11 +331,14 @@ impl PropertiesWriter {
     }
 
     /// Closes the outermost object.
-    pub fn finish(mut self) -> Result<Properties, PropertyError> {
+    pub fn finish(mut self) -> Result<Properties<'static>, PropertyError> {
         self.json.push(b'}');
         let not_text = |error: FromUtf8Error| PropertyFault::NotJson(error.to_string()).at_root();
         let json = String::from_utf8(self.json).map_err(not_text)?;
-        Properties::sized(json.into_boxed_str(), self.meter.shape)
+        if json.len() > JSON_BYTES_MAX {
+            return Err(PropertyFault::TooLarge(json.len()).at_root());
+        }
+        Ok(Properties { json: Cow::Owned(json), shape: self.meter.shape })
     }
 
     fn comma(&mut self) {
@@ -338,7 +354,7 @@ impl PropertiesWriter {
 struct Meter {
     shape: Shape,
     /// Items so far, of each list and object that is open.
-    open: Vec<usize>,
+    open: Vec<u16>,
 }
 
 impl Meter {
@@ -347,7 +363,7 @@ impl Meter {
             return Err(PropertyFault::TooDeep);
         }
         self.open.push(0);
-        self.shape.depth = self.shape.depth.max(self.open.len());
+        self.shape.depth = self.shape.depth.max(small(self.open.len()));
         Ok(())
     }
 
@@ -359,11 +375,11 @@ impl Meter {
         if key.is_empty() {
             return Err(PropertyFault::EmptyKey);
         }
-        if self.shape.keys == KEYS_MAX {
+        if usize::from(self.shape.keys) == KEYS_MAX {
             return Err(PropertyFault::TooManyKeys);
         }
         self.shape.keys += 1;
-        self.shape.longest_key = self.shape.longest_key.max(key.len());
+        self.shape.longest_key = self.shape.longest_key.max(small(key.len()));
         if self.open.len() == 1 {
             self.shape.top_keys += 1;
             self.shape.has_reserved_key |= key_hints::is_reserved_property(key);
@@ -376,7 +392,7 @@ impl Meter {
     fn item(&mut self) {
         let nested = self.open.len() > 1;
         let Some(items) = self.open.last_mut() else { return };
-        *items += 1;
+        *items = items.saturating_add(1);
         if nested {
             self.shape.widest = self.shape.widest.max(*items);
         }
@@ -385,6 +401,10 @@ impl Meter {
     fn null(&mut self) {
         self.shape.has_null |= self.open.len() == 1;
     }
+}
+
+fn small(number: usize) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
 }
 
 /// Walks over a JSON value without building it.
@@ -503,7 +523,7 @@ mod tests {
         Ok(())
     }
 
-    fn written(object: &Value) -> Result<Properties, PropertyError> {
+    fn written(object: &Value) -> Result<Properties<'static>, PropertyError> {
         let mut writer = PropertiesWriter::new();
         for (key, value) in object.as_object().unwrap() {
             writer.key(key)?;
@@ -516,7 +536,7 @@ mod tests {
         (1..levels).fold(json!({"leaf": 1}), |inner, _| json!({ "inner": inner }))
     }
 
-    fn fault(result: Result<Properties, PropertyError>) -> PropertyFault {
+    fn fault(result: Result<Properties<'_>, PropertyError>) -> PropertyFault {
         result.unwrap_err().fault
     }
 
@@ -565,7 +585,7 @@ mod tests {
 
     #[test]
     fn a_hostile_depth_does_not_overflow_the_stack() {
-        let text = r#"{"a":"#.repeat(100_000);
+        let text = r#"{"a":"#.repeat(JSON_BYTES_MAX / 5);
         assert_eq!(fault(Properties::parse(&text)), PropertyFault::TooDeep);
     }
 

@@ -113,43 +113,39 @@ struct BatchReply {
 }
 
 fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
-    match &event.kind {
+    match event.kind() {
         EventKind::Track { name } => {
             item.string("type", "track");
             item.string("event", name);
         }
         EventKind::Identify => item.string("type", "identify"),
     }
-    item.optional("userId", event.user_id.as_deref());
-    match (&event.user_id, &event.anonymous_id) {
+    item.optional("userId", event.user_id());
+    match (event.user_id(), event.anonymous_id()) {
         // Segment drops an event of nobody: an unknown visitor stands in, the
         // same one at each attempt.
-        (None, None) => item.string("anonymousId", &event.id.namespaced().to_string()),
-        (_, anonymous_id) => item.optional("anonymousId", anonymous_id.as_deref()),
+        (None, None) => item.string("anonymousId", &event.id().namespaced().to_string()),
+        (_, anonymous_id) => item.optional("anonymousId", anonymous_id),
     }
-    item.string("messageId", &message_id(&event.id));
+    item.string("messageId", &message_id(event.id()));
     item.string("timestamp", times.text(event.time_ms));
     let mut context = item.object("context");
-    if let Some(ip) = event.context.ip {
+    if let Some(ip) = event.ip() {
         context.string("ip", &ip.to_string());
     }
-    context.optional("userAgent", event.context.user_agent.as_deref());
+    context.optional("userAgent", event.user_agent());
     context.raw("library", LIBRARY);
     context.end();
-    match event.kind {
-        EventKind::Track { .. } => item.raw("properties", event.properties.json()),
+    match event.kind() {
+        EventKind::Track { .. } => item.raw("properties", event.properties().json()),
         // A null trait means to Segment what it means to us: remove it.
-        EventKind::Identify => item.raw("traits", event.properties.json()),
+        EventKind::Identify => item.raw("traits", event.properties().json()),
     }
     item.end();
 }
 
-fn message_id(id: &EventId) -> Cow<'_, str> {
-    if id.as_str().len() < MESSAGE_ID_CHARS_MIN {
-        id.namespaced().to_string().into()
-    } else {
-        id.as_str().into()
-    }
+fn message_id(id: EventId<'_>) -> Cow<'_, str> {
+    if id.as_str().len() < MESSAGE_ID_CHARS_MIN { id.namespaced().to_string().into() } else { id.into() }
 }
 
 /// Writes times in the form that Segment reads. Those of a batch are close
@@ -184,7 +180,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::event::tests_support::{identify, track};
+    use crate::event::{
+        EventParts,
+        tests_support::{identify, parts, track},
+    };
 
     fn encode(event: Event) -> Encoded {
         Segment::new(Secret::new("key")).encode(&[Arc::new(event)], 1_767_225_601_000)
@@ -202,10 +201,10 @@ mod tests {
 
     #[test]
     fn a_track_is_one_item_of_a_batch() {
-        let mut event = track("Order Placed", r#"{"total":19.5}"#);
+        let mut event = parts("Order Placed", r#"{"total":19.5}"#);
         event.id = EventId::new("6f1c2a9e-2b7d-4c55-9a53-0d2f6f0a7b11").unwrap();
-        event.context.ip = Some("2001:db8::1".parse().unwrap());
-        let body: Value = serde_json::from_slice(&encode(event).body).unwrap();
+        event.ip = Some("2001:db8::1".parse().unwrap());
+        let body: Value = serde_json::from_slice(&encode(Event::pack(&event)).body).unwrap();
         let library = json!({"name": "analytics-relay", "version": env!("CARGO_PKG_VERSION")});
         assert_eq!(
             body,
@@ -240,21 +239,22 @@ mod tests {
     #[test]
     fn a_short_id_gets_our_namespace() {
         let event = track("x", "{}");
-        let want = event.id.namespaced().to_string();
+        let want = event.id().namespaced().to_string();
         assert_eq!(item(event)["messageId"], want);
     }
 
     #[test]
     fn an_event_of_nobody_gets_a_visitor_that_never_changes() {
-        let event = Event { user_id: None, ..track("x", "{}") };
-        let want = event.id.namespaced().to_string();
+        let event = Event::pack(&EventParts { user_id: None, ..parts("x", "{}") });
+        let want = event.id().namespaced().to_string();
         assert_eq!(item(event)["anonymousId"], want);
     }
 
     #[test]
     fn an_event_that_is_too_large_is_rejected_here() {
         // Within admission's limits nothing reaches Segment's, so widen one.
-        let event = Event { anonymous_id: Some("x".repeat(EVENT_BYTES_MAX).into()), ..track("x", "{}") };
+        let long = "x".repeat(EVENT_BYTES_MAX);
+        let event = Event::pack(&EventParts { anonymous_id: Some(&long), ..parts("x", "{}") });
         let encoded = encode(event);
         assert_eq!(encoded.rejected[0].1, Rejection::TooLarge);
         assert_eq!(serde_json::from_slice::<Value>(&encoded.body).unwrap()["batch"], json!([]));

@@ -13,7 +13,7 @@ use std::{
 };
 
 use analytics_relay_providers::{
-    Context, Event, EventId, EventKind, Properties, Provider, Rejection, Secret, SendError, Verdict,
+    Event, EventId, EventKind, EventParts, Properties, Provider, Rejection, Secret, SendError, Verdict,
     mixpanel::IdentityMode,
     properties::JSON_BYTES_MAX,
     registry::{self, ProviderSettings},
@@ -47,20 +47,22 @@ fn now_ms() -> i64 {
 
 fn track(user: &str, name: &str) -> Event {
     let now_ms = now_ms();
-    Event {
+    Event::pack(&EventParts {
         id: EventId::assign(),
-        kind: EventKind::Track { name: name.into() },
-        user_id: Some(user.into()),
+        kind: EventKind::Track { name },
+        user_id: Some(user),
         anonymous_id: None,
         time_ms: now_ms,
         accepted_ms: now_ms,
-        context: Context::default(),
+        ip: None,
+        user_agent: None,
         properties: Properties::parse(r#"{"total":19.5,"gift":false,"list":[1,null]}"#).unwrap(),
-    }
+    })
 }
 
 fn identify(user: &str, traits: &str) -> Event {
-    Event { kind: EventKind::Identify, properties: Properties::parse(traits).unwrap(), ..track(user, "") }
+    let properties = Properties::parse(traits).unwrap();
+    Event::pack(&EventParts { kind: EventKind::Identify, properties, ..track(user, "").parts() })
 }
 
 fn tracks(count: usize) -> Vec<Arc<Event>> {
@@ -243,8 +245,9 @@ async fn a_body_over_the_limit_is_not_even_sent() {
     for vendor in Vendor::ALL {
         let (sandbox, provider) = start(vendor).await;
         let text = "x".repeat(JSON_BYTES_MAX - 100);
-        let properties = Properties::parse(&json!({ "text": text }).to_string()).unwrap();
-        let large = Event { properties, ..track("u", "x") };
+        let json = json!({ "text": text }).to_string();
+        let properties = Properties::parse(&json).unwrap();
+        let large = Event::pack(&EventParts { properties, ..track("u", "x").parts() });
         let large = Arc::new(large);
         let count = provider.limits().body_bytes_max / JSON_BYTES_MAX + 20;
         let batch: Vec<_> = std::iter::repeat_n(large, count).collect();
@@ -313,7 +316,7 @@ async fn amplitude_holds_back_only_the_users_that_it_throttles() {
     assert!(matches!(&verdicts[0], Verdict::Rejected { reason: Rejection::QuotaExceeded, .. }));
 
     sandbox.script(Vendor::Amplitude, [Fault::SilenceDevices { devices: vec!["dev".into()] }]);
-    let silenced = Event { anonymous_id: Some("dev".into()), ..track("u", "x") };
+    let silenced = Event::pack(&EventParts { anonymous_id: Some("dev"), ..track("u", "x").parts() });
     let verdicts = provider.send(&[Arc::new(silenced), events[1].clone()]).await.unwrap();
     assert!(matches!(&verdicts[0], Verdict::Rejected { reason: Rejection::Invalid, .. }));
     assert_eq!(verdicts[1], Verdict::Resend);
@@ -326,7 +329,8 @@ async fn both_identity_modes_of_mixpanel_are_taken() {
     for identity_mode in [IdentityMode::Simplified, IdentityMode::Original] {
         let settings = ProviderSettings { identity_mode, ..settings(&sandbox, Vendor::Mixpanel) };
         let provider = registry::build(&settings).unwrap();
-        let anonymous = Event { user_id: None, anonymous_id: Some("device-1".into()), ..track("", "x") };
+        let anonymous_id = Some("device-1");
+        let anonymous = Event::pack(&EventParts { user_id: None, anonymous_id, ..track("", "x").parts() });
         assert!(all_delivered(&provider.send(&[Arc::new(anonymous)]).await.unwrap()));
         users.push(sandbox.taken(Vendor::Mixpanel).pop().unwrap().user);
     }
@@ -391,11 +395,13 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-fn any_properties() -> impl Strategy<Value = Properties> {
+fn any_properties() -> impl Strategy<Value = Properties<'static>> {
     let some = prop::collection::btree_map(any_key(), any_value(), 0..12);
     let many = (240_usize..=256).prop_map(|keys| (0..keys).map(|i| (format!("k{i}"), json!(i))).collect());
     prop_oneof![9 => some, 1 => many].prop_filter_map("over admission's limits", |fields| {
-        Properties::parse(&Value::Object(fields.into_iter().collect::<Map<_, _>>()).to_string()).ok()
+        Properties::parse(&Value::Object(fields.into_iter().collect::<Map<_, _>>()).to_string())
+            .ok()
+            .map(Properties::into_owned)
     })
 }
 
@@ -411,19 +417,17 @@ fn any_event() -> impl Strategy<Value = Event> {
         |(event_id, name, user_id, anonymous_id, ip, user_agent, offset_ms, properties)| {
             let now_ms = now_ms();
             let user_id = user_id.or_else(|| name.is_none().then(|| "user-1".to_owned()));
-            Event {
+            Event::pack(&EventParts {
                 id: event_id.map_or_else(EventId::assign, |id| EventId::new(id).unwrap()),
-                kind: name.map_or(EventKind::Identify, |name| EventKind::Track { name: name.into() }),
-                user_id: user_id.map(Into::into),
-                anonymous_id: anonymous_id.map(Into::into),
+                kind: name.as_deref().map_or(EventKind::Identify, |name| EventKind::Track { name }),
+                user_id: user_id.as_deref(),
+                anonymous_id: anonymous_id.as_deref(),
                 time_ms: (now_ms + offset_ms).max(946_684_800_000),
                 accepted_ms: now_ms,
-                context: Context {
-                    ip: ip.map(|ip| ip.parse().unwrap()),
-                    user_agent: user_agent.map(Into::into),
-                },
+                ip: ip.map(|ip| ip.parse().unwrap()),
+                user_agent: user_agent.as_deref(),
                 properties,
-            }
+            })
         },
     )
 }
@@ -434,16 +438,16 @@ fn is_placeable(vendor: Vendor, event: &Event) -> bool {
     const BOTH: [&str; 10] =
         ["anonymous", "nil", "none", "null", "n/a", "na", "undefined", "unknown", "0", "-1"];
     let zero = "00000000-0000-0000-0000-000000000000";
-    let only = |extra: &[&str], id: &Option<Box<str>>| {
-        id.as_deref().is_some_and(|id| !BOTH.contains(&id) && id != zero && !extra.contains(&id))
+    let only = |extra: &[&str], id: Option<&str>| {
+        id.is_some_and(|id| !BOTH.contains(&id) && id != zero && !extra.contains(&id))
     };
     match vendor {
         Vendor::Mixpanel => {
-            event.name().is_some() || only(&["anon", "<nil>", "true", "false", "[]", "{}"], &event.user_id)
+            event.name().is_some() || only(&["anon", "<nil>", "true", "false", "[]", "{}"], event.user_id())
         }
         Vendor::Amplitude => {
             let usable = |id| only(&["{}", "lmy47d"], id);
-            event.subject().is_none() || usable(&event.user_id) || usable(&event.anonymous_id)
+            event.subject().is_none() || usable(event.user_id()) || usable(event.anonymous_id())
         }
         Vendor::Segment => true,
     }

@@ -174,7 +174,7 @@ fn ended_as(attempts: &[Try], letter: Option<&Letter>, cursor: Option<&Cursor>) 
 /// Letters of an event, the replayed ones too.
 fn dead_letters(data_dir: &Path, id: &EventId) -> anyhow::Result<Vec<Letter>> {
     // As it stands in a file: quotes are escaped there.
-    let quoted = serde_json::to_string(id)?;
+    let quoted = serde_json::to_string(id.as_str())?;
     let finder = memmem::Finder::new(&quoted);
     let mut letters = Vec::new();
     for provider in DeadLetterDir::providers(data_dir)? {
@@ -191,7 +191,7 @@ fn dead_letters(data_dir: &Path, id: &EventId) -> anyhow::Result<Vec<Letter>> {
             }
             let stored = DeadLetterDir::read(&path, &Default::default())?;
             letters.extend(
-                stored.letters.into_iter().filter(|l| l.event.id == *id).map(|l| letter(l, replayed)),
+                stored.letters.into_iter().filter(|l| l.event.id() == *id).map(|l| letter(l, replayed)),
             );
         }
     }

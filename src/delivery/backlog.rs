@@ -29,6 +29,9 @@ use tokio::time::Instant;
 
 use crate::queue::Place;
 
+/// Room that is made for ready events at least.
+const ROOM_MIN: usize = 64;
+
 /// One event that a provider has not got.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
@@ -72,9 +75,12 @@ pub(crate) struct Backlog {
     ready: BTreeMap<Endpoint, VecDeque<Waiting>>,
     held: BTreeMap<(Instant, u64), (Endpoint, Waiting)>,
     busy: HashMap<String, Busy>,
-    /// When each event was accepted, by its place in the order of arrival.
-    accepted_ms: BTreeMap<u64, i64>,
+    /// When each event that is not ready was accepted, by its place in the order
+    /// of arrival.
+    away: BTreeMap<u64, i64>,
     next_seq: u64,
+    /// Events that have not ended, and their bytes of memory.
+    events: usize,
     bytes: usize,
 }
 
@@ -85,8 +91,9 @@ impl Backlog {
             ready: BTreeMap::new(),
             held: BTreeMap::new(),
             busy: HashMap::new(),
-            accepted_ms: BTreeMap::new(),
+            away: BTreeMap::new(),
             next_seq: 0,
+            events: 0,
             bytes: 0,
         }
     }
@@ -95,8 +102,8 @@ impl Backlog {
     pub(crate) fn push(&mut self, event: Arc<Event>, endpoint: Endpoint, place: Place) {
         let seq = self.next_seq;
         self.next_seq += 1;
+        self.events += 1;
         self.bytes += event.memory_bytes();
-        self.accepted_ms.insert(seq, event.accepted_ms);
         let waiting = Waiting {
             event,
             seq,
@@ -106,7 +113,12 @@ impl Backlog {
             answers_before: 0,
             throttled: false,
         };
-        self.ready.entry(endpoint).or_default().push_back(waiting);
+        let ready = self.ready.entry(endpoint).or_default();
+        if ready.len() == ready.capacity() {
+            // Doubling would leave up to half of a large backlog's room empty.
+            ready.reserve_exact(ready.len() / 8 + ROOM_MIN);
+        }
+        ready.push_back(waiting);
     }
 
     /// Takes the events of the next request, all of one endpoint, as many as
@@ -143,6 +155,7 @@ impl Backlog {
             // were out or held before stand in the way.
             let busy = waiting.event.subject().and_then(|user| self.busy.get_mut(user));
             if let Some(busy) = busy.filter(|busy| busy.blocks(&waiting.event)) {
+                self.away.insert(waiting.seq, waiting.event.accepted_ms);
                 busy.blocked.push((endpoint, waiting));
                 continue;
             }
@@ -155,6 +168,7 @@ impl Backlog {
             }
             together_max = together_max.min(waiting.together_max);
             body_bytes += bytes;
+            self.away.insert(waiting.seq, waiting.event.accepted_ms);
             taken.push(waiting);
         }
         for waiting in &taken {
@@ -202,7 +216,8 @@ impl Backlog {
     pub(crate) fn settle(&mut self, waiting: &Waiting) {
         let freed = self.unmark_busy(waiting);
         self.insert(freed);
-        self.accepted_ms.remove(&waiting.seq);
+        self.away.remove(&waiting.seq);
+        self.events -= 1;
         self.bytes -= waiting.event.memory_bytes();
     }
 
@@ -224,7 +239,7 @@ impl Backlog {
 
     /// Events that have not ended.
     pub(crate) fn events(&self) -> usize {
-        self.accepted_ms.len()
+        self.events
     }
 
     /// Memory that they hold.
@@ -235,7 +250,10 @@ impl Backlog {
     /// When the oldest event that has not ended was accepted, in Unix
     /// milliseconds.
     pub(crate) fn oldest_accepted_ms(&self) -> Option<i64> {
-        self.accepted_ms.values().next().copied()
+        let ready = self.ready.values().filter_map(VecDeque::front);
+        let ready = ready.map(|waiting| (waiting.seq, waiting.event.accepted_ms));
+        let away = self.away.first_key_value().map(|(seq, accepted_ms)| (*seq, *accepted_ms));
+        ready.chain(away).min().map(|(_, accepted_ms)| accepted_ms)
     }
 
     /// Takes everything that is not out, in the order of arrival. It counts as
@@ -263,6 +281,7 @@ impl Backlog {
             let (out, stays): (VecDeque<_>, VecDeque<_>) =
                 std::mem::take(ready).into_iter().partition(&is_taken);
             *ready = stays;
+            self.away.extend(out.iter().map(|waiting| (waiting.seq, waiting.event.accepted_ms)));
             taken.extend(out.into_iter().map(|waiting| (*endpoint, waiting)));
         }
         for busy in self.busy.values_mut() {
@@ -291,6 +310,7 @@ impl Backlog {
         const FEW: usize = 32;
         let few = events.len() <= FEW;
         for (endpoint, waiting) in events {
+            self.away.remove(&waiting.seq);
             let ready = self.ready.entry(endpoint).or_default();
             let place =
                 if few { ready.partition_point(|other| other.seq < waiting.seq) } else { ready.len() };
@@ -350,7 +370,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::delivery::test_support::{identify, track};
+    use crate::delivery::test_support::{identify, track, track_of};
 
     const TRACKS: Endpoint = Endpoint(0);
     const IDENTIFIES: Endpoint = Endpoint(1);
@@ -461,11 +481,7 @@ mod tests {
     async fn a_throttled_users_other_events_wait_with_it_and_nobody_elses() {
         let mut backlog = backlog();
         let now = Instant::now();
-        let of = |user: &str| {
-            let mut event = (*track("t")).clone();
-            event.user_id = Some(user.into());
-            Arc::new(event)
-        };
+        let of = |user: &str| track_of("t", user);
         backlog.push(of("slow"), TRACKS, Place::Memory);
         let slow = take(&mut backlog).remove(0);
         let until = now + Duration::from_secs(15);
@@ -546,9 +562,7 @@ mod tests {
                         pushed += 1;
                     }
                     Step::Push { user, .. } => {
-                        let mut event = (*track("t")).clone();
-                        event.user_id = Some(user.to_string().into());
-                        backlog.push(Arc::new(event), TRACKS, Place::Memory);
+                        backlog.push(track_of("t", &user.to_string()), TRACKS, Place::Memory);
                         pushed += 1;
                     }
                     Step::Take { events_max } => {

@@ -78,10 +78,10 @@ impl DeadLetterDir {
 
     /// Reads the letters of one file that were not `replayed`. Works beside a
     /// relay that is writing to it.
-    pub(crate) fn read(path: &Path, replayed: &HashSet<EventId>) -> io::Result<Stored> {
+    pub(crate) fn read(path: &Path, replayed: &HashSet<EventId<'static>>) -> io::Result<Stored> {
         let mut stored = Stored::default();
         read_letters(path, |letter| match letter {
-            Some(letter) if replayed.contains(&letter.event.id) => {}
+            Some(letter) if replayed.contains(&letter.event.id()) => {}
             Some(letter) => stored.letters.push(letter),
             None => stored.damaged += 1,
         })?;
@@ -89,7 +89,7 @@ impl DeadLetterDir {
     }
 
     /// Ids of the events that a replay delivered.
-    pub(crate) fn replayed(&self) -> io::Result<HashSet<EventId>> {
+    pub(crate) fn replayed(&self) -> io::Result<HashSet<EventId<'static>>> {
         let file = match File::open(self.0.join(REPLAYED)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
             file => file?,
@@ -127,8 +127,8 @@ impl DeadLetterDir {
             let mut open = 0;
             let mut ids = HashSet::new();
             read_letters(&path, |letter| match letter {
-                Some(letter) if replayed.contains(&letter.event.id) => {
-                    ids.insert(letter.event.id.clone());
+                Some(letter) if replayed.contains(&letter.event.id()) => {
+                    ids.insert(letter.event.id().into_owned());
                 }
                 _ => open += 1,
             })?;
@@ -148,7 +148,7 @@ impl DeadLetterDir {
     }
 
     /// Replaces the list, whole or not at all.
-    fn rewrite_replayed(&self, ids: &HashSet<EventId>) -> io::Result<()> {
+    fn rewrite_replayed(&self, ids: &HashSet<EventId<'static>>) -> io::Result<()> {
         let path = self.0.join(REPLAYED);
         if ids.is_empty() {
             return fs::remove_file(path);
@@ -183,7 +183,7 @@ pub(crate) struct ReplayedLog(File);
 
 impl ReplayedLog {
     /// Adds events, durably.
-    pub(crate) fn append<'a>(&mut self, ids: impl IntoIterator<Item = &'a EventId>) -> io::Result<()> {
+    pub(crate) fn append<'a>(&mut self, ids: impl IntoIterator<Item = &'a EventId<'a>>) -> io::Result<()> {
         let lines: String = ids.into_iter().flat_map(|id| [id.as_str(), "\n"]).collect();
         let length = self.0.metadata()?.len();
         self.0.write_all(lines.as_bytes()).and_then(|()| self.0.sync_data()).inspect_err(|_| {
@@ -366,13 +366,13 @@ mod tests {
         let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
         writer.write(&letters, 5).unwrap();
         let mut log = dir.open_replayed().unwrap();
-        log.append([&letters[0].event.id]).unwrap();
+        log.append([&letters[0].event.id()]).unwrap();
         assert_eq!(read(&dir).letters, letters[1..]);
         dir.prune(log).unwrap();
         assert_eq!(read(&dir).letters, letters[1..], "a file with an open letter stays");
 
         let mut log = dir.open_replayed().unwrap();
-        log.append([&letters[1].event.id]).unwrap();
+        log.append([&letters[1].event.id()]).unwrap();
         dir.prune(log).unwrap();
         assert_eq!(dir.files().unwrap().len(), 1, "a relay still writes to it");
         drop(writer);

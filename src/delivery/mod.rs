@@ -54,7 +54,7 @@ impl LaneInbox {
 
 #[cfg(test)]
 pub(crate) mod test_support {
-    use analytics_relay_providers::{Context, Event, EventId, EventKind, Properties};
+    use analytics_relay_providers::{Event, EventId, EventKind, EventParts, Properties};
 
     use super::*;
     use crate::queue::Place;
@@ -68,23 +68,28 @@ pub(crate) mod test_support {
     }
 
     pub(crate) fn track(name: &str) -> Arc<Event> {
-        Arc::new(event(EventKind::Track { name: name.into() }, "user-1"))
+        track_of(name, "user-1")
+    }
+
+    pub(crate) fn track_of(name: &str, user: &str) -> Arc<Event> {
+        Arc::new(event(EventKind::Track { name }, user))
     }
 
     pub(crate) fn identify(user: &str) -> Arc<Event> {
         Arc::new(event(EventKind::Identify, user))
     }
 
-    fn event(kind: EventKind, user: &str) -> Event {
-        Event {
+    fn event(kind: EventKind<'_>, user: &str) -> Event {
+        Event::pack(&EventParts {
             id: EventId::assign(),
             kind,
-            user_id: Some(user.into()),
+            user_id: Some(user),
             anonymous_id: None,
             time_ms: 1_767_225_600_000,
             accepted_ms: 1_767_225_600_000,
-            context: Context::default(),
+            ip: None,
+            user_agent: None,
             properties: Properties::empty(),
-        }
+        })
     }
 }

@@ -97,7 +97,7 @@ pub(crate) async fn replay(
     let mut seen = HashSet::new();
     let first_copy = |letter: DeadLetter| {
         let event = letter.event;
-        seen.insert(event.id.clone()).then_some(Queued { event, place: Place::Memory })
+        seen.insert(event.id().into_owned()).then_some(Queued { event, place: Place::Memory })
     };
     inbox.send(letters.into_iter().filter_map(first_copy).collect()).await;
     drop(inbox);
@@ -146,7 +146,7 @@ impl ReplayRecorder {
 #[async_trait]
 impl Recorder for ReplayRecorder {
     async fn delivered(&self, events: &[Waiting]) {
-        let ids: Vec<_> = events.iter().map(|waiting| waiting.event.id.clone()).collect();
+        let ids: Vec<_> = events.iter().map(|waiting| waiting.event.id().into_owned()).collect();
         let count = ids.len() as u64;
         let log = self.log.clone();
         let noted = spawn_blocking(move || log.lock().unwrap_or_else(PoisonError::into_inner).append(&ids));

@@ -97,7 +97,7 @@ impl SpillDir {
 fn write_events<'a>(path: &Path, events: impl IntoIterator<Item = &'a Event>) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, files::create_file(path)?);
     for event in events {
-        serde_json::to_writer(&mut out, event)?;
+        out.write_all(&event.to_json())?;
         out.write_all(b"\n")?;
     }
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()

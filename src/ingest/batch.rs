@@ -1,6 +1,6 @@
 //! What batches have of their own: limits, and an answer for each item.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::{Buf, Bytes};
 use prost::{
@@ -78,7 +78,7 @@ fn item_answer(answer: Result<Accepted, Denied>) -> Answer {
     let denied = match answer {
         Ok(Accepted { event_id, durability }) => {
             return Answer::Accepted(EventAccepted {
-                event_id: event_id.to_string(),
+                event_id: Cow::from(event_id).into_owned(),
                 durability: Durability::from(durability).into(),
             });
         }

@@ -8,7 +8,6 @@ use analytics_relay_providers::{
     Properties,
     properties::{PropertiesWriter, PropertyError, PropertyFault},
 };
-use bytes::Bytes;
 use prost::{DecodeError, Message};
 
 use super::{refusal::said_shortly, wire};
@@ -22,24 +21,24 @@ use crate::{
 };
 
 /// The draft of a `TrackEventRequest`.
-pub(super) fn read_track(message: Bytes) -> Result<Draft, DecodeError> {
-    match wire::track(&message) {
+pub(super) fn read_track(message: &[u8]) -> Result<Draft<'_>, DecodeError> {
+    match wire::track(message) {
         Some(draft) => Ok(draft),
         None => TrackEventRequest::decode(message).map(track_draft),
     }
 }
 
 /// The draft of an `IdentifyUserRequest`.
-pub(super) fn read_identify(message: Bytes) -> Result<Draft, DecodeError> {
-    match wire::identify(&message) {
+pub(super) fn read_identify(message: &[u8]) -> Result<Draft<'_>, DecodeError> {
+    match wire::identify(message) {
         Some(draft) => Ok(draft),
         None => IdentifyUserRequest::decode(message).map(identify_draft),
     }
 }
 
 /// The draft of a batch's item.
-pub(super) fn read_item(item: Bytes) -> Result<Draft, Violation> {
-    if let Some(draft) = wire::item(&item) {
+pub(super) fn read_item(item: &[u8]) -> Result<Draft<'_>, Violation> {
+    if let Some(draft) = wire::item(item) {
         return Ok(draft);
     }
     match TrackBatchItem::decode(item).map(|item| item.item) {
@@ -60,31 +59,31 @@ pub(super) fn read_item(item: Bytes) -> Result<Draft, Violation> {
     }
 }
 
-pub(super) fn track_draft(request: TrackEventRequest) -> Draft {
+pub(super) fn track_draft(request: TrackEventRequest) -> Draft<'static> {
     let EventContext { ip, user_agent } = request.context.unwrap_or_default();
     Draft {
-        kind: DraftKind::Track { event_name: request.event_name },
-        event_id: request.event_id,
-        user_id: request.user_id,
-        anonymous_id: request.anonymous_id,
+        kind: DraftKind::Track { event_name: request.event_name.into() },
+        event_id: request.event_id.into(),
+        user_id: request.user_id.into(),
+        anonymous_id: request.anonymous_id.into(),
         time_ms: time_of_event(request.timestamp_ms, request.timestamp),
-        ip,
-        user_agent,
+        ip: ip.into(),
+        user_agent: user_agent.into(),
         properties: read_properties(&request.properties, &request.properties_json),
         durability: asked_durability(request.durability),
     }
 }
 
-pub(super) fn identify_draft(request: IdentifyUserRequest) -> Draft {
+pub(super) fn identify_draft(request: IdentifyUserRequest) -> Draft<'static> {
     let EventContext { ip, user_agent } = request.context.unwrap_or_default();
     Draft {
         kind: DraftKind::Identify,
-        event_id: request.event_id,
-        user_id: request.user_id,
-        anonymous_id: request.anonymous_id,
+        event_id: request.event_id.into(),
+        user_id: request.user_id.into(),
+        anonymous_id: request.anonymous_id.into(),
         time_ms: time_of_event(request.timestamp_ms, 0),
-        ip,
-        user_agent,
+        ip: ip.into(),
+        user_agent: user_agent.into(),
         properties: read_properties(&request.properties, &request.properties_json),
         durability: asked_durability(request.durability),
     }
@@ -111,7 +110,10 @@ pub(super) fn asked_durability(number: i32) -> Result<Option<queue::Durability>,
 }
 
 /// The properties, in whichever of the two fields they came.
-fn read_properties(map: &HashMap<String, PropertyValue>, json: &[u8]) -> Result<Properties, BadProperties> {
+fn read_properties(
+    map: &HashMap<String, PropertyValue>,
+    json: &[u8],
+) -> Result<Properties<'static>, BadProperties> {
     const MAP: &str = "properties";
     const JSON: &str = "properties_json";
     match (map.is_empty(), json) {
@@ -121,15 +123,17 @@ fn read_properties(map: &HashMap<String, PropertyValue>, json: &[u8]) -> Result<
     }
 }
 
-fn parse_properties(json: &[u8]) -> Result<Properties, PropertyError> {
+fn parse_properties(json: &[u8]) -> Result<Properties<'static>, PropertyError> {
     let text = std::str::from_utf8(json).map_err(|error| PropertyError {
         path: String::new(),
         fault: PropertyFault::NotJson(format!("{error}, want UTF-8")),
     })?;
-    Properties::parse(text)
+    Properties::parse(text).map(Properties::into_owned)
 }
 
-fn encode_properties(properties: &HashMap<String, PropertyValue>) -> Result<Properties, PropertyError> {
+fn encode_properties(
+    properties: &HashMap<String, PropertyValue>,
+) -> Result<Properties<'static>, PropertyError> {
     let mut writer = PropertiesWriter::new();
     write_fields(&mut writer, properties)?;
     writer.finish()
@@ -261,9 +265,9 @@ mod tests {
 
     #[test]
     fn an_item_that_is_neither_is_refused() {
-        let violation = read_item(Bytes::new()).unwrap_err();
+        let violation = read_item(&[]).unwrap_err();
         assert_eq!((violation.reason, violation.field.as_str()), (RefusalReason::ItemMissing, "item"));
-        let violation = read_item(Bytes::from_static(&[0x0A, 9, 1])).unwrap_err();
+        let violation = read_item(&[0x0A, 9, 1]).unwrap_err();
         assert_eq!(violation.reason, RefusalReason::MessageMalformed);
     }
 }

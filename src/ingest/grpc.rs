@@ -1,6 +1,6 @@
 //! The gRPC front door: `analytics.v1.AnalyticsService`, method by method.
 
-use std::{future::ready, sync::Arc, time::Duration};
+use std::{borrow::Cow, future::ready, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, future::Either};
@@ -40,21 +40,21 @@ impl FrontDoor {
     }
 
     pub(super) async fn track_event(&self, request: Bytes) -> Result<TrackEventResponse, Status> {
-        let draft = read_track(request).map_err(malformed)?;
+        let draft = read_track(&request).map_err(malformed)?;
         let Accepted { event_id, durability } = self.admission.admit(draft).await?;
         Ok(TrackEventResponse {
             success: true,
-            event_id: event_id.to_string(),
+            event_id: Cow::from(event_id).into_owned(),
             durability: Durability::from(durability).into(),
         })
     }
 
     pub(super) async fn identify_user(&self, request: Bytes) -> Result<IdentifyUserResponse, Status> {
-        let draft = read_identify(request).map_err(malformed)?;
+        let draft = read_identify(&request).map_err(malformed)?;
         let Accepted { event_id, durability } = self.admission.admit(draft).await?;
         Ok(IdentifyUserResponse {
             success: true,
-            event_id: event_id.to_string(),
+            event_id: Cow::from(event_id).into_owned(),
             durability: Durability::from(durability).into(),
         })
     }
@@ -108,8 +108,9 @@ impl FrontDoor {
             Err(BadBatch::TooLarge(items)) => return Err(self.admission.denied(too_large(items)).into()),
             Err(BadBatch::Malformed(error)) => return Err(malformed(error)),
         };
-        let answers = self.admission.admit_batch(items.into_iter().map(read_item));
-        Ok(answers.map(batch_response))
+        let puts = self.admission.put_batch(items.iter().map(|item| read_item(item)));
+        let admission = self.admission.clone();
+        Ok(async move { batch_response(admission.answers(puts).await) })
     }
 
     pub(super) fn get_event_count(_request: GetEventCountRequest) -> Result<GetEventCountResponse, Status> {

@@ -18,7 +18,7 @@ struct Unusual;
 type Read<T> = Result<T, Unusual>;
 
 /// The draft of a `TrackBatchItem`.
-pub(super) fn item(bytes: &[u8]) -> Option<Draft> {
+pub(super) fn item(bytes: &[u8]) -> Option<Draft<'_>> {
     let mut fields = Fields(bytes);
     match fields.next().ok()?? {
         _ if !fields.0.is_empty() => None,
@@ -29,7 +29,7 @@ pub(super) fn item(bytes: &[u8]) -> Option<Draft> {
 }
 
 /// The draft of a `TrackEventRequest`.
-pub(super) fn track(bytes: &[u8]) -> Option<Draft> {
+pub(super) fn track(bytes: &[u8]) -> Option<Draft<'_>> {
     let event = Event::read(bytes, |number| match number {
         1 => Some(Place::EventName),
         2 => Some(Place::UserId),
@@ -44,12 +44,12 @@ pub(super) fn track(bytes: &[u8]) -> Option<Draft> {
         _ => None,
     })
     .ok()?;
-    let kind = DraftKind::Track { event_name: event.event_name.to_owned() };
+    let kind = DraftKind::Track { event_name: event.event_name.into() };
     event.into_draft(kind).ok()
 }
 
 /// The draft of an `IdentifyUserRequest`.
-pub(super) fn identify(bytes: &[u8]) -> Option<Draft> {
+pub(super) fn identify(bytes: &[u8]) -> Option<Draft<'_>> {
     let event = Event::read(bytes, |number| match number {
         1 => Some(Place::UserId),
         2 => Some(Place::Properties),
@@ -123,7 +123,7 @@ impl<'a> Event<'a> {
         Ok(event)
     }
 
-    fn into_draft(self, kind: DraftKind) -> Read<Draft> {
+    fn into_draft(self, kind: DraftKind<'a>) -> Read<Draft<'a>> {
         let [ip, user_agent] = self.context.unwrap_or_default();
         let properties = match (self.properties.is_empty(), self.properties_json) {
             (_, []) => {
@@ -138,12 +138,12 @@ impl<'a> Event<'a> {
         };
         Ok(Draft {
             kind,
-            event_id: self.event_id.to_owned(),
-            user_id: self.user_id.to_owned(),
-            anonymous_id: self.anonymous_id.to_owned(),
+            event_id: self.event_id.into(),
+            user_id: self.user_id.into(),
+            anonymous_id: self.anonymous_id.into(),
             time_ms: time_of_event(self.millis, self.seconds),
-            ip: ip.to_owned(),
-            user_agent: user_agent.to_owned(),
+            ip: ip.into(),
+            user_agent: user_agent.into(),
             properties: Ok(properties),
             durability: asked_durability(self.durability),
         })

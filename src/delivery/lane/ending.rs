@@ -27,7 +27,7 @@ impl Lane {
         for waiting in &events {
             #[expect(clippy::cast_precision_loss, reason = "a duration")]
             self.metrics.delivery.observe((now_ms - waiting.event.accepted_ms).max(0) as f64 / 1000.0);
-            debug!(provider = self.provider.name(), event_id = %waiting.event.id, "event delivered");
+            debug!(provider = self.provider.name(), event_id = %waiting.event.id(), "event delivered");
             let is_left = |seq| self.feed.as_ref().is_some_and(|feed| feed.is_left(seq));
             let may_be_copy =
                 waiting.attempts > 0 || matches!(waiting.place, Place::Log(seq) if is_left(seq));

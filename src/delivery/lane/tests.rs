@@ -12,7 +12,7 @@ use crate::{
     delivery::{
         LaneInbox,
         dead_letter::DeadLetter,
-        test_support::{identify, track},
+        test_support::{identify, track, track_of},
     },
     telemetry::LaneFamilies,
 };
@@ -55,7 +55,7 @@ impl Provider for Scripted {
     }
 
     async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
-        let ids = batch.iter().map(|event| event.id.to_string()).collect();
+        let ids = batch.iter().map(|event| event.id().to_string()).collect();
         self.requests.lock().unwrap().push((Instant::now(), ids));
         let answer = self.answers.lock().unwrap().pop_front();
         match answer {
@@ -75,7 +75,7 @@ struct Kept {
 #[async_trait]
 impl Recorder for Kept {
     async fn delivered(&self, events: &[Waiting]) {
-        self.delivered.lock().unwrap().extend(events.iter().map(|waiting| waiting.event.id.to_string()));
+        self.delivered.lock().unwrap().extend(events.iter().map(|waiting| waiting.event.id().to_string()));
     }
 
     async fn dead_lettered(&self, letters: Vec<DeadLetter>) -> Result<(), DropReason> {
@@ -233,12 +233,7 @@ async fn an_endpoint_that_refuses_us_does_not_stop_the_other() {
 
 #[tokio::test(start_paused = true)]
 async fn verdicts_are_taken_event_by_event() {
-    let of = |user: &str| {
-        let mut event = (*track("x")).clone();
-        event.user_id = Some(user.into());
-        Arc::new(event)
-    };
-    let events = ["a", "b", "c", "d"].map(of);
+    let events = ["a", "b", "c", "d"].map(|user| track_of("x", user));
     let verdicts = vec![
         Verdict::Delivered,
         Verdict::Rejected { reason: Rejection::QuotaExceeded, detail: "429".into() },
@@ -248,7 +243,7 @@ async fn verdicts_are_taken_event_by_event() {
     let lane = Running::start(vec![answer(move |_| Ok(verdicts))]);
     lane.send(&events).await;
     let (provider, kept) = lane.finish().await;
-    let id = |index: usize| events[index].id.to_string();
+    let id = |index: usize| events[index].id().to_string();
     let requests = provider.requests.lock().unwrap();
     assert_eq!(requests[1].1, [id(2)], "it is sent again at once");
     assert_eq!(requests[1].0, requests[0].0);
@@ -280,7 +275,7 @@ async fn an_identify_never_follows_a_newer_one_that_was_delivered() {
     let (_, kept) = lane.finish().await;
     let dead = kept.dead.lock().unwrap();
     assert_eq!((dead.len(), dead[0].reason), (1, DeadLetterReason::Superseded));
-    assert_eq!(dead[0].event.id, events[0].id);
+    assert_eq!(dead[0].event.id(), events[0].id());
     assert_eq!(kept.delivered.lock().unwrap().len(), 2);
 }
 
@@ -295,8 +290,8 @@ async fn forced_to_stop_a_lane_gives_back_everything_in_order() {
     lane.stop.force();
     drop(lane.inbox);
     let leftover = lane.lane.await.unwrap();
-    let ids: Vec<_> = leftover.events.iter().map(|waiting| waiting.event.id.clone()).collect();
-    assert_eq!(ids, events.iter().map(|event| event.id.clone()).collect::<Vec<_>>());
+    let ids: Vec<_> = leftover.events.iter().map(|waiting| waiting.event.id()).collect();
+    assert_eq!(ids, events.iter().map(|event| event.id()).collect::<Vec<_>>());
 }
 
 /// A request that never ends must not keep its events.

@@ -445,13 +445,14 @@ impl Spool {
 
 /// An event's frame, without its number.
 fn encode(event: &Event, wanted: Durability) -> Vec<u8> {
-    let payload = serde_json::to_vec(event).expect("an event is JSON");
+    let payload = event.to_json();
+    let event_id = event.id();
     let frame = Frame {
         kind: Kind::Event,
         durability: Some(wanted),
         seq: 0,
         time_ms: event.accepted_ms,
-        id: event.id.as_str().as_bytes(),
+        id: event_id.as_str().as_bytes(),
         payload: &payload,
     };
     let mut bytes = Vec::with_capacity(frame.len());

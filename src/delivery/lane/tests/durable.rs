@@ -3,7 +3,6 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
-use analytics_relay_providers::EventKind;
 use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
@@ -58,7 +57,7 @@ impl Provider for Outage {
 }
 
 fn is_poison(event: &Event) -> bool {
-    matches!(&event.kind, EventKind::Track { name } if &**name == "poison")
+    event.name() == Some("poison")
 }
 
 /// A lane, its log, and a clock that goes with tokio's and can be set.

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use analytics_relay_providers::{Context, Event, EventId, EventKind, Properties};
+use analytics_relay_providers::{Event, EventId, EventKind, EventParts, Properties};
 use fastrand::Rng;
 
 use super::super::{
@@ -128,16 +128,17 @@ pub(super) fn cursor_path(provider: &str) -> PathBuf {
 }
 
 fn event(serial: u64) -> Event {
-    Event {
+    Event::pack(&EventParts {
         id: EventId::new(format!("e{serial}")).unwrap(),
         kind: EventKind::Identify,
         user_id: None,
         anonymous_id: None,
         time_ms: 1,
         accepted_ms: 2,
-        context: Context::default(),
-        properties: Properties::parse("{}").unwrap(),
-    }
+        ip: None,
+        user_agent: None,
+        properties: Properties::empty(),
+    })
 }
 
 /// A sealed frame.
@@ -607,7 +608,7 @@ impl Reading {
         let mut numbers: Vec<u64> = chunk.missing.iter().cloned().flatten().collect();
         self.missing.extend(&numbers);
         for logged in &chunk.events {
-            let serial = logged.event.id.as_str()[1..].parse().unwrap();
+            let serial = logged.event.id().as_str()[1..].parse().unwrap();
             assert_eq!(*logged.event, event(serial), "the payload is the one that was accepted");
             self.events.insert(logged.seq, serial);
             numbers.push(logged.seq);

@@ -3,15 +3,11 @@
 //!
 //! Each figure is the difference of two runs of a relay with one runtime thread,
 //! divided by the difference of their events, so that starting and stopping do
-//! not count. Beside them, in the same run and the same way, a bare echo of the
-//! same message over tonic: what the wire costs without a relay.
-//!
-//! `make bench-check` fails when a figure is over 3 % above its line in
-//! `benches/instructions.json`; `make bench-record` writes that file. Kernel time
-//! is not in it: watch it by CPU time.
+//! not count. Beside them, in the same run and the same way, the bare echo. Kernel
+//! time is not in it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     env,
     process::Stdio,
     time::{Duration, Instant},
@@ -19,8 +15,7 @@ use std::{
 
 use analytics_relay::{
     proto::v1::{
-        TrackBatchItem, TrackBatchRequest, TrackBatchResponse, TrackEventRequest,
-        analytics_service_client::AnalyticsServiceClient, track_batch_answer::Answer, track_batch_item::Item,
+        TrackBatchResponse, analytics_service_client::AnalyticsServiceClient, track_batch_answer::Answer,
     },
     providers::sandbox::{Options, Sandbox},
 };
@@ -33,15 +28,10 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-mod echo;
-mod support;
-
-use support::{Relay, reference_event};
-
-/// The relay's own, so that the echo is not dearer for another one.
-#[cfg(feature = "mimalloc")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+use crate::{
+    report::Report,
+    support::{Relay, reference_batch, reference_event},
+};
 
 /// Events of the two runs.
 const EVENTS: (u64, u64) = (1_000, 6_000);
@@ -49,9 +39,6 @@ const EVENTS: (u64, u64) = (1_000, 6_000);
 const BATCH: u64 = 100;
 /// Calls under way.
 const IN_FLIGHT: u64 = 16;
-/// How far above the baseline a figure may be.
-const GROWTH_MAX: f64 = 1.03;
-const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.json");
 
 /// How events are sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -86,60 +73,22 @@ const CASES: [Case; 8] = [
     Case { name: "batch_1_synced", providers: "segment", durability: "synced", how: How::Batch },
 ];
 
-type Figures = BTreeMap<String, f64>;
-
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = env::args().skip(1).collect();
-    let is_asked = |arg: &str| args.iter().any(|given| given == arg);
-    if is_asked("--echo") {
-        return echo::serve().await;
-    }
-    // `cargo test --benches` runs this too; it is no test.
-    if !is_asked("--bench") {
-        return Ok(());
-    }
+pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     if !Command::new("valgrind").arg("--version").output().await.is_ok_and(|output| output.status.success()) {
-        println!("not run: valgrind is not installed");
+        report.not_run("instructions", "valgrind is not installed");
         return Ok(());
     }
-    let baseline: Figures = match std::fs::read(BASELINE) {
-        Ok(json) => serde_json::from_slice(&json)?,
-        Err(_) => Figures::new(),
-    };
-    println!("{:<28} {:>10}  {:<18} {:>8} {:>12}", "figure", "value", "unit", "to echo", "to baseline");
-    let mut figures = Figures::new();
-    let only = args.iter().find(|arg| !arg.starts_with("--"));
-    let cases = [&ECHO].into_iter().chain(&CASES);
-    for case in cases.filter(|case| only.is_none_or(|only| case.name == only)) {
-        let (few, many) = (run(case, EVENTS.0).await?, run(case, EVENTS.1).await?);
-        let units = [
-            ("instructions", few.instructions, many.instructions),
-            ("allocations", few.allocations, many.allocations),
-        ];
-        for (unit, few, many) in units {
-            #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-            let value = (many - few) as f64 / (EVENTS.1 - EVENTS.0) as f64;
-            let name = format!("{}.{unit}", case.name);
-            let ratio = |to: Option<&f64>| to.map_or("-".to_owned(), |to| format!("{:.3}", value / to));
-            let (to_echo, to_baseline) = (figures.get(&format!("echo_unary.{unit}")), baseline.get(&name));
-            let unit = format!("{unit}/event");
-            println!("{name:<28} {value:>10.1}  {unit:<18} {:>8} {:>12}", ratio(to_echo), ratio(to_baseline));
-            figures.insert(name, value);
+    for case in [&ECHO].into_iter().chain(&CASES) {
+        let (few, many) = (count(case, EVENTS.0).await?, count(case, EVENTS.1).await?);
+        #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+        let each = |few: u64, many: u64| (many - few) as f64 / (EVENTS.1 - EVENTS.0) as f64;
+        for (kind, unit, value) in [
+            ("instructions", "instructions/event", each(few.instructions, many.instructions)),
+            ("allocations", "allocations/event", each(few.allocations, many.allocations)),
+        ] {
+            let floor = format!("{}.{kind}", ECHO.name);
+            report.add_beside(&format!("{}.{kind}", case.name), value, unit, &floor);
         }
-    }
-
-    if is_asked("--record") {
-        std::fs::write(BASELINE, serde_json::to_string_pretty(&figures)? + "\n")?;
-    }
-    if is_asked("--check") {
-        let grown: Vec<_> = figures
-            .iter()
-            .filter(|(name, value)| {
-                baseline.get(*name).is_none_or(|recorded| **value > recorded * GROWTH_MAX)
-            })
-            .collect();
-        ensure!(grown.is_empty(), "over 3 % above the recorded baseline, or not in it: {grown:?}");
     }
     Ok(())
 }
@@ -151,7 +100,7 @@ struct Counts {
 }
 
 /// Counts for a server that gets so many events.
-async fn run(case: &Case, events: u64) -> anyhow::Result<Counts> {
+async fn count(case: &Case, events: u64) -> anyhow::Result<Counts> {
     let dir = tempfile::tempdir()?;
     let (counts, log) = (dir.path().join("counts"), dir.path().join("log"));
     let mut command = Command::new("valgrind");
@@ -160,7 +109,7 @@ async fn run(case: &Case, events: u64) -> anyhow::Result<Counts> {
     // A thread that waits must get its turn, or drains take long.
     command.arg("--fair-sched=try").env("TOKIO_WORKER_THREADS", "1");
     if case.providers.is_empty() {
-        command.args([env::current_exe()?.as_os_str(), "--echo".as_ref()]);
+        command.args([env::current_exe()?.as_os_str(), "--serve".as_ref(), "echo".as_ref()]);
         let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("it was asked for")?).lines();
         let addr = lines.next_line().await?.context("the echo says where it listens")?;
@@ -175,7 +124,7 @@ async fn run(case: &Case, events: u64) -> anyhow::Result<Counts> {
             ("DURABILITY", case.durability),
             ("REQUEST_TIMEOUT_SECONDS", "60"),
         ];
-        let relay = Relay::start_by(command, &sandbox, &dir.path().join("data"), &settings).await?;
+        let relay = Relay::start_by(command, &sandbox.url(), &dir.path().join("data"), &settings).await?;
         send(&relay.grpc_addr, case.how, events).await?;
         let balance = relay.terminate().await?;
         ensure!(balance["delivered"] == events, "{balance}");
@@ -228,14 +177,14 @@ async fn send(addr: &str, how: How, events: u64) -> anyhow::Result<()> {
         }
         How::Batch => {
             for first in (0..events).step_by(BATCH as usize) {
-                check(&client.track_batch(batch(first)).await?.into_inner())?;
+                check(&client.track_batch(reference_batch(first, BATCH)).await?.into_inner())?;
             }
         }
         How::Stream => {
             let (batches, requests) = mpsc::channel(4);
             tokio::spawn(async move {
                 for first in (0..events).step_by(BATCH as usize) {
-                    if batches.send(batch(first)).await.is_err() {
+                    if batches.send(reference_batch(first, BATCH)).await.is_err() {
                         return;
                     }
                 }
@@ -251,11 +200,6 @@ async fn send(addr: &str, how: How, events: u64) -> anyhow::Result<()> {
     }
     ensure!(started.elapsed() < Duration::from_secs(600), "the machine is too slow for these figures");
     Ok(())
-}
-
-fn batch(first: u64) -> TrackBatchRequest {
-    let item = |event: TrackEventRequest| TrackBatchItem { item: Some(Item::Track(event)) };
-    TrackBatchRequest { items: (first..first + BATCH).map(|number| item(reference_event(number))).collect() }
 }
 
 fn check(response: &TrackBatchResponse) -> anyhow::Result<()> {

@@ -1,0 +1,105 @@
+//! What durability costs, beside what the disk does with groups of records in the
+//! same minute.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use analytics_relay::providers::sandbox::Vendor;
+
+use crate::{
+    h2load::{self, H2load, Until},
+    report::{Report, median},
+    sink::Sink,
+    support::{Relay, reference_batch, reference_event},
+    throughput::LARGE_QUEUE,
+};
+
+const ROUNDS: usize = 3;
+/// Bytes of a record, about those of the event in the log.
+const RECORD_BYTES: usize = 420;
+const GROUP: usize = 256;
+const BATCH: u64 = 100;
+
+pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
+    if !h2load::is_here().await {
+        report.not_run("durability", "h2load is not installed (Debian: nghttp2-client)");
+        return Ok(());
+    }
+    // Beside the build and not in a directory that may be in memory.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let unary = dir.path().join("unary");
+    h2load::write_framed(&unary, [reference_event(1)])?;
+    let batch = dir.path().join("batch");
+    h2load::write_framed(&batch, [reference_batch(0, BATCH)])?;
+    let load =
+        |method, in_flight, calls| H2load { method, connections: 4, in_flight, until: Until::Calls(calls) };
+    let cases = [
+        ("unary", 1, load("TrackEvent", 64, 150_000), &unary),
+        ("batch", BATCH, load("TrackBatch", 2, 5_000), &batch),
+    ];
+    for (name, events, load, messages) in cases {
+        let (mut disks, mut memory, mut synced) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            disks.push(disk(dir.path())?);
+            memory.push(relay(dir.path(), "memory", load, messages, events).await?);
+            synced.push(relay(dir.path(), "synced", load, messages, events).await?);
+        }
+        let rate = |found: &[(f64, f64)]| median(found.iter().map(|found| found.0).collect());
+        let cpu = |found: &[(f64, f64)]| median(found.iter().map(|found| found.1).collect());
+        let group_commit = format!("durable.{name}.floor_group_commit.rate");
+        report.add(&group_commit, median(disks), "records/s");
+        let in_memory = format!("durable.{name}.memory.rate");
+        report.add(&in_memory, rate(&memory), "events/s");
+        let is_disk = report.value(&group_commit) < report.value(&in_memory);
+        let floor = if is_disk { group_commit } else { in_memory };
+        report.add_beside(&format!("durable.{name}.synced.rate"), rate(&synced), "events/s", &floor);
+        report.add(&format!("durable.{name}.added_cpu"), cpu(&synced) - cpu(&memory), "us/event");
+    }
+    Ok(())
+}
+
+/// Records a second in groups, in a file whose room is reserved, one `fdatasync`
+/// for each group.
+fn disk(dir: &Path) -> anyhow::Result<f64> {
+    let file = File::create(dir.join("disk"))?;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 256 << 20)?;
+    let bytes = vec![b'x'; GROUP * RECORD_BYTES];
+    let (start, mut groups) = (Instant::now(), 0_u32);
+    while start.elapsed() < Duration::from_secs(1) {
+        file.write_all_at(&bytes, u64::from(groups) * bytes.len() as u64 % (200 << 20))?;
+        file.sync_data()?;
+        groups += 1;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+    Ok(f64::from(groups) * GROUP as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Events a second that were answered, and microseconds of CPU for each.
+async fn relay(
+    dir: &Path,
+    level: &str,
+    load: H2load,
+    messages: &Path,
+    events: u64,
+) -> anyhow::Result<(f64, f64)> {
+    let sink = Sink::start().await?;
+    let data = tempfile::tempdir_in(dir)?;
+    let settings = [("ANALYTICS_PROVIDER", "segment"), ("DURABILITY", level)];
+    let settings = [&settings[..], &LARGE_QUEUE].concat();
+    let relay = Relay::start_pinned(&sink.url, data.path(), &settings).await?;
+    let before = relay.cpu_time()?;
+    let calls = load.run(&relay.grpc_addr, messages).await?;
+    let Until::Calls(called) = load.until else { anyhow::bail!("a number of calls is needed") };
+    sink.wait_for(Vendor::Segment, called * events * 9 / 10, Duration::from_secs(60)).await?;
+    let cpu = relay.cpu_time()? - before;
+    let taken = sink.taken(Vendor::Segment);
+    let balance = relay.terminate().await?;
+    anyhow::ensure!(balance["accepted"] == called * events, "not all were accepted: {balance}");
+    anyhow::ensure!(balance["delivered"] == called * events, "not all were delivered: {balance}");
+    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+    Ok((calls * events as f64, cpu.as_secs_f64() / taken as f64 * 1e6))
+}

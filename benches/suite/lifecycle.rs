@@ -1,0 +1,128 @@
+//! Drains, outages, and what one provider does to the others.
+
+use std::time::Duration;
+
+use analytics_relay::providers::sandbox::Vendor;
+use anyhow::ensure;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    latency::messages,
+    open_loop::Timetable,
+    report::Report,
+    sink::Sink,
+    support::{Relay, reference_batch, send_batches},
+    throughput::LARGE_QUEUE,
+};
+
+const QUEUED: u64 = 100_000;
+const ALL: (&str, &str) = ("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment");
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Events a second before, in and after the outage.
+const RATE: u32 = 10_000;
+const OUTAGE_SECONDS: f64 = 30.0;
+
+pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
+    for delay_ms in [0, 20] {
+        let seconds = drain(delay_ms).await?;
+        report.add(&format!("drain.100000x3.{delay_ms}ms"), seconds, "s");
+    }
+    isolation(report).await
+}
+
+/// From SIGTERM, with a full queue, to the end of the process.
+async fn drain(delay_ms: u64) -> anyhow::Result<f64> {
+    let sink = Sink::start().await?;
+    let data = tempfile::tempdir()?;
+    let relay = Relay::start_pinned(&sink.url, data.path(), &[&[ALL][..], &LARGE_QUEUE].concat()).await?;
+    Vendor::ALL.into_iter().for_each(|vendor| sink.delay(vendor, delay_ms));
+    sink.hang(true);
+    send_batches(&relay.grpc_addr, 0..QUEUED, reference_batch).await?;
+    ensure!(Vendor::ALL.iter().all(|vendor| sink.taken(*vendor) == 0), "the sink did not hang");
+    let start = Instant::now();
+    sink.hang(false);
+    let balance = relay.terminate().await?;
+    let seconds = start.elapsed().as_secs_f64();
+    for vendor in Vendor::ALL {
+        ensure!(sink.taken(vendor) == QUEUED, "{} misses events: {balance}", vendor.name());
+    }
+    Ok(seconds)
+}
+
+/// Whether two providers notice that the third is slow.
+async fn isolation(report: &mut Report) -> anyhow::Result<()> {
+    let timetable = Timetable { rate: RATE, seconds: 4.0 };
+    for (name, delay_ms) in [("healthy", 0), ("one_takes_200ms", 200)] {
+        let sink = Sink::start().await?;
+        sink.delay(Vendor::Amplitude, delay_ms);
+        let data = tempfile::tempdir()?;
+        let relay = Relay::start_pinned(&sink.url, data.path(), &[&[ALL][..], &LARGE_QUEUE].concat()).await?;
+        let start = Instant::now();
+        let round = timetable.over_grpc(&relay.grpc_addr, messages()).await?;
+        let elapsed = start.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+        let others = sink.taken(Vendor::Mixpanel).min(sink.taken(Vendor::Segment)) as f64 / elapsed;
+        let floor = "isolation.healthy";
+        report.add_beside(&format!("isolation.{name}"), others, "events/s, the others", floor);
+        report.add_beside(
+            &format!("isolation.{name}.p99"),
+            round.micros(0.99),
+            "us",
+            &format!("{floor}.p99"),
+        );
+        let balance = relay.terminate().await?;
+        ensure!(balance["accepted"] == timetable.events(), "not all were accepted: {balance}");
+    }
+    Ok(())
+}
+
+/// Half a minute without a provider: how soon nothing waits any more, and what
+/// callers notice meanwhile.
+pub(crate) async fn outage(report: &mut Report) -> anyhow::Result<()> {
+    let sink = Sink::start().await?;
+    let data = tempfile::tempdir()?;
+    let queue = [("QUEUE_MAX_EVENTS", "500000"), ("QUEUE_MAX_BYTES", "2000000000")];
+    let settings = [&[("ANALYTICS_PROVIDER", "segment")][..], &queue].concat();
+    let relay = Relay::start_pinned(&sink.url, data.path(), &settings).await?;
+    let normal = Timetable { rate: RATE, seconds: 3.0 };
+    let before = normal.over_grpc(&relay.grpc_addr, messages()).await?;
+    sink.fail(true);
+    let down = Timetable { rate: RATE, seconds: OUTAGE_SECONDS };
+    let meanwhile = down.over_grpc(&relay.grpc_addr, messages()).await?;
+    let missed = normal.events() + down.events() - sink.taken(Vendor::Segment);
+    ensure!(missed >= down.events(), "the outage did not happen: {missed} events waited");
+    let back = Instant::now();
+    sink.fail(false);
+    let after = Timetable { rate: RATE, seconds: 6.0 };
+    let caught_up = async {
+        // Nothing waits but the last batches.
+        loop {
+            let due = normal.events() + down.events() + elapsed_events(back);
+            if sink.taken(Vendor::Segment) + u64::from(RATE) / 20 >= due {
+                return Ok::<_, anyhow::Error>(back.elapsed());
+            }
+            ensure!(back.elapsed() < PATIENCE, "{} of {due} events came", sink.taken(Vendor::Segment));
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let (recovering, empty_after) =
+        tokio::try_join!(after.over_grpc(&relay.grpc_addr, messages()), caught_up)?;
+    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+    report.add("outage.30s.backlog", missed as f64, "events");
+    report.add("outage.30s.empty_after", empty_after.as_secs_f64(), "s");
+    report.add("outage.30s.p99_before", before.micros(0.99), "us");
+    report.add_beside("outage.30s.p99_meanwhile", meanwhile.micros(0.99), "us", "outage.30s.p99_before");
+    report.add_beside("outage.30s.p99_recovering", recovering.micros(0.99), "us", "outage.30s.p99_before");
+    let balance = relay.terminate().await?;
+    let events = normal.events() + down.events() + after.events();
+    ensure!(
+        balance["delivered"] == events && sink.taken(Vendor::Segment) == events,
+        "events miss: {balance}"
+    );
+    Ok(())
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
+fn elapsed_events(since: Instant) -> u64 {
+    (since.elapsed().as_secs_f64() * f64::from(RATE)) as u64
+}

@@ -1,0 +1,171 @@
+//! A caller with a timetable: each event is due at its time, whatever became of
+//! the others, and its latency counts from then. One thread that never sleeps,
+//! because timers are coarser than what is measured; it tells how late it was
+//! itself.
+
+use std::{cell::RefCell, future::poll_fn, rc::Rc, time::Duration};
+
+use anyhow::ensure;
+use bytes::Bytes;
+use h2::client;
+use hdrhistogram::Histogram;
+use hyper::Request;
+use tokio::{
+    net::TcpStream,
+    task::{LocalSet, spawn_local, yield_now},
+    time::Instant,
+};
+
+use crate::floors::TCP_BYTES;
+
+/// Connections over which HTTP/2 calls are spread.
+const CONNECTIONS: usize = 4;
+/// How long answers may take after the last event.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a round found, in nanoseconds.
+pub(crate) struct Round {
+    pub(crate) latencies: Histogram<u64>,
+    /// How late events were sent.
+    pub(crate) lateness: Histogram<u64>,
+}
+
+impl Round {
+    fn new() -> Self {
+        let empty = || Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("legal bounds");
+        Self { latencies: empty(), lateness: empty() }
+    }
+
+    /// Microseconds that this share of the events took at most.
+    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+    pub(crate) fn micros(&self, share: f64) -> f64 {
+        self.latencies.value_at_quantile(share) as f64 / 1000.0
+    }
+}
+
+/// So many events a second, for so long.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timetable {
+    pub(crate) rate: u32,
+    pub(crate) seconds: f64,
+}
+
+impl Timetable {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
+    pub(crate) fn events(self) -> u64 {
+        (f64::from(self.rate) * self.seconds) as u64
+    }
+
+    fn due(self, start: Instant, number: u64) -> Instant {
+        start + Duration::from_nanos(number * 1_000_000_000 / u64::from(self.rate))
+    }
+
+    /// Sends messages over bare TCP to `floors`.
+    pub(crate) async fn over_tcp(self, addr: &str) -> anyhow::Result<Round> {
+        let addr = addr.to_owned();
+        on_own_thread(move || async move {
+            let stream = TcpStream::connect(addr).await?;
+            stream.set_nodelay(true)?;
+            let (message, mut answers) = (vec![1; TCP_BYTES.0], vec![0; 1 << 16]);
+            let (mut round, mut left) = (Round::new(), 0);
+            let (start, mut sent, mut answered) = (Instant::now(), 0, 0);
+            while answered < self.events() {
+                let now = Instant::now();
+                if sent < self.events() && self.due(start, sent) <= now {
+                    round.lateness.saturating_record(nanos(self.due(start, sent)));
+                    // A message is far smaller than the socket's buffer.
+                    ensure!(stream.try_write(&message)? == message.len(), "the socket is full");
+                    sent += 1;
+                }
+                if let Ok(read) = stream.try_read(&mut answers) {
+                    left += read;
+                    for _ in 0..left / TCP_BYTES.1 {
+                        round.latencies.saturating_record(nanos(self.due(start, answered)));
+                        answered += 1;
+                    }
+                    left %= TCP_BYTES.1;
+                }
+                ensure!(
+                    now < self.due(start, self.events()) + PATIENCE,
+                    "{answered} of {sent} were answered"
+                );
+                yield_now().await;
+            }
+            Ok(round)
+        })
+        .await
+    }
+
+    /// Makes unary calls, each with the next of the framed messages.
+    pub(crate) async fn over_grpc(self, addr: &str, messages: Vec<Bytes>) -> anyhow::Result<Round> {
+        let addr = addr.to_owned();
+        on_own_thread(move || async move {
+            let mut senders = Vec::new();
+            for _ in 0..CONNECTIONS {
+                let stream = TcpStream::connect(&addr).await?;
+                stream.set_nodelay(true)?;
+                let (sender, connection) = client::handshake(stream).await?;
+                spawn_local(connection);
+                senders.push(sender);
+            }
+            let uri = format!("http://{addr}/analytics.v1.AnalyticsService/TrackEvent");
+            let request = Request::post(uri)
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(())?;
+            let round = Rc::new(RefCell::new(Round::new()));
+            let start = Instant::now();
+            for (number, message) in (0..self.events()).zip(messages.iter().cycle()) {
+                let due = self.due(start, number);
+                while Instant::now() < due {
+                    yield_now().await;
+                }
+                round.borrow_mut().lateness.saturating_record(nanos(due));
+                let sender = &mut senders[usize::try_from(number)? % CONNECTIONS];
+                poll_fn(|cx| sender.poll_ready(cx)).await?;
+                let (answer, mut body) = sender.send_request(request.clone(), false)?;
+                body.send_data(message.clone(), true)?;
+                let round = round.clone();
+                spawn_local(async move {
+                    if is_ok(answer).await.unwrap_or(false) {
+                        round.borrow_mut().latencies.saturating_record(nanos(due));
+                    }
+                });
+            }
+            let last = Instant::now();
+            while Rc::strong_count(&round) > 1 && last.elapsed() < PATIENCE {
+                yield_now().await;
+            }
+            let round = round.replace(Round::new());
+            let answered = round.latencies.len();
+            ensure!(answered == self.events(), "{answered} of {} were answered OK", self.events());
+            Ok(round)
+        })
+        .await
+    }
+}
+
+async fn is_ok(answer: client::ResponseFuture) -> anyhow::Result<bool> {
+    let mut body = answer.await?.into_body();
+    while let Some(data) = body.data().await {
+        body.flow_control().release_capacity(data?.len())?;
+    }
+    let trailers = body.trailers().await?.unwrap_or_default();
+    Ok(trailers.get("grpc-status").is_some_and(|status| status == "0"))
+}
+
+fn nanos(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A runtime that looks at its sockets after every step.
+async fn on_own_thread<F>(round: impl FnOnce() -> F + Send + 'static) -> anyhow::Result<Round>
+where
+    F: Future<Output = anyhow::Result<Round>> + 'static,
+{
+    let thread = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(1).build()?;
+        LocalSet::new().block_on(&runtime, round())
+    };
+    tokio::task::spawn_blocking(thread).await?
+}
