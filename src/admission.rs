@@ -19,7 +19,7 @@ use analytics_relay_providers::{
     event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
     properties::{PropertyError, PropertyFault},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::{
@@ -35,6 +35,9 @@ const AHEAD_MS_MAX: i64 = 24 * 3600 * 1000;
 /// How long a caller should wait when the queue is full: long enough for many
 /// batches to leave, short enough that a caller's own buffer lasts.
 const FULL_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// How long a stream is not read on when the queue is full: a caller is held back
+/// rather than turned away, but learns in time that nothing moves.
+const FULL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a caller should wait when the spool is full: until a provider comes
 /// back, or a person has made room.
 const SPOOL_FULL_RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -225,6 +228,12 @@ impl Admission {
     pub(crate) fn admit(&self, draft: Draft<'_>) -> impl Future<Output = Result<Accepted, Denied>> + use<'_> {
         let put = self.check(draft).and_then(|checked| self.put(checked, None));
         self.accepted(put, None)
+    }
+
+    /// Waits until so many events may find room in the queue, but not for long: then
+    /// they are denied, and their caller knows why.
+    pub(crate) async fn room_for(&self, events: usize) {
+        let _ = timeout(FULL_PATIENCE, self.queue.room_for(events)).await;
     }
 
     /// Puts events into the queue, one after the other, or denies them. From the

@@ -20,6 +20,7 @@ use std::{env, process::ExitCode};
 #[path = "../support/mod.rs"]
 mod support;
 
+mod callers;
 mod durability;
 mod echo;
 mod floors;
@@ -41,8 +42,17 @@ use report::Report;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const GROUPS: [&str; 8] =
-    ["instructions", "throughput", "latency", "memory", "lifecycle", "outage", "growth", "durability"];
+const GROUPS: [&str; 9] = [
+    "instructions",
+    "throughput",
+    "latency",
+    "memory",
+    "lifecycle",
+    "outage",
+    "growth",
+    "durability",
+    "callers",
+];
 
 fn main() -> anyhow::Result<ExitCode> {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -79,7 +89,8 @@ async fn run(groups: &[&str], check: bool, record: bool) -> anyhow::Result<()> {
             "lifecycle" => lifecycle::run(&mut report).await?,
             "outage" => lifecycle::outage(&mut report).await?,
             "growth" => growth::run(&mut report).await?,
-            _ => durability::run(&mut report).await?,
+            "durability" => durability::run(&mut report).await?,
+            _ => callers::run(&mut report).await?,
         }
     }
     report.write_summary(&support::machine())?;

@@ -60,11 +60,12 @@ impl FrontDoor {
     }
 
     pub(super) async fn track_batch(&self, batch: Bytes) -> Result<TrackBatchResponse, Status> {
-        Ok(self.take_batch(batch)?.await)
+        Ok(self.take(&self.items(batch)?)?.await)
     }
 
     /// Answers batch by batch until the caller ends the stream, the relay stops
-    /// or `age_max` is over. What was read by then is answered.
+    /// or `age_max` is over. What was read by then is answered. While the queue is
+    /// full the stream is not read on, and HTTP/2 holds its caller back.
     pub(super) fn track_stream(
         self: Arc<Self>,
         batches: impl Stream<Item = Result<Bytes, Status>> + Send,
@@ -80,34 +81,52 @@ impl FrontDoor {
                 }
             }
         };
+        let door = self.clone();
+        let read = batches.take_until(over).then(move |batch| {
+            let door = door.clone();
+            async move {
+                let items = batch.and_then(|batch| door.items(batch))?;
+                tokio::select! {
+                    () = door.admission.room_for(items.len()) => {}
+                    () = door.health.draining() => {}
+                }
+                Ok(items)
+            }
+        });
         // In the order in which they were read they come into the queue, and in
         // that order they are answered. Behind one that cannot be taken none is
         // read: its answer is the end.
         let mut ended = false;
-        let mut take = move |batch: Result<Bytes, Status>| {
+        let mut take = move |items: Result<Vec<Bytes>, Status>| {
             if ended {
                 return ready(None);
             }
-            let taken = batch.and_then(|batch| self.take_batch(batch));
+            let taken = items.and_then(|items| self.take(&items));
             ended = taken.is_err();
             ready(Some(match taken {
                 Ok(answer) => Either::Left(answer.map(Ok)),
                 Err(status) => Either::Right(ready(Err(status))),
             }))
         };
-        let taken = batches.take_until(over).scan((), move |(), batch| take(batch));
+        let taken = read.scan((), move |(), items| take(items));
         let end = async move { health.is_draining().then(|| Err(Denied::Draining.into())) };
         taken.buffered(STREAM_BATCHES_MAX).chain(end.into_stream().filter_map(ready))
     }
 
+    /// The items of a batch, if it is one.
+    fn items(&self, batch: Bytes) -> Result<Vec<Bytes>, Status> {
+        match split_items(batch) {
+            Ok(items) => Ok(items),
+            Err(BadBatch::TooLarge(items)) => Err(self.admission.denied(too_large(items)).into()),
+            Err(BadBatch::Malformed(error)) => Err(malformed(error)),
+        }
+    }
+
     /// Puts a batch into the queue at once; the future waits for the disk.
-    fn take_batch(&self, batch: Bytes) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
-        let items = match split_items(batch) {
-            _ if self.admission.is_closed() => return Err(self.admission.denied(Denied::Draining).into()),
-            Ok(items) => items,
-            Err(BadBatch::TooLarge(items)) => return Err(self.admission.denied(too_large(items)).into()),
-            Err(BadBatch::Malformed(error)) => return Err(malformed(error)),
-        };
+    fn take(&self, items: &[Bytes]) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
+        if self.admission.is_closed() {
+            return Err(self.admission.denied(Denied::Draining).into());
+        }
         let puts = self.admission.put_batch(items.iter().map(|item| read_item(item)));
         let admission = self.admission.clone();
         Ok(async move { batch_response(admission.answers(puts).await) })
@@ -145,8 +164,11 @@ impl From<queue::Durability> for Durability {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use futures_util::stream;
     use prost::Message;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{
@@ -154,7 +176,10 @@ mod tests {
             TrackBatchItem, TrackBatchRequest, TrackEventRequest, track_batch_answer::Answer,
             track_batch_item::Item,
         },
-        queue::{Queue, QueueLimits, memory},
+        queue::{
+            Queue, QueueLimits,
+            memory::{self, QueueReceiver, QueueSender},
+        },
         shutdown::Stop,
         telemetry::Telemetry,
         time::Clock,
@@ -166,23 +191,47 @@ mod tests {
         Ok(request.encode_to_vec().into())
     }
 
-    /// The answers to a stream that its caller does not end, and the events that
-    /// came into the queue.
-    async fn answers(
-        requests: Vec<Result<Bytes, Status>>,
-        stop: Stop,
-    ) -> (Vec<Result<TrackBatchResponse, Status>>, usize) {
+    fn door(events_max: usize, stop: Stop) -> (Arc<FrontDoor>, QueueSender, QueueReceiver) {
         let mut telemetry = Telemetry::new(0);
-        let (queue, _receiver) = memory::bounded(QueueLimits { events_max: 10, bytes_max: 1 << 20 });
+        let (queue, receiver) = memory::bounded(QueueLimits { events_max, bytes_max: 1 << 20 });
         let admission = Admission::new(
             Queue::Memory(queue.clone(), telemetry.accepted()),
             Clock::system(),
             telemetry.admission(),
         );
         let health = Health::new(stop, queue.clone(), Vec::new(), None);
-        let door = Arc::new(FrontDoor::new(Arc::new(admission), Arc::new(health)));
+        (Arc::new(FrontDoor::new(Arc::new(admission), Arc::new(health))), queue, receiver)
+    }
+
+    /// The answers to a stream that its caller does not end, and the events that
+    /// came into the queue.
+    async fn answers(
+        requests: Vec<Result<Bytes, Status>>,
+        stop: Stop,
+    ) -> (Vec<Result<TrackBatchResponse, Status>>, usize) {
+        let (door, queue, _receiver) = door(10, stop);
         let requests = stream::iter(requests).chain(stream::pending());
         (door.track_stream(requests, Duration::from_secs(300)).collect().await, queue.events())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_holds_a_stream_back_and_not_for_ever() {
+        let (door, _, mut receiver) = door(2, Stop::default());
+        let requests = stream::iter((0..4).map(|_| batch("a"))).chain(stream::pending());
+        let mut answers = pin!(door.track_stream(requests, Duration::from_secs(300)));
+        let mut next = async || {
+            let answer = timeout(Duration::from_secs(4), answers.next()).await;
+            answer.ok().map(|answer| answer.unwrap().unwrap().answers[0].answer.clone().unwrap())
+        };
+        for _ in 0..2 {
+            assert!(matches!(next().await, Some(Answer::Accepted(_))));
+        }
+        assert_eq!(next().await, None);
+        receiver.recv_many(&mut Vec::new(), 1).await;
+        assert!(matches!(next().await, Some(Answer::Accepted(_))));
+        // Nothing leaves the queue any more.
+        assert_eq!(next().await, None);
+        assert!(matches!(next().await, Some(Answer::Deferred(deferred)) if deferred.reason == "QUEUE_FULL"));
     }
 
     #[tokio::test(start_paused = true)]

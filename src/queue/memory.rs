@@ -1,20 +1,24 @@
 //! The queue in memory, bounded in events and in bytes. Full means refused at
 //! once: it never waits and never grows.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::{QueueLimits, Queued, Refused};
 
 /// Makes a queue.
 pub(crate) fn bounded(limits: QueueLimits) -> (QueueSender, QueueReceiver) {
     let (sender, receiver) = mpsc::channel(limits.events_max);
-    let bytes = Arc::new(AtomicUsize::new(0));
-    (QueueSender { sender, bytes: bytes.clone(), limits }, QueueReceiver { receiver, bytes })
+    let (bytes, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let entrance = QueueSender { sender, bytes: bytes.clone(), room: room.clone(), limits };
+    (entrance, QueueReceiver { receiver, bytes, room })
 }
 
 /// The queue's entrance.
@@ -22,6 +26,8 @@ pub(crate) fn bounded(limits: QueueLimits) -> (QueueSender, QueueReceiver) {
 pub(crate) struct QueueSender {
     sender: mpsc::Sender<Queued>,
     bytes: Arc<AtomicUsize>,
+    /// Told when events leave.
+    room: Arc<Notify>,
     limits: QueueLimits,
 }
 
@@ -47,6 +53,21 @@ impl QueueSender {
         }
     }
 
+    /// Waits until so many events, or as many as fit at all, may find room; others
+    /// may take it meanwhile. Does not wait for a queue that is closed.
+    pub(crate) async fn room_for(&self, events: usize) {
+        let events_max = self.limits.events_max.saturating_sub(events);
+        loop {
+            let mut told = pin!(self.room.notified());
+            told.as_mut().enable();
+            let is_full = self.events() > events_max || self.bytes() >= self.limits.bytes_max;
+            if !is_full || self.events() == 0 || self.sender.is_closed() {
+                return;
+            }
+            told.await;
+        }
+    }
+
     /// Events in the queue.
     pub(crate) fn events(&self) -> usize {
         self.sender.max_capacity() - self.sender.capacity()
@@ -68,6 +89,7 @@ impl QueueSender {
 pub(crate) struct QueueReceiver {
     receiver: mpsc::Receiver<Queued>,
     bytes: Arc<AtomicUsize>,
+    room: Arc<Notify>,
 }
 
 impl QueueReceiver {
@@ -79,12 +101,14 @@ impl QueueReceiver {
         let received = self.receiver.recv_many(events, events_max).await;
         let freed = events[start..].iter().map(|queued| queued.event.memory_bytes()).sum();
         self.bytes.fetch_sub(freed, Ordering::Relaxed);
+        self.room.notify_waiters();
         received
     }
 
     /// Closes the entrance: what is in the queue stays and can be received.
     pub(crate) fn close(&mut self) {
         self.receiver.close();
+        self.room.notify_waiters();
     }
 }
 
@@ -118,6 +142,29 @@ mod tests {
         receiver.recv_many(&mut Vec::new(), 10).await;
         assert_eq!(sender.bytes(), 0);
         assert_eq!(sender.offer(event), Ok(1));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_goes_on_when_there_is_some_or_never_will_be() {
+        let (sender, mut receiver) = queue(3, usize::MAX);
+        sender.room_for(3).await;
+        sender.room_for(100).await;
+        for _ in 0..2 {
+            sender.offer(queued("a")).unwrap();
+        }
+        sender.room_for(1).await;
+        let waiting = |events| {
+            let sender = sender.clone();
+            tokio::spawn(async move { sender.room_for(events).await })
+        };
+        let [two, three] = [waiting(2), waiting(3)];
+        tokio::task::yield_now().await;
+        assert!(!two.is_finished() && !three.is_finished());
+        receiver.recv_many(&mut Vec::new(), 1).await;
+        two.await.unwrap();
+        assert!(!three.is_finished());
+        receiver.close();
+        three.await.unwrap();
     }
 
     #[tokio::test]

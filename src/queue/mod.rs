@@ -151,6 +151,13 @@ impl Queue {
         }
     }
 
+    /// Waits until so many events may find room. A log makes its own.
+    pub(crate) async fn room_for(&self, events: usize) {
+        if let Self::Memory(queue, _) = self {
+            queue.room_for(events).await;
+        }
+    }
+
     /// Events that wait in it, or, with a log, to be written.
     pub(crate) fn events(&self) -> usize {
         match self {
