@@ -10,13 +10,12 @@ use std::{
 
 use analytics_relay::proto::v1::{TrackEventRequest, TrackEventResponse};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Request, Response, Status,
     body::Body,
     codegen::{self, http},
     server::{Grpc, NamedService},
-    transport::Server,
+    transport::{Server, server::TcpIncoming},
 };
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
@@ -62,7 +61,7 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let stop = async move {
         terminate.recv().await;
     };
-    let incoming = TcpListenerStream::new(listener);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder().add_service(Echo).serve_with_incoming_shutdown(incoming, stop).await?;
     Ok(())
 }
