@@ -231,9 +231,9 @@ impl Admission {
     }
 
     /// Waits until so many events may find room in the queue, but not for long: then
-    /// they are denied, and their caller knows why.
-    pub(crate) async fn room_for(&self, events: usize) {
-        let _ = timeout(FULL_PATIENCE, self.queue.room_for(events)).await;
+    /// they are denied, and their caller knows why. Bytes are those of memory.
+    pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
+        let _ = timeout(FULL_PATIENCE, self.queue.room_for(events, bytes)).await;
     }
 
     /// Puts events into the queue, one after the other, or denies them. From the

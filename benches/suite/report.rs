@@ -118,10 +118,11 @@ impl Report {
 
     /// Fails if a counted figure has grown, or was never recorded.
     pub(crate) fn check_counted(&self) -> anyhow::Result<()> {
-        let grown: Vec<_> = self
-            .figures
-            .iter()
-            .filter(|figure| COUNTED.iter().any(|counted| figure.unit.starts_with(counted)))
+        let is_counted = |figure: &&Figure| COUNTED.iter().any(|counted| figure.unit.starts_with(counted));
+        let counted: Vec<_> = self.figures.iter().filter(is_counted).collect();
+        ensure!(!counted.is_empty(), "nothing was counted: it needs valgrind and the group \"instructions\"");
+        let grown: Vec<_> = counted
+            .into_iter()
             .filter(|figure| figure.to_baseline.is_none_or(|ratio| ratio > GROWTH_MAX))
             .map(|figure| format!("{} {:.1}", figure.name, figure.value))
             .collect();

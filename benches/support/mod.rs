@@ -201,7 +201,8 @@ fn send_signal(pid: u32, name: &str) -> anyhow::Result<()> {
 pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let mut nanos = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let counts = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        // A thread may end meanwhile.
+        let counts = std::fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_else(|_| "0".into());
         nanos += counts.split(' ').next().unwrap_or_default().parse::<u64>()?;
     }
     Ok(Duration::from_nanos(nanos))

@@ -3,6 +3,7 @@
 
 use std::{
     error::Error,
+    panic::resume_unwind,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -25,10 +26,9 @@ const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// After this time connections are made anew, so that a vendor that moved is
 /// found: a busy connection would keep the old address for ever.
 const CLIENT_AGE_MAX: Duration = Duration::from_secs(3600);
-/// Batches above this are encoded, and bodies above this compressed, off the
-/// asynchronous threads: callers wait for nothing of half a millisecond.
-const ENCODE_INLINE_EVENTS_MAX: usize = 200;
-const COMPRESS_INLINE_BYTES_MAX: usize = 64 * 1024;
+/// Bodies above this are encoded and compressed off the asynchronous threads:
+/// callers should wait for nothing of half a millisecond.
+const INLINE_BYTES_MAX: usize = 64 * 1024;
 /// Most characters of a vendor's own words that are kept.
 const DETAIL_CHARS_MAX: usize = 300;
 
@@ -61,7 +61,11 @@ pub trait Wire: Send + Sync + 'static {
 
 /// Room for the body of a batch.
 pub(crate) fn body_for(batch: &[Arc<Event>]) -> Vec<u8> {
-    Vec::with_capacity(batch.iter().map(|event| event.wire_bytes_estimate()).sum())
+    Vec::with_capacity(body_bytes(batch))
+}
+
+fn body_bytes(batch: &[Arc<Event>]) -> usize {
+    batch.iter().map(|event| event.wire_bytes_estimate()).sum()
 }
 
 /// A batch in a vendor's words.
@@ -149,7 +153,7 @@ impl<W: Wire> HttpProvider<W> {
     }
 
     async fn encode(&self, batch: &[Arc<Event>]) -> Result<Encoded, SendError> {
-        if batch.len() <= ENCODE_INLINE_EVENTS_MAX {
+        if body_bytes(batch) <= INLINE_BYTES_MAX {
             return Ok(self.wire.encode(batch, now_ms()));
         }
         let (wire, batch) = (self.wire.clone(), batch.to_vec());
@@ -294,7 +298,7 @@ impl HttpClient {
     }
 
     async fn compressed(&self, body: Vec<u8>) -> Result<Vec<u8>, SendError> {
-        if body.len() <= COMPRESS_INLINE_BYTES_MAX {
+        if body.len() <= INLINE_BYTES_MAX {
             return Ok(self.gzip.compress(&body));
         }
         let gzip = self.gzip.clone();
@@ -343,11 +347,15 @@ fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
         .build()
 }
 
-/// Does what takes long where no caller waits for it.
+/// Does what takes long where no caller waits for it. A panic goes on as it would
+/// here.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SendError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| SendError::Unavailable {
-        retry_after: None,
-        detail: format!("the request could not be made: {error}"),
+    tokio::task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => {
+            let detail = "the request could not be made: the relay stops".to_owned();
+            SendError::Unavailable { retry_after: None, detail }
+        }
     })
 }
 

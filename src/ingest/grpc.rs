@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, future::ready, sync::Arc, time::Duration};
 
+use analytics_relay_providers::Event;
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, future::Either};
 use tokio::time::sleep;
@@ -86,8 +87,10 @@ impl FrontDoor {
             let door = door.clone();
             async move {
                 let items = batch.and_then(|batch| door.items(batch))?;
+                // About: a message and its event are of like size.
+                let bytes = items.iter().map(Bytes::len).sum::<usize>() + items.len() * size_of::<Event>();
                 tokio::select! {
-                    () = door.admission.room_for(items.len()) => {}
+                    () = door.admission.room_for(items.len(), bytes) => {}
                     () = door.health.draining() => {}
                 }
                 Ok(items)

@@ -1,7 +1,8 @@
 //! The server behind the gRPC front door, with every limit set.
 //!
 //! hyper serves each connection; tonic's own server closes an old connection
-//! without a word, with the calls that are under way on it.
+//! without a word, with the calls that are under way on it. Callers' deadlines
+//! reach us as resets.
 
 use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -29,6 +30,10 @@ use crate::{
 const HEADER_BYTES_MAX: u32 = 8 * 1024;
 /// Most calls at a time on one connection.
 const STREAMS_MAX: u32 = 100;
+/// What one call, and all calls of a connection, may have sent that is not read
+/// yet. A stream that is held back must not keep the others from being heard.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// Most calls of one connection that its caller has reset and we have not seen
 /// off yet (CVE-2023-44487): as many as a caller can have open whose deadlines
 /// all pass at once.
@@ -118,6 +123,8 @@ async fn serve_connection(
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -170,8 +177,8 @@ mod tests {
     use super::*;
     use crate::{
         proto::v1::{
-            TrackBatchRequest, TrackBatchResponse, TrackEventRequest,
-            analytics_service_client::AnalyticsServiceClient,
+            TrackBatchItem, TrackBatchRequest, TrackBatchResponse, TrackEventRequest,
+            analytics_service_client::AnalyticsServiceClient, track_batch_item,
         },
         queue::{Queue, QueueLimits, memory},
         shutdown::Stop,
@@ -207,6 +214,12 @@ mod tests {
         assert_eq!(status.code(), Code::Internal);
         assert!(!status.message().contains("assert"), "no inner detail: {status:?}");
         assert_eq!(metrics.panics.get(), 1);
+        let batch = TrackBatchRequest {
+            items: vec![TrackBatchItem { item: Some(track_batch_item::Item::Track(request())) }],
+        };
+        let mut answers = client.track_stream(tokio_stream::iter([batch])).await.unwrap().into_inner();
+        assert_eq!(answers.message().await.unwrap_err().code(), Code::Internal);
+        assert_eq!(metrics.panics.get(), 2);
         // The same connection goes on.
         broken.store(false, Ordering::SeqCst);
         assert!(client.track_event(request()).await.unwrap().into_inner().success);

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use http_body::Body;
 use prost::Message;
 use tokio::time::{Instant, timeout};
@@ -122,7 +122,7 @@ impl AnalyticsService {
             Ok(Ok(Ok(answer))) => answer,
             Ok(Ok(Err(status))) => status.into_http(),
             Ok(Err(_)) => Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}")).into_http(),
-            Err(panic) => self.panicked(panic).into_http(),
+            Err(panic) => panicked(&self.metrics, panic).into_http(),
         };
         let code = code_of(answer.headers());
         // A stream that has begun is counted when it ends.
@@ -166,6 +166,10 @@ impl AnalyticsService {
     async fn stream<B: CallBody>(&self, call: http::Request<B>) -> http::Response<AnswerBody> {
         let service = service_fn(|request: Request<Streaming<Bytes>>| {
             let answers = self.front_door.clone().track_stream(request.into_inner(), STREAM_AGE_MAX);
+            let metrics = self.metrics.clone();
+            let answers = AssertUnwindSafe(answers)
+                .catch_unwind()
+                .map(move |answer| answer.unwrap_or_else(|panic| Err(panicked(&metrics, panic))));
             let metrics = self.metrics.method("TrackStream");
             ready(Ok::<_, Status>(Response::new(observe_stream(answers, metrics))))
         });
@@ -179,13 +183,13 @@ impl AnalyticsService {
             Err(never) => match never {},
         }
     }
+}
 
-    fn panicked(&self, panic: Box<dyn Any + Send>) -> Status {
-        drop(panic);
-        self.metrics.panics.inc();
-        error!("a defect: a call's handler panicked; its caller got INTERNAL");
-        Status::internal("a defect of the relay; the event may or may not have been accepted")
-    }
+fn panicked(metrics: &IngestMetrics, panic: Box<dyn Any + Send>) -> Status {
+    drop(panic);
+    metrics.panics.inc();
+    error!("a defect: a call's handler panicked; its caller got INTERNAL");
+    Status::internal("a defect of the relay; the event may or may not have been accepted")
 }
 
 /// A call with one message and one answer.

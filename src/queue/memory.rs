@@ -1,22 +1,19 @@
 //! The queue in memory, bounded in events and in bytes. Full means refused at
 //! once: it never waits and never grows.
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
-use super::{QueueLimits, Queued, Refused};
+use super::{QueueLimits, Queued, Refused, Room};
 
 /// Makes a queue.
 pub(crate) fn bounded(limits: QueueLimits) -> (QueueSender, QueueReceiver) {
     let (sender, receiver) = mpsc::channel(limits.events_max);
-    let (bytes, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (bytes, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Room::default()));
     let entrance = QueueSender { sender, bytes: bytes.clone(), room: room.clone(), limits };
     (entrance, QueueReceiver { receiver, bytes, room })
 }
@@ -27,7 +24,7 @@ pub(crate) struct QueueSender {
     sender: mpsc::Sender<Queued>,
     bytes: Arc<AtomicUsize>,
     /// Told when events leave.
-    room: Arc<Notify>,
+    room: Arc<Room>,
     limits: QueueLimits,
 }
 
@@ -53,19 +50,11 @@ impl QueueSender {
         }
     }
 
-    /// Waits until so many events, or as many as fit at all, may find room; others
-    /// may take it meanwhile. Does not wait for a queue that is closed.
-    pub(crate) async fn room_for(&self, events: usize) {
-        let events_max = self.limits.events_max.saturating_sub(events);
-        loop {
-            let mut told = pin!(self.room.notified());
-            told.as_mut().enable();
-            let is_full = self.events() > events_max || self.bytes() >= self.limits.bytes_max;
-            if !is_full || self.events() == 0 || self.sender.is_closed() {
-                return;
-            }
-            told.await;
-        }
+    /// See [`Queue::room_for`](super::Queue::room_for). Does not wait for a queue
+    /// that is closed.
+    pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
+        let is_full = || self.limits.is_full_for((self.events(), self.bytes()), (events, bytes));
+        self.room.wait_while(|| is_full() && !self.sender.is_closed()).await;
     }
 
     /// Events in the queue.
@@ -89,7 +78,7 @@ impl QueueSender {
 pub(crate) struct QueueReceiver {
     receiver: mpsc::Receiver<Queued>,
     bytes: Arc<AtomicUsize>,
-    room: Arc<Notify>,
+    room: Arc<Room>,
 }
 
 impl QueueReceiver {
@@ -101,14 +90,14 @@ impl QueueReceiver {
         let received = self.receiver.recv_many(events, events_max).await;
         let freed = events[start..].iter().map(|queued| queued.event.memory_bytes()).sum();
         self.bytes.fetch_sub(freed, Ordering::Relaxed);
-        self.room.notify_waiters();
+        self.room.changed();
         received
     }
 
     /// Closes the entrance: what is in the queue stays and can be received.
     pub(crate) fn close(&mut self) {
         self.receiver.close();
-        self.room.notify_waiters();
+        self.room.changed();
     }
 }
 
@@ -146,25 +135,29 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_room_goes_on_when_there_is_some_or_never_will_be() {
-        let (sender, mut receiver) = queue(3, usize::MAX);
-        sender.room_for(3).await;
-        sender.room_for(100).await;
-        for _ in 0..2 {
+        let event_bytes = queued("a").event.memory_bytes();
+        // Full by events, then by bytes.
+        for (events_max, bytes_max) in [(6, usize::MAX), (usize::MAX >> 4, 6 * event_bytes)] {
+            let (sender, mut receiver) = queue(events_max, bytes_max);
+            for _ in 0..4 {
+                sender.room_for(100, 100 * event_bytes).await;
+                sender.offer(queued("a")).unwrap();
+            }
+            let waiting = |events| {
+                let sender = sender.clone();
+                tokio::spawn(async move { sender.room_for(events, events * event_bytes).await })
+            };
+            sender.room_for(2, 2 * event_bytes).await;
             sender.offer(queued("a")).unwrap();
+            let [two, three] = [waiting(2), waiting(3)];
+            tokio::task::yield_now().await;
+            assert!(!two.is_finished() && !three.is_finished());
+            receiver.recv_many(&mut Vec::new(), 1).await;
+            two.await.unwrap();
+            assert!(!three.is_finished());
+            receiver.close();
+            three.await.unwrap();
         }
-        sender.room_for(1).await;
-        let waiting = |events| {
-            let sender = sender.clone();
-            tokio::spawn(async move { sender.room_for(events).await })
-        };
-        let [two, three] = [waiting(2), waiting(3)];
-        tokio::task::yield_now().await;
-        assert!(!two.is_finished() && !three.is_finished());
-        receiver.recv_many(&mut Vec::new(), 1).await;
-        two.await.unwrap();
-        assert!(!three.is_finished());
-        receiver.close();
-        three.await.unwrap();
     }
 
     #[tokio::test]

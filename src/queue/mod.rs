@@ -7,12 +7,13 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{Arc, OnceLock},
 };
 
 use analytics_relay_providers::Event;
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 pub(crate) mod memory;
 pub(crate) mod spool;
@@ -60,6 +61,39 @@ pub(crate) struct QueueLimits {
     pub(crate) events_max: usize,
     /// Most bytes of memory that its events hold.
     pub(crate) bytes_max: usize,
+}
+
+impl QueueLimits {
+    /// Whether events may find no room beside what is held; each is a number of
+    /// events and of bytes. For what is large half of the queue is enough.
+    fn is_full_for(&self, held: (usize, usize), wanted: (usize, usize)) -> bool {
+        let over =
+            |held: usize, wanted: usize, max: usize| held.saturating_add(wanted.min((max / 2).max(1))) > max;
+        over(held.0, wanted.0, self.events_max) || over(held.1, wanted.1, self.bytes_max)
+    }
+}
+
+/// Where those wait for whom a queue has no room.
+#[derive(Debug, Default)]
+pub(crate) struct Room(Notify);
+
+impl Room {
+    /// Events have left, or nobody needs to wait any more.
+    pub(crate) fn changed(&self) {
+        self.0.notify_waiters();
+    }
+
+    /// Waits while there is none.
+    pub(crate) async fn wait_while(&self, is_full: impl Fn() -> bool) {
+        loop {
+            let mut told = pin!(self.0.notified());
+            told.as_mut().enable();
+            if !is_full() {
+                return;
+            }
+            told.await;
+        }
+    }
 }
 
 /// Why a queue did not take an event.
@@ -151,10 +185,12 @@ impl Queue {
         }
     }
 
-    /// Waits until so many events may find room. A log makes its own.
-    pub(crate) async fn room_for(&self, events: usize) {
-        if let Self::Memory(queue, _) = self {
-            queue.room_for(events).await;
+    /// Waits until so many events of so many bytes may find room; others may take
+    /// it meanwhile.
+    pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
+        match self {
+            Self::Memory(queue, _) => queue.room_for(events, bytes).await,
+            Self::Spool(spool) => spool.room_for(events, bytes).await,
         }
     }
 

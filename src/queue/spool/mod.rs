@@ -72,7 +72,7 @@ use self::{
     reader::{Chunk, DamagedRange, LogReader},
     writer::{Append, Command, Writer},
 };
-use super::{Durability, QueueLimits, Refused, Row, Taken, memory::QueueSender};
+use super::{Durability, QueueLimits, Refused, Room, Row, Taken, memory::QueueSender};
 use crate::{
     outcome::{Ledger, Outcome},
     telemetry::SpoolMetrics,
@@ -189,6 +189,7 @@ pub(crate) struct SharedStatus {
     pub(crate) cursors: Vec<CursorStatus>,
     intake_events: AtomicUsize,
     intake_bytes: AtomicUsize,
+    room: Room,
     /// The newest event that the queue had no room for.
     skipped: watch::Sender<u64>,
 }
@@ -220,6 +221,7 @@ impl SharedStatus {
     fn leave(&self, event: &Event) {
         self.intake_events.fetch_sub(1, Ordering::Relaxed);
         self.intake_bytes.fetch_sub(event.memory_bytes(), Ordering::Relaxed);
+        self.room.changed();
     }
 }
 
@@ -339,6 +341,7 @@ impl OpenedSpool {
             cursors: log.cursors().iter().enumerate().map(cursor).collect(),
             intake_events: AtomicUsize::new(0),
             intake_bytes: AtomicUsize::new(0),
+            room: Room::default(),
             skipped: watch::Sender::new(0),
         });
         let (sender, commands) = mpsc::channel();
@@ -435,6 +438,14 @@ impl Spool {
     /// What others may see.
     pub(crate) fn status(&self) -> &Arc<SharedStatus> {
         &self.status
+    }
+
+    /// See [`Queue::room_for`](super::Queue::room_for): room before the writer.
+    pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
+        let status = &self.status;
+        let held =
+            || (status.intake_events.load(Ordering::Relaxed), status.intake_bytes.load(Ordering::Relaxed));
+        status.room.wait_while(|| self.intake.is_full_for(held(), (events, bytes))).await;
     }
 
     /// Events that wait for the writer.
