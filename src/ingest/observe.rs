@@ -1,5 +1,7 @@
 //! What is counted of a call.
 
+use std::sync::Arc;
+
 use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 use tonic::{Code, Status, codegen::http};
@@ -10,7 +12,7 @@ use crate::telemetry::MethodMetrics;
 /// or, dropped before, as cancelled by its caller.
 pub(super) fn observe_stream<T: Send>(
     answers: impl Stream<Item = Result<T, Status>> + Send,
-    metrics: MethodMetrics,
+    metrics: Arc<MethodMetrics>,
 ) -> impl Stream<Item = Result<T, Status>> + Send {
     let end = StreamEnd { started: Instant::now(), code: Code::Cancelled, metrics };
     stream::unfold((Box::pin(answers), end), async |(mut answers, mut end)| {
@@ -27,7 +29,7 @@ pub(super) fn observe_stream<T: Send>(
 struct StreamEnd {
     started: Instant,
     code: Code,
-    metrics: MethodMetrics,
+    metrics: Arc<MethodMetrics>,
 }
 
 impl Drop for StreamEnd {

@@ -96,7 +96,7 @@ pub(crate) struct AnalyticsService {
     others: Routes,
     metrics: IngestMetrics,
     /// By [`Method`].
-    methods: [MethodMetrics; Method::ALL.len()],
+    methods: [Arc<MethodMetrics>; Method::ALL.len()],
 }
 
 impl NamedService for AnalyticsService {
@@ -106,7 +106,7 @@ impl NamedService for AnalyticsService {
 impl AnalyticsService {
     /// `others` answers calls of any other service.
     pub(crate) fn new(front_door: FrontDoor, others: Routes, metrics: IngestMetrics) -> Self {
-        let methods = Method::ALL.map(|(_, label)| metrics.method(label));
+        let methods = Method::ALL.map(|(_, label)| Arc::new(metrics.method(label)));
         Self { front_door: Arc::new(front_door), others, metrics, methods }
     }
 
@@ -170,7 +170,7 @@ impl AnalyticsService {
             let answers = AssertUnwindSafe(answers)
                 .catch_unwind()
                 .map(move |answer| answer.unwrap_or_else(|panic| Err(panicked(&metrics, panic))));
-            let metrics = self.metrics.method("TrackStream");
+            let metrics = self.methods[Method::TrackStream as usize].clone();
             ready(Ok::<_, Status>(Response::new(observe_stream(answers, metrics))))
         });
         let mut grpc = Grpc::new(StreamCodec::default()).max_decoding_message_size(BATCH_BYTES_MAX);
