@@ -3,13 +3,15 @@
 //! costs little more than reading the file.
 //!
 //! A length without its CRC may lie. What keeps the search right all the same:
-//! the next header must be one, and have the number that follows. If not, it is
+//! the next header must be one, and have the number that follows, and no frame
+//! may hold another one's marker: attempts have no numbers of their own, so a
+//! length that reaches past one to the next event would hide it. If not, it is
 //! gone back to the last frame, and the [`Scanner`] says where frames begin.
 
 use std::{collections::VecDeque, io};
 
 use crate::queue::spool::{
-    frame::{FRAME_HEADER_BYTES, Frame, Kind, Parsed, SEGMENT_HEADER_BYTES, parse, u64_at},
+    frame::{FRAME_HEADER_BYTES, Frame, Kind, Parsed, SEGMENT_HEADER_BYTES, find_mark, parse, u64_at},
     fs::SpoolFile,
     index::Segment,
     scan::{Item, Scanner},
@@ -62,6 +64,11 @@ impl<'a> Hop<'a> {
         }
     }
 
+    /// True if the marker of another frame stands in it: its length is wrong.
+    fn holds_another(&self) -> bool {
+        find_mark(self.0, 1).is_some()
+    }
+
     fn payload_at(&self) -> usize {
         FRAME_HEADER_BYTES + usize::from(self.0[7])
     }
@@ -96,7 +103,7 @@ impl<'f> Hopper<'f> {
             }
             let expected = self.expected;
             if let Some(hop) = self.look(at)?
-                && (certain.is_some() || hop.seq() == expected)
+                && (certain.is_some() || (hop.seq() == expected && !hop.holds_another()))
             {
                 let (bytes, next_seq) = (hop.0.len(), hop.seq().saturating_add(u64::from(hop.is_event())));
                 (self.before, self.at, self.expected) = (at, at + bytes as u64, next_seq);

@@ -6,7 +6,11 @@ use tempfile::TempDir;
 use super::*;
 use crate::queue::{
     Durability,
-    spool::{Attempt, frame::crc_without},
+    spool::{
+        Attempt,
+        frame::{FRAME_HEADER_BYTES, crc_without, find_mark},
+        scan::last_not_zero,
+    },
 };
 
 const LIMITS: LogLimits = LogLimits { segment_bytes: 4096, bytes_max: 1 << 30 };
@@ -306,6 +310,44 @@ fn an_event_is_traced_with_each_of_its_acceptances_and_attempts() {
     assert_eq!(written.dir().trace("asked").unwrap(), []);
 }
 
+/// Where frames begin, and where the last one ends.
+fn borders(segment: &[u8]) -> Vec<usize> {
+    let mut borders = Vec::new();
+    while let Some(mark) = find_mark(segment, borders.last().map_or(0, |at| at + 1)) {
+        borders.push(mark);
+    }
+    borders.extend(last_not_zero(segment).map(|last| last + 1));
+    borders
+}
+
+/// Lets the first of some frames say that it is as long as all of them.
+fn stretch(frames: &mut [u8]) {
+    let payload_bytes = frames.len() - FRAME_HEADER_BYTES - usize::from(frames[7]);
+    frames[8..12].copy_from_slice(&u32::try_from(payload_bytes).unwrap().to_le_bytes());
+}
+
+#[test]
+fn a_length_that_reaches_past_an_attempt_does_not_hide_it() {
+    let mut writing = Writing::new();
+    writing.event("one");
+    writing.event("two");
+    writing.attempt("delivered", &[(1, 2)]);
+    writing.event("three");
+    writing.attempt("delivered", &[(1, 2)]);
+    writing.attempt("delivered", &[(1, 2)]);
+    let written = writing.close();
+    let path = &written.segments()[0];
+    let intact = fs::read(path).unwrap();
+    let borders = borders(&intact);
+    // Event two up to event three, and the second attempt up to the end.
+    for (from, until, attempts_left) in [(1, 3, 3), (4, 6, 2)] {
+        written.change(path, |bytes| stretch(&mut bytes[borders[from]..borders[until]]));
+        let traced = written.dir().trace("one").unwrap();
+        assert_eq!(traced[0].attempts.len(), attempts_left, "frame {from} reaches up to {until}");
+        fs::write(path, &intact).unwrap();
+    }
+}
+
 /// The numbers that a reader of every byte finds for an id, and the attempts
 /// for each.
 fn read_all(dir: &SpoolDir, id: &str) -> BTreeMap<u64, usize> {
@@ -338,6 +380,7 @@ proptest! {
     #[test]
     fn damage_anywhere_hides_nothing_else(
         steps in prop::collection::vec((0_u8..4, 0_u64..5), 20..300),
+        lies in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 2_usize..6), 0..4),
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1_u8..=255), 0..12),
     ) {
         // Few segments: each costs syncs.
@@ -352,6 +395,15 @@ proptest! {
         }
         let written = writing.close();
         let paths = written.segments();
+        for (path, frame, frames) in lies {
+            let path = path.get(&paths);
+            written.change(path, |bytes| {
+                let borders = borders(bytes);
+                let Some(last) = borders.len().checked_sub(2) else { return };
+                let first = frame.index(last + 1);
+                stretch(&mut bytes[borders[first]..borders[(first + frames).min(last + 1)]]);
+            });
+        }
         for (path, place, bits) in flips {
             let path = path.get(&paths);
             // Where frames are: the newest segment is mostly zeros.
