@@ -45,7 +45,11 @@ use crate::{
     config::{Config, DeliveryConfig, Listen},
     delivery::{LaneInbox, files::DataDirLock, lane::LaneStatus},
     health::Health,
-    ingest, listener,
+    ingest::{
+        self,
+        tls::{Tls, TlsError},
+    },
+    listener,
     outcome::{Ledger, Outcome},
     queue::{
         Durability, Queue, QueueLimits, memory,
@@ -118,6 +122,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// TLS cannot be served.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The log cannot be used.
     #[error("SPOOL_DIR")]
     Spool(#[from] SpoolError),
@@ -158,6 +165,7 @@ impl App {
     /// providers of your own.
     pub async fn start_with(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Self, StartError> {
         let providers = providers(config, own)?;
+        let tls = config.grpc_tls.as_ref().map(Tls::load).transpose()?;
         let data_dir = data_dir(config);
         let unusable = |source| StartError::DataDir { dir: data_dir.display().to_string(), source };
         let lock = DataDirLock::acquire(&data_dir).map_err(unusable)?;
@@ -238,6 +246,7 @@ impl App {
         let stopped = stop_servers.clone().cancelled_owned();
         let grpc = ingest::server::serve(
             grpc_listener,
+            tls,
             connections_max,
             admission.clone(),
             health,
@@ -246,6 +255,9 @@ impl App {
         );
         servers.spawn(watch.over("gRPC server", grpc));
 
+        if let Some(files) = &config.grpc_tls {
+            info!(client_certificates = files.client_ca.is_some(), "gRPC is served over TLS");
+        }
         info!(version = VERSION, %grpc_addr, %metrics_addr, "relay started");
         Ok(Self {
             stop,

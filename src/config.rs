@@ -50,7 +50,7 @@ const fn per_provider(name: &'static str, default: &'static str) -> SettingInfo 
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 36] = [
+pub const SETTINGS: [SettingInfo; 39] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -64,6 +64,9 @@ pub const SETTINGS: [SettingInfo; 36] = [
     setting("GRPC_HOST", "0.0.0.0"),
     setting("GRPC_PORT", "50054"),
     setting("GRPC_MAX_CONNECTIONS", "1000"),
+    setting("GRPC_TLS_CERT_FILE", ""),
+    setting("GRPC_TLS_KEY_FILE", ""),
+    setting("GRPC_TLS_CLIENT_CA_FILE", ""),
     setting("METRICS_HOST", "0.0.0.0"),
     setting("METRICS_PORT", "9090"),
     setting("LOG_LEVEL", "info"),
@@ -96,6 +99,8 @@ pub struct Config {
     pub grpc: Listen,
     /// Most connections of callers.
     pub grpc_connections_max: usize,
+    /// What to serve TLS with; plaintext if nothing.
+    pub grpc_tls: Option<TlsFiles>,
     /// Where to listen for scrapes and probes.
     pub metrics: Listen,
     /// Level or directives of the logs.
@@ -155,6 +160,17 @@ pub struct Listen {
     pub host: String,
     /// 0 means any that is free.
     pub port: u16,
+}
+
+/// PEM files, read at the start and again whenever they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The relay's certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
+    /// The authorities of callers; without it, anyone may call.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// One named vendor.
@@ -314,6 +330,7 @@ impl Reader {
         let test_mode = self.flag("TEST_MODE");
         let grpc = self.listen("GRPC_HOST", "GRPC_PORT");
         let grpc_connections_max = self.number("GRPC_MAX_CONNECTIONS", 1..=100_000);
+        let grpc_tls = self.tls();
         let metrics = self.listen("METRICS_HOST", "METRICS_PORT");
         let log_level = self.log_level();
         let log_format = self.log_format();
@@ -333,6 +350,7 @@ impl Reader {
         Config {
             grpc,
             grpc_connections_max,
+            grpc_tls,
             metrics,
             log_level,
             log_format,
@@ -534,6 +552,21 @@ impl Reader {
 
     fn listen(&mut self, host: &str, port: &str) -> Listen {
         Listen { host: self.text(host), port: self.number(port, 0..=u16::MAX) }
+    }
+
+    fn tls(&mut self) -> Option<TlsFiles> {
+        let mut file =
+            |name| Some(PathBuf::from(self.text(name))).filter(|path| !path.as_os_str().is_empty());
+        let [cert, key, client_ca] =
+            ["GRPC_TLS_CERT_FILE", "GRPC_TLS_KEY_FILE", "GRPC_TLS_CLIENT_CA_FILE"].map(&mut file);
+        match (cert, key) {
+            (Some(cert), Some(key)) => return Some(TlsFiles { cert, key, client_ca }),
+            // What was meant to be closed must not be open.
+            (None, None) if client_ca.is_none() => {}
+            (None, _) => self.wrong("GRPC_TLS_CERT_FILE", "", "a file, as other GRPC_TLS settings are set"),
+            (_, None) => self.wrong("GRPC_TLS_KEY_FILE", "", "a file, as GRPC_TLS_CERT_FILE is set"),
+        }
+        None
     }
 
     fn flag(&mut self, name: &str) -> bool {

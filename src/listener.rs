@@ -88,7 +88,7 @@ impl Connections {
         let (stream, addr) = self.accept().await;
         // A small answer must not wait for an acknowledgement of the last one.
         let _ = stream.set_nodelay(true);
-        let silence = Some(Silence { left: FIRST_BYTES, timeout: Box::pin(sleep(FIRST_BYTES_TIMEOUT)) });
+        let silence = Some(Silence::new());
         let idle_timeout = self.idle_timeout;
         (Connection { stream, silence, idle_timeout, _open: Open::count(self.open.clone(), permit) }, addr)
     }
@@ -144,11 +144,23 @@ impl Drop for Open {
 
 /// One caller's connection.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    stream: TcpStream,
+pub(crate) struct Connection<S = TcpStream> {
+    stream: S,
     silence: Option<Silence>,
     idle_timeout: Option<Duration>,
     _open: Open,
+}
+
+impl<S> Connection<S> {
+    /// The same connection with another stream on top, once both sides agree; from
+    /// then on its caller has to say again who it is.
+    pub(crate) async fn upgrade<T, F: Future<Output = io::Result<T>>>(
+        self,
+        agree: impl FnOnce(S) -> F,
+    ) -> io::Result<Connection<T>> {
+        let Self { stream, idle_timeout, _open, .. } = self;
+        Ok(Connection { stream: agree(stream).await?, silence: Some(Silence::new()), idle_timeout, _open })
+    }
 }
 
 /// How long a caller may still be silent.
@@ -159,7 +171,13 @@ struct Silence {
     timeout: Pin<Box<Sleep>>,
 }
 
-impl AsyncRead for Connection {
+impl Silence {
+    fn new() -> Self {
+        Self { left: FIRST_BYTES, timeout: Box::pin(sleep(FIRST_BYTES_TIMEOUT)) }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -184,7 +202,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -279,5 +297,23 @@ mod tests {
         }
         let still_open = timeout(FIRST_BYTES_TIMEOUT * 3, talking.read(&mut bytes)).await;
         assert!(still_open.is_err());
+    }
+
+    #[tokio::test]
+    async fn after_an_upgrade_the_caller_has_to_say_again_who_it_is() {
+        let (listener, addr) = listener().await;
+        let open = Gauge::default();
+        let mut connections = Connections::new(listener, 1, open.clone());
+        let mut caller = TcpStream::connect(addr).await.unwrap();
+        let mut connection = connections.next().await.0;
+        let mut bytes = [0; FIRST_BYTES];
+        caller.write_all(&bytes).await.unwrap();
+        connection.read_exact(&mut bytes).await.unwrap();
+        let mut upgraded = connection.upgrade(|stream| async { Ok(stream) }).await.unwrap();
+        tokio::time::pause();
+        assert_eq!(upgraded.read(&mut bytes).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(open.get(), 1);
+        let failed = upgraded.upgrade(|_| async { Err::<TcpStream, _>(io::ErrorKind::Other.into()) }).await;
+        assert!(failed.is_err() && open.get() == 0);
     }
 }

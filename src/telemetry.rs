@@ -47,7 +47,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 43] = [
+pub const METRICS: [MetricInfo; 44] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -56,6 +56,7 @@ pub const METRICS: [MetricInfo; 43] = [
     metric("relay_handler_panics_total", "", "panics", "Calls that a defect answered with INTERNAL"),
     metric("relay_connections", "", "connections", "Open connections of callers"),
     metric("relay_connections_max", "", "connections", "Most connections of callers"),
+    metric("relay_tls_handshakes_failed_total", "", "handshakes", "TLS handshakes of callers that failed"),
     metric(
         "relay_events_accepted_total",
         "",
@@ -253,6 +254,7 @@ impl Telemetry {
             duration: self.register_as("relay_accept_duration_seconds", Family::new_with_constructor(fast)),
             panics: self.register("relay_handler_panics_total"),
             connections: self.register("relay_connections"),
+            handshakes_failed: self.register("relay_tls_handshakes_failed_total"),
         }
     }
 
@@ -369,6 +371,7 @@ pub(crate) struct IngestMetrics {
     duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
     pub(crate) panics: Counter,
     pub(crate) connections: Gauge,
+    pub(crate) handshakes_failed: Counter,
 }
 
 impl IngestMetrics {

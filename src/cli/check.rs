@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use tracing::info;
 
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{Config, ConfigError},
+    ingest::tls::Tls,
+};
 
 /// Prints every setting and where it came from, or everything that is wrong.
 pub(super) fn check(config: Result<Config, ConfigError>) -> ExitCode {
@@ -16,6 +19,9 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> ExitCode {
             }
             for warning in &config.warnings {
                 println!("warning: {warning}");
+            }
+            if let Some(Err(error)) = config.grpc_tls.as_ref().map(Tls::load) {
+                return super::fail(&format_args!("{:#}", anyhow::Error::new(error)));
             }
             println!("ok");
             ExitCode::SUCCESS

@@ -10,5 +10,6 @@ mod observe;
 mod refusal;
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod tls;
 pub(crate) mod unary;
 mod wire;

@@ -8,7 +8,13 @@ use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Durati
 
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use prometheus_client::metrics::counter::Counter;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    task::JoinSet,
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -17,6 +23,7 @@ use tracing::debug;
 use super::{
     grpc::FrontDoor,
     service::{AnalyticsService, STREAM_AGE_MAX},
+    tls::{RENEWAL_INTERVAL, Tls},
 };
 use crate::{
     admission::Admission,
@@ -63,6 +70,7 @@ const LIFETIME: Lifetime = Lifetime {
 /// caller sets a limit.
 pub(crate) async fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
     connections_max: usize,
     admission: Arc<Admission>,
     health: Arc<Health>,
@@ -79,25 +87,34 @@ pub(crate) async fn serve(
     let others = Routes::new(standard_health)
         .add_service(reflection().build_v1().expect("the descriptors were compiled with the binary"))
         .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with the binary"));
+    let handshakes_failed = metrics.handshakes_failed.clone();
     let service = Arc::new(AnalyticsService::new(FrontDoor::new(admission, health.clone()), others, metrics));
+    let tls = tls.map(Arc::new);
+    let renewals = tls.clone();
+    let door = Door { tls, handshakes_failed, service, lifetime: LIFETIME };
     tokio::select! {
-        () = serve_connections(connections, service, LIFETIME, stop) => {}
+        () = serve_connections(connections, door, stop) => {}
         never = report_health(reporter, health) => match never {},
+        Some(never) = async { Some(renewals?.follow_renewals(RENEWAL_INTERVAL).await) } => match never {},
     }
 }
 
-async fn serve_connections(
-    mut connections: Connections,
+/// What every connection is served with.
+#[derive(Clone)]
+struct Door {
+    tls: Option<Arc<Tls>>,
+    handshakes_failed: Counter,
     service: Arc<AnalyticsService>,
     lifetime: Lifetime,
-    stop: impl Future<Output = ()>,
-) {
+}
+
+async fn serve_connections(mut connections: Connections, door: Door, stop: impl Future<Output = ()>) {
     let (mut open, closing) = (JoinSet::new(), CancellationToken::new());
     let mut stop = pin!(stop);
     loop {
         tokio::select! {
             (connection, _) = connections.next() => {
-                open.spawn(serve_connection(connection, service.clone(), lifetime, closing.clone()));
+                open.spawn(door.clone().serve(connection, closing.clone()));
             }
             Some(_) = open.join_next() => {}
             () = &mut stop => break,
@@ -108,10 +125,29 @@ async fn serve_connections(
     while open.join_next().await.is_some() {}
 }
 
+impl Door {
+    async fn serve(self, connection: Connection, closing: CancellationToken) {
+        let Some(tls) = self.tls else {
+            return serve_calls(connection, self.service, self.lifetime, closing).await;
+        };
+        let secured = tokio::select! {
+            secured = connection.upgrade(|stream| async move { tls.accept(stream).await }) => secured,
+            () = closing.cancelled() => return,
+        };
+        match secured {
+            Ok(connection) => serve_calls(connection, self.service, self.lifetime, closing).await,
+            Err(error) => {
+                self.handshakes_failed.inc();
+                debug!(%error, "TLS handshake failed");
+            }
+        }
+    }
+}
+
 /// Serves a connection until its caller closes it, or until it is old or the
 /// server is `closing`: then it takes no more calls and ends with its last one.
-async fn serve_connection(
-    connection: Connection,
+async fn serve_calls<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: Connection<S>,
     service: Arc<AnalyticsService>,
     lifetime: Lifetime,
     closing: CancellationToken,
@@ -205,7 +241,7 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let server = serve(listener, 10, admission, health, metrics.clone(), std::future::pending());
+        let server = serve(listener, None, 10, admission, health, metrics.clone(), std::future::pending());
         tokio::spawn(server);
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
@@ -244,7 +280,9 @@ mod tests {
         let door = FrontDoor::new(admission, health);
         let service = Arc::new(AnalyticsService::new(door, Routes::default(), metrics.clone()));
         let lifetime = Lifetime { age_max: Duration::from_millis(100), grace: Duration::from_secs(60) };
-        tokio::spawn(serve_connections(connections, service, lifetime, std::future::pending()));
+        let handshakes_failed = metrics.handshakes_failed.clone();
+        let door = Door { tls: None, handshakes_failed, service, lifetime };
+        tokio::spawn(serve_connections(connections, door, std::future::pending()));
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
         let (requests, stream) = tokio::sync::mpsc::channel(1);

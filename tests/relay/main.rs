@@ -18,3 +18,4 @@ mod secrets;
 mod sigterm;
 mod spool_commands;
 mod test_mode;
+mod tls;

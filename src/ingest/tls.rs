@@ -1,0 +1,182 @@
+//! TLS for the gRPC port, from files that may be renewed while it runs.
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{VerifierBuilderError, WebPkiClientVerifier},
+};
+use thiserror::Error;
+use tokio::{
+    net::TcpStream,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tracing::{info, warn};
+
+use crate::config::TlsFiles;
+
+/// Longest time for a handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the files are looked at. What renews certificates replaces the
+/// files and cannot tell us.
+pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
+/// All that gRPC speaks.
+const ALPN: &[u8] = b"h2";
+
+const CERT: &str = "GRPC_TLS_CERT_FILE";
+const KEY: &str = "GRPC_TLS_KEY_FILE";
+const CLIENT_CA: &str = "GRPC_TLS_CLIENT_CA_FILE";
+
+/// Why TLS cannot be served with the files that are named.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// One cannot be read.
+    #[error("{setting} {}: cannot be read", path.display())]
+    Read {
+        /// The setting that names it.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// One does not hold what it should. Its content is never told.
+    #[error("{setting} {}: want {want} in PEM", path.display())]
+    Pem {
+        /// The setting that names it.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What should be in it.
+        want: &'static str,
+    },
+    /// The certificate and the key cannot be used together.
+    #[error("{CERT}, {KEY}: cannot be used together")]
+    Pair(#[source] rustls::Error),
+    /// The callers' authorities cannot be used.
+    #[error("{CLIENT_CA}: cannot be used")]
+    ClientCa(#[source] VerifierBuilderError),
+}
+
+/// What TLS is served with now.
+pub(crate) struct Tls {
+    files: TlsFiles,
+    current: RwLock<TlsAcceptor>,
+}
+
+/// What the files hold.
+#[derive(Clone, PartialEq, Eq)]
+struct Content {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl Tls {
+    /// Reads the files. Blocks for as long as that takes.
+    pub(crate) fn load(files: &TlsFiles) -> Result<Self, TlsError> {
+        let acceptor = acceptor(files, &Content::read(files)?)?;
+        Ok(Self { files: files.clone(), current: RwLock::new(acceptor) })
+    }
+
+    /// Agrees with a caller on a connection.
+    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let acceptor = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await?
+    }
+
+    /// Uses renewed files for the connections that come after; while those
+    /// cannot be used, what was there before.
+    pub(crate) async fn follow_renewals(&self, every: Duration) -> Infallible {
+        let mut ticks = interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // None until the first look: the files may have changed since the start.
+        let mut seen: Option<Result<Content, String>> = None;
+        loop {
+            ticks.tick().await;
+            let files = self.files.clone();
+            let content = spawn_blocking(move || Content::read(&files));
+            let content = content.await.expect("reading does not panic");
+            let known = content.as_ref().map(Content::clone).map_err(ToString::to_string);
+            if seen.as_ref() == Some(&known) {
+                continue;
+            }
+            let is_first = seen.replace(known).is_none();
+            match content.and_then(|content| acceptor(&self.files, &content)) {
+                Ok(renewed) => {
+                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+                    if !is_first {
+                        info!("TLS certificate renewed");
+                    }
+                }
+                Err(error) => warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the renewed TLS certificate cannot be used, the one before stays"
+                ),
+            }
+        }
+    }
+}
+
+impl Content {
+    fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        let read = |setting, path: &Path| {
+            fs::read(path).map_err(|source| TlsError::Read { setting, path: path.to_owned(), source })
+        };
+        Ok(Self {
+            cert: read(CERT, &files.cert)?,
+            key: read(KEY, &files.key)?,
+            client_ca: files.client_ca.as_deref().map(|path| read(CLIENT_CA, path)).transpose()?,
+        })
+    }
+}
+
+fn acceptor(files: &TlsFiles, content: &Content) -> Result<TlsAcceptor, TlsError> {
+    let certs = certificates(CERT, &files.cert, &content.cert)?;
+    let key = PrivateKeyDer::from_pem_slice(&content.key).map_err(|_| TlsError::Pem {
+        setting: KEY,
+        path: files.key.clone(),
+        want: "a private key",
+    })?;
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Pair)?;
+    let builder = match (&files.client_ca, &content.client_ca) {
+        (Some(path), Some(client_ca)) => {
+            let mut authorities = RootCertStore::empty();
+            for authority in certificates(CLIENT_CA, path, client_ca)? {
+                authorities.add(authority).map_err(|_| not_certificates(CLIENT_CA, path))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(authorities.into(), provider);
+            builder.with_client_cert_verifier(verifier.build().map_err(TlsError::ClientCa)?)
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(certs, key).map_err(TlsError::Pair)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn certificates(
+    setting: &'static str,
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    certificates.ok().filter(|found| !found.is_empty()).ok_or_else(|| not_certificates(setting, path))
+}
+
+fn not_certificates(setting: &'static str, path: &Path) -> TlsError {
+    TlsError::Pem { setting, path: path.to_owned(), want: "certificates" }
+}
