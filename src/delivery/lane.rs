@@ -453,14 +453,16 @@ impl Lane {
         let (now, event_count) = (Instant::now(), sent.events.len());
         let attempt = attempt_of(&sent.events);
         let answers = self.gate(sent.endpoint).answers();
-        let failures = self.gate(sent.endpoint).failures();
-        let backoff = if self.feed.is_none() {
-            self.settings.retry.delay(attempt, retry_after, &mut self.rng)
-        } else if self.settings.retry.is_exhausted(attempt.max(failures + 1)) {
-            // An outage: the provider is probed, with one event or another.
-            self.settings.retry.park_delay(&mut self.rng).max(retry_after.unwrap_or_default())
-        } else {
-            self.settings.retry.delay(attempt.max(failures + 1), retry_after, &mut self.rng)
+        let down_for = self.gate(sent.endpoint).down_for(now).filter(|_| self.feed.is_some());
+        let rule = self.settings.retry;
+        let backoff = match down_for {
+            // The log keeps events for as long as it lasts: the provider is probed,
+            // with one event or another.
+            Some(down_for) => rule.probe_delay(down_for, &mut self.rng).max(retry_after.unwrap_or_default()),
+            None if self.feed.is_some() && rule.is_exhausted(attempt) => {
+                rule.park_delay(&mut self.rng).max(retry_after.unwrap_or_default())
+            }
+            None => rule.delay(attempt, retry_after, &mut self.rng),
         };
         let delay = backoff.max(self.budget.withdraw(now));
         self.gate(sent.endpoint).failed(now, delay, retry_after.is_some());

@@ -44,8 +44,20 @@ impl RetryRule {
 
     /// How long to wait between two cycles: the longest wait or a little less.
     pub(crate) fn park_delay(&self, rng: &mut fastrand::Rng) -> Duration {
-        self.max_delay.mul_f64(0.75 + rng.f64() / 4.0)
+        at_most(self.max_delay, rng)
     }
+
+    /// How long to wait before a provider that has been down for so long is
+    /// probed again: a thirtieth of that or a little less, so that a short outage
+    /// ends with it and a long one costs few requests.
+    pub(crate) fn probe_delay(&self, down_for: Duration, rng: &mut fastrand::Rng) -> Duration {
+        at_most((down_for / 30).max(self.initial_delay).min(self.max_delay), rng)
+    }
+}
+
+/// Up to a quarter less, so that relays do not go together.
+fn at_most(limit: Duration, rng: &mut fastrand::Rng) -> Duration {
+    limit.mul_f64(0.75 + rng.f64() / 4.0)
 }
 
 /// Tells whether the wall clock can be trusted to judge an event's age: it must
@@ -147,6 +159,8 @@ pub(crate) struct Gate {
     /// Requests that were answered so far.
     answers: u64,
     failures: u32,
+    /// When the first of these failures was.
+    failing_since: Option<Instant>,
     paused: bool,
     closed_until: Option<Instant>,
     /// Most events under way to a provider that has just come back.
@@ -158,7 +172,15 @@ impl Gate {
     const WINDOW_MAX: usize = 50_000;
 
     pub(crate) fn new(probe_events: usize) -> Self {
-        Self { probe_events, answers: 0, failures: 0, paused: false, closed_until: None, window: None }
+        Self {
+            probe_events,
+            answers: 0,
+            failures: 0,
+            failing_since: None,
+            paused: false,
+            closed_until: None,
+            window: None,
+        }
     }
 
     /// Requests that the provider has answered so far.
@@ -166,9 +188,10 @@ impl Gate {
         self.answers
     }
 
-    /// Requests in a row that it did not.
-    pub(crate) fn failures(&self) -> u32 {
-        self.failures
+    /// For how long it has been down, if one more failure means that it is.
+    pub(crate) fn down_for(&self, now: Instant) -> Option<Duration> {
+        let since = self.failing_since.filter(|_| self.failures + 1 >= FAILURES_MAX)?;
+        Some(now.saturating_duration_since(since))
     }
 
     /// Most events in a probe: half as many with each that fails. Where one
@@ -203,13 +226,14 @@ impl Gate {
             None => None,
         };
         self.answers += 1;
-        (self.failures, self.paused, self.closed_until) = (0, false, None);
+        (self.failures, self.failing_since, self.paused, self.closed_until) = (0, None, false, None);
     }
 
     /// A request did not; it will be sent again after `delay`. A provider that
     /// `asks` for that delay is sent nothing else meanwhile.
     pub(crate) fn failed(&mut self, now: Instant, delay: Duration, asks: bool) {
         self.failures = self.failures.saturating_add(1);
+        self.failing_since.get_or_insert(now);
         self.window = self.window.map(|_| self.probe_events);
         if asks || self.state() != ProviderState::Sending {
             let until = now + delay;
@@ -264,6 +288,26 @@ mod tests {
         let mean = delays.iter().sum::<f64>() / 1000.0;
         assert!((mean - 4.0).abs() < 0.3, "{mean}");
         assert!(delays.iter().any(|delay| *delay < 0.5) && delays.iter().any(|delay| *delay > 7.5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_is_probed_within_a_thirtieth_of_the_time_that_it_is_down() {
+        let start = Instant::now();
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut gate = Gate::new(50);
+        gate.failed(start, Duration::ZERO, false);
+        assert_eq!(gate.down_for(start), None);
+        gate.failed(start, Duration::ZERO, false);
+        for (seconds, longest) in [(0, 1), (30, 1), (300, 10), (3600, 30)] {
+            let down_for = gate.down_for(start + Duration::from_secs(seconds)).unwrap();
+            let longest = Duration::from_secs(longest);
+            for _ in 0..100 {
+                let delay = RULE.probe_delay(down_for, &mut rng);
+                assert!(delay <= longest && delay >= longest.mul_f64(0.75), "{seconds}: {delay:?}");
+            }
+        }
+        gate.answered();
+        assert_eq!(gate.down_for(start), None);
     }
 
     #[test]

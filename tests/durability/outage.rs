@@ -14,6 +14,18 @@ use crate::{
 };
 
 const DOWN: Vendor = Vendor::Amplitude;
+/// The shortest time between two probes.
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+
+/// Most probes in an outage: each after three quarters of a thirtieth of it, at least.
+fn probes(outage: Duration, longest_delay: Duration) -> u64 {
+    let (mut at, mut probes) = (Duration::ZERO, 0);
+    while at < outage {
+        at += (at / 30).clamp(FIRST_DELAY, longest_delay).mul_f64(0.75);
+        probes += 1;
+    }
+    probes
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_costs_disk_and_nothing_else() {
@@ -21,7 +33,7 @@ async fn an_outage_costs_disk_and_nothing_else() {
     let mut setup = durable("synced").await;
     // The delays of a relay in production, as far as the outage leaves time for them.
     let longest_delay = (outage / 4).min(Duration::from_secs(30));
-    setup.set("INITIAL_RETRY_DELAY_MS", "200");
+    setup.set("INITIAL_RETRY_DELAY_MS", &FIRST_DELAY.as_millis().to_string());
     setup.set("MAX_RETRY_DELAY_MS", &longest_delay.as_millis().to_string());
     let mut figures = Figures::default();
     let relay = figures.start(&setup).await;
@@ -45,10 +57,8 @@ async fn an_outage_costs_disk_and_nothing_else() {
     let backlog = relay.metric("relay_spool_backlog_events", &[DOWN.name()]).await;
     assert_eq!(backlog, accepted as f64, "all of it waits");
     let requests = setup.sandbox.stats(DOWN).requests;
-    // Five attempts that grow, then probes: at least three quarters of the
-    // longest delay apart.
-    let probes_max = 10.0 + outage.as_secs_f64() / (longest_delay.as_secs_f64() * 0.7);
-    assert!(requests > 4 && (requests as f64) < probes_max, "{requests} requests, at most {probes_max}");
+    let probes_max = 10 + probes(outage, longest_delay);
+    assert!(requests > 4 && requests < probes_max, "{requests} requests, at most {probes_max}");
     assert_eq!(setup.sandbox.stats(DOWN).taken, 0, "it was down");
     for other in Vendor::ALL.into_iter().filter(|vendor| *vendor != DOWN) {
         let what = format!("all events at {}, which is up", other.name());
@@ -58,7 +68,8 @@ async fn an_outage_costs_disk_and_nothing_else() {
     let back = Instant::now();
     setup.sandbox.always(DOWN, None);
     while setup.sandbox.stats(DOWN).taken == 0 {
-        assert!(back.elapsed() < longest_delay + Duration::from_secs(30), "not noticed");
+        let delay = (outage / 30).clamp(FIRST_DELAY, longest_delay);
+        assert!(back.elapsed() < delay + Duration::from_secs(3), "not noticed");
         sleep(Duration::from_millis(10)).await;
     }
     let (noticed, draining) = (back.elapsed(), Instant::now());

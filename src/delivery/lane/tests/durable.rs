@@ -223,6 +223,24 @@ async fn an_outage_of_a_day_costs_probes_and_no_event() {
     assert_eq!(durable.stop().await, 0);
 }
 
+/// A short outage ends with the provider's return.
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_was_down_for_a_while_is_noticed_soon() {
+    for seconds in [30, 300] {
+        let outage = Duration::from_secs(seconds);
+        let durable = Durable::start(outage, HOUR * 72);
+        let back = Instant::now() + outage;
+        durable.accept(500, Duration::from_millis(10)).await;
+        durable.ended(500).await;
+        let requests = durable.provider.requests.lock().unwrap().clone();
+        let noticed = requests.iter().map(|(at, _)| *at).find(|at| *at >= back).unwrap() - back;
+        assert!(noticed <= outage / 30, "after {seconds} s noticed {noticed:?} late");
+        let probes = requests.iter().filter(|(at, _)| *at < back).count();
+        assert!((20..130).contains(&probes), "{probes} requests in {seconds} s");
+        durable.stop().await;
+    }
+}
+
 /// A provider that comes back gets what has waited in growing amounts.
 #[tokio::test(start_paused = true)]
 async fn what_has_waited_is_drained_at_a_growing_pace() {
