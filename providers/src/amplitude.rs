@@ -27,6 +27,7 @@ use serde_json::Value;
 
 use crate::{
     BatchLimits, Event, EventKind, Rejection, Secret, SendError, Verdict,
+    background::give_way,
     http::{Encoded, Reply, Wire, body_for},
     json::Object,
     properties::Properties,
@@ -99,6 +100,7 @@ impl Wire for Amplitude {
 
         let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
+            give_way();
             match self.ids(event) {
                 Some(ids) => encode_event(events.object(), event, &ids),
                 None => {
@@ -212,9 +214,7 @@ fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>) {
     object.optional("device_id", ids.device.as_deref());
     object.integer("time", event.time_ms);
     object.string("insert_id", event.id().as_str());
-    if let Some(ip) = event.ip() {
-        object.string("ip", &ip.to_string());
-    }
+    object.optional("ip", event.ip());
     object.optional("user_agent", event.user_agent());
     object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
     match event.kind() {

@@ -23,6 +23,7 @@ use serde::Deserialize;
 
 use crate::{
     BatchLimits, Event, EventId, EventKind, Rejection, Secret, SendError, Verdict,
+    background::give_way,
     http::{Encoded, Reply, Wire, body_for},
     json::Object,
 };
@@ -69,6 +70,7 @@ impl Wire for Segment {
 
         let mut items = request.list("batch");
         for (index, event) in batch.iter().enumerate() {
+            give_way();
             encode_item(items.object(), event, &mut times);
             let bytes = items.last_bytes();
             if bytes > EVENT_BYTES_MAX {
@@ -130,9 +132,7 @@ fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
     item.string("messageId", &message_id(event.id()));
     item.string("timestamp", times.text(event.time_ms));
     let mut context = item.object("context");
-    if let Some(ip) = event.ip() {
-        context.string("ip", &ip.to_string());
-    }
+    context.optional("ip", event.ip());
     context.optional("userAgent", event.user_agent());
     context.raw("library", LIBRARY);
     context.end();

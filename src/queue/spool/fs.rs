@@ -7,7 +7,10 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    thread,
 };
+
+use analytics_relay_providers::background;
 
 use rustix::{
     fs::{FallocateFlags, fallocate},
@@ -152,11 +155,28 @@ impl SpoolFs for RealFs {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
+        let file = File::open(path).ok();
+        fs::remove_file(path)?;
+        file.into_iter().for_each(free);
+        Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         files::sync_dir(dir)
+    }
+}
+
+/// Lets go of a file that has no name any more. To free a segment's blocks takes
+/// tens of milliseconds, which callers would wait for with the log's thread.
+fn free(file: File) {
+    const LARGE_BYTES: u64 = 1024 * 1024;
+    if file.metadata().is_ok_and(|file| file.len() >= LARGE_BYTES) {
+        let freeing = move || {
+            background::step_back();
+            drop(file);
+        };
+        // Without a thread it is freed here.
+        let _ = thread::Builder::new().name("spool-free".to_owned()).spawn(freeing);
     }
 }
 

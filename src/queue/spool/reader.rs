@@ -3,7 +3,7 @@
 
 use std::{io, ops::Range, sync::Arc};
 
-use analytics_relay_providers::Event;
+use analytics_relay_providers::{Event, background::give_way};
 
 use super::{
     frame::{Kind, SEGMENT_HEADER_BYTES},
@@ -87,6 +87,7 @@ impl LogReader {
         let mut scanner = if reads_around { scanner.reading_around() } else { scanner };
         let start = open.at;
         let at = loop {
+            give_way();
             match scanner.next()? {
                 Item::Frame { at, .. } if chunk.events.len() >= events_max || at - start >= bytes_max => {
                     break at;
