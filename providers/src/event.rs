@@ -16,6 +16,9 @@ pub const ID_BYTES_MAX: usize = 255;
 /// Most bytes of a user agent.
 pub const USER_AGENT_BYTES_MAX: usize = 1024;
 
+/// Most bytes of an address as text.
+const IP_BYTES_MAX: usize = 45;
+
 /// One accepted event. Immutable, and shared by all lanes.
 ///
 /// Its texts stand one behind the other in one allocation: a relay whose provider
@@ -24,9 +27,8 @@ pub const USER_AGENT_BYTES_MAX: usize = 1024;
 pub struct Event {
     texts: Box<str>,
     /// Where each text but the last ends, in the order of [`Event::pack`].
-    ends: [u16; 5],
+    ends: [u16; 6],
     is_identify: bool,
-    ip: Option<IpAddr>,
     shape: Shape,
     /// When it happened: Unix time in milliseconds.
     pub time_ms: i64,
@@ -84,10 +86,11 @@ impl Event {
         let [user_id, anonymous_id, user_agent] =
             [parts.user_id, parts.anonymous_id, parts.user_agent].map(Option::unwrap_or_default);
         let (id, json) = (parts.id.as_str(), parts.properties.json());
-        let bytes =
-            id.len() + name.len() + user_id.len() + anonymous_id.len() + user_agent.len() + json.len();
+        let ip = parts.ip.map(|ip| ip.to_string()).unwrap_or_default();
+        let before = [id, name, user_id, anonymous_id, user_agent, &ip];
+        let bytes = before.iter().map(|text| text.len()).sum::<usize>() + json.len();
         let mut texts = String::with_capacity(bytes);
-        let ends = [id, name, user_id, anonymous_id, user_agent].map(|text| {
+        let ends = before.map(|text| {
             texts.push_str(text);
             u16::try_from(texts.len()).expect("an event is small")
         });
@@ -96,7 +99,6 @@ impl Event {
             texts: texts.into_boxed_str(),
             ends,
             is_identify: parts.kind == EventKind::Identify,
-            ip: parts.ip,
             shape: parts.properties.shape(),
             time_ms: parts.time_ms,
             accepted_ms: parts.accepted_ms,
@@ -112,7 +114,7 @@ impl Event {
             anonymous_id: self.anonymous_id(),
             time_ms: self.time_ms,
             accepted_ms: self.accepted_ms,
-            ip: self.ip,
+            ip: self.ip().and_then(|ip| ip.parse().ok()),
             user_agent: self.user_agent(),
             properties: self.properties(),
         }
@@ -149,13 +151,13 @@ impl Event {
     }
 
     /// Address of the user's device.
-    pub fn ip(&self) -> Option<IpAddr> {
-        self.ip
+    pub fn ip(&self) -> Option<&str> {
+        self.given(5)
     }
 
     /// A track's properties or an identify's traits.
     pub fn properties(&self) -> Properties<'_> {
-        Properties::checked(&self.texts[usize::from(self.ends[4])..], self.shape)
+        Properties::checked(&self.texts[usize::from(self.ends[5])..], self.shape)
     }
 
     /// The event as it stands in files, as serde would write it and quicker.
@@ -176,11 +178,9 @@ impl Event {
         event.optional("anonymous_id", self.anonymous_id());
         event.integer("time_ms", self.time_ms);
         event.integer("accepted_ms", self.accepted_ms);
-        if self.ip.is_some() || self.user_agent().is_some() {
+        if self.ip().is_some() || self.user_agent().is_some() {
             let mut context = event.object("context");
-            if let Some(ip) = self.ip {
-                context.string("ip", &ip.to_string());
-            }
+            context.optional("ip", self.ip());
             context.optional("user_agent", self.user_agent());
             context.end();
         }
@@ -231,39 +231,45 @@ impl fmt::Debug for Event {
     }
 }
 
-/// An event as it stands in files.
+/// An event as it stands in files. Flat, and borrowing where it can: a relay whose
+/// provider was down reads many.
 #[derive(Serialize, Deserialize)]
 struct EventJson<'a> {
-    id: Cow<'a, str>,
-    #[serde(flatten)]
-    kind: KindJson<'a>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    user_id: Option<Cow<'a, str>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    anonymous_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    id: Text<'a>,
+    kind: KindJson,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    name: Option<Text<'a>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    user_id: Option<Text<'a>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    anonymous_id: Option<Text<'a>>,
     time_ms: i64,
     accepted_ms: i64,
-    #[serde(default, skip_serializing_if = "ContextJson::is_empty")]
+    #[serde(borrow, default, skip_serializing_if = "ContextJson::is_empty")]
     context: ContextJson<'a>,
     properties: Properties<'a>,
 }
 
-impl EventJson<'_> {
-    /// Bytes of all texts but the properties.
-    fn text_bytes(&self) -> usize {
-        let name = match &self.kind {
-            KindJson::Track { name } => name.len(),
-            KindJson::Identify => 0,
-        };
-        let given = [&self.user_id, &self.anonymous_id, &self.context.user_agent];
-        self.id.len() + name + given.into_iter().flatten().map(|text| text.len()).sum::<usize>()
+/// Serde borrows a text inside of an `Option` only if it has a type of its own.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'a> Text<'a> {
+    fn of(text: &'a str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+
+    fn given(text: &Option<Self>) -> Option<&str> {
+        text.as_ref().map(|text| &*text.0)
     }
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum KindJson<'a> {
-    Track { name: Cow<'a, str> },
+#[serde(rename_all = "snake_case")]
+enum KindJson {
+    Track,
     Identify,
 }
 
@@ -271,8 +277,17 @@ enum KindJson<'a> {
 struct ContextJson<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ip: Option<IpAddr>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    user_agent: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    user_agent: Option<Text<'a>>,
+}
+
+impl EventJson<'_> {
+    /// Bytes of all texts but the properties.
+    fn text_bytes(&self) -> usize {
+        let given = [&self.name, &self.user_id, &self.anonymous_id, &self.context.user_agent];
+        let given: usize = given.into_iter().flatten().map(|text| text.0.len()).sum();
+        self.id.0.len() + given + self.context.ip.map_or(0, |_| IP_BYTES_MAX)
+    }
 }
 
 impl ContextJson<'_> {
@@ -283,18 +298,16 @@ impl ContextJson<'_> {
 
 impl Serialize for Event {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let kind = match self.kind() {
-            EventKind::Track { name } => KindJson::Track { name: name.into() },
-            EventKind::Identify => KindJson::Identify,
-        };
+        let EventParts { ip, user_agent, .. } = self.parts();
         let json = EventJson {
-            id: self.text(0).into(),
-            kind,
-            user_id: self.user_id().map(Cow::Borrowed),
-            anonymous_id: self.anonymous_id().map(Cow::Borrowed),
+            id: Text::of(self.text(0)),
+            kind: if self.is_identify { KindJson::Identify } else { KindJson::Track },
+            name: self.name().map(Text::of),
+            user_id: self.user_id().map(Text::of),
+            anonymous_id: self.anonymous_id().map(Text::of),
             time_ms: self.time_ms,
             accepted_ms: self.accepted_ms,
-            context: ContextJson { ip: self.ip, user_agent: self.user_agent().map(Cow::Borrowed) },
+            context: ContextJson { ip, user_agent: user_agent.map(Text::of) },
             properties: self.properties(),
         };
         json.serialize(serializer)
@@ -309,17 +322,20 @@ impl<'de> Deserialize<'de> for Event {
             return Err(de::Error::custom(format!("got {bytes} bytes of text, want at most {}", u16::MAX)));
         }
         Ok(Self::pack(&EventParts {
-            id: EventId::new(json.id).map_err(de::Error::custom)?,
-            kind: match &json.kind {
-                KindJson::Track { name } => EventKind::Track { name },
+            id: EventId::new(json.id.0).map_err(de::Error::custom)?,
+            kind: match json.kind {
+                KindJson::Track => {
+                    let name = Text::given(&json.name).ok_or_else(|| de::Error::missing_field("name"))?;
+                    EventKind::Track { name }
+                }
                 KindJson::Identify => EventKind::Identify,
             },
-            user_id: json.user_id.as_deref(),
-            anonymous_id: json.anonymous_id.as_deref(),
+            user_id: Text::given(&json.user_id),
+            anonymous_id: Text::given(&json.anonymous_id),
             time_ms: json.time_ms,
             accepted_ms: json.accepted_ms,
             ip: json.context.ip,
-            user_agent: json.context.user_agent.as_deref(),
+            user_agent: Text::given(&json.context.user_agent),
             properties: json.properties,
         }))
     }
@@ -449,6 +465,15 @@ mod tests {
     }
 
     #[test]
+    fn a_track_of_a_file_without_a_name_is_an_error() {
+        let json = serde_json::to_string(&tests_support::track("x", "{}")).unwrap();
+        for (given, nameless) in [(r#","name":"x""#, ""), ("track", "unheard-of")] {
+            let error = serde_json::from_str::<Event>(&json.replace(given, nameless)).unwrap_err();
+            assert!(error.to_string().contains("name") || error.to_string().contains("variant"), "{error}");
+        }
+    }
+
+    #[test]
     fn an_event_survives_its_json_form() {
         let properties = r#"{"n":9007199254740993,"f":0.1,"s":"\u0000"}"#;
         let mut full = tests_support::parts("Order \"Placed\"", properties);
@@ -458,6 +483,7 @@ mod tests {
         for event in [full, tests_support::identify("{}")] {
             let json = serde_json::to_string(&event).unwrap();
             assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event, "{json}");
+            assert_eq!(serde_json::from_reader::<_, Event>(json.as_bytes()).unwrap(), event, "{json}");
             assert_eq!(String::from_utf8(event.to_json()).unwrap(), json);
         }
     }

@@ -23,12 +23,15 @@ use serde_json::value::RawValue;
 
 use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
+    background::give_way,
     http::{Encoded, Reply, Wire, body_for},
     json::{List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
 };
 
+/// Without an address Mixpanel would locate the user where the relay stands.
+const NO_IP: &str = "0";
 const LIMITS: BatchLimits = BatchLimits { events_max: 2000, body_bytes_max: BODY_BYTES_MAX, requests_max: 8 };
 const BODY_BYTES_MAX: usize = 2_000_000;
 /// Room for 2,000 rows with a reason each: reading less than that would take
@@ -142,6 +145,7 @@ impl Mixpanel {
         let mut body = body_for(batch);
         let mut rows = List::begin(&mut body);
         for event in batch {
+            give_way();
             self.encode_track(rows.object(), event);
         }
         rows.end();
@@ -177,11 +181,7 @@ impl Mixpanel {
             properties.optional("$device_id", device);
         }
         properties.string("$insert_id", &insert_id(event));
-        match event.ip() {
-            Some(ip) => properties.string("ip", &ip.to_string()),
-            // Without it Mixpanel would locate the user where the relay stands.
-            None => properties.string("ip", "0"),
-        }
+        properties.string("ip", event.ip().unwrap_or(NO_IP));
         splice_properties(&mut properties, &event.properties());
         properties.end();
         row.end();
@@ -193,6 +193,7 @@ impl Mixpanel {
         let mut count = 0;
         let mut rejected = Vec::new();
         for (index, event) in batch.iter().enumerate() {
+            give_way();
             match usable(event.user_id()) {
                 Some(user) => count += self.encode_identify(&mut updates, event, user),
                 None => {
@@ -253,10 +254,7 @@ impl Mixpanel {
     fn begin_update<'a>(&self, mut update: Object<'a>, event: &Event, user: &str) -> Object<'a> {
         update.string("$token", self.token.expose());
         update.string("$distinct_id", user);
-        match event.ip() {
-            Some(ip) => update.string("$ip", &ip.to_string()),
-            None => update.string("$ip", "0"),
-        }
+        update.string("$ip", event.ip().unwrap_or(NO_IP));
         update
     }
 }

@@ -38,16 +38,44 @@ pub(crate) struct Waiting {
     pub(crate) event: Arc<Event>,
     /// Place in the order of arrival in this lane.
     seq: u64,
+    /// Where it is kept meanwhile.
+    pub(crate) place: Place,
+    /// Nothing for nearly all: a lane whose provider hangs holds little else than
+    /// events.
+    history: Option<Box<History>>,
+}
+
+/// What has happened to an event so far.
+#[derive(Debug, Clone)]
+pub(crate) struct History {
     /// Attempts that failed.
     pub(crate) attempts: u32,
     /// Most events that it may be sent together with, itself included.
     pub(crate) together_max: usize,
-    /// Where it is kept meanwhile.
-    pub(crate) place: Place,
     /// Requests that the provider had answered when its delivery cycle began.
     pub(crate) answers_before: u64,
     /// The provider throttles its user.
     throttled: bool,
+}
+
+impl History {
+    const NONE: Self = Self { attempts: 0, together_max: usize::MAX, answers_before: 0, throttled: false };
+}
+
+impl Waiting {
+    pub(crate) fn history(&self) -> &History {
+        self.history.as_deref().unwrap_or(&History::NONE)
+    }
+
+    pub(crate) fn history_mut(&mut self) -> &mut History {
+        self.history.get_or_insert_with(|| Box::new(History::NONE))
+    }
+
+    fn throttles_no_more(&mut self) {
+        if let Some(history) = &mut self.history {
+            history.throttled = false;
+        }
+    }
 }
 
 /// What stands before a user's other events.
@@ -104,15 +132,7 @@ impl Backlog {
         self.next_seq += 1;
         self.events += 1;
         self.bytes += event.memory_bytes();
-        let waiting = Waiting {
-            event,
-            seq,
-            attempts: 0,
-            together_max: usize::MAX,
-            place,
-            answers_before: 0,
-            throttled: false,
-        };
+        let waiting = Waiting { event, seq, place, history: None };
         let ready = self.ready.entry(endpoint).or_default();
         if ready.len() == ready.capacity() {
             // Doubling would leave up to half of a large backlog's room empty.
@@ -160,13 +180,13 @@ impl Backlog {
                 continue;
             }
             let bytes = waiting.event.wire_bytes_estimate();
-            let full = taken.len() >= together_max.min(waiting.together_max)
+            let full = taken.len() >= together_max.min(waiting.history().together_max)
                 || (!taken.is_empty() && body_bytes + bytes > self.limits.body_bytes_max);
             if full {
                 ready.push_front(waiting);
                 break;
             }
-            together_max = together_max.min(waiting.together_max);
+            together_max = together_max.min(waiting.history().together_max);
             body_bytes += bytes;
             self.away.insert(waiting.seq, waiting.event.accepted_ms);
             taken.push(waiting);
@@ -187,7 +207,7 @@ impl Backlog {
     pub(crate) fn throttle(&mut self, endpoint: Endpoint, mut waiting: Waiting, until: Instant) {
         let freed = self.unmark_busy(&waiting);
         self.insert(freed);
-        waiting.throttled = true;
+        waiting.history_mut().throttled = true;
         self.mark_busy(&waiting);
         self.hold(endpoint, waiting, until);
     }
@@ -268,10 +288,11 @@ impl Backlog {
     pub(crate) fn take_where(&mut self, is_taken: impl Fn(&Waiting) -> bool) -> Vec<(Endpoint, Waiting)> {
         let mut taken = Vec::new();
         let mut freed = Vec::new();
-        for (key, (endpoint, waiting)) in std::mem::take(&mut self.held) {
+        for (key, (endpoint, mut waiting)) in std::mem::take(&mut self.held) {
             if is_taken(&waiting) {
                 freed.append(&mut self.unmark_busy(&waiting));
-                taken.push((endpoint, Waiting { throttled: false, ..waiting }));
+                waiting.throttles_no_more();
+                taken.push((endpoint, waiting));
             } else {
                 self.held.insert(key, (endpoint, waiting));
             }
@@ -297,7 +318,7 @@ impl Backlog {
         let mut ready = Vec::new();
         for (endpoint, mut waiting) in events {
             ready.append(&mut self.unmark_busy(&waiting));
-            waiting.throttled = false;
+            waiting.throttles_no_more();
             ready.push((endpoint, waiting));
         }
         self.insert(ready);
@@ -324,7 +345,7 @@ impl Backlog {
     }
 
     fn mark_busy(&mut self, waiting: &Waiting) {
-        let (identify, throttled) = (waiting.event.is_identify(), waiting.throttled);
+        let (identify, throttled) = (waiting.event.is_identify(), waiting.history().throttled);
         let Some(user) = waiting.event.subject().filter(|_| identify || throttled) else { return };
         let busy = self.busy.entry(user.to_owned()).or_default();
         busy.identifies += usize::from(identify);
@@ -335,7 +356,7 @@ impl Backlog {
     /// blocked again when its turn comes.
     #[must_use]
     fn unmark_busy(&mut self, waiting: &Waiting) -> Vec<(Endpoint, Waiting)> {
-        let (identify, throttled) = (waiting.event.is_identify(), waiting.throttled);
+        let (identify, throttled) = (waiting.event.is_identify(), waiting.history().throttled);
         let user = waiting.event.subject().filter(|_| identify || throttled);
         let Some(busy) = user.and_then(|user| self.busy.get_mut(user)) else { return Vec::new() };
         busy.identifies -= usize::from(identify);
@@ -382,7 +403,7 @@ mod tests {
 
     fn push_tracks(backlog: &mut Backlog, names: &[&str]) {
         for name in names {
-            backlog.push(track(name), TRACKS, Place::Memory);
+            backlog.push(track(name), TRACKS, Place::MEMORY);
         }
     }
 
@@ -417,7 +438,7 @@ mod tests {
     #[test]
     fn endpoints_are_never_mixed_and_the_older_goes_first() {
         let mut backlog = backlog();
-        backlog.push(identify("u"), IDENTIFIES, Place::Memory);
+        backlog.push(identify("u"), IDENTIFIES, Place::MEMORY);
         push_tracks(&mut backlog, &["a"]);
         assert_eq!(backlog.next_request(|_| Some(9)).0, IDENTIFIES);
         assert_eq!(backlog.next_request(|_| Some(9)).0, TRACKS);
@@ -444,7 +465,7 @@ mod tests {
                 backlog.settle(&taken[0]);
             } else {
                 let half = taken.len().div_ceil(2);
-                taken.iter_mut().for_each(|waiting| waiting.together_max = half);
+                taken.iter_mut().for_each(|waiting| waiting.history_mut().together_max = half);
                 backlog.put_back(endpoint, taken);
             }
         }
@@ -458,7 +479,7 @@ mod tests {
         let mut backlog = backlog();
         let now = Instant::now();
         for user in ["u", "v", "u"] {
-            backlog.push(identify(user), IDENTIFIES, Place::Memory);
+            backlog.push(identify(user), IDENTIFIES, Place::MEMORY);
         }
         let (_, mut first) = backlog.next_request(|_| Some(1));
         assert_eq!(first[0].event.subject(), Some("u"));
@@ -482,14 +503,14 @@ mod tests {
         let mut backlog = backlog();
         let now = Instant::now();
         let of = |user: &str| track_of("t", user);
-        backlog.push(of("slow"), TRACKS, Place::Memory);
+        backlog.push(of("slow"), TRACKS, Place::MEMORY);
         let slow = take(&mut backlog).remove(0);
         let until = now + Duration::from_secs(15);
         backlog.throttle(TRACKS, slow, until);
         for _ in 0..3000 {
-            backlog.push(of("slow"), TRACKS, Place::Memory);
+            backlog.push(of("slow"), TRACKS, Place::MEMORY);
         }
-        backlog.push(of("quick"), TRACKS, Place::Memory);
+        backlog.push(of("quick"), TRACKS, Place::MEMORY);
         let taken = take(&mut backlog);
         assert_eq!(taken.len(), 1, "only quick's, however many of slow's wait before it");
         assert_eq!(taken[0].event.subject(), Some("quick"));
@@ -504,7 +525,7 @@ mod tests {
         let mut event = (*track("a")).clone();
         for accepted_ms in [10, 20, 30] {
             event.accepted_ms = accepted_ms;
-            backlog.push(Arc::new(event.clone()), TRACKS, Place::Memory);
+            backlog.push(Arc::new(event.clone()), TRACKS, Place::MEMORY);
         }
         let taken = take(&mut backlog);
         backlog.settle(&taken[1]);
@@ -558,17 +579,17 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Push { user, identify: true } => {
-                        backlog.push(identify(&user.to_string()), IDENTIFIES, Place::Memory);
+                        backlog.push(identify(&user.to_string()), IDENTIFIES, Place::MEMORY);
                         pushed += 1;
                     }
                     Step::Push { user, .. } => {
-                        backlog.push(track_of("t", &user.to_string()), TRACKS, Place::Memory);
+                        backlog.push(track_of("t", &user.to_string()), TRACKS, Place::MEMORY);
                         pushed += 1;
                     }
                     Step::Take { events_max } => {
                         let (endpoint, taken) = backlog.next_request(|_| Some(events_max));
                         prop_assert!(taken.len() <= events_max.min(LIMITS.events_max));
-                        prop_assert!(taken.iter().all(|waiting| taken.len() <= waiting.together_max));
+                        prop_assert!(taken.iter().all(|waiting| taken.len() <= waiting.history().together_max));
                         if !taken.is_empty() {
                             out.push_back((endpoint, taken));
                         }
@@ -582,7 +603,7 @@ mod tests {
                         if let Some((endpoint, mut taken)) = out.pop_front() {
                             let half = taken.len().div_ceil(2);
                             if halve {
-                                taken.iter_mut().for_each(|waiting| waiting.together_max = half);
+                                taken.iter_mut().for_each(|waiting| waiting.history_mut().together_max = half);
                             }
                             backlog.put_back(endpoint, taken);
                         }

@@ -167,7 +167,7 @@ impl Lane {
     pub(crate) fn reload(&mut self, spilled: Spilled) {
         self.reloaded = Reloaded { left: spilled.events.len(), files: spilled.files };
         for event in spilled.events {
-            self.push(event, Place::SpillFile);
+            self.push(event, Place::SPILL_FILE);
         }
         self.finish_reloaded(0);
     }
@@ -206,8 +206,8 @@ impl Lane {
         let mut overflow = Vec::new();
         for Queued { event, place } in batches.drain(..).flat_map(|batch| batch.to_vec()) {
             let has_room = self.has_room(event.memory_bytes());
-            match (&mut self.feed, place) {
-                (Some(feed), Place::Log(seq)) => {
+            match (&mut self.feed, place.log_seq()) {
+                (Some(feed), Some(seq)) => {
                     if feed.takes(seq, &event, has_room) {
                         self.push(event, place);
                     }
@@ -260,7 +260,7 @@ impl Lane {
     fn take_chunk(&mut self, fed: Fed) {
         let Fed::Chunk(Chunk { events, missing, damaged, .. }) = fed else { return };
         for logged in events {
-            self.push(logged.event, Place::Log(logged.seq));
+            self.push(logged.event, Place::log(logged.seq));
         }
         let Some(feed) = &mut self.feed else { return };
         damaged.into_iter().for_each(|range| feed.reports.damaged(range));
@@ -269,7 +269,7 @@ impl Lane {
             feed.reports.ended_ranges(Outcome::Dropped(DropReason::SpoolDamaged), missing);
         }
         for (seq, event) in feed.caught_up() {
-            self.push(event, Place::Log(seq));
+            self.push(event, Place::log(seq));
         }
         if lost > 0 {
             self.drop_events(DropReason::SpoolDamaged, usize::try_from(lost).unwrap_or(usize::MAX));
@@ -386,25 +386,25 @@ impl Lane {
                     delivered.push(waiting);
                 }
                 Verdict::Rejected { reason, detail } => {
-                    waiting.attempts += 1;
+                    waiting.history_mut().attempts += 1;
                     dead.push((waiting, reason.into(), detail));
                 }
                 Verdict::Resend | Verdict::Hold { .. } if superseded => {
-                    waiting.attempts += 1;
+                    waiting.history_mut().attempts += 1;
                     let detail = "a newer identify of the same user was delivered".to_owned();
                     dead.push((waiting, DeadLetterReason::Superseded, detail));
                 }
                 Verdict::Resend => again.push(waiting),
                 Verdict::Hold { after, detail } => {
-                    waiting.attempts += 1;
+                    waiting.history_mut().attempts += 1;
                     held.push((waiting, after, detail));
                 }
             }
         }
 
         for (waiting, after, detail) in held {
-            self.note_attempts([(&waiting, waiting.attempts)], "held", &detail);
-            let is_exhausted = self.settings.retry.is_exhausted(waiting.attempts);
+            self.note_attempts([(&waiting, waiting.history().attempts)], "held", &detail);
+            let is_exhausted = self.settings.retry.is_exhausted(waiting.history().attempts);
             match self.next_cycle(waiting, is_exhausted) {
                 Cycle::GoesOn(waiting) | Cycle::BeginsAgain(waiting) => {
                     self.metrics.retries.inc();
@@ -470,11 +470,12 @@ impl Lane {
 
         let mut dead = Vec::new();
         for mut waiting in sent.events {
-            if waiting.attempts == 0 {
-                waiting.answers_before = answers;
+            let history = waiting.history_mut();
+            if history.attempts == 0 {
+                history.answers_before = answers;
             }
-            waiting.attempts += 1;
-            let is_exhausted = self.settings.retry.is_exhausted(waiting.attempts);
+            history.attempts += 1;
+            let is_exhausted = self.settings.retry.is_exhausted(history.attempts);
             match self.next_cycle(waiting, is_exhausted) {
                 Cycle::GoesOn(waiting) => {
                     self.metrics.retries.inc();
@@ -482,10 +483,10 @@ impl Lane {
                 }
                 Cycle::BeginsAgain(mut waiting) => {
                     self.metrics.retries.inc();
-                    if waiting.answers_before < answers {
+                    if waiting.history().answers_before < answers {
                         // Others got through: one of these may be poison that
                         // the provider does not name.
-                        waiting.together_max = event_count.div_ceil(2);
+                        waiting.history_mut().together_max = event_count.div_ceil(2);
                     }
                     // The next probe takes others, if there are any.
                     self.backlog.hold(sent.endpoint, waiting, now + 2 * delay);
@@ -516,7 +517,7 @@ impl Lane {
         let Sent { endpoint, mut events, .. } = sent;
         if events.len() == 1 {
             let mut waiting = events.remove(0);
-            waiting.attempts += 1;
+            waiting.history_mut().attempts += 1;
             self.bury(endpoint, vec![(waiting, reason, detail)]).await;
             return;
         }
@@ -530,7 +531,7 @@ impl Lane {
             "batch send failed, splitting"
         );
         for waiting in &mut events {
-            waiting.together_max = half;
+            waiting.history_mut().together_max = half;
         }
         self.backlog.put_back(endpoint, events);
     }
@@ -558,14 +559,14 @@ impl Lane {
     /// new one. What stands in the log begins one as often as need be, until its
     /// retention ends.
     fn next_cycle(&mut self, mut waiting: Waiting, is_exhausted: bool) -> Cycle {
-        let is_logged = self.feed.is_some() && matches!(waiting.place, Place::Log(_));
+        let is_logged = self.feed.is_some() && waiting.place.log_seq().is_some();
         if self.draining && (is_exhausted || is_logged) {
             self.parked.push(waiting);
             Cycle::Parked
         } else if !is_exhausted {
             Cycle::GoesOn(waiting)
         } else if is_logged {
-            waiting.attempts = 0;
+            waiting.history_mut().attempts = 0;
             Cycle::BeginsAgain(waiting)
         } else {
             Cycle::Over(waiting)
@@ -612,7 +613,7 @@ impl Lane {
         events.append(&mut self.parked);
         events.extend(self.sent.into_values().flat_map(|sent| sent.events));
         // What is in the log stays there.
-        events.retain(|waiting| !matches!(waiting.place, Place::Log(_)));
+        events.retain(|waiting| waiting.place.log_seq().is_none());
         in_order(&mut events);
         Leftover { events, reloaded: self.reloaded.files }
     }
@@ -632,7 +633,7 @@ enum Cycle {
 
 /// Events with the number of the attempt that was just made and is not counted.
 fn next_attempts(events: &[Waiting]) -> impl Iterator<Item = (&Waiting, u32)> {
-    events.iter().map(|waiting| (waiting, waiting.attempts + 1))
+    events.iter().map(|waiting| (waiting, waiting.history().attempts + 1))
 }
 
 /// Waits for a log's feed, for ever if there is none.
@@ -672,7 +673,7 @@ fn checked(answer: Result<Vec<Verdict>, SendError>, events: usize) -> Result<Vec
 
 /// The attempt that a request is, for its oldest event.
 fn attempt_of(events: &[Waiting]) -> u32 {
-    events.iter().map(|waiting| waiting.attempts).max().unwrap_or(0) + 1
+    events.iter().map(|waiting| waiting.history().attempts).max().unwrap_or(0) + 1
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -64,7 +64,7 @@ pub(crate) mod test_support {
     }
 
     pub(crate) fn queued(name: &str) -> Queued {
-        Queued { event: track(name), place: Place::Memory }
+        Queued { event: track(name), place: Place::MEMORY }
     }
 
     pub(crate) fn track(name: &str) -> Arc<Event> {

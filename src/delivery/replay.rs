@@ -97,7 +97,7 @@ pub(crate) async fn replay(
     let mut seen = HashSet::new();
     let first_copy = |letter: DeadLetter| {
         let event = letter.event;
-        seen.insert(event.id().into_owned()).then_some(Queued { event, place: Place::Memory })
+        seen.insert(event.id().into_owned()).then_some(Queued { event, place: Place::MEMORY })
     };
     inbox.send(letters.into_iter().filter_map(first_copy).collect()).await;
     drop(inbox);

@@ -19,7 +19,7 @@ pub(crate) mod memory;
 pub(crate) mod spool;
 
 use memory::QueueSender;
-use spool::Spool;
+use spool::{Spool, frame::SEQ_MAX};
 
 /// How far an event has come when its caller is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,15 +109,27 @@ pub(crate) enum Refused {
     Closed,
 }
 
-/// Where an event is kept while it waits to be delivered.
+/// Where an event is kept while it waits to be delivered. One number, because every
+/// event that waits has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) struct Place(u64);
+
+impl Place {
     /// In memory only.
-    Memory,
+    pub(crate) const MEMORY: Self = Self(u64::MAX);
     /// In a spill file of an earlier run.
-    SpillFile,
+    pub(crate) const SPILL_FILE: Self = Self(u64::MAX - 1);
+
     /// In the log, with this number.
-    Log(u64),
+    pub(crate) fn log(seq: u64) -> Self {
+        debug_assert!(seq <= SEQ_MAX);
+        Self(seq)
+    }
+
+    /// Its number, if it is in the log.
+    pub(crate) fn log_seq(self) -> Option<u64> {
+        Some(self.0).filter(|seq| *seq <= SEQ_MAX)
+    }
 }
 
 /// Events that are put one behind the other and must not change places: when one
@@ -177,7 +189,7 @@ impl Queue {
     ) -> Result<Taken, Refused> {
         match self {
             Self::Memory(queue, accepted) => {
-                queue.offer(Queued { event, place: Place::Memory })?;
+                queue.offer(Queued { event, place: Place::MEMORY })?;
                 accepted.inc();
                 Ok(Taken::Done)
             }

@@ -29,8 +29,7 @@ impl Lane {
             self.metrics.delivery.observe((now_ms - waiting.event.accepted_ms).max(0) as f64 / 1000.0);
             debug!(provider = self.provider.name(), event_id = %waiting.event.id(), "event delivered");
             let is_left = |seq| self.feed.as_ref().is_some_and(|feed| feed.is_left(seq));
-            let may_be_copy =
-                waiting.attempts > 0 || matches!(waiting.place, Place::Log(seq) if is_left(seq));
+            let may_be_copy = waiting.history().attempts > 0 || waiting.place.log_seq().is_some_and(is_left);
             if may_be_copy && now_ms - waiting.event.accepted_ms > DEDUPLICATION_MS {
                 self.metrics.duplicate_risk.inc();
             }
@@ -60,7 +59,7 @@ impl Lane {
         let letters = dead
             .iter()
             .map(|(waiting, detail)| {
-                self.letter(waiting.event.clone(), reason, waiting.attempts, detail.clone())
+                self.letter(waiting.event.clone(), reason, waiting.history().attempts, detail.clone())
             })
             .collect();
         let written = self.recorder.dead_lettered(letters).await;
@@ -72,7 +71,7 @@ impl Lane {
         }
         if written.is_ok() {
             for (detail, events) in &by_detail {
-                let attempts = events.iter().map(|waiting| (waiting, waiting.attempts));
+                let attempts = events.iter().map(|waiting| (waiting, waiting.history().attempts));
                 self.note_attempts(attempts, &outcome.key(), detail);
             }
         }
@@ -127,14 +126,14 @@ impl Lane {
         let mut logged = Vec::new();
         for waiting in events {
             self.backlog.settle(waiting);
-            if let Place::Log(seq) = waiting.place {
+            if let Some(seq) = waiting.place.log_seq() {
                 logged.push(seq);
             }
         }
         if let Some(feed) = self.feed.as_ref().filter(|_| !logged.is_empty()) {
             feed.reports.ended(outcome, &logged);
         }
-        self.finish_reloaded(events.iter().filter(|waiting| waiting.place == Place::SpillFile).count());
+        self.finish_reloaded(events.iter().filter(|waiting| waiting.place == Place::SPILL_FILE).count());
     }
 
     /// Removes spill files when the last of their events has ended.
@@ -164,7 +163,7 @@ impl Lane {
         };
         let surplus_before = feed.surplus_before();
         if surplus_before > 0 {
-            let is_surplus = |place: Place| matches!(place, Place::Log(seq) if seq < surplus_before);
+            let is_surplus = |place: Place| place.log_seq().is_some_and(|seq| seq < surplus_before);
             let surplus = self.backlog.take_where(|waiting| is_surplus(waiting.place));
             self.bury_all(surplus, DeadLetterReason::SpoolFull, "the spool is full").await;
         }
@@ -173,10 +172,9 @@ impl Lane {
         if let (Some(oldest_ms), Some(before_ms)) = (oldest_ms, expired_before)
             && oldest_ms < before_ms
         {
-            let is_logged = |place: Place| matches!(place, Place::Log(_));
-            let expired = self
-                .backlog
-                .take_where(|waiting| waiting.event.accepted_ms < before_ms && is_logged(waiting.place));
+            let expired = self.backlog.take_where(|waiting| {
+                waiting.event.accepted_ms < before_ms && waiting.place.log_seq().is_some()
+            });
             self.bury_all(expired, DeadLetterReason::Expired, "its retention has ended").await;
             if let Some(feed) = &mut self.feed {
                 feed.look_again();
@@ -208,7 +206,7 @@ impl Lane {
         let Some(feed) = &self.feed else { return };
         let mut attempts: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
         for (waiting, attempt) in events {
-            if let Place::Log(seq) = waiting.place {
+            if let Some(seq) = waiting.place.log_seq() {
                 attempts.entry(attempt).or_default().push(seq);
             }
         }

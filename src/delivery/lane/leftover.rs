@@ -33,7 +33,7 @@ impl Leftover {
             Err(error) => {
                 // What was reloaded still stands in the files it came from.
                 let kept =
-                    self.events.iter().filter(|waiting| waiting.place == Place::SpillFile).count() as u64;
+                    self.events.iter().filter(|waiting| waiting.place == Place::SPILL_FILE).count() as u64;
                 ledger.ended(Outcome::Spilled, kept);
                 ledger.ended(Outcome::Dropped(DropReason::SpillFailed), events - kept);
                 error!(%error, event_count = events - kept, "events lost: they could not be spilled");

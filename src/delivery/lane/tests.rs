@@ -116,7 +116,7 @@ impl Running {
     }
 
     async fn send(&self, events: &[Arc<Event>]) {
-        let queued = |event: &Arc<Event>| Queued { event: event.clone(), place: Place::Memory };
+        let queued = |event: &Arc<Event>| Queued { event: event.clone(), place: Place::MEMORY };
         self.inbox.send(events.iter().map(queued).collect()).await;
     }
 
@@ -322,7 +322,7 @@ async fn forced_to_stop_a_lane_gives_back_what_is_under_way() {
     );
     let (inbox, receiver) = LaneInbox::new(50);
     let lane = tokio::spawn(lane.run(receiver));
-    let queued = |event: Arc<Event>| Queued { event, place: Place::Memory };
+    let queued = |event: Arc<Event>| Queued { event, place: Place::MEMORY };
     inbox.send(tracks(25).into_iter().map(queued).collect()).await;
     sleep(Duration::from_secs(1)).await;
     running.stop.force();

@@ -356,7 +356,7 @@ impl Writer {
                 // Callers that are gone ask again, with the same id.
                 let _ = answer.send(Ok(wanted));
             }
-            if self.queue.offer(Queued { event, place: Place::Log(seq) }).is_err() {
+            if self.queue.offer(Queued { event, place: Place::log(seq) }).is_err() {
                 skipped = Some(seq);
             }
         }
@@ -401,7 +401,7 @@ impl Writer {
             return;
         }
         self.metrics.accepted.inc();
-        if self.queue.offer(Queued { event, place: Place::Memory }).is_err() {
+        if self.queue.offer(Queued { event, place: Place::MEMORY }).is_err() {
             error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
             self.ledgers.iter().for_each(|ledger| ledger.ended(Outcome::Dropped(DropReason::SpoolFailed), 1));
         }
