@@ -6,8 +6,6 @@
 //! one run.
 
 use std::{
-    fs::File,
-    os::unix::fs::FileExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -17,7 +15,7 @@ use hdrhistogram::Histogram;
 
 mod support;
 
-use support::{Done, Load, Relay};
+use support::{Done, Load, Relay, group_commits};
 
 const THREE: (&str, &str) = ("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment");
 /// Bytes of a record, about those of an event in the log.
@@ -42,21 +40,8 @@ async fn main() -> anyhow::Result<()> {
 /// The machine's own rate.
 fn disk(dir: &Path) -> anyhow::Result<()> {
     println!("{:<34} {:>10} {:>10} {:>9} {:>9}", "fdatasync", "syncs/s", "records/s", "p50 ms", "p99 ms");
-    let file = File::create(dir.join("disk"))?;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 256 << 20)?;
-    let mut at = 0;
     for group in [1, 50, 256] {
-        let bytes = vec![b'x'; group * RECORD_BYTES];
-        let mut times = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(2) {
-            let began = Instant::now();
-            file.write_all_at(&bytes, at)?;
-            file.sync_data()?;
-            at = (at + bytes.len() as u64) % (200 << 20);
-            times.saturating_record(u64::try_from(began.elapsed().as_micros())?);
-        }
-        let done = Done { latencies: times, elapsed: start.elapsed() };
+        let done = group_commits(dir, group, RECORD_BYTES, Duration::from_secs(2))?;
         #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
         let records = done.rate() * group as f64;
         let name = format!("groups of {group} records of {RECORD_BYTES} bytes");

@@ -8,7 +8,7 @@ use analytics_relay::providers::sandbox::Vendor;
 use anyhow::{Context, ensure};
 use tokio::process::Command;
 
-use crate::{report::Report, sink::Sink, support::Relay, throughput::LARGE_QUEUE};
+use crate::{report::Report, sink::Sink, support::Relay};
 
 const EVENTS: u64 = 5000;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -134,8 +134,7 @@ async fn caller(
     let sink = Sink::start().await?;
     let data = tempfile::tempdir()?;
     let relay = if over_relay {
-        let settings = [&[("ANALYTICS_PROVIDER", "segment")][..], &LARGE_QUEUE].concat();
-        Some(Relay::start_pinned(&sink.url, data.path(), &settings).await?)
+        Some(Relay::start_roomy(&sink.url, data.path(), "segment", &[]).await?)
     } else {
         None
     };

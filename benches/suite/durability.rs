@@ -1,12 +1,7 @@
 //! What durability costs, beside what the disk does with groups of records in the
 //! same minute.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use analytics_relay::providers::sandbox::Vendor;
 
@@ -14,8 +9,7 @@ use crate::{
     h2load::{self, H2load, Until},
     report::{Report, median},
     sink::Sink,
-    support::{Relay, reference_batch, reference_event},
-    throughput::LARGE_QUEUE,
+    support::{Relay, group_commits, reference_batch, reference_event},
 };
 
 const ROUNDS: usize = 3;
@@ -25,8 +19,7 @@ const GROUP: usize = 256;
 const BATCH: u64 = 100;
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
-    if !h2load::is_here().await {
-        report.not_run("durability", "h2load is not installed (Debian: nghttp2-client)");
+    if !h2load::is_here(report, "durability").await {
         return Ok(());
     }
     // Beside the build and not in a directory that may be in memory.
@@ -62,20 +55,11 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Records a second in groups, in a file whose room is reserved, one `fdatasync`
-/// for each group.
+/// Records a second in groups, each with one `fdatasync`.
 fn disk(dir: &Path) -> anyhow::Result<f64> {
-    let file = File::create(dir.join("disk"))?;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 256 << 20)?;
-    let bytes = vec![b'x'; GROUP * RECORD_BYTES];
-    let (start, mut groups) = (Instant::now(), 0_u32);
-    while start.elapsed() < Duration::from_secs(1) {
-        file.write_all_at(&bytes, u64::from(groups) * bytes.len() as u64 % (200 << 20))?;
-        file.sync_data()?;
-        groups += 1;
-    }
+    let groups = group_commits(dir, GROUP, RECORD_BYTES, Duration::from_secs(1))?;
     #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-    Ok(f64::from(groups) * GROUP as f64 / start.elapsed().as_secs_f64())
+    Ok(groups.rate() * GROUP as f64)
 }
 
 /// Events a second that were answered, and microseconds of CPU for each.
@@ -88,11 +72,9 @@ async fn relay(
 ) -> anyhow::Result<(f64, f64)> {
     let sink = Sink::start().await?;
     let data = tempfile::tempdir_in(dir)?;
-    let settings = [("ANALYTICS_PROVIDER", "segment"), ("DURABILITY", level)];
-    let settings = [&settings[..], &LARGE_QUEUE].concat();
-    let relay = Relay::start_pinned(&sink.url, data.path(), &settings).await?;
+    let relay = Relay::start_roomy(&sink.url, data.path(), "segment", &[("DURABILITY", level)]).await?;
     let before = relay.cpu_time()?;
-    let calls = load.run(&relay.grpc_addr, messages).await?;
+    let calls = load.run(&relay.url(), messages).await?;
     let Until::Calls(called) = load.until else { anyhow::bail!("a number of calls is needed") };
     sink.wait_for(Vendor::Segment, called * events * 9 / 10, Duration::from_secs(60)).await?;
     let cpu = relay.cpu_time()? - before;

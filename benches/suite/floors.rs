@@ -9,7 +9,7 @@ use hyper::{HeaderMap, Response};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpListener,
-    process::Child,
+    process::{Child, Command},
 };
 
 use crate::{echo, support};
@@ -27,7 +27,12 @@ pub(crate) struct Floor {
 impl Floor {
     /// Starts one: `tcp`, `h2` or `echo`.
     pub(crate) async fn start(kind: &str) -> anyhow::Result<Self> {
-        let mut command = support::on_servers_core(std::env::current_exe()?.as_os_str());
+        let command = support::on_servers_core(std::env::current_exe()?.as_os_str());
+        Self::start_by(command, kind).await
+    }
+
+    /// The same by a command that runs this program.
+    pub(crate) async fn start_by(mut command: Command, kind: &str) -> anyhow::Result<Self> {
         command.args(["--serve", kind]).env("TOKIO_WORKER_THREADS", "1");
         let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("it was asked for")?).lines();
@@ -35,8 +40,19 @@ impl Floor {
         Ok(Self { child, addr })
     }
 
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().unwrap_or_default()
+    }
+
+    /// Ends it as a relay is ended.
+    pub(crate) async fn terminate(mut self) -> anyhow::Result<()> {
+        support::send_signal(self.pid(), "TERM")?;
+        self.child.wait().await?;
+        Ok(())
     }
 }
 

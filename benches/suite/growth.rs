@@ -24,8 +24,7 @@ use crate::{
     h2load::{self, H2load, Until},
     report::Report,
     sink::Sink,
-    support::{self, Relay, reference_batch, reference_event, send_batches},
-    throughput::LARGE_QUEUE,
+    support::{self, LARGE_QUEUE, Relay, reference_batch, reference_event, send_batches},
 };
 
 /// Events of each measurement.
@@ -53,8 +52,7 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
         let micros = cpu(1, EVENTS, move |first, count| batch_of(first, count, of_user)).await?;
         report.add_beside(&format!("grow.users.{users}"), micros, "us/event", "grow.users.1");
     }
-    if !h2load::is_here().await {
-        report.not_run("grow.connections", "h2load is not installed (Debian: nghttp2-client)");
+    if !h2load::is_here(report, "grow.connections").await {
         return Ok(());
     }
     let dir = tempfile::tempdir()?;
@@ -149,12 +147,11 @@ impl Provider for Named {
 async fn cpu_of_calls(connections: u32, unary: &Path) -> anyhow::Result<f64> {
     let sink = Sink::start().await?;
     let data = tempfile::tempdir()?;
-    let settings = [&[("ANALYTICS_PROVIDER", "segment")][..], &LARGE_QUEUE].concat();
-    let relay = Relay::start_pinned(&sink.url, data.path(), &settings).await?;
+    let relay = Relay::start_roomy(&sink.url, data.path(), "segment", &[]).await?;
     let until = Until::Calls(EVENTS);
     let load = H2load { method: "TrackEvent", connections, in_flight: 1, until };
     let before = relay.cpu_time()?;
-    load.run(&relay.grpc_addr, unary).await?;
+    load.run(&relay.url(), unary).await?;
     let cpu = relay.cpu_time()? - before;
     let balance = relay.terminate().await?;
     anyhow::ensure!(balance["delivered"] == EVENTS, "not all were delivered: {balance}");

@@ -7,9 +7,16 @@ use anyhow::Context;
 use prost::Message;
 use tokio::process::Command;
 
-/// True if it is on this machine.
-pub(crate) async fn is_here() -> bool {
-    Command::new("h2load").arg("--version").output().await.is_ok_and(|output| output.status.success())
+use crate::report::Report;
+
+/// True if it is on this machine; else tells what is left out.
+pub(crate) async fn is_here(report: &Report, what: &str) -> bool {
+    let version = Command::new("h2load").arg("--version").output().await;
+    let is_here = version.is_ok_and(|output| output.status.success());
+    if !is_here {
+        report.not_run(what, "h2load is not installed (Debian: nghttp2-client)");
+    }
+    is_here
 }
 
 /// How it calls.
@@ -33,7 +40,7 @@ pub(crate) enum Until {
 impl H2load {
     /// Calls with the framed messages of a file and returns the calls that were
     /// answered in a second.
-    pub(crate) async fn run(self, addr: &str, messages: &Path) -> anyhow::Result<f64> {
+    pub(crate) async fn run(self, url: &str, messages: &Path) -> anyhow::Result<f64> {
         let mut command = Command::new("h2load");
         match self.until {
             Until::Seconds(seconds) => command.arg("-D").arg(seconds.to_string()).arg("--warm-up-time=1"),
@@ -41,7 +48,7 @@ impl H2load {
         };
         command.arg("-c").arg(self.connections.to_string()).arg("-m").arg(self.in_flight.to_string());
         command.arg("-d").arg(messages).args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
-        command.arg(format!("http://{addr}/analytics.v1.AnalyticsService/{}", self.method));
+        command.arg(format!("{url}/analytics.v1.AnalyticsService/{}", self.method));
         let output = command.stdin(Stdio::null()).output().await?;
         let said = String::from_utf8_lossy(&output.stdout);
         let rate = said

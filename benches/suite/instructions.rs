@@ -9,7 +9,6 @@
 use std::{
     collections::HashSet,
     env,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -20,17 +19,16 @@ use analytics_relay::{
     providers::sandbox::{Options, Sandbox},
 };
 use anyhow::{Context, ensure};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::Command,
-    sync::mpsc,
-};
+use tokio::{process::Command, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::{
+    floors::Floor,
     report::Report,
     support::{Relay, reference_batch, reference_event},
+    throughput::ALL,
+    tls::ServerCertificate,
 };
 
 /// Events of the two runs.
@@ -48,29 +46,41 @@ enum How {
     Stream,
 }
 
-/// A relay, and how it is used; none is the echo.
+/// A relay, and how it is used.
 struct Case {
     name: &'static str,
+    /// None is the echo.
     providers: &'static str,
     durability: &'static str,
     how: How,
+    tls: bool,
 }
 
-const ECHO: Case = Case { name: "echo_unary", providers: "", durability: "", how: How::Unary };
-const CASES: [Case; 8] = [
-    Case { name: "unary_1", providers: "segment", durability: "memory", how: How::Unary },
-    Case { name: "unary_3", providers: "mixpanel,amplitude,segment", durability: "memory", how: How::Unary },
-    Case { name: "batch_1", providers: "segment", durability: "memory", how: How::Batch },
-    Case { name: "batch_3", providers: "mixpanel,amplitude,segment", durability: "memory", how: How::Batch },
-    Case { name: "stream_1", providers: "segment", durability: "memory", how: How::Stream },
-    Case {
-        name: "stream_3",
-        providers: "mixpanel,amplitude,segment",
-        durability: "memory",
-        how: How::Stream,
-    },
-    Case { name: "unary_1_synced", providers: "segment", durability: "synced", how: How::Unary },
-    Case { name: "batch_1_synced", providers: "segment", durability: "synced", how: How::Batch },
+const fn case(name: &'static str, providers: &'static str, how: How) -> Case {
+    Case { name, providers, durability: "memory", how, tls: false }
+}
+
+const fn synced(name: &'static str, how: How) -> Case {
+    Case { durability: "synced", ..case(name, ONE, how) }
+}
+
+const fn over_tls(name: &'static str, how: How) -> Case {
+    Case { tls: true, ..case(name, ONE, how) }
+}
+
+const ONE: &str = "segment";
+const ECHO: Case = case("echo_unary", "", How::Unary);
+const CASES: [Case; 10] = [
+    case("unary_1", ONE, How::Unary),
+    case("unary_3", ALL, How::Unary),
+    case("batch_1", ONE, How::Batch),
+    case("batch_3", ALL, How::Batch),
+    case("stream_1", ONE, How::Stream),
+    case("stream_3", ALL, How::Stream),
+    synced("unary_1_synced", How::Unary),
+    synced("batch_1_synced", How::Batch),
+    over_tls("unary_1_tls", How::Unary),
+    over_tls("batch_1_tls", How::Batch),
 ];
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
@@ -109,23 +119,28 @@ async fn count(case: &Case, events: u64) -> anyhow::Result<Counts> {
     // A thread that waits must get its turn, or drains take long.
     command.arg("--fair-sched=try").env("TOKIO_WORKER_THREADS", "1");
     if case.providers.is_empty() {
-        command.args([env::current_exe()?.as_os_str(), "--serve".as_ref(), "echo".as_ref()]);
-        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().context("it was asked for")?).lines();
-        let addr = lines.next_line().await?.context("the echo says where it listens")?;
-        send(&addr, case.how, events).await?;
-        std::process::Command::new("kill").arg(child.id().unwrap_or_default().to_string()).status()?;
-        child.wait().await?;
+        command.arg(env::current_exe()?);
+        let echo = Floor::start_by(command, "echo").await?;
+        send(Channel::from_shared(echo.url())?.connect().await?, case.how, events).await?;
+        echo.terminate().await?;
     } else {
         let sandbox = Sandbox::start(Options { keep_bodies: false, ..Options::default() }).await?;
         command.arg(Relay::PROGRAM);
-        let settings = [
+        let certificate = ServerCertificate::write(dir.path())?;
+        let mut settings = vec![
             ("ANALYTICS_PROVIDER", case.providers),
             ("DURABILITY", case.durability),
             ("REQUEST_TIMEOUT_SECONDS", "60"),
         ];
+        if case.tls {
+            settings.extend(certificate.settings());
+        }
         let relay = Relay::start_by(command, &sandbox.url(), &dir.path().join("data"), &settings).await?;
-        send(&relay.grpc_addr, case.how, events).await?;
+        let channel = match case.tls {
+            true => certificate.connect(&relay.grpc_addr).await?,
+            false => Channel::from_shared(relay.url())?.connect().await?,
+        };
+        send(channel, case.how, events).await?;
         let balance = relay.terminate().await?;
         ensure!(balance["delivered"] == events, "{balance}");
     }
@@ -158,9 +173,8 @@ fn read_counts(profile: &str) -> anyhow::Result<Counts> {
 }
 
 /// Sends events and waits for every answer.
-async fn send(addr: &str, how: How, events: u64) -> anyhow::Result<()> {
+async fn send(channel: Channel, how: How, events: u64) -> anyhow::Result<()> {
     let started = Instant::now();
-    let channel = Channel::from_shared(format!("http://{addr}"))?.connect().await?;
     let mut client = AnalyticsServiceClient::new(channel);
     match how {
         How::Unary => {

@@ -43,8 +43,7 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
             let ratios = rounds.iter().map(|round| round[2].micros(share) / round[1].micros(share)).collect();
             report.add(&format!("relay.{rate}.{label}.to_echo_of_the_round"), median(ratios), "ratio");
         }
-        #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-        let late = |round: &[Round; 3]| round[2].lateness.value_at_quantile(0.99) as f64 / 1000.0;
+        let late = |round: &[Round; 3]| round[2].late_micros(0.99);
         report.add(&format!("caller.{rate}.late_p99"), median(rounds.iter().map(late).collect()), "us");
     }
     Ok(())

@@ -12,11 +12,10 @@ use crate::{
     report::Report,
     sink::Sink,
     support::{Relay, reference_batch, send_batches},
-    throughput::LARGE_QUEUE,
+    throughput::ALL,
 };
 
 const QUEUED: u64 = 100_000;
-const ALL: (&str, &str) = ("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment");
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Events a second before, in and after the outage.
 const RATE: u32 = 10_000;
@@ -34,7 +33,7 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
 async fn drain(delay_ms: u64) -> anyhow::Result<f64> {
     let sink = Sink::start().await?;
     let data = tempfile::tempdir()?;
-    let relay = Relay::start_pinned(&sink.url, data.path(), &[&[ALL][..], &LARGE_QUEUE].concat()).await?;
+    let relay = Relay::start_roomy(&sink.url, data.path(), ALL, &[]).await?;
     Vendor::ALL.into_iter().for_each(|vendor| sink.delay(vendor, delay_ms));
     sink.hang(true);
     send_batches(&relay.grpc_addr, 0..QUEUED, reference_batch).await?;
@@ -56,7 +55,7 @@ async fn isolation(report: &mut Report) -> anyhow::Result<()> {
         let sink = Sink::start().await?;
         sink.delay(Vendor::Amplitude, delay_ms);
         let data = tempfile::tempdir()?;
-        let relay = Relay::start_pinned(&sink.url, data.path(), &[&[ALL][..], &LARGE_QUEUE].concat()).await?;
+        let relay = Relay::start_roomy(&sink.url, data.path(), ALL, &[]).await?;
         let start = Instant::now();
         let round = timetable.over_grpc(&relay.grpc_addr, messages()).await?;
         let elapsed = start.elapsed().as_secs_f64();
@@ -95,24 +94,33 @@ pub(crate) async fn outage(report: &mut Report) -> anyhow::Result<()> {
     sink.fail(false);
     let after = Timetable { rate: RATE, seconds: 6.0 };
     let caught_up = async {
+        let taken_before = sink.taken(Vendor::Segment);
+        let mut noticed_after = None;
         // Nothing waits but the last batches.
         loop {
-            let due = normal.events() + down.events() + elapsed_events(back);
-            if sink.taken(Vendor::Segment) + u64::from(RATE) / 20 >= due {
-                return Ok::<_, anyhow::Error>(back.elapsed());
+            let due = normal.events() + down.events() + elapsed_events(back).min(after.events());
+            let taken = sink.taken(Vendor::Segment);
+            if taken > taken_before && noticed_after.is_none() {
+                noticed_after = Some(back.elapsed());
             }
-            ensure!(back.elapsed() < PATIENCE, "{} of {due} events came", sink.taken(Vendor::Segment));
+            if let Some(noticed_after) = noticed_after.filter(|_| taken + u64::from(RATE) / 20 >= due) {
+                return Ok::<_, anyhow::Error>((noticed_after, back.elapsed()));
+            }
+            ensure!(back.elapsed() < PATIENCE, "{taken} of {due} events came");
             sleep(Duration::from_millis(2)).await;
         }
     };
-    let (recovering, empty_after) =
+    let (recovering, (noticed_after, empty_after)) =
         tokio::try_join!(after.over_grpc(&relay.grpc_addr, messages()), caught_up)?;
     #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
     report.add("outage.30s.backlog", missed as f64, "events");
+    report.add("outage.30s.noticed_after", noticed_after.as_secs_f64(), "s");
     report.add("outage.30s.empty_after", empty_after.as_secs_f64(), "s");
     report.add("outage.30s.p99_before", before.micros(0.99), "us");
     report.add_beside("outage.30s.p99_meanwhile", meanwhile.micros(0.99), "us", "outage.30s.p99_before");
     report.add_beside("outage.30s.p99_recovering", recovering.micros(0.99), "us", "outage.30s.p99_before");
+    report.add("outage.30s.caller_late_p99_before", before.late_micros(0.99), "us");
+    report.add("outage.30s.caller_late_p99_recovering", recovering.late_micros(0.99), "us");
     let balance = relay.terminate().await?;
     let events = normal.events() + down.events() + after.events();
     ensure!(

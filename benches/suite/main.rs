@@ -31,9 +31,11 @@ mod latency;
 mod lifecycle;
 mod memory;
 mod open_loop;
+mod peer;
 mod report;
 mod sink;
 mod throughput;
+mod tls;
 
 use report::Report;
 

@@ -9,13 +9,13 @@ use crate::{
     report::{Report, median},
     sink::Sink,
     support::{Relay, reference_batch, reference_event, send_batches},
-    throughput::LARGE_QUEUE,
 };
 
 /// Events that wait for a provider which does not answer.
 const WAITING: u64 = 150_000;
-/// Sent before, so that buffers and pools are there.
-const WARM: u64 = 5_000;
+/// Sent before, so that buffers and pools are there, and as many requests under way,
+/// with their bodies, as there can be.
+const WARM: u64 = 20_000;
 const IDLE: Duration = Duration::from_secs(5);
 const STARTS: usize = 9;
 
@@ -26,8 +26,7 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
 
     let sink = Sink::start().await?;
     let data = tempfile::tempdir()?;
-    let settings = [&[("ANALYTICS_PROVIDER", "segment")][..], &LARGE_QUEUE].concat();
-    let relay = Relay::start_pinned(&sink.url, data.path(), &settings).await?;
+    let relay = Relay::start_roomy(&sink.url, data.path(), "segment", &[]).await?;
     sleep(Duration::from_secs(2)).await;
     report.add("idle.memory", relay.memory_mb("VmRSS")?, "MB");
     let (wakeups, cpu) = (relay.wakeups()?, relay.cpu_time()?);

@@ -25,9 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a round found, in nanoseconds.
 pub(crate) struct Round {
-    pub(crate) latencies: Histogram<u64>,
+    latencies: Histogram<u64>,
     /// How late events were sent.
-    pub(crate) lateness: Histogram<u64>,
+    lateness: Histogram<u64>,
 }
 
 impl Round {
@@ -37,10 +37,20 @@ impl Round {
     }
 
     /// Microseconds that this share of the events took at most.
-    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
     pub(crate) fn micros(&self, share: f64) -> f64 {
-        self.latencies.value_at_quantile(share) as f64 / 1000.0
+        micros(&self.latencies, share)
     }
+
+    /// Microseconds that this share of the events was late at most, by the caller's
+    /// own fault.
+    pub(crate) fn late_micros(&self, share: f64) -> f64 {
+        micros(&self.lateness, share)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+fn micros(nanos: &Histogram<u64>, share: f64) -> f64 {
+    nanos.value_at_quantile(share) as f64 / 1000.0
 }
 
 /// So many events a second, for so long.

@@ -9,9 +9,11 @@ use tokio::time::{Instant, sleep};
 use crate::{
     floors::Floor,
     h2load::{self, H2load, Until},
+    peer,
     report::{Report, median},
     sink::Sink,
     support::{self, Relay, reference_batch, reference_event},
+    tls::{self, ServerCertificate},
 };
 
 const ROUNDS: usize = 3;
@@ -21,25 +23,33 @@ const WINDOW: (Duration, Duration) = (Duration::from_millis(1200), Duration::fro
 const BATCH: u64 = 100;
 /// Batches of one stream.
 const STREAM: u64 = 100;
-/// Events a relay may hold, so that it is the core that is the limit.
-pub(crate) const LARGE_QUEUE: [(&str, &str); 2] =
-    [("QUEUE_MAX_EVENTS", "200000"), ("QUEUE_MAX_BYTES", "1073741824")];
 
-const ALL: &str = "mixpanel,amplitude,segment";
+pub(crate) const ALL: &str = "mixpanel,amplitude,segment";
 
 /// Events a second, and microseconds of CPU for each.
 #[derive(Debug, Clone, Copy)]
-struct Rate {
-    events: f64,
-    cpu_micros: f64,
+pub(crate) struct Rate {
+    pub(crate) events: f64,
+    pub(crate) cpu_micros: f64,
+}
+
+/// Events that came through, and the CPU that was used, up to a moment.
+pub(crate) struct Usage {
+    pub(crate) events: u64,
+    pub(crate) cpu: Duration,
 }
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
-    if !h2load::is_here().await {
-        report.not_run("throughput", "h2load is not installed (Debian: nghttp2-client)");
+    tls::handshakes(report).await?;
+    if !h2load::is_here(report, "throughput").await {
         return Ok(());
     }
+    let has_peer = peer::is_here().await;
+    if !has_peer {
+        report.not_run("peer", "syslog-ng is not installed (Debian: syslog-ng-core, syslog-ng-mod-http)");
+    }
     let dir = tempfile::tempdir()?;
+    let certificate = ServerCertificate::write(dir.path())?;
     let unary = dir.path().join("unary");
     h2load::write_framed(&unary, [reference_event(1)])?;
     let batch = dir.path().join("batch");
@@ -51,30 +61,37 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let batch_load = H2load { method: "TrackBatch", connections: 4, in_flight: 2, until };
     let stream_load = H2load { method: "TrackStream", connections: 2, in_flight: 1, until };
 
-    let floors = ["h2", "echo"];
+    let (plain, tls) = (None, Some(&certificate));
     let relays = [
-        ("unary_1", "segment", unary_load, &unary),
-        ("unary_3", ALL, unary_load, &unary),
-        ("batch_1", "segment", batch_load, &batch),
-        ("batch_3", ALL, batch_load, &batch),
-        ("batch_1_gzip", "mixpanel", batch_load, &batch),
-        ("batch_1_plain", "amplitude", batch_load, &batch),
-        ("stream_1", "segment", stream_load, &stream),
-        ("stream_3", ALL, stream_load, &stream),
+        ("unary_1", "segment", unary_load, &unary, plain),
+        ("unary_3", ALL, unary_load, &unary, plain),
+        ("unary_1_tls", "segment", unary_load, &unary, tls),
+        ("batch_1", "segment", batch_load, &batch, plain),
+        ("batch_3", ALL, batch_load, &batch, plain),
+        ("batch_1_tls", "segment", batch_load, &batch, tls),
+        ("batch_1_gzip", "mixpanel", batch_load, &batch, plain),
+        ("batch_1_plain", "amplitude", batch_load, &batch, plain),
+        ("stream_1", "segment", stream_load, &stream, plain),
+        ("stream_3", ALL, stream_load, &stream, plain),
     ];
-    let mut found: Vec<Vec<Rate>> = vec![Vec::new(); floors.len() + relays.len()];
+    let mut found: Vec<(String, Vec<Rate>)> = Vec::new();
+    let mut note = |name: String, rate| match found.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, rates)) => rates.push(rate),
+        None => found.push((name, vec![rate])),
+    };
     for _ in 0..ROUNDS {
-        for (place, kind) in floors.iter().enumerate() {
-            found[place].push(floor(kind, unary_load, &unary).await?);
+        for kind in ["h2", "echo"] {
+            note(format!("floor_{kind}"), floor(kind, unary_load, &unary).await?);
         }
-        for (place, (_, providers, load, messages)) in relays.iter().enumerate() {
-            found[floors.len() + place].push(relay(providers, *load, messages).await?);
+        if has_peer {
+            note("peer_syslog_ng".to_owned(), peer::relayed().await?);
+        }
+        for (name, providers, load, messages, certificate) in relays {
+            note(format!("relayed_{name}"), relay(providers, load, messages, certificate).await?);
         }
     }
     let middle = |rates: &[Rate], value: fn(&Rate) -> f64| median(rates.iter().map(value).collect());
-    let names = floors.map(|kind| format!("floor_{kind}"));
-    let names = names.into_iter().chain(relays.map(|(name, ..)| format!("relayed_{name}")));
-    for (name, rates) in names.zip(&found) {
+    for (name, rates) in &found {
         let rate = middle(rates, |rate| rate.events);
         report.add_beside(&format!("{name}.rate"), rate, "events/s/core", "floor_echo.rate");
         let cpu = middle(rates, |rate| rate.cpu_micros);
@@ -83,37 +100,48 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn floor(kind: &str, load: H2load, messages: &Path) -> anyhow::Result<Rate> {
-    let floor = Floor::start(kind).await?;
-    let (start, pid) = (Instant::now(), floor.pid());
-    let window = async {
-        sleep(WINDOW.0).await;
-        let (before, from) = (support::cpu_time(pid)?, start.elapsed());
-        sleep(WINDOW.1 - WINDOW.0).await;
-        anyhow::Ok((support::cpu_time(pid)? - before).as_secs_f64() / (start.elapsed() - from).as_secs_f64())
-    };
-    let (events, cores) = tokio::try_join!(load.run(&floor.addr, messages), window)?;
-    Ok(Rate { events, cpu_micros: cores / events * 1e6 })
+/// What happens in the part of a run that counts.
+pub(crate) async fn window(usage: impl Fn() -> anyhow::Result<Usage>) -> anyhow::Result<Rate> {
+    sleep(WINDOW.0).await;
+    let (before, from) = (usage()?, Instant::now());
+    sleep(WINDOW.1 - WINDOW.0).await;
+    let after = usage()?;
+    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+    let events = (after.events - before.events) as f64;
+    let cpu = (after.cpu - before.cpu).as_secs_f64();
+    Ok(Rate { events: events / from.elapsed().as_secs_f64(), cpu_micros: cpu / events * 1e6 })
 }
 
-async fn relay(providers: &str, load: H2load, messages: &Path) -> anyhow::Result<Rate> {
+/// Calls a second, each an event, of a server that relays nothing.
+async fn floor(kind: &str, load: H2load, messages: &Path) -> anyhow::Result<Rate> {
+    let floor = Floor::start(kind).await?;
+    let (start, url) = (Instant::now(), floor.url());
+    // It does not count, so these are microseconds of its run.
+    let usage = || {
+        let events = u64::try_from(start.elapsed().as_micros())?;
+        Ok(Usage { events, cpu: support::cpu_time(floor.pid())? })
+    };
+    let (events, cores) = tokio::try_join!(load.run(&url, messages), window(usage))?;
+    Ok(Rate { events, cpu_micros: cores.cpu_micros * 1e6 / events })
+}
+
+async fn relay(
+    providers: &str,
+    load: H2load,
+    messages: &Path,
+    certificate: Option<&ServerCertificate>,
+) -> anyhow::Result<Rate> {
     let sink = Sink::start().await?;
     let data = tempfile::tempdir()?;
-    let settings = [&[("ANALYTICS_PROVIDER", providers)][..], &LARGE_QUEUE].concat();
-    let relay = Relay::start_pinned(&sink.url, data.path(), &settings).await?;
+    let settings = certificate.map(ServerCertificate::settings);
+    let settings = settings.as_ref().map_or(&[][..], |settings| settings);
+    let relay = Relay::start_roomy(&sink.url, data.path(), providers, settings).await?;
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", relay.grpc_addr);
     let vendors: Vec<Vendor> = providers.split(',').filter_map(Vendor::from_name).collect();
     let least_taken = || vendors.iter().map(|vendor| sink.taken(*vendor)).min().unwrap_or_default();
-    let window = async {
-        sleep(WINDOW.0).await;
-        let (events, cpu, from) = (least_taken(), support::cpu_time(relay.pid())?, Instant::now());
-        sleep(WINDOW.1 - WINDOW.0).await;
-        #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-        let events = (least_taken() - events) as f64;
-        let cpu = support::cpu_time(relay.pid())? - cpu;
-        let rate = events / from.elapsed().as_secs_f64();
-        anyhow::Ok(Rate { events: rate, cpu_micros: cpu.as_secs_f64() / events * 1e6 })
-    };
-    let (_, rate) = tokio::try_join!(load.run(&relay.grpc_addr, messages), window)?;
+    let usage = || Ok(Usage { events: least_taken(), cpu: relay.cpu_time()? });
+    let (_, rate) = tokio::try_join!(load.run(&url, messages), window(usage))?;
     let balance = relay.terminate().await?;
     anyhow::ensure!(balance["accepted"] == balance["delivered"], "not all were delivered: {balance}");
     for vendor in vendors {

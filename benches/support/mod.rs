@@ -5,7 +5,9 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     ops::Range,
+    os::unix::fs::FileExt,
     path::Path,
     process::Stdio,
     sync::LazyLock,
@@ -26,6 +28,10 @@ use tokio::{
     time::sleep_until,
 };
 use tonic::transport::Channel;
+
+/// Settings of a queue that takes whatever comes.
+pub(crate) const LARGE_QUEUE: [(&str, &str); 2] =
+    [("QUEUE_MAX_EVENTS", "200000"), ("QUEUE_MAX_BYTES", "1073741824")];
 
 /// A relay that runs.
 pub(crate) struct Relay {
@@ -59,6 +65,17 @@ impl Relay {
     ) -> anyhow::Result<Self> {
         let command = on_servers_core(Self::PROGRAM.as_ref());
         Self::start_by(command, providers_url, data_dir, settings).await
+    }
+
+    /// The same with room for so many events that the core is the limit.
+    pub(crate) async fn start_roomy(
+        providers_url: &str,
+        data_dir: &Path,
+        providers: &str,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let settings = [&[("ANALYTICS_PROVIDER", providers)][..], &LARGE_QUEUE, settings].concat();
+        Self::start_pinned(providers_url, data_dir, &settings).await
     }
 
     /// The same by a command that runs [`Relay::PROGRAM`].
@@ -132,6 +149,11 @@ impl Relay {
         send_signal(self.pid(), name)
     }
 
+    /// Where plaintext callers find it.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.grpc_addr)
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().unwrap_or_default()
     }
@@ -192,9 +214,32 @@ fn configure(command: &mut Command, providers_url: &str, data_dir: &Path) {
     }
 }
 
-fn send_signal(pid: u32, name: &str) -> anyhow::Result<()> {
+pub(crate) fn send_signal(pid: u32, name: &str) -> anyhow::Result<()> {
     std::process::Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status()?;
     Ok(())
+}
+
+/// Times of writing and syncing groups of records for so long, in a file whose room is
+/// reserved: what the disk allows. In microseconds.
+pub(crate) fn group_commits(
+    dir: &Path,
+    group: usize,
+    record_bytes: usize,
+    time: Duration,
+) -> anyhow::Result<Done> {
+    let file = File::create(dir.join("disk"))?;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 256 << 20)?;
+    let bytes = vec![b'x'; group * record_bytes];
+    let mut latencies = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
+    let (start, mut at) = (Instant::now(), 0);
+    while start.elapsed() < time {
+        let began = Instant::now();
+        file.write_all_at(&bytes, at)?;
+        file.sync_data()?;
+        at = (at + bytes.len() as u64) % (200 << 20);
+        latencies.saturating_record(u64::try_from(began.elapsed().as_micros())?);
+    }
+    Ok(Done { latencies, elapsed: start.elapsed() })
 }
 
 /// CPU that a process has used, as the scheduler counts it.
