@@ -453,13 +453,14 @@ impl Lane {
         let (now, event_count) = (Instant::now(), sent.events.len());
         let attempt = attempt_of(&sent.events);
         let answers = self.gate(sent.endpoint).answers();
-        let down_for = self.gate(sent.endpoint).down_for(now).filter(|_| self.feed.is_some());
+        let is_logged = self.feed.is_some() && sent.events.iter().all(|it| it.place.log_seq().is_some());
+        let down_for = self.gate(sent.endpoint).down_for(now).filter(|_| is_logged);
         let rule = self.settings.retry;
         let backoff = match down_for {
             // The log keeps events for as long as it lasts: the provider is probed,
             // with one event or another.
             Some(down_for) => rule.probe_delay(down_for, &mut self.rng).max(retry_after.unwrap_or_default()),
-            None if self.feed.is_some() && rule.is_exhausted(attempt) => {
+            None if is_logged && rule.is_exhausted(attempt) => {
                 rule.park_delay(&mut self.rng).max(retry_after.unwrap_or_default())
             }
             None => rule.delay(attempt, retry_after, &mut self.rng),
@@ -468,6 +469,8 @@ impl Lane {
         self.gate(sent.endpoint).failed(now, delay, retry_after.is_some());
         self.note_attempts(next_attempts(&sent.events), "unavailable", &detail);
 
+        let are_others =
+            self.backlog.events() > event_count || self.feed.as_ref().is_some_and(LogFeed::is_behind);
         let mut dead = Vec::new();
         for mut waiting in sent.events {
             let history = waiting.history_mut();
@@ -489,7 +492,8 @@ impl Lane {
                         waiting.history_mut().together_max = event_count.div_ceil(2);
                     }
                     // The next probe takes others, if there are any.
-                    self.backlog.hold(sent.endpoint, waiting, now + 2 * delay);
+                    let turns = if are_others { 2 } else { 1 };
+                    self.backlog.hold(sent.endpoint, waiting, now + turns * delay);
                 }
                 Cycle::Over(waiting) => {
                     dead.push((waiting, DeadLetterReason::RetriesExhausted, detail.clone()));

@@ -215,6 +215,11 @@ impl LogFeed {
         *self.surplus.borrow()
     }
 
+    /// True if there is more to read.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.behind
+    }
+
     /// True while the log cannot be read.
     pub(crate) fn cannot_read(&self) -> bool {
         self.failed_reads > 0

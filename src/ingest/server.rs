@@ -4,7 +4,7 @@
 //! without a word, with the calls that are under way on it. Callers' deadlines
 //! reach us as resets.
 
-use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -113,8 +113,8 @@ async fn serve_connections(mut connections: Connections, door: Door, stop: impl 
     let mut stop = pin!(stop);
     loop {
         tokio::select! {
-            (connection, _) = connections.next() => {
-                open.spawn(door.clone().serve(connection, closing.clone()));
+            (connection, peer) = connections.next() => {
+                open.spawn(door.clone().serve(connection, peer, closing.clone()));
             }
             Some(_) = open.join_next() => {}
             () = &mut stop => break,
@@ -126,7 +126,7 @@ async fn serve_connections(mut connections: Connections, door: Door, stop: impl 
 }
 
 impl Door {
-    async fn serve(self, connection: Connection, closing: CancellationToken) {
+    async fn serve(self, connection: Connection, peer: SocketAddr, closing: CancellationToken) {
         let Some(tls) = self.tls else {
             return serve_calls(connection, self.service, self.lifetime, closing).await;
         };
@@ -138,7 +138,7 @@ impl Door {
             Ok(connection) => serve_calls(connection, self.service, self.lifetime, closing).await,
             Err(error) => {
                 self.handshakes_failed.inc();
-                debug!(%error, "TLS handshake failed");
+                debug!(%peer, %error, "TLS handshake failed");
             }
         }
     }

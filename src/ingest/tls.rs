@@ -12,7 +12,7 @@ use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{VerifierBuilderError, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
 };
 use thiserror::Error;
 use tokio::{
@@ -71,11 +71,16 @@ pub enum TlsError {
 /// What TLS is served with now.
 pub(crate) struct Tls {
     files: TlsFiles,
-    current: RwLock<TlsAcceptor>,
+    served: RwLock<Served>,
+}
+
+struct Served {
+    content: Content,
+    acceptor: TlsAcceptor,
 }
 
 /// What the files hold.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 struct Content {
     cert: Vec<u8>,
     key: Vec<u8>,
@@ -85,13 +90,13 @@ struct Content {
 impl Tls {
     /// Reads the files. Blocks for as long as that takes.
     pub(crate) fn load(files: &TlsFiles) -> Result<Self, TlsError> {
-        let acceptor = acceptor(files, &Content::read(files)?)?;
-        Ok(Self { files: files.clone(), current: RwLock::new(acceptor) })
+        let served = Served::new(files, Content::read(files)?)?;
+        Ok(Self { files: files.clone(), served: RwLock::new(served) })
     }
 
     /// Agrees with a caller on a connection.
     pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let acceptor = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let acceptor = self.served.read().unwrap_or_else(PoisonError::into_inner).acceptor.clone();
         timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await?
     }
 
@@ -100,31 +105,43 @@ impl Tls {
     pub(crate) async fn follow_renewals(&self, every: Duration) -> Infallible {
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // None until the first look: the files may have changed since the start.
-        let mut seen: Option<Result<Content, String>> = None;
+        // So that what stays wrong is told once.
+        let mut told = String::new();
         loop {
             ticks.tick().await;
             let files = self.files.clone();
             let content = spawn_blocking(move || Content::read(&files));
-            let content = content.await.expect("reading does not panic");
-            let known = content.as_ref().map(Content::clone).map_err(ToString::to_string);
-            if seen.as_ref() == Some(&known) {
-                continue;
-            }
-            let is_first = seen.replace(known).is_none();
-            match content.and_then(|content| acceptor(&self.files, &content)) {
-                Ok(renewed) => {
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = renewed;
-                    if !is_first {
-                        info!("TLS certificate renewed");
+            match self.renew(content.await.expect("reading does not panic")) {
+                Ok(true) => info!("TLS certificate renewed"),
+                Ok(false) => {}
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    if error != told {
+                        warn!(error, "the TLS files cannot be used, what they held before is served on");
+                        told = error;
                     }
+                    continue;
                 }
-                Err(error) => warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the renewed TLS certificate cannot be used, the one before stays"
-                ),
             }
+            told.clear();
         }
+    }
+
+    /// True if there is something new, and it can be used.
+    fn renew(&self, content: Result<Content, TlsError>) -> Result<bool, TlsError> {
+        let content = content?;
+        if self.served.read().unwrap_or_else(PoisonError::into_inner).content == content {
+            return Ok(false);
+        }
+        let renewed = Served::new(&self.files, content)?;
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+        Ok(true)
+    }
+}
+
+impl Served {
+    fn new(files: &TlsFiles, content: Content) -> Result<Self, TlsError> {
+        Ok(Self { acceptor: acceptor(files, &content)?, content })
     }
 }
 
@@ -165,6 +182,12 @@ fn acceptor(files: &TlsFiles, content: &Content) -> Result<TlsAcceptor, TlsError
     };
     let mut config = builder.with_single_cert(certs, key).map_err(TlsError::Pair)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
+    if content.client_ca.is_some() {
+        // A session that is resumed does not show its certificate again, which may
+        // have ended since.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -179,4 +202,28 @@ fn certificates(
 
 fn not_certificates(setting: &'static str, path: &Path) -> TlsError {
     TlsError::Pem { setting, path: path.to_owned(), want: "certificates" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_who_needs_a_certificate_has_to_show_it_each_time() {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let files = |client_ca: Option<&str>| TlsFiles {
+            cert: "cert.pem".into(),
+            key: "key.pem".into(),
+            client_ca: client_ca.map(Into::into),
+        };
+        let (cert, key) = (made.cert.pem().into_bytes(), made.signing_key.serialize_pem().into_bytes());
+        for client_ca in [None, Some("ca.pem")] {
+            let of_callers = client_ca.map(|_| cert.clone());
+            let content = Content { cert: cert.clone(), key: key.clone(), client_ca: of_callers };
+            let acceptor = acceptor(&files(client_ca), &content).unwrap();
+            let resumes =
+                acceptor.config().session_storage.can_cache() || acceptor.config().send_tls13_tickets > 0;
+            assert_eq!(resumes, client_ca.is_none());
+        }
+    }
 }

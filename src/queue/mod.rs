@@ -122,7 +122,7 @@ impl Place {
 
     /// In the log, with this number.
     pub(crate) fn log(seq: u64) -> Self {
-        debug_assert!(seq <= SEQ_MAX);
+        assert!(seq <= SEQ_MAX, "the log gives no such number");
         Self(seq)
     }
 

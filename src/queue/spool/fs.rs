@@ -7,10 +7,9 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
 };
-
-use analytics_relay_providers::background;
 
 use rustix::{
     fs::{FallocateFlags, fallocate},
@@ -168,15 +167,23 @@ impl SpoolFs for RealFs {
 
 /// Lets go of a file that has no name any more. To free a segment's blocks takes
 /// tens of milliseconds, which callers would wait for with the log's thread.
+///
+/// One at a time, so that a log which lets go of many does not hold their room, and
+/// descriptors, for long.
 fn free(file: File) {
     const LARGE_BYTES: u64 = 1024 * 1024;
-    if file.metadata().is_ok_and(|file| file.len() >= LARGE_BYTES) {
-        let freeing = move || {
-            background::step_back();
-            drop(file);
-        };
-        // Without a thread it is freed here.
-        let _ = thread::Builder::new().name("spool-free".to_owned()).spawn(freeing);
+    static IS_FREEING: AtomicBool = AtomicBool::new(false);
+    let is_large = file.metadata().is_ok_and(|file| file.len() >= LARGE_BYTES);
+    if !is_large || IS_FREEING.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let freeing = move || {
+        drop(file);
+        IS_FREEING.store(false, Ordering::Release);
+    };
+    if thread::Builder::new().name("spool-free".to_owned()).spawn(freeing).is_err() {
+        // Without a thread it has been freed here.
+        IS_FREEING.store(false, Ordering::Release);
     }
 }
 

@@ -226,12 +226,13 @@ async fn an_outage_of_a_day_costs_probes_and_no_event() {
 /// A short outage ends with the provider's return.
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_was_down_for_a_while_is_noticed_soon() {
-    for seconds in [30, 300] {
+    // Many events, and one that has to be each probe itself.
+    for (seconds, events) in [(30, 500), (300, 500), (300, 1)] {
         let outage = Duration::from_secs(seconds);
         let durable = Durable::start(outage, HOUR * 72);
         let back = Instant::now() + outage;
-        durable.accept(500, Duration::from_millis(10)).await;
-        durable.ended(500).await;
+        durable.accept(events, Duration::from_millis(10)).await;
+        durable.ended(events).await;
         let requests = durable.provider.requests.lock().unwrap().clone();
         let noticed = requests.iter().map(|(at, _)| *at).find(|at| *at >= back).unwrap() - back;
         assert!(noticed <= outage / 30, "after {seconds} s noticed {noticed:?} late");
