@@ -27,7 +27,6 @@ use serde_json::Value;
 
 use crate::{
     BatchLimits, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    background::give_way,
     http::{Encoded, Reply, Wire, body_for},
     json::Object,
     properties::Properties,
@@ -100,7 +99,6 @@ impl Wire for Amplitude {
 
         let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
-            give_way();
             match self.ids(event) {
                 Some(ids) => encode_event(events.object(), event, &ids),
                 None => {

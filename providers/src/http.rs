@@ -14,10 +14,7 @@ use flate2::{Compress, Compression, FlushCompress, Status};
 use reqwest::{Client, Url, header};
 use tokio::time::Instant;
 
-use crate::{
-    BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict,
-    background::spawn_background,
-};
+use crate::{BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict};
 
 /// Most bytes of an answer that are read, unless a vendor's answers can be
 /// longer. One that is longer still says nothing that we understand.
@@ -353,7 +350,7 @@ fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
 /// Does what takes long where no caller waits for it. A panic goes on as it would
 /// here.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SendError> {
-    spawn_background(work).await.map_err(|error| match error.try_into_panic() {
+    tokio::task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {
         Ok(panic) => resume_unwind(panic),
         Err(_) => {
             let detail = "the request could not be made: the relay stops".to_owned();

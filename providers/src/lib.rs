@@ -10,7 +10,6 @@
 //! |---|---|
 //! | [`event`] | [`Event`], [`EventId`]: what travels |
 //! | [`properties`] | properties as one validated JSON object |
-//! | [`background`] | what takes long and nobody waits for |
 //! | [`registry`] | provider name → settings → built provider |
 //! | [`http`] | the shared client, and [`Wire`](http::Wire): what a vendor's file states |
 //! | [`mixpanel`], [`amplitude`], [`segment`] | a vendor's limits, mapping and answers |
@@ -21,7 +20,6 @@
 //! it in [`registry`], and add its row to `tests/conformance.rs`. For anything
 //! else implement [`Provider`] itself, as `examples/custom_provider.rs` does.
 
-pub mod background;
 pub mod event;
 pub mod properties;
 mod provider;

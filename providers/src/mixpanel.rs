@@ -23,7 +23,6 @@ use serde_json::value::RawValue;
 
 use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    background::give_way,
     http::{Encoded, Reply, Wire, body_for},
     json::{List, Object},
     key_hints::{is_reserved_property, profile_name},
@@ -145,7 +144,6 @@ impl Mixpanel {
         let mut body = body_for(batch);
         let mut rows = List::begin(&mut body);
         for event in batch {
-            give_way();
             self.encode_track(rows.object(), event);
         }
         rows.end();
@@ -193,7 +191,6 @@ impl Mixpanel {
         let mut count = 0;
         let mut rejected = Vec::new();
         for (index, event) in batch.iter().enumerate() {
-            give_way();
             match usable(event.user_id()) {
                 Some(user) => count += self.encode_identify(&mut updates, event, user),
                 None => {

@@ -23,7 +23,6 @@ use serde::Deserialize;
 
 use crate::{
     BatchLimits, Event, EventId, EventKind, Rejection, Secret, SendError, Verdict,
-    background::give_way,
     http::{Encoded, Reply, Wire, body_for},
     json::Object,
 };
@@ -70,7 +69,6 @@ impl Wire for Segment {
 
         let mut items = request.list("batch");
         for (index, event) in batch.iter().enumerate() {
-            give_way();
             encode_item(items.object(), event, &mut times);
             let bytes = items.last_bytes();
             if bytes > EVENT_BYTES_MAX {

@@ -3,8 +3,12 @@
 
 use std::{collections::VecDeque, future::pending, io, sync::Arc, time::Duration};
 
-use analytics_relay_providers::{Event, background::spawn_background};
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use analytics_relay_providers::Event;
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time::Instant,
+};
 use tracing::error;
 
 use super::retry::WallCheck;
@@ -130,7 +134,7 @@ impl LogFeed {
         let Some(mut log) = self.log.take() else { return };
         let seq = self.next_seq;
         log.read_around(self.failed_reads >= READS_MAX);
-        self.reading = Some(spawn_background(move || {
+        self.reading = Some(spawn_blocking(move || {
             let chunk = log.read(seq, events_max, READ_BYTES);
             (log, chunk)
         }));
