@@ -2,16 +2,17 @@
 //! requests of 50. It neither parses a line nor answers its sender, so it is less
 //! work than a relay's, and tells what such work costs a mature program in C.
 
-use std::{
-    path::Path,
-    process::Stdio,
-    time::{Duration, SystemTime},
-};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use analytics_relay::providers::sandbox::Vendor;
 use anyhow::{Context, ensure};
 use serde_json::json;
-use tokio::{io::AsyncWriteExt, net::TcpStream, process::Command, time::sleep};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    process::Command,
+    time::{Instant, sleep},
+};
 
 use crate::{
     sink::Sink,
@@ -46,11 +47,13 @@ pub(crate) async fn relayed() -> anyhow::Result<Rate> {
     let lines = line().repeat(LINES);
     let sending = async {
         loop {
-            stream.write_all(&lines).await?;
+            if let Err(error) = stream.write_all(&lines).await {
+                return error;
+            }
         }
     };
     let rate = tokio::select! {
-        ended = sending => { let never: anyhow::Result<()> = ended; never?; unreachable!("it sends for ever") }
+        error = sending => return Err(error).context("syslog-ng"),
         rate = window(|| Ok(Usage { events: sink.taken(Vendor::Segment), cpu: support::cpu_time(pid)? })) => rate?,
     };
     ensure!(rate.events > 0.0, "nothing came through syslog-ng");
@@ -97,11 +100,11 @@ fn line() -> Vec<u8> {
 }
 
 async fn connect(port: u16) -> anyhow::Result<TcpStream> {
-    let start = SystemTime::now();
+    let start = Instant::now();
     loop {
         match TcpStream::connect(("127.0.0.1", port)).await {
             Ok(stream) => return Ok(stream),
-            Err(error) if start.elapsed()? > PATIENCE => return Err(error).context("syslog-ng"),
+            Err(error) if start.elapsed() > PATIENCE => return Err(error).context("syslog-ng"),
             Err(_) => sleep(Duration::from_millis(20)).await,
         }
     }
