@@ -65,7 +65,7 @@ impl Webhook {
             EventKind::Track { name } => name,
             EventKind::Identify => "identify",
         };
-        let time = jiff::Timestamp::from_millisecond(event.time_ms).unwrap_or_default();
+        let time = jiff::Timestamp::from_millisecond(event.time_ms()).unwrap_or_default();
         let data = json!({
             "user_id": event.user_id(),
             "anonymous_id": event.anonymous_id(),
@@ -86,7 +86,7 @@ impl Provider for Webhook {
         BatchLimits { events_max: 1, body_bytes_max: 64 * 1024, requests_max: 8 }
     }
 
-    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+    async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
         let mut verdicts = Vec::with_capacity(batch.len());
         for event in batch {
             verdicts.push(self.post(event).await?);

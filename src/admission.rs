@@ -7,10 +7,7 @@ use std::{
     borrow::Cow,
     future::Future,
     net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -44,8 +41,7 @@ const SPOOL_FULL_RETRY_DELAY: Duration = Duration::from_secs(5);
 /// How long a caller should wait for a relay that stops, or whose disk fails: by
 /// then a load balancer should know.
 const UNAVAILABLE_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// Longest wait for the disk: less than a call may take, so that the caller is
-/// told why.
+/// Longest wait for the disk: a caller is told why, and need not guess.
 const DISK_PATIENCE: Duration = Duration::from_secs(8);
 /// Most characters of a refused text that are shown to its sender.
 const SHOWN_CHARS_MAX: usize = 40;
@@ -226,7 +222,7 @@ impl Admission {
     /// the event is to be durable, and for nothing else. If the future is
     /// dropped, the event may be admitted all the same.
     pub(crate) fn admit(&self, draft: Draft<'_>) -> impl Future<Output = Result<Accepted, Denied>> + use<'_> {
-        let put = self.check(draft).and_then(|checked| self.put(checked, None));
+        let put = self.check(&draft, self.clock.now_ms()).and_then(|checked| self.put(checked, None));
         self.accepted(put, None)
     }
 
@@ -243,11 +239,11 @@ impl Admission {
         &self,
         drafts: impl Iterator<Item = Result<Draft<'a>, Violation>>,
     ) -> PutBatch {
-        let (mut no_room, mut row) = (None, Row::default());
+        let (mut no_room, mut row, now_ms) = (None, Row::default(), self.clock.now_ms());
         let put_next = |draft: Result<Draft<'_>, Violation>| {
             let checked = draft
                 .map_err(|violation| Denied::Invalid(vec![violation]))
-                .and_then(|draft| self.check(draft))?;
+                .and_then(|draft| self.check(&draft, now_ms))?;
             if let Some(denied) = &no_room {
                 return Err(Denied::clone(denied));
             }
@@ -279,13 +275,11 @@ impl Admission {
     }
 
     /// The event that a draft becomes, and how durable it is to be.
-    fn check(&self, draft: Draft<'_>) -> Result<(Event, Durability), Denied> {
+    fn check(&self, draft: &Draft<'_>, now_ms: i64) -> Result<(Event, Durability), Denied> {
         if self.is_closed() {
             return Err(Denied::Draining);
         }
-        let asked = draft.durability;
-        let checked = check(&draft, self.clock.now_ms());
-        match (checked, self.check_durability(asked)) {
+        match (check(draft, now_ms), self.check_durability(draft.durability)) {
             (Ok(event), Ok(wanted)) => Ok((event, wanted)),
             (Ok(_), Err(violation)) => Err(Denied::Invalid(vec![violation])),
             (Err(violations), wanted) => {
@@ -300,7 +294,7 @@ impl Admission {
         row: Option<&mut Row>,
     ) -> Result<(EventId<'static>, Taken), Denied> {
         let event_id = event.id().into_owned();
-        let taken = self.queue.put(Arc::new(event), wanted, row)?;
+        let taken = self.queue.put(event, wanted, row)?;
         Ok((event_id, taken))
     }
 
@@ -463,6 +457,7 @@ fn check_event_name(name: &str) -> Option<Violation> {
     too_long(RefusalReason::EventNameTooLong, "event_name", name, NAME_BYTES_MAX)
 }
 
+#[inline]
 fn too_long(reason: RefusalReason, field: &str, text: &str, bytes_max: usize) -> Option<Violation> {
     (text.len() > bytes_max).then(|| Violation {
         reason,
@@ -472,6 +467,7 @@ fn too_long(reason: RefusalReason, field: &str, text: &str, bytes_max: usize) ->
     })
 }
 
+#[inline]
 fn check_time(field: &str, time_ms: i64, now_ms: i64) -> Option<Violation> {
     let latest_ms = now_ms.saturating_add(AHEAD_MS_MAX);
     (!(TIME_MS_MIN..=latest_ms).contains(&time_ms)).then(|| Violation {
@@ -660,7 +656,7 @@ mod tests {
         assert_eq!(event.id(), accepted.event_id);
         assert_eq!(accepted.durability, Durability::Queued);
         assert_eq!(accepted.event_id.as_str().len(), 36);
-        assert_eq!((event.time_ms, event.accepted_ms), (NOW_MS, NOW_MS));
+        assert_eq!((event.time_ms(), event.accepted_ms()), (NOW_MS, NOW_MS));
     }
 
     #[tokio::test]

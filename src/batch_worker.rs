@@ -101,7 +101,7 @@ impl Gathering {
     }
 
     fn publish(&self, groups: &[BatchGroup]) {
-        let oldest = groups.iter().filter_map(|group| Some(group.events.first()?.event.accepted_ms)).min();
+        let oldest = groups.iter().filter_map(|group| Some(group.events.first()?.event.accepted_ms())).min();
         self.0.store(oldest.unwrap_or(0), Ordering::Relaxed);
     }
 }

@@ -18,7 +18,6 @@
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
-    sync::Arc,
     time::Duration,
 };
 
@@ -88,7 +87,7 @@ impl Wire for Amplitude {
         REPLY_BYTES_MAX
     }
 
-    fn encode(&self, batch: &[Arc<Event>], _now_ms: i64) -> Encoded {
+    fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
         let mut body = body_for(batch);
         let mut rejected = Vec::new();
         let mut request = Object::begin(&mut body);
@@ -110,7 +109,14 @@ impl Wire for Amplitude {
         events.end();
         request.end();
         let body_bytes_max = BODY_BYTES_MAX;
-        Encoded { path: "/batch", body, gzip: false, basic_user: None, body_bytes_max, rejected }
+        Encoded {
+            path: "/batch",
+            body: body.into_bytes(),
+            gzip: false,
+            basic_user: None,
+            body_bytes_max,
+            rejected,
+        }
     }
 
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
@@ -210,7 +216,7 @@ fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>) {
     }
     object.optional("user_id", ids.user);
     object.optional("device_id", ids.device.as_deref());
-    object.integer("time", event.time_ms);
+    object.integer("time", event.time_ms());
     object.string("insert_id", event.id().as_str());
     object.optional("ip", event.ip());
     object.optional("user_agent", event.user_agent());
@@ -318,7 +324,7 @@ mod tests {
     }
 
     fn encode(events: Vec<Event>) -> Encoded {
-        amplitude().encode(&events.into_iter().map(Arc::new).collect::<Vec<_>>(), 0)
+        amplitude().encode(&events, 0)
     }
 
     fn body(event: Event) -> Value {

@@ -2,12 +2,17 @@
 //! change once it was accepted, so that providers can tell a retry from a new
 //! event.
 
-use std::{borrow::Cow, fmt, mem, net::IpAddr};
+use std::{borrow::Cow, cell::RefCell, fmt, mem, net::IpAddr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use triomphe::{Arc, HeaderSlice};
 use uuid::Uuid;
 
-use crate::{Properties, json::Object, properties::Shape};
+use crate::{
+    Properties,
+    json::{Json, Object},
+    properties::Shape,
+};
 
 /// Most bytes of an event's name.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -19,21 +24,26 @@ pub const USER_AGENT_BYTES_MAX: usize = 1024;
 /// Most bytes of an address as text.
 const IP_BYTES_MAX: usize = 45;
 
-/// One accepted event. Immutable, and shared by all lanes.
+/// One accepted event. Immutable, and shared: a clone is the same event.
 ///
-/// Its texts stand one behind the other in one allocation: a relay whose provider
-/// is down holds little but events.
+/// All of it is one allocation, its texts one behind the other: a relay whose
+/// provider is down holds little but events.
 #[derive(Clone, PartialEq)]
-pub struct Event {
-    texts: Box<str>,
+pub struct Event(Arc<HeaderSlice<Head, str>>);
+
+/// What stands before an event's texts.
+#[derive(Clone, PartialEq)]
+struct Head {
+    time_ms: i64,
+    accepted_ms: i64,
     /// Where each text but the last ends, in the order of [`Event::pack`].
     ends: [u16; 6],
-    is_identify: bool,
     shape: Shape,
-    /// When it happened: Unix time in milliseconds.
-    pub time_ms: i64,
-    /// When the relay accepted it: Unix time in milliseconds.
-    pub accepted_ms: i64,
+}
+
+thread_local! {
+    /// Where texts are put together, before it is known how long they are.
+    static TEXTS: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// What an event is made of.
@@ -72,37 +82,39 @@ pub enum EventKind<'a> {
 }
 
 impl Event {
+    /// Bytes of memory that an event takes beside its texts: the head, before it the
+    /// count of those who share the event, and what one of them has in hand.
+    pub const HEAD_BYTES: usize = mem::size_of::<Head>() + mem::size_of::<usize>() + mem::size_of::<Self>();
+
     /// Packs the parts together.
     ///
     /// # Panics
     ///
-    /// Panics if the texts, without the properties, have over 64 KiB: no front door
-    /// lets in that much.
+    /// Panics if the texts, without the properties, have over 64 KiB, or if a track
+    /// has no name: no front door lets in such an event.
     pub fn pack(parts: &EventParts<'_>) -> Self {
         let name = match parts.kind {
-            EventKind::Track { name } => name,
+            EventKind::Track { name } => {
+                assert!(!name.is_empty(), "a track has a name");
+                name
+            }
             EventKind::Identify => "",
         };
         let [user_id, anonymous_id, user_agent] =
             [parts.user_id, parts.anonymous_id, parts.user_agent].map(Option::unwrap_or_default);
-        let (id, json) = (parts.id.as_str(), parts.properties.json());
         let ip = parts.ip.map(|ip| ip.to_string()).unwrap_or_default();
-        let before = [id, name, user_id, anonymous_id, user_agent, &ip];
-        let bytes = before.iter().map(|text| text.len()).sum::<usize>() + json.len();
-        let mut texts = String::with_capacity(bytes);
-        let ends = before.map(|text| {
-            texts.push_str(text);
-            u16::try_from(texts.len()).expect("an event is small")
-        });
-        texts.push_str(json);
-        Self {
-            texts: texts.into_boxed_str(),
-            ends,
-            is_identify: parts.kind == EventKind::Identify,
-            shape: parts.properties.shape(),
-            time_ms: parts.time_ms,
-            accepted_ms: parts.accepted_ms,
-        }
+        TEXTS.with_borrow_mut(|texts| {
+            texts.clear();
+            let ends = [parts.id.as_str(), name, user_id, anonymous_id, user_agent, &ip].map(|text| {
+                if !text.is_empty() {
+                    texts.push_str(text);
+                }
+                u16::try_from(texts.len()).expect("an event is small")
+            });
+            texts.push_str(parts.properties.json());
+            let (time_ms, accepted_ms, shape) = (parts.time_ms, parts.accepted_ms, parts.properties.shape());
+            Self(Arc::from_header_and_str(Head { time_ms, accepted_ms, ends, shape }, texts))
+        })
     }
 
     /// The parts, as they are in the event.
@@ -112,8 +124,8 @@ impl Event {
             kind: self.kind(),
             user_id: self.user_id(),
             anonymous_id: self.anonymous_id(),
-            time_ms: self.time_ms,
-            accepted_ms: self.accepted_ms,
+            time_ms: self.time_ms(),
+            accepted_ms: self.accepted_ms(),
             ip: self.ip().and_then(|ip| ip.parse().ok()),
             user_agent: self.user_agent(),
             properties: self.properties(),
@@ -127,12 +139,22 @@ impl Event {
 
     /// Track, with a name, or identify.
     pub fn kind(&self) -> EventKind<'_> {
-        if self.is_identify { EventKind::Identify } else { EventKind::Track { name: self.text(1) } }
+        self.name().map_or(EventKind::Identify, |name| EventKind::Track { name })
+    }
+
+    /// When it happened: Unix time in milliseconds.
+    pub fn time_ms(&self) -> i64 {
+        self.head().time_ms
+    }
+
+    /// When the relay accepted it: Unix time in milliseconds.
+    pub fn accepted_ms(&self) -> i64 {
+        self.head().accepted_ms
     }
 
     /// The name of a track.
     pub fn name(&self) -> Option<&str> {
-        (!self.is_identify).then(|| self.text(1))
+        self.given(1)
     }
 
     /// The known user.
@@ -157,14 +179,14 @@ impl Event {
 
     /// A track's properties or an identify's traits.
     pub fn properties(&self) -> Properties<'_> {
-        Properties::checked(&self.texts[usize::from(self.ends[5])..], self.shape)
+        Properties::checked(&self.texts()[usize::from(self.head().ends[5])..], self.head().shape)
     }
 
     /// The event as it stands in files, as serde would write it and quicker.
     pub fn to_json(&self) -> Vec<u8> {
         // Names, numbers and some escapes.
         const ENVELOPE: usize = 160;
-        let mut out = Vec::with_capacity(ENVELOPE + self.texts.len());
+        let mut out = Json::with_capacity(ENVELOPE + self.texts().len());
         let mut event = Object::begin(&mut out);
         event.string("id", self.text(0));
         match self.kind() {
@@ -176,8 +198,8 @@ impl Event {
         }
         event.optional("user_id", self.user_id());
         event.optional("anonymous_id", self.anonymous_id());
-        event.integer("time_ms", self.time_ms);
-        event.integer("accepted_ms", self.accepted_ms);
+        event.integer("time_ms", self.time_ms());
+        event.integer("accepted_ms", self.accepted_ms());
         if self.ip().is_some() || self.user_agent().is_some() {
             let mut context = event.object("context");
             context.optional("ip", self.ip());
@@ -186,12 +208,12 @@ impl Event {
         }
         event.raw("properties", self.properties().json());
         event.end();
-        out
+        out.into_bytes()
     }
 
     /// Bytes of memory that this event holds, for the limits of queues.
     pub fn memory_bytes(&self) -> usize {
-        mem::size_of::<Self>() + self.texts.len()
+        Self::HEAD_BYTES + self.texts().len()
     }
 
     /// About how many bytes this event takes in a vendor's body, for
@@ -200,8 +222,8 @@ impl Event {
         // The vendors' own field names, an id and a time, each more than once; ids
         // may be sent twice.
         const ENVELOPE: usize = 420;
-        let ids = usize::from(self.ends[4] - self.ends[1]);
-        ENVELOPE + self.texts.len() + ids
+        let ends = &self.head().ends;
+        ENVELOPE + self.texts().len() + usize::from(ends[4] - ends[1])
     }
 
     /// Whose event this is, as far as it is known: the key that order is kept
@@ -212,12 +234,22 @@ impl Event {
 
     /// True for an identify, whose order per user is kept.
     pub fn is_identify(&self) -> bool {
-        self.is_identify
+        let ends = &self.head().ends;
+        ends[0] == ends[1]
+    }
+
+    fn head(&self) -> &Head {
+        &self.0.header
+    }
+
+    fn texts(&self) -> &str {
+        &self.0.slice
     }
 
     fn text(&self, place: usize) -> &str {
-        let start = place.checked_sub(1).map_or(0, |before| usize::from(self.ends[before]));
-        &self.texts[start..self.ends[place].into()]
+        let ends = &self.head().ends;
+        let start = place.checked_sub(1).map_or(0, |before| ends[before]);
+        &self.texts()[start.into()..ends[place].into()]
     }
 
     fn given(&self, place: usize) -> Option<&str> {
@@ -301,12 +333,12 @@ impl Serialize for Event {
         let EventParts { ip, user_agent, .. } = self.parts();
         let json = EventJson {
             id: Text::of(self.text(0)),
-            kind: if self.is_identify { KindJson::Identify } else { KindJson::Track },
+            kind: if self.is_identify() { KindJson::Identify } else { KindJson::Track },
             name: self.name().map(Text::of),
             user_id: self.user_id().map(Text::of),
             anonymous_id: self.anonymous_id().map(Text::of),
-            time_ms: self.time_ms,
-            accepted_ms: self.accepted_ms,
+            time_ms: self.time_ms(),
+            accepted_ms: self.accepted_ms(),
             context: ContextJson { ip, user_agent: user_agent.map(Text::of) },
             properties: self.properties(),
         };
@@ -325,8 +357,8 @@ impl<'de> Deserialize<'de> for Event {
             id: EventId::new(json.id.0).map_err(de::Error::custom)?,
             kind: match json.kind {
                 KindJson::Track => {
-                    let name = Text::given(&json.name).ok_or_else(|| de::Error::missing_field("name"))?;
-                    EventKind::Track { name }
+                    let name = Text::given(&json.name).filter(|name| !name.is_empty());
+                    EventKind::Track { name: name.ok_or_else(|| de::Error::missing_field("name"))? }
                 }
                 KindJson::Identify => EventKind::Identify,
             },
@@ -362,7 +394,8 @@ impl<'a> EventId<'a> {
     /// Checks a caller's id.
     pub fn new(id: impl Into<Cow<'a, str>>) -> Result<Self, InvalidEventId> {
         let id = id.into();
-        let printable = id.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        // To the end and not only to the first that is not, which is vectorised.
+        let printable = id.bytes().fold(true, |all, byte| all & (b' '..=b'~').contains(&byte));
         if id.is_empty() || id.len() > Self::LEN_MAX || !printable {
             return Err(InvalidEventId);
         }
@@ -469,6 +502,7 @@ mod tests {
         let json = serde_json::to_string(&tests_support::track("x", "{}")).unwrap();
         for (given, instead, want) in [
             (r#","name":"x""#, "", "missing field `name`"),
+            (r#""name":"x""#, r#""name":"""#, "missing field `name`"),
             ("track", "unheard-of", "unknown variant `unheard-of`"),
         ] {
             let error = serde_json::from_str::<Event>(&json.replace(given, instead)).unwrap_err();

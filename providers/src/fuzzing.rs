@@ -126,8 +126,7 @@ pub fn provider_answer(bytes: &[u8]) {
 pub fn provider_http(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let request = input.below(4);
-    let events: Vec<_> =
-        (0..=input.below(6)).map(|index| Arc::new(event(index, is_identify(request)))).collect();
+    let events: Vec<_> = (0..=input.below(6)).map(|index| event(index, is_identify(request))).collect();
     let status = status(&mut input).clamp(200, 599);
     let header_bytes = input.below(64);
     let header = header_value(input.take(header_bytes));
@@ -145,7 +144,7 @@ pub fn provider_http(bytes: &[u8]) {
 pub fn retry_after(bytes: &[u8]) {
     const SEGMENT: usize = 3;
     let header = header_value(bytes);
-    let answer = over_http(SEGMENT, &[Arc::new(event(0, false))], 503, &header, b"");
+    let answer = over_http(SEGMENT, &[event(0, false)], 503, &header, b"");
     let Err(SendError::Unavailable { retry_after, .. }) = answer else { panic!("{answer:?} to a 503") };
     assert!(retry_after.is_none_or(|wait| wait <= RETRY_AFTER_MAX), "{retry_after:?}");
     let text = header.trim_ascii();
@@ -192,7 +191,7 @@ pub fn check_properties(properties: &Properties<'_>) {
     // A name that is there twice is counted twice, and one value of it is kept.
     if measured.keys == usize::from(shape.keys) {
         let object = value.as_object().expect("properties are an object");
-        let longest = [shape.keys, shape.depth, shape.widest, shape.longest_key].map(usize::from);
+        let longest = [shape.keys, shape.depth.into(), shape.widest, shape.longest_key].map(usize::from);
         assert_eq!([measured.keys, measured.depth, measured.widest, measured.longest_key], longest);
         assert_eq!(object.len(), usize::from(shape.top_keys));
         assert_eq!(object.values().any(Value::is_null), shape.has_null);
@@ -228,7 +227,7 @@ impl Measured {
 
 /// An event that was admitted can be put into every vendor's words.
 pub fn encode_everywhere(event: &Event) {
-    let batch = [Arc::new(event.clone())];
+    let batch = [event.clone()];
     let wires: [&dyn Wire; 4] = [
         &Mixpanel::new(Secret::new(KEY), IdentityMode::Simplified),
         &Mixpanel::new(Secret::new(KEY), IdentityMode::Original),
@@ -341,7 +340,7 @@ fn with_key(bytes: &[u8]) -> Vec<u8> {
 /// Sends a request and gets the answer that is given here.
 fn over_http(
     request: usize,
-    events: &[Arc<Event>],
+    events: &[Event],
     status: u16,
     retry_after: &[u8],
     body: &[u8],
@@ -397,12 +396,7 @@ impl Loopback {
         Self { runtime, answer, providers }
     }
 
-    fn send(
-        &self,
-        request: usize,
-        events: &[Arc<Event>],
-        answer: Vec<u8>,
-    ) -> Result<Vec<Verdict>, SendError> {
+    fn send(&self, request: usize, events: &[Event], answer: Vec<u8>) -> Result<Vec<Verdict>, SendError> {
         *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
         let provider = &self.providers[request.saturating_sub(1)];
         self.runtime.block_on(provider.send(events))

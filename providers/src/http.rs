@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use flate2::{Compress, Compression, FlushCompress, Status};
 use reqwest::{Client, Url, header};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
-use crate::{BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict};
+use crate::{BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict, json::Json};
 
 /// Most bytes of an answer that are read, unless a vendor's answers can be
 /// longer. One that is longer still says nothing that we understand.
@@ -52,7 +52,7 @@ pub trait Wire: Send + Sync + 'static {
     }
 
     /// Translates a batch of one endpoint, at `now_ms` Unix milliseconds.
-    fn encode(&self, batch: &[Arc<Event>], now_ms: i64) -> Encoded;
+    fn encode(&self, batch: &[Event], now_ms: i64) -> Encoded;
 
     /// Reads the answer to the events of a batch that were encoded: one verdict
     /// each, in order.
@@ -60,11 +60,11 @@ pub trait Wire: Send + Sync + 'static {
 }
 
 /// Room for the body of a batch.
-pub(crate) fn body_for(batch: &[Arc<Event>]) -> Vec<u8> {
-    Vec::with_capacity(body_bytes(batch))
+pub(crate) fn body_for(batch: &[Event]) -> Json {
+    Json::with_capacity(body_bytes(batch))
 }
 
-fn body_bytes(batch: &[Arc<Event>]) -> usize {
+fn body_bytes(batch: &[Event]) -> usize {
     batch.iter().map(|event| event.wire_bytes_estimate()).sum()
 }
 
@@ -152,12 +152,12 @@ impl<W: Wire> HttpProvider<W> {
         Self { wire: Arc::new(wire), http }
     }
 
-    async fn encode(&self, batch: &[Arc<Event>]) -> Result<Encoded, SendError> {
+    async fn encode(&self, batch: &[Event]) -> Result<Encoded, SendError> {
         if body_bytes(batch) <= INLINE_BYTES_MAX {
             return Ok(self.wire.encode(batch, now_ms()));
         }
         let (wire, batch) = (self.wire.clone(), batch.to_vec());
-        off_thread(move || wire.encode(&batch, now_ms())).await
+        self.http.off_thread(move || wire.encode(&batch, now_ms())).await
     }
 }
 
@@ -175,7 +175,7 @@ impl<W: Wire> Provider for HttpProvider<W> {
         self.wire.endpoint(event)
     }
 
-    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+    async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
         let mut encoded = self.encode(batch).await?;
         let rejected = std::mem::take(&mut encoded.rejected);
         let sent = without(batch, &rejected);
@@ -197,13 +197,10 @@ impl<W: Wire> Provider for HttpProvider<W> {
 }
 
 /// The events of a batch that were not rejected while it was encoded.
-pub(crate) fn without<'a>(
-    batch: &'a [Arc<Event>],
-    rejected: &[(usize, Rejection, String)],
-) -> Vec<&'a Event> {
+pub(crate) fn without<'a>(batch: &'a [Event], rejected: &[(usize, Rejection, String)]) -> Vec<&'a Event> {
     let mut rejected = rejected.iter().map(|(index, ..)| *index).peekable();
     let kept = batch.iter().enumerate().filter(|(index, _)| rejected.next_if_eq(index).is_none());
-    kept.map(|(_, event)| &**event).collect()
+    kept.map(|(_, event)| event).collect()
 }
 
 /// Puts the verdicts of the vendor and our own rejections back in the order of
@@ -227,6 +224,8 @@ pub struct HttpClient {
     settings: HttpSettings,
     client: Mutex<(Client, Instant)>,
     gzip: Arc<Gzip>,
+    /// Held by whoever makes a large body.
+    turn: Arc<Semaphore>,
     /// Texts that must not be seen in what an answer says.
     secrets: Vec<String>,
 }
@@ -248,7 +247,13 @@ impl HttpClient {
     pub fn new(settings: HttpSettings, key: &Secret) -> Result<Self, reqwest::Error> {
         let client = Mutex::new((build_client(&settings)?, Instant::now()));
         let encoded = BASE64_STANDARD.encode(format!("{}:", key.expose()));
-        Ok(Self { settings, client, gzip: Arc::default(), secrets: vec![key.expose().to_owned(), encoded] })
+        Ok(Self {
+            settings,
+            client,
+            gzip: Arc::default(),
+            turn: Arc::new(Semaphore::new(1)),
+            secrets: vec![key.expose().to_owned(), encoded],
+        })
     }
 
     /// Sends one request, once, and reads the whole answer.
@@ -302,7 +307,29 @@ impl HttpClient {
             return Ok(self.gzip.compress(&body));
         }
         let gzip = self.gzip.clone();
-        off_thread(move || gzip.compress(&body)).await
+        self.off_thread(move || gzip.compress(&body)).await
+    }
+
+    /// Does what takes long where no caller waits for it. A panic goes on as it would
+    /// here.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SendError> {
+        // One at a time: with a thread for each request, of which there are many
+        // after an outage, callers would wait until each has had its turn.
+        let turn = self.turn.clone().acquire_owned().await.expect("it is never closed");
+        let working = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        working.await.map_err(|error| match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => {
+                let detail = "the request could not be made: the relay stops".to_owned();
+                SendError::Unavailable { retry_after: None, detail }
+            }
+        })
     }
 
     fn client(&self) -> Result<Client, SendError> {
@@ -345,18 +372,6 @@ fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
         // an attempt would be counted nowhere.
         .retry(reqwest::retry::never())
         .build()
-}
-
-/// Does what takes long where no caller waits for it. A panic goes on as it would
-/// here.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SendError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {
-        Ok(panic) => resume_unwind(panic),
-        Err(_) => {
-            let detail = "the request could not be made: the relay stops".to_owned();
-            SendError::Unavailable { retry_after: None, detail }
-        }
-    })
 }
 
 /// Makes bodies smaller, and keeps the compressor's tables: to set up 300 KB for

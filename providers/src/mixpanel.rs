@@ -16,7 +16,7 @@
 //! sent again: a 400 with `failed_records`, which means that **the other rows
 //! were taken**.
 
-use std::{borrow::Cow, collections::HashSet, sync::Arc};
+use std::{borrow::Cow, collections::HashSet};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -24,7 +24,7 @@ use serde_json::value::RawValue;
 use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
     http::{Encoded, Reply, Wire, body_for},
-    json::{List, Object},
+    json::{Json, List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
 };
@@ -38,7 +38,7 @@ const BODY_BYTES_MAX: usize = 2_000_000;
 const REPLY_BYTES_MAX: usize = 2_000_000;
 const PROFILE_UPDATES_MAX: usize = 2000;
 const ITEMS_MAX: u16 = 254;
-const NESTING_MAX: u16 = 3;
+const NESTING_MAX: u8 = 3;
 const NESTED_BYTES_MAX: usize = 8 * 1024;
 const KEY_BYTES_MAX: u16 = 255;
 /// Fields of our own beside the caller's properties, at most.
@@ -122,7 +122,7 @@ impl Wire for Mixpanel {
         }
     }
 
-    fn encode(&self, batch: &[Arc<Event>], _now_ms: i64) -> Encoded {
+    fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
         if batch.first().is_some_and(|event| event.is_identify()) {
             self.encode_engage(batch)
         } else {
@@ -140,7 +140,7 @@ impl Wire for Mixpanel {
 }
 
 impl Mixpanel {
-    fn encode_import(&self, batch: &[Arc<Event>]) -> Encoded {
+    fn encode_import(&self, batch: &[Event]) -> Encoded {
         let mut body = body_for(batch);
         let mut rows = List::begin(&mut body);
         for event in batch {
@@ -149,7 +149,7 @@ impl Mixpanel {
         rows.end();
         Encoded {
             path: "/import?strict=1",
-            body,
+            body: body.into_bytes(),
             gzip: true,
             basic_user: Some(self.token.clone()),
             body_bytes_max: BODY_BYTES_MAX,
@@ -185,7 +185,7 @@ impl Mixpanel {
         row.end();
     }
 
-    fn encode_engage(&self, batch: &[Arc<Event>]) -> Encoded {
+    fn encode_engage(&self, batch: &[Event]) -> Encoded {
         let mut body = body_for(batch);
         let mut updates = List::begin(&mut body);
         let mut count = 0;
@@ -205,7 +205,7 @@ impl Mixpanel {
         let body_bytes_max = if count > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
         Encoded {
             path: "/engage?ip=0&verbose=1",
-            body,
+            body: body.into_bytes(),
             gzip: false,
             basic_user: None,
             body_bytes_max,
@@ -267,7 +267,7 @@ fn event_name(name: &str) -> Cow<'_, str> {
 fn time_ms(event: &Event) -> i64 {
     // The time at acceptance stands in, and not the time of this attempt: a
     // retry must carry the same time to be recognised as one.
-    if event.time_ms > event.accepted_ms + AHEAD_MS_MAX { event.accepted_ms } else { event.time_ms }
+    if event.time_ms() > event.accepted_ms() + AHEAD_MS_MAX { event.accepted_ms() } else { event.time_ms() }
 }
 
 fn insert_id(event: &Event) -> Cow<'_, str> {
@@ -314,13 +314,13 @@ fn write_fitted(out: &mut Object<'_>, properties: &Properties) {
         write_value(out, key, value, NESTING_MAX);
     }
     if !surplus.is_empty() {
-        let mut json = Vec::new();
+        let mut json = Json::default();
         let mut object = Object::begin(&mut json);
         for (key, value) in &surplus {
             write_value(&mut object, key, value, NESTING_MAX - 1);
         }
         object.end();
-        let json = String::from_utf8(json).expect("only UTF-8 was written");
+        let json = String::from_utf8(json.into_bytes()).expect("only UTF-8 was written");
         let name = names.fit(SURPLUS);
         if json.len() <= NESTED_BYTES_MAX {
             out.named_raw(&name, &json)
@@ -330,7 +330,7 @@ fn write_fitted(out: &mut Object<'_>, properties: &Properties) {
     }
 }
 
-fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: u16) {
+fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: u8) {
     let nested = value.get().starts_with(['{', '[']);
     let shape = if nested { shape_of(value) } else { Default::default() };
     // The shape counts the object that the value stands in as a level.
@@ -459,7 +459,7 @@ mod tests {
     }
 
     fn encoded(event: Event) -> Value {
-        let encoded = mixpanel(IdentityMode::Simplified).encode(&[Arc::new(event)], 0);
+        let encoded = mixpanel(IdentityMode::Simplified).encode(&[event], 0);
         serde_json::from_slice(&encoded.body).unwrap()
     }
 
@@ -496,9 +496,8 @@ mod tests {
             (Some("undefined"), Some("anonymous"), "", ""),
         ];
         for (user, device, simplified, original) in cases {
-            let event = || {
-                Arc::new(Event::pack(&EventParts { user_id: user, anonymous_id: device, ..parts("x", "{}") }))
-            };
+            let event =
+                || Event::pack(&EventParts { user_id: user, anonymous_id: device, ..parts("x", "{}") });
             for (mode, want) in [(IdentityMode::Simplified, simplified), (IdentityMode::Original, original)] {
                 let body = mixpanel(mode).encode(&[event()], 0).body;
                 let row: Value = serde_json::from_slice(&body).unwrap();
@@ -523,11 +522,12 @@ mod tests {
 
     #[test]
     fn a_time_that_mixpanel_refuses_becomes_the_time_of_acceptance() {
-        let mut event = track("x", "{}");
-        event.time_ms = event.accepted_ms + AHEAD_MS_MAX;
-        assert_eq!(properties(event.clone())["time"], event.time_ms);
-        event.time_ms += 1;
-        assert_eq!(properties(event.clone())["time"], event.accepted_ms);
+        let accepted_ms = track("x", "{}").accepted_ms();
+        let latest_ms = accepted_ms + AHEAD_MS_MAX;
+        for (time_ms, want) in [(latest_ms, latest_ms), (latest_ms + 1, accepted_ms)] {
+            let event = Event::pack(&EventParts { time_ms, ..parts("x", "{}") });
+            assert_eq!(properties(event)["time"], want);
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::{json, key_hints};
+use crate::{json::Json, key_hints};
 
 /// Most bytes of all properties of one event, as JSON.
 pub const JSON_BYTES_MAX: usize = 10 * 1024;
@@ -44,7 +44,7 @@ pub struct Shape {
     /// Names at the top level.
     pub top_keys: u16,
     /// Levels; a flat object has 1.
-    pub depth: u16,
+    pub depth: u8,
     /// Most items of one nested list or object.
     pub widest: u16,
     /// Bytes of the longest name, over all levels.
@@ -198,7 +198,7 @@ impl<'a> Properties<'a> {
 
 /// The shape of one value of some properties, as if it were the only one.
 pub(crate) fn shape_of(value: &RawValue) -> Shape {
-    let mut meter = Meter { open: vec![0], ..Meter::default() };
+    let mut meter = Meter { depth: 1, ..Meter::default() };
     let mut deserializer = serde_json::Deserializer::from_str(value.get());
     Check { meter: &mut meter, fault: &mut None }
         .deserialize(&mut deserializer)
@@ -226,8 +226,10 @@ impl<'de> Deserialize<'de> for Properties<'_> {
 /// in an object its key first.
 #[derive(Debug)]
 pub struct PropertiesWriter {
-    json: Vec<u8>,
+    json: Json,
     meter: Meter,
+    /// What comes next in this list or object is not the first, and needs a comma.
+    follows: bool,
 }
 
 impl Default for PropertiesWriter {
@@ -246,9 +248,9 @@ impl PropertiesWriter {
     pub fn with_capacity(bytes: usize) -> Self {
         let mut meter = Meter::default();
         meter.enter().expect("one level is within the limit");
-        let mut json = Vec::with_capacity(bytes);
+        let mut json = Json::with_capacity(bytes);
         json.push(b'{');
-        Self { json, meter }
+        Self { json, meter, follows: false }
     }
 
     /// Names the next value. That it is UTF-8 is checked at the end, once for all
@@ -257,7 +259,7 @@ impl PropertiesWriter {
         let key = key.as_ref();
         self.meter.key(key).map_err(PropertyFault::at_root)?;
         self.comma();
-        json::text(&mut self.json, key);
+        self.json.text(key);
         self.json.push(b':');
         Ok(())
     }
@@ -272,6 +274,7 @@ impl PropertiesWriter {
     pub fn begin_object(&mut self) -> Result<(), PropertyError> {
         self.meter.enter().map_err(PropertyFault::at_root)?;
         self.json.push(b'{');
+        self.follows = false;
         Ok(())
     }
 
@@ -279,12 +282,14 @@ impl PropertiesWriter {
     pub fn end_object(&mut self) {
         self.meter.leave();
         self.json.push(b'}');
+        self.follows = true;
     }
 
     /// Opens a list.
     pub fn begin_list(&mut self) -> Result<(), PropertyError> {
         self.meter.enter().map_err(PropertyFault::at_root)?;
         self.json.push(b'[');
+        self.follows = false;
         Ok(())
     }
 
@@ -292,27 +297,28 @@ impl PropertiesWriter {
     pub fn end_list(&mut self) {
         self.meter.leave();
         self.json.push(b']');
+        self.follows = true;
     }
 
     /// A null.
     pub fn null(&mut self) {
         self.meter.null();
-        self.json.extend_from_slice(b"null");
+        self.json.raw(b"null");
     }
 
     /// A text.
     pub fn string(&mut self, value: impl AsRef<[u8]>) {
-        json::text(&mut self.json, value.as_ref());
+        self.json.text(value.as_ref());
     }
 
     /// True or false.
     pub fn boolean(&mut self, value: bool) {
-        self.json.extend_from_slice(if value { b"true" } else { b"false" });
+        self.json.raw(if value { b"true" } else { b"false" });
     }
 
     /// A whole number.
     pub fn integer(&mut self, value: i64) {
-        json::integer(&mut self.json, value);
+        self.json.integer(value);
     }
 
     /// A finite number; whole ones are written without a fraction, as every
@@ -326,7 +332,7 @@ impl PropertiesWriter {
             self.integer(value as i64);
             return Ok(());
         }
-        serde_json::to_writer(&mut self.json, &value).expect("a vector takes any bytes");
+        self.json.number(value);
         Ok(())
     }
 
@@ -334,7 +340,7 @@ impl PropertiesWriter {
     pub fn finish(mut self) -> Result<Properties<'static>, PropertyError> {
         self.json.push(b'}');
         let not_text = |error: FromUtf8Error| PropertyFault::NotJson(error.to_string()).at_root();
-        let json = String::from_utf8(self.json).map_err(not_text)?;
+        let json = String::from_utf8(self.json.into_bytes()).map_err(not_text)?;
         if json.len() > JSON_BYTES_MAX {
             return Err(PropertyFault::TooLarge(json.len()).at_root());
         }
@@ -342,7 +348,7 @@ impl PropertiesWriter {
     }
 
     fn comma(&mut self) {
-        if !matches!(self.json.last(), Some(b'{' | b'[')) {
+        if std::mem::replace(&mut self.follows, true) {
             self.json.push(b',');
         }
     }
@@ -353,22 +359,21 @@ impl PropertiesWriter {
 #[derive(Debug, Default)]
 struct Meter {
     shape: Shape,
-    /// Items so far, of each list and object that is open.
-    open: Vec<u16>,
+    /// Items so far, of each list and object that is open: as many as `depth`.
+    open: [u16; DEPTH_MAX],
+    depth: usize,
 }
 
 impl Meter {
     fn enter(&mut self) -> Result<(), PropertyFault> {
-        if self.open.len() == DEPTH_MAX {
-            return Err(PropertyFault::TooDeep);
-        }
-        self.open.push(0);
-        self.shape.depth = self.shape.depth.max(small(self.open.len()));
+        *self.open.get_mut(self.depth).ok_or(PropertyFault::TooDeep)? = 0;
+        self.depth += 1;
+        self.shape.depth = self.shape.depth.max(u8::try_from(self.depth).unwrap_or(u8::MAX));
         Ok(())
     }
 
     fn leave(&mut self) {
-        self.open.pop();
+        self.depth = self.depth.saturating_sub(1);
     }
 
     fn key(&mut self, key: &[u8]) -> Result<(), PropertyFault> {
@@ -380,7 +385,7 @@ impl Meter {
         }
         self.shape.keys += 1;
         self.shape.longest_key = self.shape.longest_key.max(small(key.len()));
-        if self.open.len() == 1 {
+        if self.depth == 1 {
             self.shape.top_keys += 1;
             self.shape.has_reserved_key |= key_hints::is_reserved_property(key);
             self.shape.has_renamed_trait |= key_hints::profile_name(key).is_some();
@@ -390,16 +395,15 @@ impl Meter {
     }
 
     fn item(&mut self) {
-        let nested = self.open.len() > 1;
-        let Some(items) = self.open.last_mut() else { return };
+        let Some(items) = self.open[..self.depth].last_mut() else { return };
         *items = items.saturating_add(1);
-        if nested {
+        if self.depth > 1 {
             self.shape.widest = self.shape.widest.max(*items);
         }
     }
 
     fn null(&mut self) {
-        self.shape.has_null |= self.open.len() == 1;
+        self.shape.has_null |= self.depth == 1;
     }
 }
 

@@ -1,6 +1,6 @@
 //! The seam between delivery and a vendor.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub trait Provider: Send + Sync + 'static {
     /// `Ok` holds one verdict per event, in order. Dropping the future abandons
     /// the request; whether it arrived is then unknown, and the caller sends
     /// the same events again with the same ids and times.
-    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError>;
+    async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError>;
 }
 
 /// How much a vendor takes at once.

@@ -16,7 +16,7 @@
 //! success. So what can be checked is checked before it is sent, and
 //! "delivered" means "received" here.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -59,7 +59,7 @@ impl Wire for Segment {
         LIMITS
     }
 
-    fn encode(&self, batch: &[Arc<Event>], now_ms: i64) -> Encoded {
+    fn encode(&self, batch: &[Event], now_ms: i64) -> Encoded {
         let mut body = body_for(batch);
         let mut rejected = Vec::new();
         let mut request = Object::begin(&mut body);
@@ -81,7 +81,7 @@ impl Wire for Segment {
         request.end();
         Encoded {
             path: "/v1/batch",
-            body,
+            body: body.into_bytes(),
             gzip: false,
             basic_user: Some(self.write_key.clone()),
             body_bytes_max: BODY_BYTES_MAX,
@@ -128,7 +128,7 @@ fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
         (_, anonymous_id) => item.optional("anonymousId", anonymous_id),
     }
     item.string("messageId", &message_id(event.id()));
-    item.string("timestamp", times.text(event.time_ms));
+    item.string("timestamp", times.text(event.time_ms()));
     let mut context = item.object("context");
     context.optional("ip", event.ip());
     context.optional("userAgent", event.user_agent());
@@ -184,7 +184,7 @@ mod tests {
     };
 
     fn encode(event: Event) -> Encoded {
-        Segment::new(Secret::new("key")).encode(&[Arc::new(event)], 1_767_225_601_000)
+        Segment::new(Secret::new("key")).encode(&[event], 1_767_225_601_000)
     }
 
     fn item(event: Event) -> Value {

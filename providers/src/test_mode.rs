@@ -1,7 +1,5 @@
 //! Test mode: shows what would be sent, and opens no socket.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use tracing::{debug, info};
 
@@ -37,7 +35,7 @@ impl<W: Wire> Provider for TestMode<W> {
         self.wire.endpoint(event)
     }
 
-    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+    async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
         let encoded = self.wire.encode(batch, now_ms());
         let sent = without(batch, &encoded.rejected).len();
         let provider = self.name();

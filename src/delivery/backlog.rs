@@ -19,10 +19,7 @@
 //! of its events allows. So a poisonous event is alone after log2 n rounds while
 //! the others get through, in at most 2n - 1 requests.
 
-use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use analytics_relay_providers::{BatchLimits, Endpoint, Event};
 use tokio::time::Instant;
@@ -35,7 +32,7 @@ const ROOM_MIN: usize = 64;
 /// One event that a provider has not got.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
-    pub(crate) event: Arc<Event>,
+    pub(crate) event: Event,
     /// Place in the order of arrival in this lane.
     seq: u64,
     /// Where it is kept meanwhile.
@@ -103,9 +100,9 @@ pub(crate) struct Backlog {
     ready: BTreeMap<Endpoint, VecDeque<Waiting>>,
     held: BTreeMap<(Instant, u64), (Endpoint, Waiting)>,
     busy: HashMap<String, Busy>,
-    /// When each event that is not ready was accepted, by its place in the order
-    /// of arrival.
-    away: BTreeMap<u64, i64>,
+    /// When each event that is held or blocked was accepted, by its place in the
+    /// order of arrival.
+    not_ready: BTreeMap<u64, i64>,
     next_seq: u64,
     /// Events that have not ended, and their bytes of memory.
     events: usize,
@@ -119,7 +116,7 @@ impl Backlog {
             ready: BTreeMap::new(),
             held: BTreeMap::new(),
             busy: HashMap::new(),
-            away: BTreeMap::new(),
+            not_ready: BTreeMap::new(),
             next_seq: 0,
             events: 0,
             bytes: 0,
@@ -127,7 +124,7 @@ impl Backlog {
     }
 
     /// Adds an event behind all others.
-    pub(crate) fn push(&mut self, event: Arc<Event>, endpoint: Endpoint, place: Place) {
+    pub(crate) fn push(&mut self, event: Event, endpoint: Endpoint, place: Place) {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.events += 1;
@@ -173,9 +170,10 @@ impl Backlog {
         while let Some(waiting) = ready.pop_front() {
             // Identifies of one user may go together, in order: only those that
             // were out or held before stand in the way.
-            let busy = waiting.event.subject().and_then(|user| self.busy.get_mut(user));
+            let user = if self.busy.is_empty() { None } else { waiting.event.subject() };
+            let busy = user.and_then(|user| self.busy.get_mut(user));
             if let Some(busy) = busy.filter(|busy| busy.blocks(&waiting.event)) {
-                self.away.insert(waiting.seq, waiting.event.accepted_ms);
+                self.not_ready.insert(waiting.seq, waiting.event.accepted_ms());
                 busy.blocked.push((endpoint, waiting));
                 continue;
             }
@@ -188,7 +186,6 @@ impl Backlog {
             }
             together_max = together_max.min(waiting.history().together_max);
             body_bytes += bytes;
-            self.away.insert(waiting.seq, waiting.event.accepted_ms);
             taken.push(waiting);
         }
         for waiting in &taken {
@@ -215,6 +212,7 @@ impl Backlog {
     /// Keeps an event that was out until a time. Later identifies of its user
     /// wait for it.
     pub(crate) fn hold(&mut self, endpoint: Endpoint, waiting: Waiting, until: Instant) {
+        self.not_ready.insert(waiting.seq, waiting.event.accepted_ms());
         self.held.insert((until, waiting.seq), (endpoint, waiting));
     }
 
@@ -236,7 +234,6 @@ impl Backlog {
     pub(crate) fn settle(&mut self, waiting: &Waiting) {
         let freed = self.unmark_busy(waiting);
         self.insert(freed);
-        self.away.remove(&waiting.seq);
         self.events -= 1;
         self.bytes -= waiting.event.memory_bytes();
     }
@@ -267,13 +264,12 @@ impl Backlog {
         self.bytes
     }
 
-    /// When the oldest event that has not ended was accepted, in Unix
-    /// milliseconds.
+    /// When the oldest event that is not out was accepted, in Unix milliseconds.
     pub(crate) fn oldest_accepted_ms(&self) -> Option<i64> {
         let ready = self.ready.values().filter_map(VecDeque::front);
-        let ready = ready.map(|waiting| (waiting.seq, waiting.event.accepted_ms));
-        let away = self.away.first_key_value().map(|(seq, accepted_ms)| (*seq, *accepted_ms));
-        ready.chain(away).min().map(|(_, accepted_ms)| accepted_ms)
+        let ready = ready.map(|waiting| (waiting.seq, waiting.event.accepted_ms()));
+        let not_ready = self.not_ready.first_key_value().map(|(seq, accepted_ms)| (*seq, *accepted_ms));
+        ready.chain(not_ready).min().map(|(_, accepted_ms)| accepted_ms)
     }
 
     /// Takes everything that is not out, in the order of arrival. It counts as
@@ -298,15 +294,17 @@ impl Backlog {
             }
         }
         self.insert(freed);
+        for busy in self.busy.values_mut() {
+            taken.extend(busy.blocked.extract_if(.., |(_, waiting)| is_taken(waiting)));
+        }
+        for (_, waiting) in &taken {
+            self.not_ready.remove(&waiting.seq);
+        }
         for (endpoint, ready) in &mut self.ready {
             let (out, stays): (VecDeque<_>, VecDeque<_>) =
                 std::mem::take(ready).into_iter().partition(&is_taken);
             *ready = stays;
-            self.away.extend(out.iter().map(|waiting| (waiting.seq, waiting.event.accepted_ms)));
             taken.extend(out.into_iter().map(|waiting| (*endpoint, waiting)));
-        }
-        for busy in self.busy.values_mut() {
-            taken.extend(busy.blocked.extract_if(.., |(_, waiting)| is_taken(waiting)));
         }
         for (_, waiting) in &taken {
             self.mark_busy(waiting);
@@ -326,12 +324,15 @@ impl Backlog {
 
     /// Puts events where they belong in the order of arrival.
     fn insert(&mut self, events: Vec<(Endpoint, Waiting)>) {
+        if events.is_empty() {
+            return;
+        }
         // A few go to their places, near the front; for many it is cheaper to
         // sort, which is quick for what is almost sorted.
         const FEW: usize = 32;
         let few = events.len() <= FEW;
         for (endpoint, waiting) in events {
-            self.away.remove(&waiting.seq);
+            self.not_ready.remove(&waiting.seq);
             let ready = self.ready.entry(endpoint).or_default();
             let place =
                 if few { ready.partition_point(|other| other.seq < waiting.seq) } else { ready.len() };
@@ -346,7 +347,10 @@ impl Backlog {
 
     fn mark_busy(&mut self, waiting: &Waiting) {
         let (identify, throttled) = (waiting.event.is_identify(), waiting.history().throttled);
-        let Some(user) = waiting.event.subject().filter(|_| identify || throttled) else { return };
+        if !(identify || throttled) {
+            return;
+        }
+        let Some(user) = waiting.event.subject() else { return };
         let busy = self.busy.entry(user.to_owned()).or_default();
         busy.identifies += usize::from(identify);
         busy.throttled += usize::from(throttled);
@@ -357,7 +361,10 @@ impl Backlog {
     #[must_use]
     fn unmark_busy(&mut self, waiting: &Waiting) -> Vec<(Endpoint, Waiting)> {
         let (identify, throttled) = (waiting.event.is_identify(), waiting.history().throttled);
-        let user = waiting.event.subject().filter(|_| identify || throttled);
+        if !(identify || throttled) {
+            return Vec::new();
+        }
+        let user = waiting.event.subject();
         let Some(busy) = user.and_then(|user| self.busy.get_mut(user)) else { return Vec::new() };
         busy.identifies -= usize::from(identify);
         busy.throttled -= usize::from(throttled);
@@ -381,7 +388,7 @@ pub(crate) fn in_order(events: &mut [Waiting]) {
 
 /// The user whose events must stay in order, if this is one of them.
 pub(crate) fn ordered_user(event: &Event) -> Option<&str> {
-    event.subject().filter(|_| event.is_identify())
+    if event.is_identify() { event.subject() } else { None }
 }
 
 #[cfg(test)]
@@ -391,7 +398,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::delivery::test_support::{identify, track, track_of};
+    use crate::delivery::test_support::{accepted_at, identify, track, track_of};
 
     const TRACKS: Endpoint = Endpoint(0);
     const IDENTIFIES: Endpoint = Endpoint(1);
@@ -520,20 +527,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_age_is_that_of_the_oldest_that_has_not_ended() {
+    async fn the_oldest_age_is_that_of_the_oldest_that_is_not_out() {
         let mut backlog = backlog();
-        let mut event = (*track("a")).clone();
         for accepted_ms in [10, 20, 30] {
-            event.accepted_ms = accepted_ms;
-            backlog.push(Arc::new(event.clone()), TRACKS, Place::MEMORY);
+            backlog.push(accepted_at(&identify("a"), accepted_ms), IDENTIFIES, Place::MEMORY);
         }
-        let taken = take(&mut backlog);
-        backlog.settle(&taken[1]);
+        let take_one = |backlog: &mut Backlog| backlog.next_request(|_| Some(1)).1.pop();
+        let first = take_one(&mut backlog).unwrap();
+        assert_eq!(backlog.oldest_accepted_ms(), Some(20), "the first is out");
+        assert!(take_one(&mut backlog).is_none(), "both wait for it");
+        assert_eq!(backlog.oldest_accepted_ms(), Some(20));
+        let until = Instant::now() + Duration::from_secs(1);
+        backlog.hold(IDENTIFIES, first, until);
         assert_eq!(backlog.oldest_accepted_ms(), Some(10));
-        backlog.settle(&taken[0]);
-        assert_eq!(backlog.oldest_accepted_ms(), Some(30));
-        backlog.settle(&taken[2]);
+        backlog.release(until);
+        assert_eq!(backlog.oldest_accepted_ms(), Some(10));
+        let rest = take(&mut backlog);
+        assert_eq!((rest.len(), backlog.oldest_accepted_ms()), (3, None));
+        rest.iter().for_each(|waiting| backlog.settle(waiting));
         assert_eq!((backlog.oldest_accepted_ms(), backlog.events(), backlog.bytes()), (None, 0, 0));
+
+        backlog.push(accepted_at(&track("a"), 40), TRACKS, Place::MEMORY);
+        let held = take(&mut backlog).pop().unwrap();
+        backlog.hold(TRACKS, held, until);
+        assert_eq!(backlog.take_all().len(), 1);
+        assert_eq!(backlog.oldest_accepted_ms(), None, "what is taken is out");
     }
 
     #[derive(Debug, Clone)]

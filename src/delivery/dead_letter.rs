@@ -45,7 +45,7 @@ pub(crate) struct DeadLetter {
     pub(crate) attempts: u32,
     /// The provider's own words, without secrets, or ours.
     pub(crate) detail: String,
-    pub(crate) event: Arc<Event>,
+    pub(crate) event: Event,
 }
 
 /// Where one provider's dead letters are.

@@ -276,7 +276,7 @@ impl Lane {
         }
     }
 
-    fn push(&mut self, event: Arc<Event>, place: Place) {
+    fn push(&mut self, event: Event, place: Place) {
         // The provider's own code: a panic in it must not end the lane.
         let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(&event)));
         self.backlog.push(event, endpoint.unwrap_or(Endpoint::DEFAULT), place);
@@ -305,7 +305,7 @@ impl Lane {
             if events.is_empty() {
                 return;
             }
-            let batch: Vec<Arc<Event>> = events.iter().map(|waiting| waiting.event.clone()).collect();
+            let batch: Vec<Event> = events.iter().map(|waiting| waiting.event.clone()).collect();
             let provider = self.provider.clone();
             let request = self.in_flight.spawn(async move { provider.send(&batch).await });
             self.sent.insert(request.id(), Sent { endpoint, events, at: now });
@@ -371,7 +371,7 @@ impl Lane {
         self.gate(sent.endpoint).answered();
         let (now, event_count) = (Instant::now(), sent.events.len());
         let attempt = attempt_of(&sent.events);
-        let mut delivered = Vec::new();
+        let mut delivered = Vec::with_capacity(event_count);
         let mut dead = Vec::new();
         let mut again = Vec::new();
         let mut held = Vec::new();
@@ -577,12 +577,19 @@ impl Lane {
         }
     }
 
+    /// When the oldest event that has not ended was accepted, in Unix milliseconds.
+    fn oldest_accepted_ms(&self) -> Option<i64> {
+        let out = self.sent.values().filter_map(|sent| sent.events.first()).chain(&self.parked);
+        let out = out.map(|waiting| waiting.event.accepted_ms());
+        out.chain(self.backlog.oldest_accepted_ms()).min()
+    }
+
     fn publish(&self) {
         let status = &self.status;
         status.events.store(self.backlog.events(), Ordering::Relaxed);
         status.bytes.store(self.backlog.bytes(), Ordering::Relaxed);
         status.reloaded.store(self.reloaded.left, Ordering::Relaxed);
-        status.oldest_accepted_ms.store(self.backlog.oldest_accepted_ms().unwrap_or(0), Ordering::Relaxed);
+        status.oldest_accepted_ms.store(self.oldest_accepted_ms().unwrap_or(0), Ordering::Relaxed);
         let state = self.gates.values().map(Gate::state).max().unwrap_or(ProviderState::Sending);
         status.state.store(state as u8, Ordering::Relaxed);
         status.full.store(self.backlog.events() >= self.settings.capacity.events_max, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! How a lane gets its events from the log: those that the queue brings, as long
 //! as none is missing between them, and else by reading on at its own place.
 
-use std::{collections::VecDeque, future::pending, io, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::pending, io, time::Duration};
 
 use analytics_relay_providers::Event;
 use tokio::{
@@ -41,7 +41,7 @@ pub(crate) struct LogFeed {
     behind: bool,
     /// The newest that it brought meanwhile, without a gap: where reading
     /// comes to the first of them, the queue is followed again.
-    recent: VecDeque<(u64, Arc<Event>)>,
+    recent: VecDeque<(u64, Event)>,
     read_from: Instant,
     /// Reads in a row that failed.
     failed_reads: u32,
@@ -86,7 +86,7 @@ impl LogFeed {
 
     /// Whether an event that the queue brings is the next one, and there is
     /// room for it. What is not taken is read later.
-    pub(crate) fn takes(&mut self, seq: u64, event: &Arc<Event>, has_room: bool) -> bool {
+    pub(crate) fn takes(&mut self, seq: u64, event: &Event, has_room: bool) -> bool {
         if seq < self.next_seq {
             return false;
         }
@@ -106,7 +106,7 @@ impl LogFeed {
     }
 
     /// What the queue has brought meanwhile, if reading has come so far.
-    pub(crate) fn caught_up(&mut self) -> Vec<(u64, Arc<Event>)> {
+    pub(crate) fn caught_up(&mut self) -> Vec<(u64, Event)> {
         while self.recent.front().is_some_and(|(seq, _)| *seq < self.next_seq) {
             self.recent.pop_front();
         }

@@ -67,16 +67,21 @@ pub(crate) mod test_support {
         Queued { event: track(name), place: Place::MEMORY }
     }
 
-    pub(crate) fn track(name: &str) -> Arc<Event> {
+    pub(crate) fn track(name: &str) -> Event {
         track_of(name, "user-1")
     }
 
-    pub(crate) fn track_of(name: &str, user: &str) -> Arc<Event> {
-        Arc::new(event(EventKind::Track { name }, user))
+    pub(crate) fn track_of(name: &str, user: &str) -> Event {
+        event(EventKind::Track { name }, user)
     }
 
-    pub(crate) fn identify(user: &str) -> Arc<Event> {
-        Arc::new(event(EventKind::Identify, user))
+    pub(crate) fn identify(user: &str) -> Event {
+        event(EventKind::Identify, user)
+    }
+
+    /// The same event, accepted at another time.
+    pub(crate) fn accepted_at(event: &Event, accepted_ms: i64) -> Event {
+        Event::pack(&EventParts { accepted_ms, ..event.parts() })
     }
 
     fn event(kind: EventKind<'_>, user: &str) -> Event {

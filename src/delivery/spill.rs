@@ -11,7 +11,6 @@ use std::{
     fs,
     io::{self, BufRead, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use analytics_relay_providers::Event;
@@ -26,7 +25,7 @@ pub(crate) struct SpillDir(PathBuf);
 /// Events of an earlier run.
 #[derive(Debug, Default)]
 pub(crate) struct Spilled {
-    pub(crate) events: Vec<Arc<Event>>,
+    pub(crate) events: Vec<Event>,
     /// The files that hold them.
     pub(crate) files: Vec<PathBuf>,
 }
@@ -104,11 +103,11 @@ fn write_events<'a>(path: &Path, events: impl IntoIterator<Item = &'a Event>) ->
 }
 
 /// Appends the events of a file; returns the number of lines that are none.
-fn read_events(path: &Path, events: &mut Vec<Arc<Event>>) -> io::Result<usize> {
+fn read_events(path: &Path, events: &mut Vec<Event>) -> io::Result<usize> {
     let mut damaged = 0;
     for line in BufReader::new(fs::File::open(path)?).split(b'\n') {
         match serde_json::from_slice(&line?) {
-            Ok(event) => events.push(Arc::new(event)),
+            Ok(event) => events.push(event),
             Err(_) => damaged += 1,
         }
     }
@@ -127,8 +126,8 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let spill = SpillDir::open(data.path(), "mixpanel").unwrap();
         let events = [track("a"), identify("u"), track("c")];
-        spill.write(events[..2].iter().map(|event| &**event), 5).unwrap();
-        spill.write(events[2..].iter().map(|event| &**event), 5).unwrap();
+        spill.write(events[..2].iter(), 5).unwrap();
+        spill.write(events[2..].iter(), 5).unwrap();
         let spilled = spill.load().unwrap();
         assert_eq!(spilled.events, events);
         assert_eq!(spilled.files.len(), 2);
@@ -143,7 +142,7 @@ mod tests {
     fn a_damaged_line_costs_itself_and_its_file_is_kept() {
         let data = tempfile::tempdir().unwrap();
         let spill = SpillDir::open(data.path(), "mixpanel").unwrap();
-        spill.write([&*track("a"), &*track("b")], 1).unwrap();
+        spill.write([&track("a"), &track("b")], 1).unwrap();
         let path = spill.load().unwrap().files.remove(0);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{}\n{{\"torn", text.lines().next().unwrap())).unwrap();

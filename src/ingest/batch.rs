@@ -1,11 +1,11 @@
 //! What batches have of their own: limits, and an answer for each item.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, ops::Range, time::Duration};
 
 use bytes::{Buf, Bytes};
 use prost::{
     DecodeError,
-    encoding::{DecodeContext, bytes::merge as merge_bytes, decode_key, skip_field},
+    encoding::{DecodeContext, WireType, check_wire_type, decode_key, decode_varint, skip_field},
 };
 
 use crate::{
@@ -19,26 +19,53 @@ use crate::{
 /// Most items of a batch.
 const ITEMS_MAX: usize = 1000;
 
-/// The bytes of each item of a `TrackBatchRequest`. They are decoded one by one
-/// when they are admitted: a small message can stand for a great many items, or
-/// items of many parts, and must not be many times as large in memory.
-pub(super) fn split_items(message: Bytes) -> Result<Vec<Bytes>, BadBatch> {
-    const ITEMS_TAG: u32 = 1;
-    let (mut items, mut count, mut rest) = (Vec::new(), 0, message);
-    while rest.has_remaining() {
-        let (tag, wire_type) = decode_key(&mut rest)?;
-        if tag != ITEMS_TAG {
-            skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
-            continue;
+/// The items of a `TrackBatchRequest`, as they stand in its message. They are decoded
+/// one by one when they are admitted: a small message can stand for a great many
+/// items, or items of many parts, and must not be many times as large in memory.
+#[derive(Debug)]
+pub(super) struct Items {
+    message: Bytes,
+    places: Vec<Range<usize>>,
+}
+
+impl Items {
+    pub(super) fn of(message: Bytes) -> Result<Self, BadBatch> {
+        const ITEMS_TAG: u32 = 1;
+        let (mut places, mut count, mut rest) = (Vec::new(), 0, &message[..]);
+        while rest.has_remaining() {
+            let (tag, wire_type) = decode_key(&mut rest)?;
+            if tag != ITEMS_TAG {
+                skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
+                continue;
+            }
+            check_wire_type(WireType::LengthDelimited, wire_type)?;
+            let length = usize::try_from(decode_varint(&mut rest)?).unwrap_or(usize::MAX);
+            let start = message.len() - rest.len();
+            rest.split_off(..length).ok_or_else(|| {
+                let rest = message.len() - start;
+                BadBatch::Malformed(format!("an item of {length} bytes where {rest} are left"))
+            })?;
+            count += 1;
+            if count <= ITEMS_MAX {
+                places.push(start..start + length);
+            }
         }
-        let mut item = Bytes::new();
-        merge_bytes(wire_type, &mut item, &mut rest, DecodeContext::default())?;
-        count += 1;
-        if count <= ITEMS_MAX {
-            items.push(item);
-        }
+        if count <= ITEMS_MAX { Ok(Self { message, places }) } else { Err(BadBatch::TooLarge(count)) }
     }
-    if count <= ITEMS_MAX { Ok(items) } else { Err(BadBatch::TooLarge(count)) }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Bytes of all of them.
+    pub(super) fn bytes(&self) -> usize {
+        self.places.iter().map(Range::len).sum()
+    }
+
+    /// The bytes of each.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.places.iter().map(|place| &self.message[place.clone()])
+    }
 }
 
 /// Why nothing of a batch is taken.
@@ -46,13 +73,13 @@ pub(super) fn split_items(message: Bytes) -> Result<Vec<Bytes>, BadBatch> {
 pub(super) enum BadBatch {
     /// It has so many items.
     TooLarge(usize),
-    /// It is no message.
-    Malformed(DecodeError),
+    /// It is no message, because of this.
+    Malformed(String),
 }
 
 impl From<DecodeError> for BadBatch {
     fn from(error: DecodeError) -> Self {
-        Self::Malformed(error)
+        Self::Malformed(error.to_string())
     }
 }
 
@@ -118,8 +145,8 @@ mod tests {
         queue,
     };
 
-    fn split(bytes: &[u8]) -> Result<Vec<Bytes>, BadBatch> {
-        split_items(Bytes::copy_from_slice(bytes))
+    fn split(bytes: &[u8]) -> Result<Items, BadBatch> {
+        Items::of(Bytes::copy_from_slice(bytes))
     }
 
     #[test]
@@ -132,9 +159,9 @@ mod tests {
         // Fields of a newer client: a number and a text.
         bytes.extend_from_slice(&[0x10, 7, 0x1A, 2, b'x', b'y']);
         let cut = split(&bytes).unwrap();
-        let decoded: Vec<_> = cut.into_iter().map(|item| TrackBatchItem::decode(item).unwrap()).collect();
+        let decoded: Vec<_> = cut.iter().map(|item| TrackBatchItem::decode(item).unwrap()).collect();
         assert_eq!(decoded, items);
-        assert!(split(&[]).unwrap().is_empty());
+        assert_eq!(split(&[]).unwrap().len(), 0);
     }
 
     #[test]

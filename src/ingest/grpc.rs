@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tonic::Status;
 
 use super::{
-    batch::{BadBatch, batch_response, split_items, too_large},
+    batch::{BadBatch, Items, batch_response, too_large},
     draft::{read_identify, read_item, read_track},
     refusal::malformed,
 };
@@ -87,8 +87,8 @@ impl FrontDoor {
             let door = door.clone();
             async move {
                 let items = batch.and_then(|batch| door.items(batch))?;
-                // About: a message and its event are of like size.
-                let bytes = items.iter().map(Bytes::len).sum::<usize>() + items.len() * size_of::<Event>();
+                // About: a message and its event's texts are of like size.
+                let bytes = items.bytes() + items.len() * Event::HEAD_BYTES;
                 tokio::select! {
                     () = door.admission.room_for(items.len(), bytes) => {}
                     () = door.health.draining() => {}
@@ -100,7 +100,7 @@ impl FrontDoor {
         // that order they are answered. Behind one that cannot be taken none is
         // read: its answer is the end.
         let mut ended = false;
-        let mut take = move |items: Result<Vec<Bytes>, Status>| {
+        let mut take = move |items: Result<Items, Status>| {
             if ended {
                 return ready(None);
             }
@@ -117,8 +117,8 @@ impl FrontDoor {
     }
 
     /// The items of a batch, if it is one.
-    fn items(&self, batch: Bytes) -> Result<Vec<Bytes>, Status> {
-        match split_items(batch) {
+    fn items(&self, batch: Bytes) -> Result<Items, Status> {
+        match Items::of(batch) {
             Ok(items) => Ok(items),
             Err(BadBatch::TooLarge(items)) => Err(self.admission.denied(too_large(items)).into()),
             Err(BadBatch::Malformed(error)) => Err(malformed(error)),
@@ -126,11 +126,11 @@ impl FrontDoor {
     }
 
     /// Puts a batch into the queue at once; the future waits for the disk.
-    fn take(&self, items: &[Bytes]) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
+    fn take(&self, items: &Items) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
         if self.admission.is_closed() {
             return Err(self.admission.denied(Denied::Draining).into());
         }
-        let puts = self.admission.put_batch(items.iter().map(|item| read_item(item)));
+        let puts = self.admission.put_batch(items.iter().map(read_item));
         let admission = self.admission.clone();
         Ok(async move { batch_response(admission.answers(puts).await) })
     }

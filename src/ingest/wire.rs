@@ -8,6 +8,7 @@
 use analytics_relay_providers::{Properties, properties::PropertiesWriter};
 use bytes::Buf;
 use prost::encoding::decode_varint;
+use smallvec::SmallVec;
 
 use super::draft::{asked_durability, time_of_event};
 use crate::admission::{Draft, DraftKind};
@@ -30,7 +31,8 @@ pub(super) fn item(bytes: &[u8]) -> Option<Draft<'_>> {
 
 /// The draft of a `TrackEventRequest`.
 pub(super) fn track(bytes: &[u8]) -> Option<Draft<'_>> {
-    let event = Event::read(bytes, |number| match number {
+    let mut event = Event::default();
+    let place = |number| match number {
         1 => Some(Place::EventName),
         2 => Some(Place::UserId),
         3 => Some(Place::Properties),
@@ -42,15 +44,15 @@ pub(super) fn track(bytes: &[u8]) -> Option<Draft<'_>> {
         9 => Some(Place::Durability),
         10 => Some(Place::PropertiesJson),
         _ => None,
-    })
-    .ok()?;
-    let kind = DraftKind::Track { event_name: event.event_name.into() };
-    event.into_draft(kind).ok()
+    };
+    event.read(bytes, place).ok()?;
+    event.draft(DraftKind::Track { event_name: event.event_name.into() }).ok()
 }
 
 /// The draft of an `IdentifyUserRequest`.
 pub(super) fn identify(bytes: &[u8]) -> Option<Draft<'_>> {
-    let event = Event::read(bytes, |number| match number {
+    let mut event = Event::default();
+    let place = |number| match number {
         1 => Some(Place::UserId),
         2 => Some(Place::Properties),
         3 => Some(Place::EventId),
@@ -60,9 +62,9 @@ pub(super) fn identify(bytes: &[u8]) -> Option<Draft<'_>> {
         7 => Some(Place::Durability),
         8 => Some(Place::PropertiesJson),
         _ => None,
-    })
-    .ok()?;
-    event.into_draft(DraftKind::Identify).ok()
+    };
+    event.read(bytes, place).ok()?;
+    event.draft(DraftKind::Identify).ok()
 }
 
 /// What a field of a request is.
@@ -79,8 +81,8 @@ enum Place {
     Durability,
 }
 
-/// Properties that most events have at most.
-const USUAL_PROPERTIES: usize = 16;
+/// Entries of a map: without an allocation for as many as most events have.
+type Entries<'a> = SmallVec<[Entry<'a>; 16]>;
 
 /// The parts of a request, where they stand.
 #[derive(Default)]
@@ -89,7 +91,7 @@ struct Event<'a> {
     user_id: &'a str,
     event_id: &'a str,
     anonymous_id: &'a str,
-    properties: Vec<Entry<'a>>,
+    properties: Entries<'a>,
     properties_json: &'a [u8],
     seconds: i64,
     millis: i64,
@@ -98,39 +100,39 @@ struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    fn read(bytes: &'a [u8], place: impl Fn(u32) -> Option<Place>) -> Read<Self> {
-        let mut event = Self { properties: Vec::with_capacity(USUAL_PROPERTIES), ..Self::default() };
+    fn read(&mut self, bytes: &'a [u8], place: impl Fn(u32) -> Option<Place>) -> Read<()> {
         let mut fields = Fields(bytes);
         while let Some((number, field)) = fields.next()? {
             match (place(number).ok_or(Unusual)?, field) {
-                (Place::EventName, Field::Bytes(bytes)) => event.event_name = text(bytes)?,
-                (Place::UserId, Field::Bytes(bytes)) => event.user_id = text(bytes)?,
-                (Place::EventId, Field::Bytes(bytes)) => event.event_id = text(bytes)?,
-                (Place::AnonymousId, Field::Bytes(bytes)) => event.anonymous_id = text(bytes)?,
-                (Place::Properties, Field::Bytes(bytes)) => event.properties.push(entry(bytes)?),
-                (Place::PropertiesJson, Field::Bytes(bytes)) => event.properties_json = bytes,
-                (Place::Seconds, Field::Varint(number)) => event.seconds = number.cast_signed(),
-                (Place::Millis, Field::Varint(number)) => event.millis = number.cast_signed(),
+                (Place::EventName, Field::Bytes(bytes)) => self.event_name = text(bytes)?,
+                (Place::UserId, Field::Bytes(bytes)) => self.user_id = text(bytes)?,
+                (Place::EventId, Field::Bytes(bytes)) => self.event_id = text(bytes)?,
+                (Place::AnonymousId, Field::Bytes(bytes)) => self.anonymous_id = text(bytes)?,
+                (Place::Properties, Field::Bytes(bytes)) => self.properties.push(Entry::read(bytes)?),
+                (Place::PropertiesJson, Field::Bytes(bytes)) => self.properties_json = bytes,
+                (Place::Seconds, Field::Varint(number)) => self.seconds = number.cast_signed(),
+                (Place::Millis, Field::Varint(number)) => self.millis = number.cast_signed(),
                 // Two of them would have to be merged.
-                (Place::Context, Field::Bytes(bytes)) if event.context.is_none() => {
-                    event.context = Some(context(bytes)?);
+                (Place::Context, Field::Bytes(bytes)) if self.context.is_none() => {
+                    self.context = Some(context(bytes)?);
                 }
                 #[expect(clippy::cast_possible_truncation, reason = "as protobuf cuts an enum")]
-                (Place::Durability, Field::Varint(number)) => event.durability = number as i32,
+                (Place::Durability, Field::Varint(number)) => self.durability = number as i32,
                 _ => return Err(Unusual),
             }
         }
-        Ok(event)
+        Ok(())
     }
 
-    fn into_draft(self, kind: DraftKind<'a>) -> Read<Draft<'a>> {
+    fn draft(&mut self, kind: DraftKind<'a>) -> Read<Draft<'a>> {
         let [ip, user_agent] = self.context.unwrap_or_default();
         let properties = match (self.properties.is_empty(), self.properties_json) {
             (_, []) => {
                 // Names and values, quotes, colons and commas; numbers may take more.
-                let bytes = self.properties.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+                let bytes =
+                    self.properties.iter().map(|entry| entry.name.len() + entry.value.len() + 8).sum();
                 let mut writer = PropertiesWriter::with_capacity(bytes);
-                write_entries(&mut writer, self.properties)?;
+                write_entries(&mut writer, &mut self.properties)?;
                 writer.finish().map_err(|_| Unusual)?
             }
             (true, json) => Properties::parse(text(json)?).map_err(|_| Unusual)?,
@@ -163,31 +165,55 @@ fn context(bytes: &[u8]) -> Read<[&str; 2]> {
     Ok(context)
 }
 
-/// A name and the bytes of its `PropertyValue`. That names and texts are UTF-8
-/// is checked when all are written.
-type Entry<'a> = (&'a [u8], &'a [u8]);
+/// One of a map's entries. That names and texts are UTF-8 is checked when all are
+/// written.
+struct Entry<'a> {
+    /// The name's first eight bytes as a number, which sorts like the name and is
+    /// quicker to compare.
+    prefix: u64,
+    name: &'a [u8],
+    /// The bytes of the `PropertyValue`.
+    value: &'a [u8],
+}
 
-fn entry(bytes: &[u8]) -> Read<Entry<'_>> {
-    let mut fields = Fields(bytes);
-    let Some((1, Field::Bytes(key))) = fields.next()? else { return Err(Unusual) };
-    let value = match fields.next()? {
-        Some((2, Field::Bytes(value))) => value,
+impl<'a> Entry<'a> {
+    fn read(bytes: &'a [u8]) -> Read<Self> {
+        let (name, behind) = first_bytes(1, bytes)?;
         // No value is an empty one.
-        None => &[],
-        _ => return Err(Unusual),
-    };
-    if fields.0.is_empty() { Ok((key, value)) } else { Err(Unusual) }
+        let (value, end) = if behind.is_empty() { (behind, behind) } else { first_bytes(2, behind)? };
+        if !end.is_empty() {
+            return Err(Unusual);
+        }
+        let from_name = &bytes[bytes.len() - behind.len() - name.len()..];
+        Ok(Self { prefix: prefix(from_name, name.len()), name, value })
+    }
+
+    fn sorts_by(&self) -> (u64, &'a [u8]) {
+        (self.prefix, self.name)
+    }
+}
+
+/// The first `length` bytes, eight at most, and zeros behind them.
+fn prefix(bytes: &[u8], length: usize) -> u64 {
+    let first = bytes.first_chunk().copied().unwrap_or_else(|| {
+        let mut first = [0; 8];
+        first[..bytes.len()].copy_from_slice(bytes);
+        first
+    });
+    // Of eight or more there is nothing to be taken away.
+    let behind = u64::MAX.checked_shr(8 * u32::try_from(length).unwrap_or(u32::MAX).min(8)).unwrap_or(0);
+    u64::from_be_bytes(first) & !behind
 }
 
 /// In the order of the names, as the long way does.
-fn write_entries(writer: &mut PropertiesWriter, mut entries: Vec<Entry<'_>>) -> Read<()> {
-    entries.sort_unstable_by_key(|(key, _)| *key);
+fn write_entries(writer: &mut PropertiesWriter, entries: &mut [Entry<'_>]) -> Read<()> {
+    entries.sort_unstable_by(|one, other| one.sorts_by().cmp(&other.sorts_by()));
     // Of two entries with one name the last would count.
-    if entries.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+    if entries.windows(2).any(|pair| pair[0].sorts_by() == pair[1].sorts_by()) {
         return Err(Unusual);
     }
-    for (key, value) in entries {
-        writer.key(key).map_err(|_| Unusual)?;
+    for Entry { name, value, .. } in entries.iter() {
+        writer.key(name).map_err(|_| Unusual)?;
         write_value(writer, value)?;
     }
     Ok(())
@@ -221,12 +247,12 @@ fn write_value(writer: &mut PropertiesWriter, bytes: &[u8]) -> Read<()> {
         }
         (6, Field::Bytes(bytes)) => {
             writer.begin_object().map_err(|_| Unusual)?;
-            let (mut fields, mut entries) = (Fields(bytes), Vec::new());
+            let (mut fields, mut entries) = (Fields(bytes), Entries::new());
             while let Some((number, field)) = fields.next()? {
                 let (1, Field::Bytes(bytes)) = (number, field) else { return Err(Unusual) };
-                entries.push(entry(bytes)?);
+                entries.push(Entry::read(bytes)?);
             }
-            write_entries(writer, entries)?;
+            write_entries(writer, &mut entries)?;
             writer.end_object();
         }
         _ => return Err(Unusual),
@@ -245,7 +271,8 @@ enum Field<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of a message, one after the other.
+/// The fields of a message, one after the other. What is seldom has a function of
+/// its own, so that the rest stays in registers.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -270,14 +297,41 @@ impl<'a> Fields<'a> {
 
     #[inline(always)]
     fn varint(&mut self) -> Read<u64> {
-        match self.0 {
+        let (number, rest) = match self.0 {
             // Most keys and lengths.
-            [byte @ ..0x80, rest @ ..] => {
-                self.0 = rest;
-                Ok(u64::from(*byte))
-            }
-            _ => decode_varint(&mut self.0).map_err(|_| Unusual),
+            [byte @ ..0x80, rest @ ..] => (u64::from(*byte), rest),
+            _ => long_varint(self.0)?,
+        };
+        self.0 = rest;
+        Ok(number)
+    }
+}
+
+/// A number of more than one byte, and what is behind it.
+#[inline(never)]
+fn long_varint(mut bytes: &[u8]) -> Read<(u64, &[u8])> {
+    let number = decode_varint(&mut bytes).map_err(|_| Unusual)?;
+    Ok((number, bytes))
+}
+
+/// The bytes of the first field, which must be this one, below 16, and what is
+/// behind it.
+#[inline(always)]
+fn first_bytes(number: u8, bytes: &[u8]) -> Read<(&[u8], &[u8])> {
+    match bytes {
+        [key, length @ ..0x80, rest @ ..] if *key == number << 3 | 2 => {
+            rest.split_at_checked(usize::from(*length)).ok_or(Unusual)
         }
+        _ => first_long_bytes(number, bytes),
+    }
+}
+
+#[inline(never)]
+fn first_long_bytes(number: u8, bytes: &[u8]) -> Read<(&[u8], &[u8])> {
+    let mut fields = Fields(bytes);
+    match fields.next()? {
+        Some((found, Field::Bytes(bytes))) if found == u32::from(number) => Ok((bytes, fields.0)),
+        _ => Err(Unusual),
     }
 }
 
@@ -371,6 +425,33 @@ mod tests {
             };
             let bytes = request.encode_to_vec();
             check(identify(&bytes), Some(identify_draft(request)));
+        }
+    }
+
+    /// A request's map entry: a name, and a whole number.
+    fn number_entry(name: &str, number: i64) -> Vec<u8> {
+        let value = PropertyValue { value: Some(Value::IntegerValue(number)) };
+        let properties = [(name.to_owned(), value)].into();
+        TrackEventRequest { properties, ..Default::default() }.encode_to_vec()
+    }
+
+    fn properties_of(entries: &[(&str, i64)]) -> Option<String> {
+        let mut bytes = TrackEventRequest { event_name: "x".into(), ..Default::default() }.encode_to_vec();
+        bytes.extend(entries.iter().flat_map(|(name, number)| number_entry(name, *number)));
+        Some(track(&bytes)?.properties.unwrap().json().to_owned())
+    }
+
+    #[test]
+    fn names_that_begin_alike_are_in_order_and_none_is_taken_twice() {
+        let long = "n".repeat(200);
+        let entries =
+            [("item_name_b", 1), ("item_name", 2), (&*long, 3), ("b\0", 4), ("item_name_a", 5), ("b", 6)];
+        let want =
+            format!(r#"{{"b":6,"b\u0000":4,"item_name":2,"item_name_a":5,"item_name_b":1,"{long}":3}}"#);
+        assert_eq!(properties_of(&entries), Some(want));
+        // Of these the last would count, and the bytes behind their names differ.
+        for name in ["b", "item_name", &long] {
+            assert_eq!(properties_of(&[(name, 1), (name, 1 << 40)]), None, "{name}");
         }
     }
 

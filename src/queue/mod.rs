@@ -164,7 +164,7 @@ impl Taken {
 /// An event in the queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Queued {
-    pub(crate) event: Arc<Event>,
+    pub(crate) event: Event,
     pub(crate) place: Place,
 }
 
@@ -183,7 +183,7 @@ impl Queue {
     /// order in which they were put.
     pub(crate) fn put(
         &self,
-        event: Arc<Event>,
+        event: Event,
         wanted: Durability,
         row: Option<&mut Row>,
     ) -> Result<Taken, Refused> {

@@ -1,10 +1,7 @@
 //! How events end: delivered, as dead letters, or lost; and that each end is
 //! told to everybody who counts.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use analytics_relay_providers::{Endpoint, Event};
 use tokio::time::Instant;
@@ -26,11 +23,11 @@ impl Lane {
         let now_ms = self.clock.now_ms();
         for waiting in &events {
             #[expect(clippy::cast_precision_loss, reason = "a duration")]
-            self.metrics.delivery.observe((now_ms - waiting.event.accepted_ms).max(0) as f64 / 1000.0);
+            self.metrics.delivery.observe((now_ms - waiting.event.accepted_ms()).max(0) as f64 / 1000.0);
             debug!(provider = self.provider.name(), event_id = %waiting.event.id(), "event delivered");
             let is_left = |seq| self.feed.as_ref().is_some_and(|feed| feed.is_left(seq));
             let may_be_copy = waiting.history().attempts > 0 || waiting.place.log_seq().is_some_and(is_left);
-            if may_be_copy && now_ms - waiting.event.accepted_ms > DEDUPLICATION_MS {
+            if may_be_copy && now_ms - waiting.event.accepted_ms() > DEDUPLICATION_MS {
                 self.metrics.duplicate_risk.inc();
             }
         }
@@ -146,7 +143,7 @@ impl Lane {
 
     pub(super) fn letter(
         &self,
-        event: Arc<Event>,
+        event: Event,
         reason: DeadLetterReason,
         attempts: u32,
         detail: String,
@@ -173,7 +170,7 @@ impl Lane {
             && oldest_ms < before_ms
         {
             let expired = self.backlog.take_where(|waiting| {
-                waiting.event.accepted_ms < before_ms && waiting.place.log_seq().is_some()
+                waiting.event.accepted_ms() < before_ms && waiting.place.log_seq().is_some()
             });
             self.bury_all(expired, DeadLetterReason::Expired, "its retention has ended").await;
             if let Some(feed) = &mut self.feed {

@@ -25,7 +25,7 @@ impl Leftover {
             return;
         }
         let events = self.events.len() as u64;
-        match dir.write(self.events.iter().map(|waiting| &*waiting.event), now_ms) {
+        match dir.write(self.events.iter().map(|waiting| &waiting.event), now_ms) {
             Ok(()) => {
                 SpillDir::remove(&self.reloaded);
                 ledger.ended(Outcome::Spilled, events);

@@ -30,7 +30,7 @@ const SETTINGS: LaneSettings = LaneSettings {
     awaits_answers: false,
 };
 
-type Answer = Box<dyn FnOnce(&[Arc<Event>]) -> Result<Vec<Verdict>, SendError> + Send>;
+type Answer = Box<dyn FnOnce(&[Event]) -> Result<Vec<Verdict>, SendError> + Send>;
 
 /// Answers by script; when that has run out, delivers.
 #[derive(Default)]
@@ -54,7 +54,7 @@ impl Provider for Scripted {
         Endpoint(u8::from(event.is_identify()))
     }
 
-    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+    async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
         let ids = batch.iter().map(|event| event.id().to_string()).collect();
         self.requests.lock().unwrap().push((Instant::now(), ids));
         let answer = self.answers.lock().unwrap().pop_front();
@@ -115,8 +115,8 @@ impl Running {
         Self { provider, kept, status, stop, inbox, lane }
     }
 
-    async fn send(&self, events: &[Arc<Event>]) {
-        let queued = |event: &Arc<Event>| Queued { event: event.clone(), place: Place::MEMORY };
+    async fn send(&self, events: &[Event]) {
+        let queued = |event: &Event| Queued { event: event.clone(), place: Place::MEMORY };
         self.inbox.send(events.iter().map(queued).collect()).await;
     }
 
@@ -128,7 +128,7 @@ impl Running {
     }
 }
 
-fn answer(answer: impl FnOnce(&[Arc<Event>]) -> Result<Vec<Verdict>, SendError> + Send + 'static) -> Answer {
+fn answer(answer: impl FnOnce(&[Event]) -> Result<Vec<Verdict>, SendError> + Send + 'static) -> Answer {
     Box::new(answer)
 }
 
@@ -136,7 +136,7 @@ fn unavailable(retry_after: Option<Duration>) -> Answer {
     answer(move |_| Err(SendError::Unavailable { retry_after, detail: "503".into() }))
 }
 
-fn tracks(count: usize) -> Vec<Arc<Event>> {
+fn tracks(count: usize) -> Vec<Event> {
     (0..count).map(|_| track("x")).collect()
 }
 
@@ -306,7 +306,7 @@ async fn forced_to_stop_a_lane_gives_back_what_is_under_way() {
         fn limits(&self) -> BatchLimits {
             BatchLimits { events_max: 10, body_bytes_max: 1 << 20, requests_max: 2 }
         }
-        async fn send(&self, _: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+        async fn send(&self, _: &[Event]) -> Result<Vec<Verdict>, SendError> {
             std::future::pending().await
         }
     }
@@ -322,7 +322,7 @@ async fn forced_to_stop_a_lane_gives_back_what_is_under_way() {
     );
     let (inbox, receiver) = LaneInbox::new(50);
     let lane = tokio::spawn(lane.run(receiver));
-    let queued = |event: Arc<Event>| Queued { event, place: Place::MEMORY };
+    let queued = |event: Event| Queued { event, place: Place::MEMORY };
     inbox.send(tracks(25).into_iter().map(queued).collect()).await;
     sleep(Duration::from_secs(1)).await;
     running.stop.force();

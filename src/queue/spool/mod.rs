@@ -396,7 +396,7 @@ impl Spool {
     /// Hands an event to the writer, or refuses it.
     pub(crate) fn append(
         &self,
-        event: Arc<Event>,
+        event: Event,
         wanted: Durability,
         row: Option<&mut Row>,
     ) -> Result<Taken, Refused> {
@@ -462,7 +462,7 @@ fn encode(event: &Event, wanted: Durability) -> Vec<u8> {
         kind: Kind::Event,
         durability: Some(wanted),
         seq: 0,
-        time_ms: event.accepted_ms,
+        time_ms: event.accepted_ms(),
         id: event_id.as_str().as_bytes(),
         payload: &payload,
     };

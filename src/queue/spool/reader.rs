@@ -22,7 +22,7 @@ const EVENTS_AT_A_STRETCH: usize = 100;
 #[derive(Debug, Clone)]
 pub(crate) struct LoggedEvent {
     pub(crate) seq: u64,
-    pub(crate) event: Arc<Event>,
+    pub(crate) event: Event,
 }
 
 /// A range of a segment that cannot be read.
@@ -107,7 +107,7 @@ impl LogReader {
                     chunk.pass_to(frame.seq);
                     match serde_json::from_slice(frame.payload) {
                         Ok(event) => {
-                            chunk.events.push(LoggedEvent { seq: frame.seq, event: Arc::new(event) });
+                            chunk.events.push(LoggedEvent { seq: frame.seq, event });
                             chunk.next_seq += 1;
                         }
                         // Its CRC is right: a relay that knew other events wrote it.

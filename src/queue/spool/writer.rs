@@ -76,7 +76,7 @@ pub(crate) enum Command {
 /// An event to append.
 #[derive(Debug)]
 pub(crate) struct Append {
-    pub(crate) event: Arc<Event>,
+    pub(crate) event: Event,
     /// Encoded, without its number.
     pub(crate) frame: Vec<u8>,
     pub(crate) wanted: Durability,

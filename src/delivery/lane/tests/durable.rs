@@ -9,6 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::{
+    delivery::test_support::accepted_at,
     queue::{
         Durability,
         memory::{self, QueueReceiver},
@@ -41,14 +42,14 @@ impl Provider for Outage {
         BatchLimits { events_max: 1000, body_bytes_max: 1 << 20, requests_max: 4 }
     }
 
-    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+    async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
         let now = Instant::now();
         let under_way = self.under_way.fetch_add(batch.len() as u64, Ordering::SeqCst) + batch.len() as u64;
         self.most_events_under_way.lock().unwrap().push((now, under_way));
         self.requests.lock().unwrap().push((now, batch.len()));
         sleep(self.takes).await;
         self.under_way.fetch_sub(batch.len() as u64, Ordering::SeqCst);
-        let is_poisoned = batch.iter().any(|event| is_poison(event));
+        let is_poisoned = batch.iter().any(is_poison);
         if is_poisoned || now < *self.up_from.lock().unwrap() {
             return Err(SendError::Unavailable { retry_after: None, detail: "503".into() });
         }
@@ -156,12 +157,11 @@ impl Durable {
 
     async fn accept_named(&self, name: &str, events: usize, every: Duration) {
         for _ in 0..events {
-            let mut event = (*track(name)).clone();
-            event.accepted_ms = self.clock.now_ms();
+            let event = accepted_at(&track(name), self.clock.now_ms());
             // Time must stand still while a real thread is at work; it does for
             // a task that blocks.
             let runtime = tokio::runtime::Handle::current();
-            let taken = self.spool.append(Arc::new(event), Durability::Written, None).unwrap();
+            let taken = self.spool.append(event, Durability::Written, None).unwrap();
             let append = move || runtime.block_on(taken.durable());
             spawn_blocking(append).await.unwrap().unwrap();
             sleep(every).await;

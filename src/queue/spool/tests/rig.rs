@@ -609,7 +609,7 @@ impl Reading {
         self.missing.extend(&numbers);
         for logged in &chunk.events {
             let serial = logged.event.id().as_str()[1..].parse().unwrap();
-            assert_eq!(*logged.event, event(serial), "the payload is the one that was accepted");
+            assert_eq!(logged.event, event(serial), "the payload is the one that was accepted");
             self.events.insert(logged.seq, serial);
             numbers.push(logged.seq);
         }
