@@ -67,11 +67,13 @@ fuzz:
 	done; \
 	printf '\n%-16s %12s\n' target executions; cat fuzz/target/logs/table; exit $$failed
 
-# Formatting, lints, documentation; licences and bans where cargo-deny is there.
+# Formatting, lints, documentation, what only fuzzing compiles; licences and bans where
+# cargo-deny is there.
 lint:
 	cargo fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	RUSTFLAGS="--cfg fuzzing -A dead_code" $(CARGO) check --workspace --target-dir target/fuzzing
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 		else echo "cargo-deny is not installed: licences and bans are not checked"; fi
 

@@ -25,11 +25,7 @@ use axum::body::{Body, Bytes, to_bytes};
 use fastrand::Rng;
 use futures_util::FutureExt;
 use prost::Message;
-use tonic::{
-    Code, Status,
-    codegen::{Service, http},
-    service::Routes,
-};
+use tonic::{Code, Status, codegen::http, service::Routes};
 use tonic_types::StatusExt;
 
 use crate::{
@@ -849,8 +845,8 @@ fn check_event(event: &Event) {
     }
     let user_agent = event.user_agent();
     assert!(user_agent.is_none_or(|agent| (1..=USER_AGENT_BYTES_MAX).contains(&agent.len())));
-    assert!((946_684_800_000..=NOW_MS + 24 * 3600 * 1000).contains(&event.time_ms));
-    assert_eq!(event.accepted_ms, NOW_MS);
+    assert!((946_684_800_000..=NOW_MS + 24 * 3600 * 1000).contains(&event.time_ms()));
+    assert_eq!(event.accepted_ms(), NOW_MS);
     check_properties(&event.properties());
     let json = event.to_json();
     assert_eq!(json, serde_json::to_vec(event).expect("an event is JSON"));
@@ -913,7 +909,7 @@ impl Served {
         let accepted = telemetry.accepted();
         let admission = Admission::new(Queue::Memory(sender, accepted), clock, telemetry.admission());
         let door = FrontDoor::new(Arc::new(admission), Arc::new(health));
-        let service = AnalyticsService::new(door, Routes::default(), telemetry.ingest());
+        let service = AnalyticsService::new(door, Routes::default, telemetry.ingest());
         Self { service: Arc::new(service), queue }
     }
 
@@ -931,7 +927,7 @@ impl Served {
         };
         let mut admitted = Vec::new();
         self.queue.recv_many(&mut admitted, QUEUE_EVENTS_MAX).now_or_never();
-        (answer, admitted.into_iter().map(|queued| Arc::unwrap_or_clone(queued.event)).collect())
+        (answer, admitted.into_iter().map(|queued| queued.event).collect())
     }
 }
 

@@ -41,6 +41,9 @@ const STREAMS_MAX: u32 = 100;
 /// yet. A stream that is held back must not keep the others from being heard.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// Largest piece of a message: from callers that heed it, a batch of the usual size
+/// comes in one and need not be put together.
+const FRAME_BYTES_MAX: u32 = 64 * 1024;
 /// Most calls of one connection that its caller has reset and we have not seen
 /// off yet (CVE-2023-44487): as many as a caller can have open whose deadlines
 /// all pass at once.
@@ -84,9 +87,11 @@ pub(crate) async fn serve(
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let others = Routes::new(standard_health)
-        .add_service(reflection().build_v1().expect("the descriptors were compiled with the binary"))
-        .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with the binary"));
+    let others = move || {
+        Routes::new(standard_health)
+            .add_service(reflection().build_v1().expect("the descriptors were compiled with the binary"))
+            .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with the binary"))
+    };
     let handshakes_failed = metrics.handshakes_failed.clone();
     let service = Arc::new(AnalyticsService::new(FrontDoor::new(admission, health.clone()), others, metrics));
     let tls = tls.map(Arc::new);
@@ -161,6 +166,7 @@ async fn serve_calls<S: AsyncRead + AsyncWrite + Unpin>(
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -278,7 +284,7 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let connections = Connections::new(listener, 10, metrics.connections.clone());
         let door = FrontDoor::new(admission, health);
-        let service = Arc::new(AnalyticsService::new(door, Routes::default(), metrics.clone()));
+        let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
         let lifetime = Lifetime { age_max: Duration::from_millis(100), grace: Duration::from_secs(60) };
         let handshakes_failed = metrics.handshakes_failed.clone();
         let door = Door { tls: None, handshakes_failed, service, lifetime };

@@ -1,5 +1,5 @@
 //! One call, from its head to its answer: which method it is, how large its
-//! message may be, how long it may take, what its panic costs, what is counted.
+//! message may be and how long it may take, what its panic costs, what is counted.
 //!
 //! Written by hand, because the generated router has one limit for all methods
 //! and boxes a call several times.
@@ -8,7 +8,7 @@ use std::{
     any::Any,
     future::{Future, ready},
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -39,9 +39,9 @@ use crate::telemetry::{IngestMetrics, MethodMetrics};
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Largest message with a batch, in bytes.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
-/// Longest time from a call's head to its answer, or to the beginning of its
-/// answers; only a caller that sends its message slowly comes near it.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for a call's message, from its head on. What comes behind it waits
+/// for the disk at most, and that has a limit of its own.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A stream is ended after this time, so that its connection can be closed when
 /// it is old without cutting an answer off.
 pub(super) const STREAM_AGE_MAX: Duration = Duration::from_secs(5 * 60);
@@ -93,7 +93,9 @@ impl Method {
 #[derive(Debug)]
 pub(crate) struct AnalyticsService {
     front_door: Arc<FrontDoor>,
-    others: Routes,
+    /// Made for the first such call: descriptors in memory are worth more than an idle
+    /// relay's own state.
+    others: LazyLock<Routes, Box<dyn FnOnce() -> Routes + Send>>,
     metrics: IngestMetrics,
     /// By [`Method`].
     methods: [Arc<MethodMetrics>; Method::ALL.len()],
@@ -104,8 +106,13 @@ impl NamedService for AnalyticsService {
 }
 
 impl AnalyticsService {
-    /// `others` answers calls of any other service.
-    pub(crate) fn new(front_door: FrontDoor, others: Routes, metrics: IngestMetrics) -> Self {
+    /// `others` makes what answers calls of any other service.
+    pub(crate) fn new(
+        front_door: FrontDoor,
+        others: impl FnOnce() -> Routes + Send + 'static,
+        metrics: IngestMetrics,
+    ) -> Self {
+        let others = LazyLock::new(Box::new(others) as Box<dyn FnOnce() -> Routes + Send>);
         let methods = Method::ALL.map(|(_, label)| Arc::new(metrics.method(label)));
         Self { front_door: Arc::new(front_door), others, metrics, methods }
     }
@@ -117,11 +124,9 @@ impl AnalyticsService {
     ) -> http::Response<AnswerBody> {
         let started = Instant::now();
         let method = Method::of_path(call.uri().path());
-        let answering = AssertUnwindSafe(timeout(CALL_TIMEOUT, self.dispatch(method, call)));
-        let answer = match answering.catch_unwind().await {
-            Ok(Ok(Ok(answer))) => answer,
-            Ok(Ok(Err(status))) => status.into_http(),
-            Ok(Err(_)) => Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}")).into_http(),
+        let answer = match AssertUnwindSafe(self.dispatch(method, call)).catch_unwind().await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(status)) => status.into_http(),
             Err(panic) => panicked(&self.metrics, panic).into_http(),
         };
         let code = code_of(answer.headers());
@@ -146,7 +151,7 @@ impl AnalyticsService {
             Method::TrackBatch => unary(call, BATCH_BYTES_MAX, |message| door.track_batch(message)).await,
             // In boxes, so that they do not make the future of every call as large.
             Method::TrackStream => Ok(Box::pin(self.stream(call)).await),
-            Method::Other => Ok(Box::pin(self.other(call)).await),
+            Method::Other => in_time(Box::pin(self.other(call))).await,
             Method::GetEventCount => {
                 let answer = |message| ready(decoded(message).and_then(FrontDoor::get_event_count));
                 unary(call, MESSAGE_BYTES_MAX, answer).await
@@ -202,8 +207,14 @@ where
     A: Message,
     F: Future<Output = Result<A, Status>>,
 {
-    let message = read_message(call.into_body(), bytes_max).await?;
+    let message = in_time(read_message(call.into_body(), bytes_max)).await??;
     Ok(answer_with(&answer(message).await?))
+}
+
+/// What waits for the rest of a message, but not for ever.
+async fn in_time<T>(reading: impl Future<Output = T>) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded(format!("no whole message within {MESSAGE_TIMEOUT:?}"));
+    timeout(MESSAGE_TIMEOUT, reading).await.map_err(late)
 }
 
 fn decoded<Q: Message + Default>(message: Bytes) -> Result<Q, Status> {
@@ -212,7 +223,21 @@ fn decoded<Q: Message + Default>(message: Bytes) -> Result<Q, Status> {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
     use super::*;
+    use crate::proto::v1::TrackEventResponse;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_does_not_come_is_not_waited_for_for_ever() {
+        let half = futures_util::stream::iter([Ok::<_, Status>(Frame::data(Bytes::from_static(&[0, 0])))]);
+        let body = StreamBody::new(half.chain(futures_util::stream::pending()));
+        let answer = |_| ready(Ok(TrackEventResponse::default()));
+        let answered = timeout(2 * MESSAGE_TIMEOUT, unary(http::Request::new(body), 100, answer)).await;
+        let status = answered.expect("it is given up before").unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+    }
 
     #[test]
     fn only_our_own_methods_have_a_label() {
