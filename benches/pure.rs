@@ -1,7 +1,5 @@
 //! The pure parts of the path of an event, one by one.
 
-use std::sync::Arc;
-
 use analytics_relay::providers::{
     Event, EventId, EventKind, EventParts, Properties, Secret,
     amplitude::Amplitude,
@@ -34,8 +32,8 @@ fn event(properties: &str) -> Event {
     })
 }
 
-fn batch(properties: &str) -> Vec<Arc<Event>> {
-    (0..BATCH).map(|_| Arc::new(event(properties))).collect()
+fn batch(properties: &str) -> Vec<Event> {
+    (0..BATCH).map(|_| event(properties)).collect()
 }
 
 #[divan::bench]

@@ -138,7 +138,7 @@ impl Provider for Named {
         self.segment.limits()
     }
 
-    async fn send(&self, batch: &[Arc<Event>]) -> Result<Vec<Verdict>, SendError> {
+    async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
         self.segment.send(batch).await
     }
 }
