@@ -216,7 +216,8 @@ async fn an_outage_of_a_day_costs_probes_and_no_event() {
 
     durable.ended(7_000).await;
     let recovered = start.elapsed();
-    assert!(recovered < day + Duration::from_secs(40), "{recovered:?}");
+    // A probe's wait, and what the log's thread takes of real time meanwhile.
+    assert!(recovered < day + Duration::from_secs(120), "{recovered:?}");
     assert_eq!((durable.delivered(), durable.dead()), (7_000, 0));
     let ids: HashSet<String> = durable.kept.delivered.lock().unwrap().iter().cloned().collect();
     assert_eq!(ids.len(), 7_000, "each once");
