@@ -439,9 +439,52 @@ fn details(answer: &mut Result<Vec<Verdict>, SendError>) -> impl Iterator<Item =
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::{
+        io::Read,
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        thread::sleep,
+    };
+
+    use futures_util::future::{join_all, try_join};
 
     use super::*;
+
+    fn client() -> HttpClient {
+        let settings = HttpSettings {
+            base_url: "http://127.0.0.1:1".parse().unwrap(),
+            request_timeout: Duration::from_secs(1),
+            idle_connections_max: 1,
+        };
+        HttpClient::new(settings, &Secret::new("key")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn large_bodies_are_made_one_at_a_time_and_each_provider_makes_its_own() {
+        let (one, other) = (client(), client());
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let work = || {
+            let (running, most) = (running.clone(), most.clone());
+            move || {
+                most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+                sleep(Duration::from_millis(20));
+                running.fetch_sub(1, SeqCst);
+            }
+        };
+        join_all((0..5).map(|_| one.off_thread(work()))).await.into_iter().for_each(Result::unwrap);
+        assert_eq!(most.swap(0, SeqCst), 1);
+
+        // Each waits for the other to run.
+        let both = Arc::new(std::sync::Barrier::new(2));
+        let meet = || {
+            let both = both.clone();
+            move || both.wait().is_leader()
+        };
+        let met = try_join(one.off_thread(meet()), other.off_thread(meet()));
+        tokio::time::timeout(Duration::from_secs(10), met)
+            .await
+            .expect("they do not wait for turns")
+            .unwrap();
+    }
 
     fn reply(status: u16) -> Reply {
         Reply { status, body: "why".into(), retry_after: None }
