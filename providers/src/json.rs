@@ -3,6 +3,7 @@
 
 use std::io;
 
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 /// JSON that is being written.
@@ -57,13 +58,8 @@ impl Json {
         }
     }
 
-    /// Writes a whole number.
-    pub(crate) fn integer(&mut self, value: i64) {
-        serde_json::to_writer(self, &value).expect("it takes any bytes");
-    }
-
-    /// Writes a finite number.
-    pub(crate) fn number(&mut self, value: f64) {
+    /// Writes a number, which must be finite.
+    pub(crate) fn number(&mut self, value: impl Serialize) {
         serde_json::to_writer(self, &value).expect("it takes any bytes");
     }
 
@@ -212,7 +208,7 @@ impl<'a> Object<'a> {
     /// A whole number.
     #[inline(always)]
     pub(crate) fn integer(&mut self, key: &'static str, value: i64) {
-        self.key(key).integer(value);
+        self.key(key).number(value);
     }
 
     /// A field whose value is JSON already.

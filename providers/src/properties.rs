@@ -318,7 +318,7 @@ impl PropertiesWriter {
 
     /// A whole number.
     pub fn integer(&mut self, value: i64) {
-        self.json.integer(value);
+        self.json.number(value);
     }
 
     /// A finite number; whole ones are written without a fraction, as every

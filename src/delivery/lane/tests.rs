@@ -1,7 +1,10 @@
 //! What a lane makes of a provider's answers, with a provider that answers by
 //! script and a clock that is paused.
 
-use std::{collections::VecDeque, sync::Mutex};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, OnceLock, atomic::AtomicI64},
+};
 
 use analytics_relay_providers::{BatchLimits, Rejection};
 use async_trait::async_trait;
@@ -12,7 +15,7 @@ use crate::{
     delivery::{
         LaneInbox,
         dead_letter::DeadLetter,
-        test_support::{identify, track, track_of},
+        test_support::{accepted_at, identify, track, track_of},
     },
     telemetry::LaneFamilies,
 };
@@ -138,6 +141,24 @@ fn unavailable(retry_after: Option<Duration>) -> Answer {
 
 fn tracks(count: usize) -> Vec<Event> {
     (0..count).map(|_| track("x")).collect()
+}
+
+/// While a request is under way its events wait, for whoever asks how long.
+#[tokio::test(start_paused = true)]
+async fn the_oldest_age_counts_what_is_out() {
+    let (status, seen_ms) = (Arc::new(OnceLock::<Arc<LaneStatus>>::new()), Arc::new(AtomicI64::new(0)));
+    let (asked, sees) = (status.clone(), seen_ms.clone());
+    let look = answer(move |batch| {
+        let oldest_ms = asked.get().unwrap().oldest_accepted_ms();
+        sees.store(oldest_ms.unwrap_or(0), Ordering::Relaxed);
+        Ok(vec![Verdict::Delivered; batch.len()])
+    });
+    let lane = Running::start(vec![look]);
+    let status = status.get_or_init(|| lane.status.clone()).clone();
+    lane.send(&[accepted_at(&track("a"), 40), accepted_at(&track("b"), 50)]).await;
+    lane.finish().await;
+    assert_eq!(seen_ms.load(Ordering::Relaxed), 40);
+    assert_eq!(status.oldest_accepted_ms(), None);
 }
 
 #[tokio::test(start_paused = true)]
