@@ -21,6 +21,7 @@ use tracing::debug;
 
 use crate::{
     queue::{Durability, Queue, Refused, Row, Taken},
+    reasons::RefusalReason,
     telemetry::AdmissionMetrics,
     time::{Clock, rfc_3339},
 };
@@ -117,91 +118,6 @@ pub(crate) struct Violation {
     pub(crate) got: String,
     /// What is allowed.
     pub(crate) want: String,
-}
-
-/// Why an event is refused: the closed list of replies, logs and metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum RefusalReason {
-    EventNameEmpty,
-    EventNameTooLong,
-    UserIdMissing,
-    IdTooLong,
-    EventIdInvalid,
-    TimeOutOfRange,
-    IpInvalid,
-    UserAgentTooLong,
-    PropertiesTooLarge,
-    PropertiesTooManyKeys,
-    PropertiesTooDeep,
-    PropertyKeyEmpty,
-    PropertyNumberNotFinite,
-    PropertiesMalformed,
-    PropertiesTwice,
-    ItemMissing,
-    BatchTooLarge,
-    MessageMalformed,
-    DurabilityUnavailable,
-    QueueFull,
-    SpoolFull,
-    SpoolFailed,
-    Draining,
-}
-
-impl RefusalReason {
-    pub(crate) const ALL: [Self; 23] = [
-        Self::EventNameEmpty,
-        Self::EventNameTooLong,
-        Self::UserIdMissing,
-        Self::IdTooLong,
-        Self::EventIdInvalid,
-        Self::TimeOutOfRange,
-        Self::IpInvalid,
-        Self::UserAgentTooLong,
-        Self::PropertiesTooLarge,
-        Self::PropertiesTooManyKeys,
-        Self::PropertiesTooDeep,
-        Self::PropertyKeyEmpty,
-        Self::PropertyNumberNotFinite,
-        Self::PropertiesMalformed,
-        Self::PropertiesTwice,
-        Self::ItemMissing,
-        Self::BatchTooLarge,
-        Self::MessageMalformed,
-        Self::DurabilityUnavailable,
-        Self::QueueFull,
-        Self::SpoolFull,
-        Self::SpoolFailed,
-        Self::Draining,
-    ];
-
-    /// The reason's name in replies, logs and metrics.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::EventNameEmpty => "EVENT_NAME_EMPTY",
-            Self::EventNameTooLong => "EVENT_NAME_TOO_LONG",
-            Self::UserIdMissing => "USER_ID_MISSING",
-            Self::IdTooLong => "ID_TOO_LONG",
-            Self::EventIdInvalid => "EVENT_ID_INVALID",
-            Self::TimeOutOfRange => "TIME_OUT_OF_RANGE",
-            Self::IpInvalid => "IP_INVALID",
-            Self::UserAgentTooLong => "USER_AGENT_TOO_LONG",
-            Self::PropertiesTooLarge => "PROPERTIES_TOO_LARGE",
-            Self::PropertiesTooManyKeys => "PROPERTIES_TOO_MANY_KEYS",
-            Self::PropertiesTooDeep => "PROPERTIES_TOO_DEEP",
-            Self::PropertyKeyEmpty => "PROPERTY_KEY_EMPTY",
-            Self::PropertyNumberNotFinite => "PROPERTY_NUMBER_NOT_FINITE",
-            Self::PropertiesMalformed => "PROPERTIES_MALFORMED",
-            Self::PropertiesTwice => "PROPERTIES_TWICE",
-            Self::ItemMissing => "ITEM_MISSING",
-            Self::BatchTooLarge => "BATCH_TOO_LARGE",
-            Self::MessageMalformed => "MESSAGE_MALFORMED",
-            Self::DurabilityUnavailable => "DURABILITY_UNAVAILABLE",
-            Self::QueueFull => "QUEUE_FULL",
-            Self::SpoolFull => "SPOOL_FULL",
-            Self::SpoolFailed => "SPOOL_FAILED",
-            Self::Draining => "DRAINING",
-        }
-    }
 }
 
 /// The gate before the queue.

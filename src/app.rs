@@ -49,8 +49,8 @@ use crate::{
         self,
         tls::{Tls, TlsError},
     },
+    ledger::Ledger,
     listener,
-    outcome::{Ledger, Outcome},
     queue::{
         Durability, Queue, QueueLimits, memory,
         spool::{
@@ -58,6 +58,7 @@ use crate::{
             log::LogLimits,
         },
     },
+    reasons::Outcome,
     shutdown::{DrainReport, Stop},
     telemetry::{Telemetry, VERSION},
     time::Clock,

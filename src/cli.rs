@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     app::App,
     config::Config,
-    outcome::DeadLetterReason,
+    reasons::DeadLetterReason,
     shutdown,
     telemetry::{self, LogFormat, VERSION},
 };

@@ -19,7 +19,7 @@
 //! # What always holds
 //!
 //! 1. **Every accepted event ends, at every provider, in exactly one counted
-//!    [`outcome`]**: delivered, dead-lettered, spilled for the next start, or
+//!    [outcome](reasons)**: delivered, dead-lettered, spilled for the next start, or
 //!    dropped with a named reason. At any quiet moment, per provider: accepted +
 //!    reloaded = delivered + dead-lettered + spilled + dropped + in flight.
 //! 2. No front door waits for a provider or for room; for the disk only as far
@@ -40,7 +40,7 @@
 //! | add a front door | a file in `ingest`, [`app`], [`config`] |
 //! | change the batching rule | `batch_worker` |
 //! | add a metric | [`telemetry`] and the line that records it |
-//! | add a way for an event to end | [`outcome`] |
+//! | add a way for an event to end, or to be refused | [`reasons`] |
 //! | change the bytes of the log | `queue::spool::{frame, cursor}`, with a new version |
 //! | put the queue elsewhere | a variant of `queue::Queue`, [`app`], [`config`] |
 
@@ -56,7 +56,8 @@ mod batch_worker;
 
 mod delivery;
 
-pub mod outcome;
+pub mod ledger;
+pub mod reasons;
 
 pub mod admin;
 pub mod app;

@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::outcome::Balance;
+use crate::ledger::Balance;
 
 /// Tells every stage to stop: first to drain, later, perhaps, at once.
 #[derive(Debug, Clone, Default)]

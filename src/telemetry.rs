@@ -20,8 +20,8 @@ use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    admission::RefusalReason,
-    outcome::{Ledger, Outcome},
+    ledger::Ledger,
+    reasons::{Outcome, RefusalReason},
 };
 
 /// One metric: its name as it is scraped, its unit, and what it says.

@@ -7,7 +7,7 @@ use crate::{
     batch_worker::Gathering,
     config::Config,
     delivery::{lane::LaneStatus, retry::ProviderState},
-    outcome::Ledger,
+    ledger::Ledger,
     queue::{
         memory::QueueSender,
         spool::{CursorStatus, SharedStatus, Spool},

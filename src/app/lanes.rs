@@ -28,7 +28,7 @@ use crate::{
         retry::RetryRule,
         spill::SpillDir,
     },
-    outcome::{Balance, Ledger},
+    ledger::{Balance, Ledger},
     queue::{QueueLimits, spool::LaneLog},
     shutdown::Stop,
     telemetry::LaneFamilies,

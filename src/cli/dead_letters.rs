@@ -19,7 +19,7 @@ use crate::{
         dead_letter::{DeadLetter, DeadLetterDir},
         replay::{ReplayReport, replay as replay_letters},
     },
-    outcome::DeadLetterReason,
+    reasons::DeadLetterReason,
     shutdown::{self, Stop},
     telemetry::{self, Telemetry},
     time::rfc_3339,

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::files;
-use crate::outcome::{DeadLetterReason, DropReason};
+use crate::reasons::{DeadLetterReason, DropReason};
 
 /// Bytes after which a new file is begun.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;

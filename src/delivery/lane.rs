@@ -34,8 +34,8 @@ use super::{
     spill::Spilled,
 };
 use crate::{
-    outcome::{DeadLetterReason, DropReason, Outcome},
     queue::{Place, QueueLimits, Queued, spool::reader::Chunk},
+    reasons::{DeadLetterReason, DropReason, Outcome},
     shutdown::Stop,
     telemetry::LaneMetrics,
     time::Clock,

@@ -13,7 +13,8 @@ use super::{
     dead_letter::{DeadLetter, DeadLetterWriter},
 };
 use crate::{
-    outcome::{DeadLetterReason, DropReason, Ledger, Outcome},
+    ledger::Ledger,
+    reasons::{DeadLetterReason, DropReason, Outcome},
     time::Clock,
 };
 

@@ -26,8 +26,8 @@ use super::{
     retry::ProviderState,
 };
 use crate::{
-    outcome::{DeadLetterReason, DropReason},
     queue::{Place, Queued},
+    reasons::{DeadLetterReason, DropReason},
     shutdown::Stop,
     telemetry::LaneMetrics,
     time::Clock,

@@ -9,11 +9,12 @@ use prost::{
 };
 
 use crate::{
-    admission::{Accepted, Denied, RefusalReason, Violation},
+    admission::{Accepted, Denied, Violation},
     proto::v1::{
         Durability, EventAccepted, EventDeferred, EventRefused, EventViolation, TrackBatchAnswer,
         TrackBatchResponse, track_batch_answer::Answer,
     },
+    reasons::RefusalReason,
 };
 
 /// Most items of a batch.

@@ -12,12 +12,13 @@ use prost::{DecodeError, Message};
 
 use super::{refusal::said_shortly, wire};
 use crate::{
-    admission::{BadProperties, Draft, DraftKind, RefusalReason, Violation},
+    admission::{BadProperties, Draft, DraftKind, Violation},
     proto::v1::{
         self, Durability, EventContext, IdentifyUserRequest, PropertyValue, TrackBatchItem,
         TrackEventRequest, property_value::Value, track_batch_item::Item,
     },
     queue,
+    reasons::RefusalReason,
 };
 
 /// The draft of a `TrackEventRequest`.

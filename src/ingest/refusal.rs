@@ -5,7 +5,10 @@ use std::{collections::HashMap, fmt::Display};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::admission::{Denied, RefusalReason, Violation};
+use crate::{
+    admission::{Denied, Violation},
+    reasons::RefusalReason,
+};
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "analytics-relay";

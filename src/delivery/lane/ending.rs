@@ -10,8 +10,8 @@ use tracing::{debug, error};
 use super::{DEDUPLICATION_MS, LETTERS_AT_ONCE, Lane, UNWRITTEN_DELAY, next_attempts};
 use crate::{
     delivery::{backlog::Waiting, dead_letter::DeadLetter, spill::SpillDir},
-    outcome::{DeadLetterReason, DropReason, Outcome},
     queue::Place,
+    reasons::{DeadLetterReason, DropReason, Outcome},
 };
 
 impl Lane {

@@ -6,8 +6,9 @@ use tracing::error;
 
 use super::super::{backlog::Waiting, spill::SpillDir};
 use crate::{
-    outcome::{DropReason, Ledger, Outcome},
+    ledger::Ledger,
     queue::Place,
+    reasons::{DropReason, Outcome},
 };
 
 /// What a lane could not deliver before it had to stop.

@@ -73,11 +73,7 @@ use self::{
     writer::{Append, Command, Writer},
 };
 use super::{Durability, QueueLimits, Refused, Room, Row, Taken, memory::QueueSender};
-use crate::{
-    outcome::{Ledger, Outcome},
-    telemetry::SpoolMetrics,
-    time::Clock,
-};
+use crate::{ledger::Ledger, reasons::Outcome, telemetry::SpoolMetrics, time::Clock};
 
 /// Ending of files that are not complete.
 pub(crate) const UNFINISHED: &str = ".unfinished";

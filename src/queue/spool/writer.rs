@@ -28,8 +28,9 @@ use super::{
     reader::DamagedRange,
 };
 use crate::{
-    outcome::{DropReason, Ledger, Outcome},
+    ledger::Ledger,
     queue::{Durability, Place, Queued, Refused, memory::QueueSender},
+    reasons::{DropReason, Outcome},
     telemetry::SpoolMetrics,
     time::Clock,
 };

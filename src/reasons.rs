@@ -1,10 +1,95 @@
-//! The closed list of how an event can end, and the ledger that balances.
+//! The closed lists: why an event is refused, and how one that was taken can end.
+//! Replies, files, logs, metrics and the command line all name what is here.
 
 use std::{borrow::Cow, fmt};
 
 use analytics_relay_providers::Rejection;
-use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
+
+/// Why an event is refused: the closed list of replies, logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RefusalReason {
+    EventNameEmpty,
+    EventNameTooLong,
+    UserIdMissing,
+    IdTooLong,
+    EventIdInvalid,
+    TimeOutOfRange,
+    IpInvalid,
+    UserAgentTooLong,
+    PropertiesTooLarge,
+    PropertiesTooManyKeys,
+    PropertiesTooDeep,
+    PropertyKeyEmpty,
+    PropertyNumberNotFinite,
+    PropertiesMalformed,
+    PropertiesTwice,
+    ItemMissing,
+    BatchTooLarge,
+    MessageMalformed,
+    DurabilityUnavailable,
+    QueueFull,
+    SpoolFull,
+    SpoolFailed,
+    Draining,
+}
+
+impl RefusalReason {
+    pub(crate) const ALL: [Self; 23] = [
+        Self::EventNameEmpty,
+        Self::EventNameTooLong,
+        Self::UserIdMissing,
+        Self::IdTooLong,
+        Self::EventIdInvalid,
+        Self::TimeOutOfRange,
+        Self::IpInvalid,
+        Self::UserAgentTooLong,
+        Self::PropertiesTooLarge,
+        Self::PropertiesTooManyKeys,
+        Self::PropertiesTooDeep,
+        Self::PropertyKeyEmpty,
+        Self::PropertyNumberNotFinite,
+        Self::PropertiesMalformed,
+        Self::PropertiesTwice,
+        Self::ItemMissing,
+        Self::BatchTooLarge,
+        Self::MessageMalformed,
+        Self::DurabilityUnavailable,
+        Self::QueueFull,
+        Self::SpoolFull,
+        Self::SpoolFailed,
+        Self::Draining,
+    ];
+
+    /// The reason's name in replies, logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::EventNameEmpty => "EVENT_NAME_EMPTY",
+            Self::EventNameTooLong => "EVENT_NAME_TOO_LONG",
+            Self::UserIdMissing => "USER_ID_MISSING",
+            Self::IdTooLong => "ID_TOO_LONG",
+            Self::EventIdInvalid => "EVENT_ID_INVALID",
+            Self::TimeOutOfRange => "TIME_OUT_OF_RANGE",
+            Self::IpInvalid => "IP_INVALID",
+            Self::UserAgentTooLong => "USER_AGENT_TOO_LONG",
+            Self::PropertiesTooLarge => "PROPERTIES_TOO_LARGE",
+            Self::PropertiesTooManyKeys => "PROPERTIES_TOO_MANY_KEYS",
+            Self::PropertiesTooDeep => "PROPERTIES_TOO_DEEP",
+            Self::PropertyKeyEmpty => "PROPERTY_KEY_EMPTY",
+            Self::PropertyNumberNotFinite => "PROPERTY_NUMBER_NOT_FINITE",
+            Self::PropertiesMalformed => "PROPERTIES_MALFORMED",
+            Self::PropertiesTwice => "PROPERTIES_TWICE",
+            Self::ItemMissing => "ITEM_MISSING",
+            Self::BatchTooLarge => "BATCH_TOO_LARGE",
+            Self::MessageMalformed => "MESSAGE_MALFORMED",
+            Self::DurabilityUnavailable => "DURABILITY_UNAVAILABLE",
+            Self::QueueFull => "QUEUE_FULL",
+            Self::SpoolFull => "SPOOL_FULL",
+            Self::SpoolFailed => "SPOOL_FAILED",
+            Self::Draining => "DRAINING",
+        }
+    }
+}
 
 /// How one event ended at one provider. Every accepted event ends once at each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -168,112 +253,6 @@ impl Outcome {
     }
 }
 
-/// Counts what came in and how it ended at one provider. Its counters are the
-/// metrics themselves, so that the balance and the metrics cannot differ.
-#[derive(Debug, Clone)]
-pub struct Ledger {
-    provider: &'static str,
-    accepted: Counter,
-    reloaded: Counter,
-    ended: Vec<(Outcome, Counter)>,
-}
-
-impl Ledger {
-    /// `accepted` is shared by all providers: each gets every accepted event.
-    /// `ended` gives the counter of an outcome.
-    pub fn new(
-        provider: &'static str,
-        accepted: Counter,
-        reloaded: Counter,
-        ended: impl Fn(Outcome) -> Counter,
-    ) -> Self {
-        let ended = Outcome::all().map(|outcome| (outcome, ended(outcome))).collect();
-        Self { provider, accepted, reloaded, ended }
-    }
-
-    /// Counts events that an earlier run has left on disk.
-    pub fn reloaded(&self, events: u64) {
-        self.reloaded.inc_by(events);
-    }
-
-    /// Counts events that ended.
-    pub fn ended(&self, outcome: Outcome, events: u64) {
-        let counter = self.ended.iter().find(|(candidate, _)| *candidate == outcome);
-        let (_, counter) = counter.expect("the ledger was made with every outcome");
-        counter.inc_by(events);
-    }
-
-    /// What came in against how it ended.
-    pub fn balance(&self) -> Balance {
-        let mut balance = Balance { provider: self.provider, ..Balance::default() };
-        for (outcome, counter) in &self.ended {
-            let sum = match outcome {
-                Outcome::Delivered => &mut balance.delivered,
-                Outcome::DeadLettered(_) => &mut balance.dead_lettered,
-                Outcome::Spilled => &mut balance.spilled,
-                Outcome::Dropped(_) => &mut balance.dropped,
-            };
-            *sum += counter.get();
-        }
-        // What came in is read after what ended, so that in flight is never
-        // less than nothing while the relay works.
-        balance.accepted = self.accepted.get();
-        balance.reloaded = self.reloaded.get();
-        balance
-    }
-}
-
-/// What came in at one provider against how it ended, since the relay started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Balance {
-    /// Which provider.
-    pub provider: &'static str,
-    /// Answered OK.
-    pub accepted: u64,
-    /// Left on disk by an earlier run.
-    pub reloaded: u64,
-    /// Taken by the provider.
-    pub delivered: u64,
-    /// On disk with a reason.
-    pub dead_lettered: u64,
-    /// On disk for the next start.
-    pub spilled: u64,
-    /// Lost with a named reason.
-    pub dropped: u64,
-}
-
-impl Balance {
-    /// Events that have not ended. Nothing, once the relay has drained.
-    pub fn in_flight(&self) -> u64 {
-        let ended = self.delivered + self.dead_lettered + self.spilled + self.dropped;
-        (self.accepted + self.reloaded).saturating_sub(ended)
-    }
-
-    /// Events that are gone once the relay has drained: dropped, or not
-    /// accounted for, which would be a defect.
-    pub fn lost(&self) -> u64 {
-        self.dropped + self.in_flight()
-    }
-}
-
-impl fmt::Display for Balance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "accepted {}", self.accepted)?;
-        if self.reloaded > 0 {
-            write!(f, " + reloaded {}", self.reloaded)?;
-        }
-        write!(
-            f,
-            " = delivered {} + dead_lettered {} + spilled {} + dropped {} + in_flight {}",
-            self.delivered,
-            self.dead_lettered,
-            self.spilled,
-            self.dropped,
-            self.in_flight()
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,24 +266,5 @@ mod tests {
             assert_eq!(DeadLetterReason::from_name(reason.name()), Some(reason));
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.name());
         }
-    }
-
-    #[test]
-    fn the_ledger_balances() {
-        let accepted = Counter::default();
-        let ledger = Ledger::new("mixpanel", accepted.clone(), Counter::default(), |_| Counter::default());
-        accepted.inc_by(10);
-        ledger.reloaded(2);
-        ledger.ended(Outcome::Delivered, 6);
-        ledger.ended(Outcome::DeadLettered(DeadLetterReason::Invalid), 1);
-        ledger.ended(Outcome::DeadLettered(DeadLetterReason::TooLarge), 1);
-        ledger.ended(Outcome::Spilled, 2);
-        ledger.ended(Outcome::Dropped(DropReason::SpillFailed), 1);
-        let balance = ledger.balance();
-        assert_eq!((balance.in_flight(), balance.lost()), (1, 2));
-        assert_eq!(
-            balance.to_string(),
-            "accepted 10 + reloaded 2 = delivered 6 + dead_lettered 2 + spilled 2 + dropped 1 + in_flight 1"
-        );
     }
 }
