@@ -17,6 +17,8 @@ use serde_json::value::RawValue;
 
 use crate::{json::Json, key_hints};
 
+mod duplicates;
+
 /// Most bytes of all properties of one event, as JSON.
 pub const JSON_BYTES_MAX: usize = 10 * 1024;
 /// Most names in the properties of one event, counted over all levels.
@@ -32,6 +34,8 @@ const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 pub struct Properties<'a> {
     json: Cow<'a, str>,
     shape: Shape,
+    /// A name occurred twice in one object, and of its values the last was kept.
+    had_a_name_twice: bool,
 }
 
 /// What a vendor's mapping has to know to decide whether it must look inside.
@@ -119,11 +123,12 @@ impl PropertyError {
 impl<'a> Properties<'a> {
     /// `{}`.
     pub fn empty() -> Self {
-        Self { json: Cow::Borrowed("{}"), shape: Shape { depth: 1, ..Shape::default() } }
+        Self::checked("{}", Shape { depth: 1, ..Shape::default() })
     }
 
     /// Checks an object that is JSON already. The text is kept as it is, less
-    /// the white space around it.
+    /// the white space around it; but where a name occurs twice in an object, only
+    /// the last is kept, as every reader of JSON takes it otherwise.
     pub fn parse(json: &'a str) -> Result<Self, PropertyError> {
         let json = json.trim();
         if json.len() > JSON_BYTES_MAX {
@@ -135,20 +140,36 @@ impl<'a> Properties<'a> {
         }
         let mut meter = Meter::default();
         let mut fault = None;
+        let mut names = Names::default();
         let mut deserializer = serde_json::Deserializer::from_str(json);
-        let checked = Check { meter: &mut meter, fault: &mut fault }
+        let checked = Check { meter: &mut meter, fault: &mut fault, names: &mut names }
             .deserialize(&mut deserializer)
             .and_then(|()| deserializer.end());
         if let Some(fault) = fault {
             return Err(fault.at_root());
         }
         checked.map_err(not_json)?;
+        if names.may_be_twice {
+            return Self::each_name_once(json, meter.shape);
+        }
         Ok(Self::checked(json, meter.shape))
+    }
+
+    /// A checked object in which a name may occur twice.
+    #[cold]
+    fn each_name_once(json: &'a str, shape: Shape) -> Result<Self, PropertyError> {
+        match duplicates::removed(json) {
+            None => Ok(Self::checked(json, shape)),
+            Some(once) => {
+                let once = Properties::parse(&once)?.into_owned();
+                Ok(Self { had_a_name_twice: true, ..once })
+            }
+        }
     }
 
     /// What was checked before.
     pub(crate) fn checked(json: &'a str, shape: Shape) -> Self {
-        Self { json: Cow::Borrowed(json), shape }
+        Self { json: Cow::Borrowed(json), shape, had_a_name_twice: false }
     }
 
     /// The same properties, as long as these are there.
@@ -158,7 +179,12 @@ impl<'a> Properties<'a> {
 
     /// The properties, for longer than what they stand in.
     pub fn into_owned(self) -> Properties<'static> {
-        Properties { json: Cow::Owned(self.json.into_owned()), shape: self.shape }
+        Properties { json: Cow::Owned(self.json.into_owned()), ..self }
+    }
+
+    /// True if a name occurred twice in one of the objects that were checked.
+    pub fn had_a_name_twice(&self) -> bool {
+        self.had_a_name_twice
     }
 
     /// The object as JSON, braces included.
@@ -174,25 +200,7 @@ impl<'a> Properties<'a> {
     /// The object's names and values at the top level, values as JSON text. For
     /// a mapping whose vendor's rules make it look inside.
     pub fn entries(&self) -> Vec<(String, &RawValue)> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Vec<(String, &'de RawValue)>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(entries)
-            }
-        }
-        serde_json::Deserializer::from_str(&self.json)
-            .deserialize_map(Entries)
-            .expect("the text was checked when the properties were made")
+        duplicates::entries(&self.json)
     }
 }
 
@@ -200,7 +208,7 @@ impl<'a> Properties<'a> {
 pub(crate) fn shape_of(value: &RawValue) -> Shape {
     let mut meter = Meter { depth: 1, ..Meter::default() };
     let mut deserializer = serde_json::Deserializer::from_str(value.get());
-    Check { meter: &mut meter, fault: &mut None }
+    Check { meter: &mut meter, fault: &mut None, names: &mut Names::default() }
         .deserialize(&mut deserializer)
         .expect("the value was checked when the properties were made");
     meter.shape
@@ -344,7 +352,7 @@ impl PropertiesWriter {
         if json.len() > JSON_BYTES_MAX {
             return Err(PropertyFault::TooLarge(json.len()).at_root());
         }
-        Ok(Properties { json: Cow::Owned(json), shape: self.meter.shape })
+        Ok(Properties { json: Cow::Owned(json), shape: self.meter.shape, had_a_name_twice: false })
     }
 
     fn comma(&mut self) {
@@ -416,6 +424,47 @@ struct Check<'a> {
     meter: &'a mut Meter,
     /// The limit that was broken; serde's own error can only carry text.
     fault: &'a mut Option<PropertyFault>,
+    names: &'a mut Names,
+}
+
+/// The names of the objects that are open, as marks that are alike if the names are.
+struct Names {
+    marks: [u32; KEYS_MAX],
+    count: usize,
+    may_be_twice: bool,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { marks: [0; KEYS_MAX], count: 0, may_be_twice: false }
+    }
+}
+
+impl Names {
+    /// Notes a name of the object whose names begin at `first`.
+    fn note(&mut self, first: usize, name: &[u8]) {
+        let mark = mark(name);
+        self.may_be_twice |= self.marks[first..self.count].contains(&mark);
+        // Of more names than that are none.
+        if let Some(place) = self.marks.get_mut(self.count) {
+            *place = mark;
+            self.count += 1;
+        }
+    }
+}
+
+/// From a name's first and last bytes and its length.
+fn mark(name: &[u8]) -> u32 {
+    const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
+    let eight = |bytes: &[u8]| {
+        let mut eight = [0; 8];
+        eight[..bytes.len()].copy_from_slice(bytes);
+        u64::from_le_bytes(eight)
+    };
+    let first = name.first_chunk().map_or_else(|| eight(name), |first| u64::from_le_bytes(*first));
+    let last = name.last_chunk().map_or(0, |last| u64::from_le_bytes(*last));
+    let mixed = (first ^ last.rotate_left(23) ^ name.len() as u64).wrapping_mul(ODD);
+    u32::try_from(mixed >> 32).unwrap_or(u32::MAX)
 }
 
 impl Check<'_> {
@@ -471,7 +520,10 @@ impl<'de> Visitor<'de> for Check<'_> {
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
         let entered = self.meter.enter();
         self.limit(entered)?;
-        while items.next_element_seed(Check { meter: self.meter, fault: self.fault })?.is_some() {
+        while items
+            .next_element_seed(Check { meter: self.meter, fault: self.fault, names: self.names })?
+            .is_some()
+        {
             self.meter.item();
         }
         self.meter.leave();
@@ -481,11 +533,14 @@ impl<'de> Visitor<'de> for Check<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         let entered = self.meter.enter();
         self.limit(entered)?;
+        let first = self.names.count;
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             let counted = self.meter.key(key.as_bytes());
             self.limit(counted)?;
-            map.next_value_seed(Check { meter: self.meter, fault: self.fault })?;
+            self.names.note(first, key.as_bytes());
+            map.next_value_seed(Check { meter: self.meter, fault: self.fault, names: self.names })?;
         }
+        self.names.count = first;
         self.meter.leave();
         Ok(())
     }
@@ -588,6 +643,27 @@ mod tests {
     }
 
     #[test]
+    fn of_a_name_that_occurs_twice_the_last_is_kept() {
+        for (text, once) in [
+            (r#"{"a":1,"a":2}"#, r#"{"a":2}"#),
+            (r#"{"a":1, "b":"x", "\u0061" : [2.50]}"#, r#"{"b":"x","a":[2.50]}"#),
+            (
+                r#"{"o":{"k":1,"k":{"k":2,"k":3}},"l":[{"é":1,"é":2}]}"#,
+                r#"{"o":{"k":{"k":3}},"l":[{"é":2}]}"#,
+            ),
+            (r#"{"time":null,"time":1}"#, r#"{"time":1}"#),
+        ] {
+            let properties = Properties::parse(text).unwrap();
+            assert_eq!(properties.json(), once);
+            assert!(properties.had_a_name_twice());
+            assert_eq!(properties.shape(), Properties::parse(once).unwrap().shape());
+        }
+        let once = r#"{"a": {"b":1}, "b":2, "c":[{"a":1},{"a":2}]}"#;
+        let properties = Properties::parse(once).unwrap();
+        assert_eq!((properties.json(), properties.had_a_name_twice()), (once, false));
+    }
+
+    #[test]
     fn a_hostile_depth_does_not_overflow_the_stack() {
         let text = r#"{"a":"#.repeat(JSON_BYTES_MAX / 5);
         assert_eq!(fault(Properties::parse(&text)), PropertyFault::TooDeep);
@@ -629,6 +705,20 @@ mod tests {
             // differ in form, so compare them as values.
             let back: Value = serde_json::from_str(properties.json()).unwrap();
             prop_assert!(same(&back, &object), "{back} {object}");
+        }
+
+        /// Names that are alike in their first and last bytes are told apart.
+        #[test]
+        fn only_a_name_that_occurs_twice_is_left_out(names in prop::collection::vec("(ab|abcdefgh)[a-c]{0,2}(stuvwxyz)?", 1..12)) {
+            let entries: Vec<_> = names.iter().enumerate().map(|(at, name)| format!("{name:?}:{at}")).collect();
+            let text = format!("{{{}}}", entries.join(","));
+            let properties = Properties::parse(&text).unwrap();
+            let want: Value = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Value>(properties.json()).unwrap(), want.clone());
+            let distinct = want.as_object().unwrap().len();
+            prop_assert_eq!(usize::from(properties.shape().keys), distinct);
+            prop_assert_eq!(properties.had_a_name_twice(), distinct < names.len());
+            prop_assert_eq!(properties.json() == text, distinct == names.len());
         }
 
         #[test]
