@@ -11,8 +11,10 @@ use tokio::{
 };
 use tracing::error;
 
-use super::retry::WallCheck;
-use crate::queue::spool::{LaneLog, LaneReports, LogView, reader::Chunk};
+use crate::{
+    queue::spool::{LaneLog, LaneReports, LogView, reader::Chunk},
+    time::WallCheck,
+};
 
 /// Bytes of frames that are read at once.
 const READ_BYTES: u64 = 512 * 1024;
@@ -206,8 +208,10 @@ impl LogFeed {
             return None;
         }
         self.look_at_age = now + AGE_INTERVAL.min(self.retention / 20).max(Duration::from_millis(10));
-        if self.wall.has_jumped(now_ms, now) {
-            error!("the wall clock was set: no event expires until it is right again or the relay restarts");
+        if !self.wall.is_trusted(now_ms, now) {
+            error!(
+                "the wall clock cannot be believed: no event expires until it is right or has been steady for as long as it jumped"
+            );
             return None;
         }
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);

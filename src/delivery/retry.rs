@@ -60,30 +60,6 @@ fn at_most(limit: Duration, rng: &mut fastrand::Rng) -> Duration {
     limit.mul_f64(0.75 + rng.f64() / 4.0)
 }
 
-/// Tells whether the wall clock can be trusted to judge an event's age: it must
-/// have gone as far as the monotonic one.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WallCheck {
-    started_ms: i64,
-    started: Instant,
-}
-
-impl WallCheck {
-    /// How far the two may differ.
-    const DIFFERENCE_MAX: Duration = Duration::from_secs(60);
-
-    pub(crate) fn new(now_ms: i64, now: Instant) -> Self {
-        Self { started_ms: now_ms, started: now }
-    }
-
-    /// True if the wall clock was set since the start.
-    pub(crate) fn has_jumped(&self, now_ms: i64, now: Instant) -> bool {
-        let elapsed_ms = i64::try_from((now - self.started).as_millis()).unwrap_or(i64::MAX);
-        let by_wall_ms = now_ms.saturating_sub(self.started_ms);
-        u128::from(by_wall_ms.abs_diff(elapsed_ms)) > Self::DIFFERENCE_MAX.as_millis()
-    }
-}
-
 /// Keeps retries to a share of what succeeds, so that a provider which is half
 /// down is not pushed over by being sent everything several times.
 #[derive(Debug)]
@@ -391,17 +367,5 @@ mod tests {
         assert_eq!(gate.window(), Some(50), "a failure on the way begins again");
         (0..10).for_each(|_| gate.answered());
         assert_eq!(gate.window(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_wall_clock_that_was_set_is_noticed() {
-        let now = Instant::now();
-        let wall = WallCheck::new(1_000_000, now);
-        let later = now + Duration::from_secs(3600);
-        for (now_ms, jumped) in
-            [(4_600_000, false), (4_659_000, false), (4_661_000, true), (1_000_000, true), (i64::MIN, true)]
-        {
-            assert_eq!(wall.has_jumped(now_ms, later), jumped, "{now_ms}");
-        }
     }
 }
