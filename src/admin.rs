@@ -10,16 +10,20 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::net::TcpListener;
 
-use crate::{health::Health, listener::Connections, telemetry::Telemetry};
+use crate::{
+    health::Health,
+    listener::{ConnectionLimits, Connections},
+    telemetry::Telemetry,
+};
 
-/// Most connections at a time: a few scrapers and probes.
-const CONNECTIONS_MAX: usize = 32;
-/// Longest silence of a connection: longer than scrapers and probes pause, which
-/// connect again anyway.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Most connections at a time: a few scrapers and probes. Beyond, the newest gets
+/// through and the oldest beyond is closed: who holds them all keeps no probe out.
+const LIMITS: ConnectionLimits = ConnectionLimits { all: 32, of_peer: Some(usize::MAX) };
+/// Longest silence of a connection. Scrapers and probes connect again.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The media type of the text format that the metrics are written in.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -42,8 +46,8 @@ pub(crate) async fn serve(
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(Admin { telemetry, health });
-    let connections =
-        Connections::new(listener, CONNECTIONS_MAX, Gauge::default()).with_idle_timeout(IDLE_TIMEOUT);
+    let connections = Connections::new(listener, LIMITS, Gauge::default(), Counter::default())
+        .with_idle_timeout(IDLE_TIMEOUT);
     axum::serve(connections, router).with_graceful_shutdown(stop).await
 }
 

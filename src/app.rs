@@ -42,15 +42,16 @@ use crate::{
     admin,
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
-    config::{Config, DeliveryConfig, Listen},
+    config::{Config, DeliveryConfig},
     delivery::{LaneInbox, files::DataDirLock, lane::LaneStatus},
     health::Health,
     ingest::{
         self,
+        server::DoorLimits,
         tls::{Tls, TlsError},
     },
     ledger::Ledger,
-    listener,
+    listener::{self, ConnectionLimits, Listen},
     queue::{
         Durability, Queue, QueueLimits, memory,
         spool::{
@@ -231,6 +232,10 @@ impl App {
         let spool_status = spool.as_ref().map(|spool| spool.status.clone());
         let health = Arc::new(Health::new(stop.clone(), queue_in.clone(), statuses, spool_status.clone()));
         let ingest_metrics = telemetry.ingest();
+        // From now on a clock that is set is noticed.
+        admission.trusts_its_clock();
+        let gate = admission.clone();
+        telemetry.gauge("relay_clock_trusted", move || i64::from(gate.trusts_its_clock()));
         telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections_max));
         gauges::of_queue(&mut telemetry, &queue_in, &stop);
         gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock, spool_status.as_ref());
@@ -248,7 +253,13 @@ impl App {
         let grpc = ingest::server::serve(
             grpc_listener,
             tls,
-            connections_max,
+            DoorLimits {
+                connections: ConnectionLimits {
+                    all: connections_max,
+                    of_peer: config.grpc_connections_of_peer_max,
+                },
+                receive_bytes_max: config.grpc_receive_bytes_max,
+            },
             admission.clone(),
             health,
             ingest_metrics,
@@ -448,7 +459,7 @@ fn providers(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Vec<Configu
 
 async fn listen(what: &'static str, at: &Listen) -> Result<(TcpListener, SocketAddr), StartError> {
     let bound = async {
-        let listener = TcpListener::bind((at.host.as_str(), at.port)).await?;
+        let listener = listener::listen(&at.host, at.port).await?;
         let addr = listener.local_addr()?;
         Ok((listener, addr))
     };

@@ -23,6 +23,8 @@ use analytics_relay_providers::{
 };
 
 use crate::{
+    ingest::tls::TlsFiles,
+    listener::{Listen, is_host},
     queue::{Durability, spool::WhenFull},
     telemetry::{LogFormat, parse_level},
 };
@@ -50,7 +52,7 @@ const fn per_provider(name: &'static str, default: &'static str) -> SettingInfo 
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 39] = [
+pub const SETTINGS: [SettingInfo; 41] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -61,13 +63,15 @@ pub const SETTINGS: [SettingInfo; 39] = [
     setting("AMPLITUDE_MIN_ID_LENGTH", "1"),
     setting("SEGMENT_WRITE_KEY", ""),
     setting("SEGMENT_BASE_URL", "us"),
-    setting("GRPC_HOST", "0.0.0.0"),
+    setting("GRPC_HOST", "[::]"),
     setting("GRPC_PORT", "50054"),
     setting("GRPC_MAX_CONNECTIONS", "1000"),
+    setting("GRPC_MAX_CONNECTIONS_PER_PEER", ""),
+    setting("GRPC_RECEIVE_MAX_BYTES", "67108864"),
     setting("GRPC_TLS_CERT_FILE", ""),
     setting("GRPC_TLS_KEY_FILE", ""),
     setting("GRPC_TLS_CLIENT_CA_FILE", ""),
-    setting("METRICS_HOST", "0.0.0.0"),
+    setting("METRICS_HOST", "[::]"),
     setting("METRICS_PORT", "9090"),
     setting("LOG_LEVEL", "info"),
     setting("LOG_FORMAT", ""),
@@ -99,6 +103,10 @@ pub struct Config {
     pub grpc: Listen,
     /// Most connections of callers.
     pub grpc_connections_max: usize,
+    /// Most of them of one peer; nothing if a quarter, but for this machine's own.
+    pub grpc_connections_of_peer_max: Option<usize>,
+    /// Most bytes of messages that are being received.
+    pub grpc_receive_bytes_max: usize,
     /// What to serve TLS with; plaintext if nothing.
     pub grpc_tls: Option<TlsFiles>,
     /// Where to listen for scrapes and probes.
@@ -151,26 +159,6 @@ pub struct SpoolConfig {
     pub group_window: Duration,
     /// Bytes at which a group waits no more.
     pub group_bytes: usize,
-}
-
-/// An address to listen at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listen {
-    /// An address, or a name of this machine.
-    pub host: String,
-    /// 0 means any that is free.
-    pub port: u16,
-}
-
-/// PEM files, read at the start and again whenever they change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The relay's certificate, and those between it and its authority.
-    pub cert: PathBuf,
-    /// The certificate's private key.
-    pub key: PathBuf,
-    /// The authorities of callers; without it, anyone may call.
-    pub client_ca: Option<PathBuf>,
 }
 
 /// One named vendor.
@@ -330,6 +318,11 @@ impl Reader {
         let test_mode = self.flag("TEST_MODE");
         let grpc = self.listen("GRPC_HOST", "GRPC_PORT");
         let grpc_connections_max = self.number("GRPC_MAX_CONNECTIONS", 1..=100_000);
+        let grpc_connections_of_peer_max = match self.lookup("GRPC_MAX_CONNECTIONS_PER_PEER").0.as_str() {
+            "" => None,
+            _ => Some(self.number("GRPC_MAX_CONNECTIONS_PER_PEER", 1..=100_000)),
+        };
+        let grpc_receive_bytes_max = self.number("GRPC_RECEIVE_MAX_BYTES", 4 << 20..=1 << 36);
         let grpc_tls = self.tls();
         let metrics = self.listen("METRICS_HOST", "METRICS_PORT");
         let log_level = self.log_level();
@@ -350,6 +343,8 @@ impl Reader {
         Config {
             grpc,
             grpc_connections_max,
+            grpc_connections_of_peer_max,
+            grpc_receive_bytes_max,
             grpc_tls,
             metrics,
             log_level,
@@ -551,7 +546,15 @@ impl Reader {
     }
 
     fn listen(&mut self, host: &str, port: &str) -> Listen {
-        Listen { host: self.text(host), port: self.number(port, 0..=u16::MAX) }
+        let at = Listen { host: self.text(host), port: self.number(port, 0..=u16::MAX) };
+        if !is_host(&at.host) {
+            self.wrong(
+                host,
+                &at.host,
+                "an address or a name of this machine, or [::] or * for every address",
+            );
+        }
+        at
     }
 
     fn tls(&mut self) -> Option<TlsFiles> {
@@ -710,7 +713,7 @@ mod tests {
     #[test]
     fn test_mode_needs_nothing_and_has_the_documented_defaults() {
         let config = read(&[("TEST_MODE", "true")]).unwrap();
-        assert_eq!(config.grpc, Listen { host: "0.0.0.0".into(), port: 50054 });
+        assert_eq!(config.grpc, Listen { host: "[::]".into(), port: 50054 });
         assert_eq!(config.providers.len(), 3);
         assert_eq!(config.delivery.batch_size, 50);
         assert_eq!(config.delivery.flush_interval, Duration::from_secs(10));

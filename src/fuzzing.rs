@@ -24,6 +24,7 @@ use analytics_relay_providers::{
 use axum::body::{Body, Bytes, to_bytes};
 use fastrand::Rng;
 use futures_util::FutureExt;
+use prometheus_client::metrics::counter::Counter;
 use prost::Message;
 use tonic::{Code, Status, codegen::http, service::Routes};
 use tonic_types::StatusExt;
@@ -32,7 +33,8 @@ use crate::{
     admission::Admission,
     delivery::dead_letter::DeadLetter,
     health::Health,
-    ingest::{grpc::FrontDoor, service::AnalyticsService, unary::AnswerBody},
+    ingest::{answer::AnswerBody, budget::ReceiveBudget, grpc::FrontDoor, service::AnalyticsService},
+    listener::{self, Peer},
     proto::v1::{
         self, EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue, TrackBatchItem,
         TrackBatchRequest, TrackBatchResponse, TrackEventRequest, TrackEventResponse, property_value::Value,
@@ -889,6 +891,7 @@ const QUEUE_EVENTS_MAX: usize = 10;
 /// The service, and the queue behind it.
 struct Served {
     service: Arc<AnalyticsService>,
+    budget: Arc<ReceiveBudget>,
     queue: QueueReceiver,
 }
 
@@ -908,9 +911,10 @@ impl Served {
         let clock = Clock::from_fn(|| NOW_MS);
         let accepted = telemetry.accepted();
         let admission = Admission::new(Queue::Memory(sender, accepted), clock, telemetry.admission());
-        let door = FrontDoor::new(Arc::new(admission), Arc::new(health));
+        let door = FrontDoor::new(Arc::new(admission), Arc::new(health), Counter::default());
         let service = AnalyticsService::new(door, Routes::default, telemetry.ingest());
-        Self { service: Arc::new(service), queue }
+        let budget = ReceiveBudget::new(4 << 20, Counter::default());
+        Self { service: Arc::new(service), budget, queue }
     }
 
     /// The bytes of the answer's message, and what came into the queue.
@@ -919,7 +923,9 @@ impl Served {
             .header("content-type", "application/grpc")
             .body(Body::from(body))
             .expect("a legal request");
-        let answer = self.service.clone().answer(request).now_or_never().expect("nothing is waited for");
+        let receiving = self.budget.connection(Peer::for_test("127.0.0.1"), listener::Slot::Regular);
+        let answer =
+            self.service.clone().answer(request, receiving).now_or_never().expect("nothing is waited for");
         let status = Status::from_header_map(answer.headers());
         let answer = match status.filter(|status| status.code() != Code::Ok) {
             Some(status) => Err(status),

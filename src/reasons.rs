@@ -12,11 +12,10 @@ pub(crate) enum RefusalReason {
     EventNameEmpty,
     EventNameTooLong,
     UserIdMissing,
+    UserIdForbidden,
     IdTooLong,
     EventIdInvalid,
     TimeOutOfRange,
-    IpInvalid,
-    UserAgentTooLong,
     PropertiesTooLarge,
     PropertiesTooManyKeys,
     PropertiesTooDeep,
@@ -28,6 +27,9 @@ pub(crate) enum RefusalReason {
     BatchTooLarge,
     MessageMalformed,
     DurabilityUnavailable,
+    MetadataTooLarge,
+    ReceivingTooMuch,
+    NoConnectionLeft,
     QueueFull,
     SpoolFull,
     SpoolFailed,
@@ -35,15 +37,14 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
+        Self::UserIdForbidden,
         Self::IdTooLong,
         Self::EventIdInvalid,
         Self::TimeOutOfRange,
-        Self::IpInvalid,
-        Self::UserAgentTooLong,
         Self::PropertiesTooLarge,
         Self::PropertiesTooManyKeys,
         Self::PropertiesTooDeep,
@@ -55,6 +56,9 @@ impl RefusalReason {
         Self::BatchTooLarge,
         Self::MessageMalformed,
         Self::DurabilityUnavailable,
+        Self::MetadataTooLarge,
+        Self::ReceivingTooMuch,
+        Self::NoConnectionLeft,
         Self::QueueFull,
         Self::SpoolFull,
         Self::SpoolFailed,
@@ -67,11 +71,10 @@ impl RefusalReason {
             Self::EventNameEmpty => "EVENT_NAME_EMPTY",
             Self::EventNameTooLong => "EVENT_NAME_TOO_LONG",
             Self::UserIdMissing => "USER_ID_MISSING",
+            Self::UserIdForbidden => "USER_ID_FORBIDDEN",
             Self::IdTooLong => "ID_TOO_LONG",
             Self::EventIdInvalid => "EVENT_ID_INVALID",
             Self::TimeOutOfRange => "TIME_OUT_OF_RANGE",
-            Self::IpInvalid => "IP_INVALID",
-            Self::UserAgentTooLong => "USER_AGENT_TOO_LONG",
             Self::PropertiesTooLarge => "PROPERTIES_TOO_LARGE",
             Self::PropertiesTooManyKeys => "PROPERTIES_TOO_MANY_KEYS",
             Self::PropertiesTooDeep => "PROPERTIES_TOO_DEEP",
@@ -83,10 +86,54 @@ impl RefusalReason {
             Self::BatchTooLarge => "BATCH_TOO_LARGE",
             Self::MessageMalformed => "MESSAGE_MALFORMED",
             Self::DurabilityUnavailable => "DURABILITY_UNAVAILABLE",
+            Self::MetadataTooLarge => "METADATA_TOO_LARGE",
+            Self::ReceivingTooMuch => "RECEIVING_TOO_MUCH",
+            Self::NoConnectionLeft => "NO_CONNECTION_LEFT",
             Self::QueueFull => "QUEUE_FULL",
             Self::SpoolFull => "SPOOL_FULL",
             Self::SpoolFailed => "SPOOL_FAILED",
             Self::Draining => "DRAINING",
+        }
+    }
+}
+
+/// What was left out of an event, or mended, because it must not cost the event: the
+/// closed list of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Mended {
+    /// The address was found in what came with it: a list, a port, brackets.
+    IpFound,
+    /// No address was found in it.
+    IpLeftOut,
+    /// The user agent was too long.
+    UserAgentCut,
+    /// The user id means nobody.
+    UserIdLeftOut,
+    /// The anonymous id means nobody.
+    AnonymousIdLeftOut,
+    /// A name occurred twice in the properties.
+    PropertyTwice,
+}
+
+impl Mended {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::IpFound,
+        Self::IpLeftOut,
+        Self::UserAgentCut,
+        Self::UserIdLeftOut,
+        Self::AnonymousIdLeftOut,
+        Self::PropertyTwice,
+    ];
+
+    /// The name in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::IpFound => "ip_found",
+            Self::IpLeftOut => "ip_left_out",
+            Self::UserAgentCut => "user_agent_cut",
+            Self::UserIdLeftOut => "user_id_left_out",
+            Self::AnonymousIdLeftOut => "anonymous_id_left_out",
+            Self::PropertyTwice => "property_twice",
         }
     }
 }

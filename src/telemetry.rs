@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     ledger::Ledger,
-    reasons::{Outcome, RefusalReason},
+    reasons::{Mended, Outcome, RefusalReason},
 };
 
 /// One metric: its name as it is scraped, its unit, and what it says.
@@ -47,7 +47,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 44] = [
+pub const METRICS: [MetricInfo; 48] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -56,6 +56,12 @@ pub const METRICS: [MetricInfo; 44] = [
     metric("relay_handler_panics_total", "", "panics", "Calls that a defect answered with INTERNAL"),
     metric("relay_connections", "", "connections", "Open connections of callers"),
     metric("relay_connections_max", "", "connections", "Most connections of callers"),
+    metric(
+        "relay_connections_refused_total",
+        "",
+        "connections",
+        "Connections of callers beyond a limit: closed at once, or left to a probe for a moment",
+    ),
     metric("relay_tls_handshakes_failed_total", "", "handshakes", "TLS handshakes of callers that failed"),
     metric(
         "relay_events_accepted_total",
@@ -64,6 +70,24 @@ pub const METRICS: [MetricInfo; 44] = [
         "Events accepted: answered OK, or in the spool although the answer was lost",
     ),
     metric("relay_refusals_total", "reason", "events", "Events refused, by the first reason"),
+    metric(
+        "relay_events_read_slowly_total",
+        "",
+        "events",
+        "Events whose message the quick reader left to the general one: unusual, or wrong",
+    ),
+    metric(
+        "relay_events_mended_total",
+        "reason",
+        "events",
+        "Events accepted of which a part was mended or left out",
+    ),
+    metric(
+        "relay_clock_trusted",
+        "",
+        "0 or 1",
+        "0 while the wall clock was set or is plainly wrong: no event is refused for its time, and none expires",
+    ),
     metric("relay_queue_events", "", "events", "Events in the queue"),
     metric("relay_queue_events_max", "", "events", "Most events in the queue"),
     metric("relay_queue_bytes", "", "bytes", "Memory that the events in the queue hold"),
@@ -254,13 +278,18 @@ impl Telemetry {
             duration: self.register_as("relay_accept_duration_seconds", Family::new_with_constructor(fast)),
             panics: self.register("relay_handler_panics_total"),
             connections: self.register("relay_connections"),
+            connections_refused: self.register("relay_connections_refused_total"),
+            read_slowly: self.register("relay_events_read_slowly_total"),
             handshakes_failed: self.register("relay_tls_handshakes_failed_total"),
         }
     }
 
     /// Registers what admission counts.
     pub(crate) fn admission(&mut self) -> AdmissionMetrics {
-        AdmissionMetrics::of(self.register("relay_refusals_total"))
+        AdmissionMetrics::of(
+            self.register("relay_refusals_total"),
+            self.register("relay_events_mended_total"),
+        )
     }
 
     /// Registers what the queue takes: the events that are accepted.
@@ -371,7 +400,9 @@ pub(crate) struct IngestMetrics {
     duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
     pub(crate) panics: Counter,
     pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Counter,
     pub(crate) handshakes_failed: Counter,
+    pub(crate) read_slowly: Counter,
 }
 
 impl IngestMetrics {
@@ -411,12 +442,19 @@ impl MethodMetrics {
 #[derive(Debug, Clone)]
 pub(crate) struct AdmissionMetrics {
     refusals: Vec<Counter>,
+    mended: [Counter; Mended::ALL.len()],
 }
 
 impl AdmissionMetrics {
-    fn of(refusals: Family<Labels<1>, Counter>) -> Self {
+    fn of(refusals: Family<Labels<1>, Counter>, mended: Family<Labels<1>, Counter>) -> Self {
         let counter = |reason: RefusalReason| refusals.get_or_create_owned(&[("reason", reason.name())]);
-        Self { refusals: RefusalReason::ALL.into_iter().map(counter).collect() }
+        let mended = Mended::ALL.map(|reason| mended.get_or_create_owned(&[("reason", reason.name())]));
+        Self { refusals: RefusalReason::ALL.into_iter().map(counter).collect(), mended }
+    }
+
+    /// The counter of events of which this was mended.
+    pub(crate) fn mended(&self, reason: Mended) -> &Counter {
+        &self.mended[reason as usize]
     }
 
     /// The counter of one reason.
@@ -428,7 +466,7 @@ impl AdmissionMetrics {
 #[cfg(test)]
 impl Default for AdmissionMetrics {
     fn default() -> Self {
-        Self::of(Family::default())
+        Self::of(Family::default(), Family::default())
     }
 }
 

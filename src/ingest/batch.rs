@@ -9,7 +9,10 @@ use prost::{
 };
 
 use crate::{
-    admission::{Accepted, Denied, Violation},
+    admission::{
+        Accepted,
+        denied::{Denied, Violation},
+    },
     proto::v1::{
         Durability, EventAccepted, EventDeferred, EventRefused, EventViolation, TrackBatchAnswer,
         TrackBatchResponse, track_batch_answer::Answer,

@@ -8,40 +8,55 @@ use analytics_relay_providers::{
     Properties,
     properties::{PropertiesWriter, PropertyError, PropertyFault},
 };
+use prometheus_client::metrics::counter::Counter;
 use prost::{DecodeError, Message};
 
-use super::{refusal::said_shortly, wire};
+use super::{
+    fields::{asked_durability, time_of_event},
+    refusal::said_shortly,
+    wire,
+};
 use crate::{
-    admission::{BadProperties, Draft, DraftKind, Violation},
-    proto::v1::{
-        self, Durability, EventContext, IdentifyUserRequest, PropertyValue, TrackBatchItem,
-        TrackEventRequest, property_value::Value, track_batch_item::Item,
+    admission::{
+        denied::Violation,
+        draft::{BadProperties, Draft, DraftKind},
     },
-    queue,
+    proto::v1::{
+        self, EventContext, IdentifyUserRequest, PropertyValue, TrackBatchItem, TrackEventRequest,
+        property_value::Value, track_batch_item::Item,
+    },
     reasons::RefusalReason,
 };
 
-/// The draft of a `TrackEventRequest`.
-pub(super) fn read_track(message: &[u8]) -> Result<Draft<'_>, DecodeError> {
+/// The draft of a `TrackEventRequest`. Counts those that take the long way, for which
+/// a client that sends something new is the reason, or a field that `wire` lacks.
+pub(super) fn read_track<'a>(message: &'a [u8], slowly: &Counter) -> Result<Draft<'a>, DecodeError> {
     match wire::track(message) {
         Some(draft) => Ok(draft),
-        None => TrackEventRequest::decode(message).map(track_draft),
+        None => {
+            slowly.inc();
+            TrackEventRequest::decode(message).map(track_draft)
+        }
     }
 }
 
 /// The draft of an `IdentifyUserRequest`.
-pub(super) fn read_identify(message: &[u8]) -> Result<Draft<'_>, DecodeError> {
+pub(super) fn read_identify<'a>(message: &'a [u8], slowly: &Counter) -> Result<Draft<'a>, DecodeError> {
     match wire::identify(message) {
         Some(draft) => Ok(draft),
-        None => IdentifyUserRequest::decode(message).map(identify_draft),
+        None => {
+            slowly.inc();
+            IdentifyUserRequest::decode(message).map(identify_draft)
+        }
     }
 }
 
 /// The draft of a batch's item.
-pub(super) fn read_item(item: &[u8]) -> Result<Draft<'_>, Violation> {
+pub(super) fn read_item<'a>(item: &'a [u8], slowly: &Counter) -> Result<Draft<'a>, Violation> {
     if let Some(draft) = wire::item(item) {
         return Ok(draft);
     }
+    slowly.inc();
     match TrackBatchItem::decode(item).map(|item| item.item) {
         Ok(Some(Item::Track(request))) => Ok(track_draft(request)),
         Ok(Some(Item::Identify(request))) => Ok(identify_draft(request)),
@@ -87,26 +102,6 @@ pub(super) fn identify_draft(request: IdentifyUserRequest) -> Draft<'static> {
         user_agent: user_agent.into(),
         properties: read_properties(&request.properties, &request.properties_json),
         durability: asked_durability(request.durability),
-    }
-}
-
-/// The time that a request gives, and the field in which it does.
-pub(super) fn time_of_event(millis: i64, seconds: i64) -> Option<(&'static str, i64)> {
-    match (millis, seconds) {
-        (0, 0) => None,
-        (0, seconds) => Some(("timestamp", seconds.saturating_mul(1000))),
-        (millis, _) => Some(("timestamp_ms", millis)),
-    }
-}
-
-/// The level that a request names: none, one, or a number that means nothing.
-pub(super) fn asked_durability(number: i32) -> Result<Option<queue::Durability>, i32> {
-    match Durability::try_from(number) {
-        Ok(Durability::Unspecified) => Ok(None),
-        Ok(Durability::Queued) => Ok(Some(queue::Durability::Queued)),
-        Ok(Durability::Written) => Ok(Some(queue::Durability::Written)),
-        Ok(Durability::Synced) => Ok(Some(queue::Durability::Synced)),
-        Err(_) => Err(number),
     }
 }
 
@@ -266,9 +261,9 @@ mod tests {
 
     #[test]
     fn an_item_that_is_neither_is_refused() {
-        let violation = read_item(&[]).unwrap_err();
+        let violation = read_item(&[], &Counter::default()).unwrap_err();
         assert_eq!((violation.reason, violation.field.as_str()), (RefusalReason::ItemMissing, "item"));
-        let violation = read_item(&[0x0A, 9, 1]).unwrap_err();
+        let violation = read_item(&[0x0A, 9, 1], &Counter::default()).unwrap_err();
         assert_eq!(violation.reason, RefusalReason::MessageMalformed);
     }
 }

@@ -5,16 +5,19 @@ use std::{borrow::Cow, future::ready, sync::Arc, time::Duration};
 use analytics_relay_providers::Event;
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, future::Either};
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::sleep;
 use tonic::Status;
 
 use super::{
     batch::{BadBatch, Items, batch_response, too_large},
+    budget::Held,
     draft::{read_identify, read_item, read_track},
+    message::Message,
     refusal::malformed,
 };
 use crate::{
-    admission::{Accepted, Admission, Denied},
+    admission::{Accepted, Admission, denied::Denied},
     health::Health,
     proto::v1::{
         Durability, GetEventCountRequest, GetEventCountResponse, GetUserCountRequest, GetUserCountResponse,
@@ -33,16 +36,20 @@ const STREAM_BATCHES_MAX: usize = 8;
 pub(crate) struct FrontDoor {
     admission: Arc<Admission>,
     health: Arc<Health>,
+    /// Events that were read the long way.
+    read_slowly: Counter,
 }
 
 impl FrontDoor {
-    pub(crate) fn new(admission: Arc<Admission>, health: Arc<Health>) -> Self {
-        Self { admission, health }
+    pub(crate) fn new(admission: Arc<Admission>, health: Arc<Health>, read_slowly: Counter) -> Self {
+        Self { admission, health, read_slowly }
     }
 
     pub(super) async fn track_event(&self, request: Bytes) -> Result<TrackEventResponse, Status> {
-        let draft = read_track(&request).map_err(malformed)?;
-        let Accepted { event_id, durability } = self.admission.admit(draft).await?;
+        let admitted = self.admission.admit(read_track(&request, &self.read_slowly).map_err(malformed)?);
+        // Who waits for the disk holds its event and no message.
+        drop(request);
+        let Accepted { event_id, durability } = admitted.await?;
         Ok(TrackEventResponse {
             success: true,
             event_id: Cow::from(event_id).into_owned(),
@@ -51,8 +58,9 @@ impl FrontDoor {
     }
 
     pub(super) async fn identify_user(&self, request: Bytes) -> Result<IdentifyUserResponse, Status> {
-        let draft = read_identify(&request).map_err(malformed)?;
-        let Accepted { event_id, durability } = self.admission.admit(draft).await?;
+        let admitted = self.admission.admit(read_identify(&request, &self.read_slowly).map_err(malformed)?);
+        drop(request);
+        let Accepted { event_id, durability } = admitted.await?;
         Ok(IdentifyUserResponse {
             success: true,
             event_id: Cow::from(event_id).into_owned(),
@@ -61,7 +69,8 @@ impl FrontDoor {
     }
 
     pub(super) async fn track_batch(&self, batch: Bytes) -> Result<TrackBatchResponse, Status> {
-        Ok(self.take(&self.items(batch)?)?.await)
+        let taken = self.items(batch).and_then(|items| self.take(&items))?;
+        Ok(taken.await)
     }
 
     /// Answers batch by batch until the caller ends the stream, the relay stops
@@ -69,7 +78,7 @@ impl FrontDoor {
     /// full the stream is not read on, and HTTP/2 holds its caller back.
     pub(super) fn track_stream(
         self: Arc<Self>,
-        batches: impl Stream<Item = Result<Bytes, Status>> + Send,
+        batches: impl Stream<Item = Result<Message, Status>> + Send,
         age_max: Duration,
     ) -> impl Stream<Item = Result<TrackBatchResponse, Status>> + Send {
         let health = self.health.clone();
@@ -86,25 +95,26 @@ impl FrontDoor {
         let read = batches.take_until(over).then(move |batch| {
             let door = door.clone();
             async move {
-                let items = batch.and_then(|batch| door.items(batch))?;
+                let Message { bytes, held } = batch?;
+                let items = door.items(bytes)?;
                 // About: a message and its event's texts are of like size.
                 let bytes = items.bytes() + items.len() * Event::HEAD_BYTES;
                 tokio::select! {
                     () = door.admission.room_for(items.len(), bytes) => {}
                     () = door.health.draining() => {}
                 }
-                Ok(items)
+                Ok((items, held))
             }
         });
         // In the order in which they were read they come into the queue, and in
         // that order they are answered. Behind one that cannot be taken none is
         // read: its answer is the end.
         let mut ended = false;
-        let mut take = move |items: Result<Items, Status>| {
+        let mut take = move |items: Result<(Items, Option<Held>), Status>| {
             if ended {
                 return ready(None);
             }
-            let taken = items.and_then(|items| self.take(&items));
+            let taken = items.and_then(|(items, _held)| self.take(&items));
             ended = taken.is_err();
             ready(Some(match taken {
                 Ok(answer) => Either::Left(answer.map(Ok)),
@@ -130,7 +140,7 @@ impl FrontDoor {
         if self.admission.is_closed() {
             return Err(self.admission.denied(Denied::Draining).into());
         }
-        let puts = self.admission.put_batch(items.iter().map(read_item));
+        let puts = self.admission.put_batch(items.iter().map(|item| read_item(item, &self.read_slowly)));
         let admission = self.admission.clone();
         Ok(async move { batch_response(admission.answers(puts).await) })
     }
@@ -170,7 +180,7 @@ mod tests {
     use std::pin::pin;
 
     use futures_util::stream;
-    use prost::Message;
+    use prost::Message as _;
     use tokio::time::timeout;
 
     use super::*;
@@ -188,10 +198,10 @@ mod tests {
         time::Clock,
     };
 
-    fn batch(name: &str) -> Result<Bytes, Status> {
+    fn batch(name: &str) -> Result<Message, Status> {
         let track = TrackEventRequest { event_name: name.into(), ..Default::default() };
         let request = TrackBatchRequest { items: vec![TrackBatchItem { item: Some(Item::Track(track)) }] };
-        Ok(request.encode_to_vec().into())
+        Ok(Message { bytes: request.encode_to_vec().into(), held: None })
     }
 
     fn door(events_max: usize, stop: Stop) -> (Arc<FrontDoor>, QueueSender, QueueReceiver) {
@@ -203,13 +213,13 @@ mod tests {
             telemetry.admission(),
         );
         let health = Health::new(stop, queue.clone(), Vec::new(), None);
-        (Arc::new(FrontDoor::new(Arc::new(admission), Arc::new(health))), queue, receiver)
+        (Arc::new(FrontDoor::new(Arc::new(admission), Arc::new(health), Counter::default())), queue, receiver)
     }
 
     /// The answers to a stream that its caller does not end, and the events that
     /// came into the queue.
     async fn answers(
-        requests: Vec<Result<Bytes, Status>>,
+        requests: Vec<Result<Message, Status>>,
         stop: Stop,
     ) -> (Vec<Result<TrackBatchResponse, Status>>, usize) {
         let (door, queue, _receiver) = door(10, stop);

@@ -1,12 +1,13 @@
 //! Turns a denial into a gRPC status that a program and a person can read.
 
-use std::{collections::HashMap, fmt::Display};
+use std::{collections::HashMap, fmt::Display, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
+use super::service::METADATA_BYTES_MAX;
 use crate::{
-    admission::{Denied, Violation},
+    admission::denied::{Denied, Violation},
     reasons::RefusalReason,
 };
 
@@ -29,6 +30,10 @@ impl From<Denied> for Status {
             Denied::SpoolFull { retry_delay } => {
                 let details = ErrorDetails::with_retry_info(Some(retry_delay));
                 (Code::ResourceExhausted, "the spool is full".to_owned(), details)
+            }
+            Denied::ReceivingTooMuch { retry_delay } => {
+                let details = ErrorDetails::with_retry_info(Some(retry_delay));
+                (Code::ResourceExhausted, "too many messages are being received".to_owned(), details)
             }
             Denied::SpoolFailed => {
                 let message = "the spool cannot be written; whether the event was accepted is not known";
@@ -53,6 +58,22 @@ pub(super) fn malformed(error: impl Display) -> Status {
     Status::with_error_details(Code::InvalidArgument, description, details)
 }
 
+/// Metadata that is too large, and always will be.
+pub(super) fn metadata_too_large(bytes: usize) -> Status {
+    let message = format!("got {bytes} bytes of metadata, want at most {METADATA_BYTES_MAX}");
+    let reason = RefusalReason::MetadataTooLarge.name();
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::<String, String>::new());
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// A call on a connection over the number, which is there for probes only.
+pub(super) fn no_connection_left() -> Status {
+    let reason = RefusalReason::NoConnectionLeft.name();
+    let mut details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
+    details.set_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::Unavailable, "all connections are taken", details)
+}
+
 /// A decoder's error. It names every level of nesting, and must fit a caller's
 /// limit of headers twice.
 pub(super) fn said_shortly(error: impl Display) -> String {
@@ -75,8 +96,6 @@ fn field_violation(violation: &Violation) -> FieldViolation {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

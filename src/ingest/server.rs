@@ -21,6 +21,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::debug;
 
 use super::{
+    budget::{ReceiveBudget, Receiving},
     grpc::FrontDoor,
     service::{AnalyticsService, STREAM_AGE_MAX},
     tls::{RENEWAL_INTERVAL, Tls},
@@ -28,19 +29,27 @@ use super::{
 use crate::{
     admission::Admission,
     health::Health,
-    listener::{Connection, Connections},
+    listener::{Connection, ConnectionLimits, Connections},
     proto::v1::DESCRIPTOR_SET,
+    reasons::RefusalReason,
     telemetry::IngestMetrics,
 };
 
-/// Largest head of a call.
-const HEADER_BYTES_MAX: u32 = 8 * 1024;
+/// Largest head of a call that is read: more than its metadata may have, so that one
+/// which is too large is told so. What is larger still HTTP/2 answers by itself, with
+/// 431, which callers take for UNKNOWN.
+const HEADER_BYTES_MAX: u32 = 32 * 1024;
 /// Most calls at a time on one connection.
 const STREAMS_MAX: u32 = 100;
-/// What one call, and all calls of a connection, may have sent that is not read
-/// yet. A stream that is held back must not keep the others from being heard.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// What one call may have sent that is not read yet, and which part of what all calls
+/// of its connection may: a stream that is held back must not keep the others from
+/// being heard. For the connection's see [`ReceiveBudget`].
+const STREAM_WINDOW_BYTES_MAX: u32 = 256 * 1024;
+const STREAM_WINDOW_SHARE: u32 = 4;
+/// Largest message to a service that is not ours.
+const OTHERS_BYTES_MAX: usize = 4 * 1024;
+/// Answers of one call that wait for its caller to read them.
+const SEND_BYTES_MAX: usize = 64 * 1024;
 /// Largest piece of a message: from callers that heed it, a batch of the usual size
 /// comes in one and need not be put together.
 const FRAME_BYTES_MAX: u32 = 64 * 1024;
@@ -56,6 +65,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a connection lives.
 #[derive(Debug, Clone, Copy)]
 struct Lifetime {
+    /// A connection that has had no call for so long, and up to twice, is told to
+    /// close, whatever else comes on it.
+    idle: Duration,
     /// After this time its caller is told to make a new one, so that callers
     /// spread over relays that were added; a tenth more or less, so that those
     /// which came together do not go together.
@@ -65,22 +77,39 @@ struct Lifetime {
 }
 
 const LIFETIME: Lifetime = Lifetime {
+    idle: Duration::from_secs(150),
     age_max: Duration::from_secs(30 * 60),
     grace: STREAM_AGE_MAX.saturating_add(Duration::from_secs(30)),
 };
+
+/// Of a connection beyond the number, which is there for a probe.
+const SPARE_LIFETIME: Lifetime =
+    Lifetime { idle: Duration::from_secs(5), age_max: Duration::from_secs(5), grace: Duration::from_secs(2) };
+
+/// What callers may use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DoorLimits {
+    /// Connections.
+    pub(crate) connections: ConnectionLimits,
+    /// Bytes of messages that are being received.
+    pub(crate) receive_bytes_max: usize,
+}
 
 /// Serves until `stop`, then lets calls under way finish; unbounded, so the
 /// caller sets a limit.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
-    connections_max: usize,
+    limits: DoorLimits,
     admission: Arc<Admission>,
     health: Arc<Health>,
     metrics: IngestMetrics,
     stop: impl Future<Output = ()>,
 ) {
-    let connections = Connections::new(listener, connections_max, metrics.connections.clone());
+    let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
+    let connections = Connections::new(listener, limits.connections, open, refused);
+    let messages_refused = admission.refusals(RefusalReason::ReceivingTooMuch).clone();
+    let budget = ReceiveBudget::new(limits.receive_bytes_max, messages_refused);
     let (reporter, standard_health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -88,15 +117,20 @@ pub(crate) async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let others = move || {
-        Routes::new(standard_health)
-            .add_service(reflection().build_v1().expect("the descriptors were compiled with the binary"))
-            .add_service(reflection().build_v1alpha().expect("the descriptors were compiled with the binary"))
+        // Their messages are not counted against the budget, so they are small.
+        let compiled = "the descriptors were compiled with the binary";
+        let v1 = reflection().build_v1().expect(compiled);
+        let v1alpha = reflection().build_v1alpha().expect(compiled);
+        Routes::new(standard_health.max_decoding_message_size(OTHERS_BYTES_MAX))
+            .add_service(v1.max_decoding_message_size(OTHERS_BYTES_MAX))
+            .add_service(v1alpha.max_decoding_message_size(OTHERS_BYTES_MAX))
     };
     let handshakes_failed = metrics.handshakes_failed.clone();
-    let service = Arc::new(AnalyticsService::new(FrontDoor::new(admission, health.clone()), others, metrics));
+    let front_door = FrontDoor::new(admission, health.clone(), metrics.read_slowly.clone());
+    let service = Arc::new(AnalyticsService::new(front_door, others, metrics));
     let tls = tls.map(Arc::new);
     let renewals = tls.clone();
-    let door = Door { tls, handshakes_failed, service, lifetime: LIFETIME };
+    let door = Door { tls, handshakes_failed, service, budget, lifetime: LIFETIME };
     tokio::select! {
         () = serve_connections(connections, door, stop) => {}
         never = report_health(reporter, health) => match never {},
@@ -110,6 +144,7 @@ struct Door {
     tls: Option<Arc<Tls>>,
     handshakes_failed: Counter,
     service: Arc<AnalyticsService>,
+    budget: Arc<ReceiveBudget>,
     lifetime: Lifetime,
 }
 
@@ -132,15 +167,16 @@ async fn serve_connections(mut connections: Connections, door: Door, stop: impl 
 
 impl Door {
     async fn serve(self, connection: Connection, peer: SocketAddr, closing: CancellationToken) {
-        let Some(tls) = self.tls else {
-            return serve_calls(connection, self.service, self.lifetime, closing).await;
-        };
+        let receiving = self.budget.connection(connection.peer().clone(), connection.slot());
+        let lifetime = if receiving.is_spare() { SPARE_LIFETIME } else { self.lifetime };
+        let calls = Calls { service: self.service, receiving, lifetime };
+        let Some(tls) = self.tls else { return calls.serve(connection, closing).await };
         let secured = tokio::select! {
             secured = connection.upgrade(|stream| async move { tls.accept(stream).await }) => secured,
             () = closing.cancelled() => return,
         };
         match secured {
-            Ok(connection) => serve_calls(connection, self.service, self.lifetime, closing).await,
+            Ok(connection) => calls.serve(connection, closing).await,
             Err(error) => {
                 self.handshakes_failed.inc();
                 debug!(%peer, %error, "TLS handshake failed");
@@ -149,48 +185,80 @@ impl Door {
     }
 }
 
-/// Serves a connection until its caller closes it, or until it is old or the
-/// server is `closing`: then it takes no more calls and ends with its last one.
-async fn serve_calls<S: AsyncRead + AsyncWrite + Unpin>(
-    connection: Connection<S>,
+/// The calls of one connection.
+struct Calls {
     service: Arc<AnalyticsService>,
+    receiving: Arc<Receiving>,
     lifetime: Lifetime,
-    closing: CancellationToken,
-) {
-    let answer = service_fn(move |call| {
-        let answer = service.clone().answer(call);
-        Box::pin(async move { Ok::<_, Infallible>(answer.await) })
-    });
+}
+
+impl Calls {
+    /// Serves until their caller closes the connection, or until it is old or idle or
+    /// the server is `closing`: then it takes no more calls and ends with its last one.
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+        self,
+        connection: Connection<S>,
+        closing: CancellationToken,
+    ) {
+        let Self { service, receiving, lifetime } = self;
+        let http = http2_of(&receiving);
+        let idle = without_calls(receiving.clone(), lifetime.idle);
+        let answer = service_fn(move |call| {
+            let answer = service.clone().answer(call, receiving.begin_call());
+            Box::pin(async move { Ok::<_, Infallible>(answer.await) })
+        });
+        let mut served = pin!(http.serve_connection(TokioIo::new(connection), answer));
+        let age_max = lifetime.age_max.mul_f64(0.9 + fastrand::f64() / 5.0);
+        let ended = tokio::select! {
+            ended = served.as_mut() => Some(ended),
+            () = sleep(age_max) => None,
+            () = idle => None,
+            () = closing.cancelled() => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                served.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = served => ended,
+                    () = sleep(lifetime.grace) => return debug!("an old connection was cut off"),
+                }
+            }
+        };
+        if let Err(error) = ended {
+            debug!(error = &error as &dyn std::error::Error, "connection failed");
+        }
+    }
+}
+
+/// HTTP/2 with every limit set.
+fn http2_of(receiving: &Receiving) -> http2::Builder<TokioExecutor> {
+    let window = receiving.window();
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size((window / STREAM_WINDOW_SHARE).min(STREAM_WINDOW_BYTES_MAX))
+        .initial_connection_window_size(window)
         .max_frame_size(FRAME_BYTES_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_send_buf_size(SEND_BYTES_MAX)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .auto_date_header(false);
-    let mut served = pin!(http.serve_connection(TokioIo::new(connection), answer));
-    let age_max = lifetime.age_max.mul_f64(0.9 + fastrand::f64() / 5.0);
-    let ended = tokio::select! {
-        ended = served.as_mut() => Some(ended),
-        () = sleep(age_max) => None,
-        () = closing.cancelled() => None,
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            served.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = served => ended,
-                () = sleep(lifetime.grace) => return debug!("an old connection was cut off"),
-            }
+    http
+}
+
+/// Ends when a connection has had no call for one interval at least.
+async fn without_calls(receiving: Arc<Receiving>, interval: Duration) {
+    /// Held here, and by what hands them out.
+    const WITHOUT_CALLS: usize = 2;
+    loop {
+        let before = receiving.calls();
+        sleep(interval).await;
+        if receiving.calls() == before && Arc::strong_count(&receiving) <= WITHOUT_CALLS {
+            return;
         }
-    };
-    if let Err(error) = ended {
-        debug!(error = &error as &dyn std::error::Error, "connection failed");
     }
 }
 
@@ -228,6 +296,9 @@ mod tests {
         time::Clock,
     };
 
+    const LIMITS: DoorLimits =
+        DoorLimits { connections: ConnectionLimits { all: 10, of_peer: None }, receive_bytes_max: 4 << 20 };
+
     #[tokio::test]
     async fn a_panic_in_a_handler_is_internal_for_that_caller_and_counted() {
         let broken = Arc::new(AtomicBool::new(true));
@@ -247,7 +318,8 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let server = serve(listener, None, 10, admission, health, metrics.clone(), std::future::pending());
+        let server =
+            serve(listener, None, LIMITS, admission, health, metrics.clone(), std::future::pending());
         tokio::spawn(server);
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
@@ -282,12 +354,16 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let connections = Connections::new(listener, 10, metrics.connections.clone());
-        let door = FrontDoor::new(admission, health);
+        let refused = metrics.connections_refused.clone();
+        let connections =
+            Connections::new(listener, LIMITS.connections, metrics.connections.clone(), refused);
+        let budget = ReceiveBudget::new(LIMITS.receive_bytes_max, Counter::default());
+        let door = FrontDoor::new(admission, health, Counter::default());
         let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
-        let lifetime = Lifetime { age_max: Duration::from_millis(100), grace: Duration::from_secs(60) };
+        let minute = Duration::from_secs(60);
+        let lifetime = Lifetime { idle: minute, age_max: Duration::from_millis(100), grace: minute };
         let handshakes_failed = metrics.handshakes_failed.clone();
-        let door = Door { tls: None, handshakes_failed, service, lifetime };
+        let door = Door { tls: None, handshakes_failed, service, budget, lifetime };
         tokio::spawn(serve_connections(connections, door, std::future::pending()));
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();

@@ -18,30 +18,33 @@ use http_body::Body;
 use prost::Message;
 use tokio::time::{Instant, timeout};
 use tonic::{
-    Code, Request, Response, Status, Streaming,
+    Code, Status,
+    codec::{EncodeBody, SingleMessageCompressionOverride},
     codegen::{StdError, http},
-    server::{Grpc, NamedService},
+    server::NamedService,
     service::Routes,
 };
-use tower::{ServiceExt, service_fn};
+use tower::ServiceExt;
 use tracing::error;
 
 use super::{
-    codec::StreamCodec,
+    answer::{AnswerBody, answer_of, answer_with},
+    budget::{Held, Receiving},
+    codec::MessageEncoder,
     grpc::FrontDoor,
+    message::{MESSAGE_TIMEOUT, Rules, late, messages, read_message},
     observe::{code_of, label, observe_stream},
-    refusal::malformed,
-    unary::{AnswerBody, answer_with, read_message},
+    refusal::{malformed, metadata_too_large, no_connection_left},
 };
 use crate::telemetry::{IngestMetrics, MethodMetrics};
 
 /// Largest message with one event, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Largest message with a batch, in bytes.
-const BATCH_BYTES_MAX: usize = 1024 * 1024;
-/// Longest time for a call's message, from its head on. What comes behind it waits
-/// for the disk at most, and that has a limit of its own.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Largest metadata of a call, as HTTP/2 counts: 32 bytes for each entry beside its
+/// name and value.
+pub(super) const METADATA_BYTES_MAX: usize = 8 * 1024;
 /// A stream is ended after this time, so that its connection can be closed when
 /// it is old without cutting an answer off.
 pub(super) const STREAM_AGE_MAX: Duration = Duration::from_secs(5 * 60);
@@ -121,10 +124,11 @@ impl AnalyticsService {
     pub(crate) async fn answer<B: CallBody>(
         self: Arc<Self>,
         call: http::Request<B>,
+        receiving: Arc<Receiving>,
     ) -> http::Response<AnswerBody> {
         let started = Instant::now();
         let method = Method::of_path(call.uri().path());
-        let answer = match AssertUnwindSafe(self.dispatch(method, call)).catch_unwind().await {
+        let answer = match AssertUnwindSafe(self.dispatch(method, call, receiving)).catch_unwind().await {
             Ok(Ok(answer)) => answer,
             Ok(Err(status)) => status.into_http(),
             Err(panic) => panicked(&self.metrics, panic).into_http(),
@@ -141,53 +145,82 @@ impl AnalyticsService {
         &self,
         method: Method,
         call: http::Request<B>,
+        receiving: Arc<Receiving>,
     ) -> Result<http::Response<AnswerBody>, Status> {
         let door = &self.front_door;
+        let metadata_bytes = metadata_bytes(call.headers());
+        if metadata_bytes > METADATA_BYTES_MAX {
+            return Err(metadata_too_large(metadata_bytes));
+        }
+        if receiving.is_spare() && !matches!(method, Method::HealthCheck | Method::Other) {
+            return Err(no_connection_left());
+        }
+        let (head, body) = call.into_parts();
+        if method == Method::Other {
+            let held = receiving.hold_call()?;
+            let call = http::Request::from_parts(head, body);
+            return in_time(Box::pin(self.other(call, held))).await;
+        }
+        let bytes_max = match method {
+            Method::TrackBatch | Method::TrackStream => BATCH_BYTES_MAX,
+            _ => MESSAGE_BYTES_MAX,
+        };
+        let rules = Rules { bytes_max, metadata: head.headers, receiving };
         match method {
-            Method::TrackEvent => unary(call, MESSAGE_BYTES_MAX, |message| door.track_event(message)).await,
-            Method::IdentifyUser => {
-                unary(call, MESSAGE_BYTES_MAX, |message| door.identify_user(message)).await
+            Method::TrackEvent => unary(body, rules, |message| door.track_event(message)).await,
+            Method::IdentifyUser => unary(body, rules, |message| door.identify_user(message)).await,
+            Method::TrackBatch => unary(body, rules, |message| door.track_batch(message)).await,
+            Method::TrackStream => {
+                let held = rules.receiving.hold_call()?;
+                Ok(self.stream(body, rules, held))
             }
-            Method::TrackBatch => unary(call, BATCH_BYTES_MAX, |message| door.track_batch(message)).await,
-            // In boxes, so that they do not make the future of every call as large.
-            Method::TrackStream => Ok(Box::pin(self.stream(call)).await),
-            Method::Other => in_time(Box::pin(self.other(call))).await,
             Method::GetEventCount => {
-                let answer = |message| ready(decoded(message).and_then(FrontDoor::get_event_count));
-                unary(call, MESSAGE_BYTES_MAX, answer).await
+                unary(body, rules, |message| ready(decoded(message).and_then(FrontDoor::get_event_count)))
+                    .await
             }
             Method::GetUserCount => {
-                let answer = |message| ready(decoded(message).and_then(FrontDoor::get_user_count));
-                unary(call, MESSAGE_BYTES_MAX, answer).await
+                unary(body, rules, |message| ready(decoded(message).and_then(FrontDoor::get_user_count)))
+                    .await
             }
             Method::HealthCheck => {
                 let answer = |message| ready(decoded(message).map(|request| door.health_check(request)));
-                unary(call, MESSAGE_BYTES_MAX, answer).await
+                unary(body, rules, answer).await
             }
-            Method::Unknown => Err(Status::unimplemented("no such method")),
+            Method::Unknown | Method::Other => Err(Status::unimplemented("no such method")),
         }
     }
 
-    async fn stream<B: CallBody>(&self, call: http::Request<B>) -> http::Response<AnswerBody> {
-        let service = service_fn(|request: Request<Streaming<Bytes>>| {
-            let answers = self.front_door.clone().track_stream(request.into_inner(), STREAM_AGE_MAX);
-            let metrics = self.metrics.clone();
-            let answers = AssertUnwindSafe(answers)
-                .catch_unwind()
-                .map(move |answer| answer.unwrap_or_else(|panic| Err(panicked(&metrics, panic))));
-            let metrics = self.methods[Method::TrackStream as usize].clone();
-            ready(Ok::<_, Status>(Response::new(observe_stream(answers, metrics))))
-        });
-        let mut grpc = Grpc::new(StreamCodec::default()).max_decoding_message_size(BATCH_BYTES_MAX);
-        grpc.streaming(service, call).await.map(AnswerBody::Stream)
+    fn stream<B: CallBody>(&self, body: B, rules: Rules, held: Held) -> http::Response<AnswerBody> {
+        let answers = self.front_door.clone().track_stream(messages(body, rules), STREAM_AGE_MAX);
+        let metrics = self.metrics.clone();
+        // The stream ends with its first error, and so with a panic.
+        let answers = AssertUnwindSafe(answers)
+            .catch_unwind()
+            .map(move |answer| answer.unwrap_or_else(|panic| Err(panicked(&metrics, panic))));
+        let metrics = self.methods[Method::TrackStream as usize].clone();
+        let answers = observe_stream(answers, metrics);
+        let encoded = EncodeBody::new_server(
+            MessageEncoder::default(),
+            answers,
+            None,
+            SingleMessageCompressionOverride::default(),
+            None,
+        );
+        answer_of(AnswerBody::Stream { body: tonic::body::Body::new(encoded), _held: held })
     }
 
-    async fn other<B: CallBody>(&self, call: http::Request<B>) -> http::Response<AnswerBody> {
+    async fn other<B: CallBody>(&self, call: http::Request<B>, held: Held) -> http::Response<AnswerBody> {
         match self.others.clone().oneshot(call).await {
-            Ok(answer) => answer.map(AnswerBody::Stream),
+            Ok(answer) => answer.map(|body| AnswerBody::Stream { body, _held: held }),
             Err(never) => match never {},
         }
     }
+}
+
+/// What HTTP/2 counts of metadata.
+fn metadata_bytes(metadata: &http::HeaderMap) -> usize {
+    const ENTRY_BYTES: usize = 32;
+    metadata.iter().map(|(name, value)| name.as_str().len() + value.len() + ENTRY_BYTES).sum()
 }
 
 fn panicked(metrics: &IngestMetrics, panic: Box<dyn Any + Send>) -> Status {
@@ -199,22 +232,23 @@ fn panicked(metrics: &IngestMetrics, panic: Box<dyn Any + Send>) -> Status {
 
 /// A call with one message and one answer.
 async fn unary<B: CallBody, A, F>(
-    call: http::Request<B>,
-    bytes_max: usize,
+    body: B,
+    rules: Rules,
     answer: impl FnOnce(Bytes) -> F,
 ) -> Result<http::Response<AnswerBody>, Status>
 where
     A: Message,
     F: Future<Output = Result<A, Status>>,
 {
-    let message = in_time(read_message(call.into_body(), bytes_max)).await??;
+    let message = in_time(read_message(body, &rules)).await??;
+    drop(rules.metadata);
     Ok(answer_with(&answer(message).await?))
 }
 
-/// What waits for the rest of a message, but not for ever.
+/// What waits for the rest of a message, but not for ever. What comes behind it waits
+/// for the disk at most, and that has a limit of its own.
 async fn in_time<T>(reading: impl Future<Output = T>) -> Result<T, Status> {
-    let late = |_| Status::deadline_exceeded(format!("no whole message within {MESSAGE_TIMEOUT:?}"));
-    timeout(MESSAGE_TIMEOUT, reading).await.map_err(late)
+    timeout(MESSAGE_TIMEOUT, reading).await.map_err(|_| late())
 }
 
 fn decoded<Q: Message + Default>(message: Bytes) -> Result<Q, Status> {
@@ -227,14 +261,14 @@ mod tests {
     use http_body_util::StreamBody;
 
     use super::*;
-    use crate::proto::v1::TrackEventResponse;
+    use crate::{ingest::message::tests::rules, proto::v1::TrackEventResponse};
 
     #[tokio::test(start_paused = true)]
     async fn a_message_that_does_not_come_is_not_waited_for_for_ever() {
         let half = futures_util::stream::iter([Ok::<_, Status>(Frame::data(Bytes::from_static(&[0, 0])))]);
         let body = StreamBody::new(half.chain(futures_util::stream::pending()));
         let answer = |_| ready(Ok(TrackEventResponse::default()));
-        let answered = timeout(2 * MESSAGE_TIMEOUT, unary(http::Request::new(body), 100, answer)).await;
+        let answered = timeout(2 * MESSAGE_TIMEOUT, unary(body, rules(100, ""), answer)).await;
         let status = answered.expect("it is given up before").unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded);
     }

@@ -23,8 +23,6 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{info, warn};
 
-use crate::config::TlsFiles;
-
 /// Longest time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the files are looked at. What renews certificates replaces the
@@ -36,6 +34,17 @@ const ALPN: &[u8] = b"h2";
 const CERT: &str = "GRPC_TLS_CERT_FILE";
 const KEY: &str = "GRPC_TLS_KEY_FILE";
 const CLIENT_CA: &str = "GRPC_TLS_CLIENT_CA_FILE";
+
+/// PEM files, read at the start and again whenever they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The relay's certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
+    /// The authorities of callers; without it, anyone may call.
+    pub client_ca: Option<PathBuf>,
+}
 
 /// Why TLS cannot be served with the files that are named.
 #[derive(Debug, Error)]

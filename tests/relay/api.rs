@@ -339,29 +339,6 @@ async fn a_full_queue_refuses_at_once_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn connections_over_the_number_wait_and_the_others_are_served() {
-    let mut setup = Setup::new().await;
-    setup.set("GRPC_MAX_CONNECTIONS", "3");
-    let relay = setup.start().await;
-    let mut first = relay.client();
-    first.track_event(track("x", "u")).await.unwrap();
-    // Two that only hold their place.
-    let _idle = [
-        TcpStream::connect(relay.grpc_addr).await.unwrap(),
-        TcpStream::connect(relay.grpc_addr).await.unwrap(),
-    ];
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let mut late = relay.client();
-    let waiting = timeout(Duration::from_millis(300), late.track_event(track("x", "u"))).await;
-    assert!(waiting.is_err(), "the fourth connection waits");
-    first.track_event(track("x", "u")).await.unwrap();
-    drop(_idle);
-    assert!(
-        timeout(Duration::from_secs(5), relay.client().track_event(track("x", "u"))).await.unwrap().is_ok()
-    );
-}
-
-#[tokio::test]
 async fn bytes_that_are_no_http2_harm_nobody() {
     let setup = Setup::new().await;
     let relay = setup.start().await;

@@ -486,7 +486,7 @@ async fn dead_letters_that_cannot_be_written_wait() {
     observer.check_balance(&setup, &ended);
 }
 
-/// More callers than file descriptors: those over the number wait, those that
+/// More callers than file descriptors: those over the number are refused, those that
 /// are in are served, and what they sent is delivered.
 #[tokio::test]
 async fn callers_cannot_use_up_the_file_descriptors() {
@@ -512,7 +512,8 @@ async fn callers_cannot_use_up_the_file_descriptors() {
     setup.sandbox.always(Vendor::Mixpanel, Some(fault("reject-every=2")));
     observer.tracks(&mut client, 50).await;
     all_taken_or_dead(&relay, &setup, 51).await;
-    assert!(relay.metric("relay_connections", &[]).await <= 16.0);
+    // A quarter more for probes.
+    assert!(relay.metric("relay_connections", &[]).await <= 20.0);
     drop(flood);
     let start = Instant::now();
     loop {

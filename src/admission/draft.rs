@@ -1,0 +1,41 @@
+//! An event as a front door hands it over.
+
+use std::borrow::Cow;
+
+use analytics_relay_providers::{Properties, properties::PropertyError};
+
+use crate::queue::Durability;
+
+/// An event as it came, checked by nobody yet. Empty texts mean "not given".
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    pub(crate) kind: DraftKind<'a>,
+    pub(crate) event_id: Cow<'a, str>,
+    pub(crate) user_id: Cow<'a, str>,
+    pub(crate) anonymous_id: Cow<'a, str>,
+    /// The front door's field and its time in Unix milliseconds, if given.
+    pub(crate) time_ms: Option<(&'static str, i64)>,
+    pub(crate) ip: Cow<'a, str>,
+    pub(crate) user_agent: Cow<'a, str>,
+    /// Encoded by the front door, which alone knows their form on the wire.
+    pub(crate) properties: Result<Properties<'a>, BadProperties>,
+    /// How durable it has to be before the answer, if it says; a number that
+    /// means nothing.
+    pub(crate) durability: Result<Option<Durability>, i32>,
+}
+
+/// Why a draft has no properties.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BadProperties {
+    /// Those in the front door's `field` break a rule.
+    Faulty { field: &'static str, error: PropertyError },
+    /// Two of the front door's fields hold some.
+    Twice { field: &'static str, other: &'static str },
+}
+
+/// What kind of event is to be admitted.
+#[derive(Debug)]
+pub(crate) enum DraftKind<'a> {
+    Track { event_name: Cow<'a, str> },
+    Identify,
+}

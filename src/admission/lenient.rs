@@ -1,0 +1,185 @@
+//! What must not cost the event: an address, a user agent or an id that is not as
+//! it should be is read leniently, cut or left out, and that is counted.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::reasons::Mended;
+
+/// What was mended of one event.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Mends(u8);
+
+impl Mends {
+    pub(super) fn note_if(&mut self, is_so: bool, mended: Mended) {
+        self.0 |= u8::from(is_so) << mended as u8;
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn each(self) -> impl Iterator<Item = Mended> {
+        Mended::ALL.into_iter().filter(move |mended| self.0 >> *mended as u8 & 1 == 1)
+    }
+}
+
+/// The address that a text holds, if it holds one.
+#[inline]
+pub(super) fn read_ip(text: &str, mends: &mut Mends) -> Option<IpAddr> {
+    if text.is_empty() {
+        return None;
+    }
+    text.parse().ok().or_else(|| find_ip(text, mends))
+}
+
+/// The first address of a list, as proxies write it: with a port, in brackets, with
+/// a zone, with blanks or quotes around it.
+#[cold]
+fn find_ip(text: &str, mends: &mut Mends) -> Option<IpAddr> {
+    let ip = text.split([',', ';']).find_map(ip_of_part);
+    mends.note_if(ip.is_some(), Mended::IpFound);
+    mends.note_if(ip.is_none(), Mended::IpLeftOut);
+    ip
+}
+
+fn ip_of_part(part: &str) -> Option<IpAddr> {
+    let is_around = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'');
+    let part = part.trim_matches(is_around);
+    // Of the header Forwarded.
+    let part = match part.get(..4) {
+        Some(name) if name.eq_ignore_ascii_case("for=") => part[4..].trim_matches(is_around),
+        _ => part,
+    };
+    if let Ok(addr) = part.parse::<SocketAddr>() {
+        return Some(addr.ip());
+    }
+    let part = part.strip_prefix('[').map_or(part, |part| part.split(']').next().unwrap_or(part));
+    let part = part.split('%').next().unwrap_or(part);
+    part.parse().ok()
+}
+
+/// A text of at most so many bytes, cut between two characters; nothing if it is
+/// empty.
+#[inline]
+pub(super) fn cut<'a>(text: &'a str, bytes_max: usize, mends: &mut Mends) -> Option<&'a str> {
+    if text.len() <= bytes_max {
+        return (!text.is_empty()).then_some(text);
+    }
+    mends.note_if(true, Mended::UserAgentCut);
+    let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    Some(&text[..end])
+}
+
+/// Ids that mean nobody, as programs write them that have none. Shared, they would
+/// make one user of all who are unknown.
+const NOBODY: [&str; 34] = [
+    "0",
+    "-1",
+    "{}",
+    "[]",
+    "id",
+    "na",
+    "n/a",
+    "nan",
+    "nil",
+    "none",
+    "null",
+    "true",
+    "user",
+    "anon",
+    "<nil>",
+    "false",
+    "guest",
+    "email",
+    "system",
+    "lmy47d",
+    "backend",
+    "unknown",
+    "undefined",
+    "anonymous",
+    "(null)",
+    "\\n",
+    "distinctid",
+    "distinct_id",
+    "not_set",
+    "(not set)",
+    "anonymous-user",
+    "anonymous_user",
+    "[object object]",
+    "not_authenticated",
+];
+/// Bytes of the longest of them.
+const NOBODY_BYTES_MAX: usize = 17;
+
+/// An id, if it is given and means somebody. It is taken as it is.
+#[inline]
+pub(super) fn id_of_somebody<'a>(id: &'a str, left_out: Mended, mends: &mut Mends) -> Option<&'a str> {
+    if id.is_empty() {
+        return None;
+    }
+    let nobody = means_nobody(id);
+    mends.note_if(nobody, left_out);
+    (!nobody).then_some(id)
+}
+
+/// Compared without blanks and quotes around it, and without case.
+fn means_nobody(id: &str) -> bool {
+    let is_around = |byte: &u8| matches!(byte, 0..=b' ' | 0x7F | b'"' | b'\'' | b'`');
+    let bytes = id.as_bytes();
+    let Some(first) = bytes.iter().position(|byte| !is_around(byte)) else { return true };
+    let end = bytes.iter().rposition(|byte| !is_around(byte)).map_or(first, |last| last + 1);
+    let bytes = &bytes[first..end];
+    // The nil UUID among them.
+    if matches!(bytes[0], b'0' | b'-') && bytes.iter().all(|byte| matches!(byte, b'0' | b'-')) {
+        return true;
+    }
+    bytes.len() <= NOBODY_BYTES_MAX
+        && NOBODY
+            .iter()
+            .any(|nobody| nobody.len() == bytes.len() && nobody.as_bytes().eq_ignore_ascii_case(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_found_in_what_proxies_write() {
+        for (text, want) in [
+            ("1.2.3.4", Some("1.2.3.4")),
+            ("1.2.3.4, 10.0.0.1", Some("1.2.3.4")),
+            ("unknown, 1.2.3.4", Some("1.2.3.4")),
+            ("1.2.3.4:8080", Some("1.2.3.4")),
+            ("[2001:db8::1]:443", Some("2001:db8::1")),
+            ("[2001:db8::1]", Some("2001:db8::1")),
+            ("fe80::1%eth0", Some("fe80::1")),
+            ("  2001:db8::1\n", Some("2001:db8::1")),
+            ("for=\"[2001:db8::1]:443\";proto=https", Some("2001:db8::1")),
+            ("unknown", None),
+            ("-", None),
+            ("localhost", None),
+            ("1.2.3", None),
+            ("[", None),
+            (" , ,", None),
+            ("é", None),
+        ] {
+            let mut mends = Mends::default();
+            assert_eq!(read_ip(text, &mut mends), want.map(|ip| ip.parse().unwrap()), "{text}");
+            assert_eq!(mends.is_empty(), text == "1.2.3.4", "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_means_nobody_is_known_in_every_spelling() {
+        let uuid = "00000000-0000-0000-0000-000000000000";
+        for id in NOBODY.into_iter().chain([uuid, "000", "-", " ", "\t\n", "''", "None", "NULL", "Undefined"])
+        {
+            assert!(means_nobody(id), "{id:?}");
+            assert!(means_nobody(&format!(" \"{}\" ", id.to_uppercase())), "{id:?}");
+        }
+        for id in ["1", "00a", "user-1", "nonesuch", "nullable", "x", "é", "0x0", "-2", "undefined1"] {
+            assert!(!means_nobody(id), "{id:?}");
+        }
+        assert_eq!(NOBODY.iter().map(|id| id.len()).max(), Some(NOBODY_BYTES_MAX));
+    }
+}

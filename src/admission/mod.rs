@@ -1,0 +1,297 @@
+//! Validates, normalises, assigns id and time: the only way into the queue.
+//!
+//! Every front door hands over a [`Draft`] and turns the answer into a reply.
+//! Nothing here waits, but for the disk if the event is to be durable. The rules
+//! are in [`validate`], what is mended rather than refused in [`lenient`], and the
+//! words for callers in [`denied`].
+
+use std::{
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use analytics_relay_providers::{Event, EventId};
+use prometheus_client::metrics::counter::Counter;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::debug;
+
+use crate::{
+    queue::{Durability, Queue, Refused, Row, Taken},
+    reasons::RefusalReason,
+    telemetry::AdmissionMetrics,
+    time::{CheckedClock, Clock},
+};
+
+pub(crate) mod denied;
+pub(crate) mod draft;
+mod lenient;
+mod validate;
+
+use denied::{Denied, Violation};
+use draft::Draft;
+use lenient::Mends;
+
+/// How long a stream is not read on when the queue is full: a caller is held back
+/// rather than turned away, but learns in time that nothing moves.
+const FULL_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for the disk: a caller is told why, and need not guess.
+const DISK_PATIENCE: Duration = Duration::from_secs(8);
+
+/// An event that was admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) event_id: EventId<'static>,
+    /// What the answer promises.
+    pub(crate) durability: Durability,
+}
+
+/// Events that were put, or denied, and wait for their answers.
+#[derive(Debug)]
+pub(crate) struct PutBatch(Vec<Result<(EventId<'static>, Taken), Denied>>);
+
+/// An event that breaks no rule, and what it is to become.
+#[derive(Debug)]
+struct Checked {
+    event: Event,
+    /// How durable it has to be.
+    wanted: Durability,
+    mends: Mends,
+}
+
+/// The gate before the queue.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    queue: Queue,
+    clock: CheckedClock,
+    metrics: AdmissionMetrics,
+    closed: AtomicBool,
+}
+
+impl Admission {
+    pub(crate) fn new(queue: Queue, clock: Clock, metrics: AdmissionMetrics) -> Self {
+        Self { queue, clock: CheckedClock::new(clock), metrics, closed: AtomicBool::new(false) }
+    }
+
+    /// Admits an event into the queue, or says why not. Waits for the disk, if
+    /// the event is to be durable, and for nothing else. If the future is
+    /// dropped, the event may be admitted all the same.
+    pub(crate) fn admit(&self, draft: Draft<'_>) -> impl Future<Output = Result<Accepted, Denied>> + use<'_> {
+        let put = self.check(&draft, self.clock.now_ms()).and_then(|checked| self.put(checked, None));
+        self.accepted(put, None)
+    }
+
+    /// Waits until so many events may find room in the queue, but not for long: then
+    /// they are denied, and their caller knows why. Bytes are those of memory.
+    pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
+        let _ = timeout(FULL_PATIENCE, self.queue.room_for(events, bytes)).await;
+    }
+
+    /// Puts events into the queue, one after the other, or denies them. From the
+    /// first that there is no room for, none is taken: sent again together they
+    /// keep their order. The answers are [`Self::answers`].
+    pub(crate) fn put_batch<'a>(
+        &self,
+        drafts: impl Iterator<Item = Result<Draft<'a>, Violation>>,
+    ) -> PutBatch {
+        let (mut no_room, mut row, now_ms) = (None, Row::default(), self.clock.now_ms());
+        let put_next = |draft: Result<Draft<'_>, Violation>| {
+            let checked = draft
+                .map_err(|violation| Denied::Invalid(vec![violation]))
+                .and_then(|draft| self.check(&draft, now_ms))?;
+            if let Some(denied) = &no_room {
+                return Err(Denied::clone(denied));
+            }
+            let put = self.put(checked, Some(&mut row));
+            no_room = put.as_ref().err().cloned();
+            put
+        };
+        PutBatch(drafts.map(put_next).collect())
+    }
+
+    /// An answer for each event that was put. Waits for the disk, if it has to.
+    pub(crate) async fn answers(&self, PutBatch(puts): PutBatch) -> Vec<Result<Accepted, Denied>> {
+        let patience_ends = Some(Instant::now() + DISK_PATIENCE);
+        let mut answers = Vec::with_capacity(puts.len());
+        for put in puts {
+            answers.push(self.accepted(put, patience_ends).await);
+        }
+        answers
+    }
+
+    /// The counter of one reason, for what is refused before it comes here.
+    pub(crate) fn refusals(&self, reason: RefusalReason) -> &Counter {
+        self.metrics.refused(reason)
+    }
+
+    /// True once everything is refused.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// True if the relay's clock can be believed now; else no event is refused for
+    /// its time.
+    pub(crate) fn trusts_its_clock(&self) -> bool {
+        self.clock.is_trusted()
+    }
+
+    /// The event that a draft becomes, and how durable it is to be.
+    fn check(&self, draft: &Draft<'_>, now_ms: i64) -> Result<Checked, Denied> {
+        if self.is_closed() {
+            return Err(Denied::Draining);
+        }
+        let is_trusted = || self.clock.is_trusted();
+        match (validate::check(draft, now_ms, is_trusted), self.check_durability(draft.durability)) {
+            (Ok((event, mends)), Ok(wanted)) => Ok(Checked { event, wanted, mends }),
+            (Ok(_), Err(violation)) => Err(Denied::Invalid(vec![violation])),
+            (Err(violations), wanted) => {
+                Err(Denied::Invalid(violations.into_iter().chain(wanted.err()).collect()))
+            }
+        }
+    }
+
+    fn put(&self, checked: Checked, row: Option<&mut Row>) -> Result<(EventId<'static>, Taken), Denied> {
+        let Checked { event, wanted, mends } = checked;
+        let event_id = event.id().into_owned();
+        let taken = self.queue.put(event, wanted, row)?;
+        if !mends.is_empty() {
+            mends.each().for_each(|mended| {
+                self.metrics.mended(mended).inc();
+            });
+        }
+        Ok((event_id, taken))
+    }
+
+    /// The answer to an event that was put, when the disk has it; the patience
+    /// begins now if it is not given.
+    async fn accepted(
+        &self,
+        put: Result<(EventId<'static>, Taken), Denied>,
+        patience_ends: Option<Instant>,
+    ) -> Result<Accepted, Denied> {
+        let (event_id, taken) = put.map_err(|denied| self.denied(denied))?;
+        let durable = match taken {
+            // Waiting for memory needs no timer.
+            Taken::Done => taken.durable().await,
+            Taken::Appended(_) => {
+                let patience_ends = patience_ends.unwrap_or_else(|| Instant::now() + DISK_PATIENCE);
+                timeout_at(patience_ends, taken.durable()).await.unwrap_or(Err(Refused::SpoolFailed))
+            }
+        };
+        let durability = durable.map_err(|refused| self.denied(refused.into()))?;
+        debug!(%event_id, %durability, queue_size = self.queue.events(), "event queued");
+        Ok(Accepted { event_id, durability })
+    }
+
+    /// Counts a denial.
+    pub(crate) fn denied(&self, denied: Denied) -> Denied {
+        let reason = denied.reason();
+        self.metrics.refused(reason).inc();
+        debug!(reason = reason.name(), "event refused");
+        denied
+    }
+
+    /// The level that an event gets: the one that was asked for, or else the
+    /// relay's own.
+    fn check_durability(&self, asked: Result<Option<Durability>, i32>) -> Result<Durability, Violation> {
+        let highest = self.queue.highest_level();
+        let unavailable = |got: String| Violation {
+            reason: RefusalReason::DurabilityUnavailable,
+            field: "durability".into(),
+            got,
+            want: match highest {
+                Durability::Queued => "none or QUEUED (this relay runs DURABILITY=memory)".into(),
+                _ => "none, QUEUED, WRITTEN or SYNCED".into(),
+            },
+        };
+        match asked {
+            Ok(None) => Ok(self.queue.default_level()),
+            Ok(Some(level)) if level <= highest => Ok(level),
+            Ok(Some(level)) => Err(unavailable(level.name().to_ascii_uppercase())),
+            Err(number) => Err(unavailable(number.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use analytics_relay_providers::Properties;
+
+    use super::{denied::FULL_RETRY_DELAY, draft::DraftKind, *};
+    use crate::queue::{
+        QueueLimits,
+        memory::{self, QueueReceiver},
+    };
+
+    const NOW_MS: i64 = 1_767_225_600_000;
+
+    fn draft() -> Draft<'static> {
+        Draft {
+            kind: DraftKind::Track { event_name: "Order Placed".into() },
+            event_id: "".into(),
+            user_id: "user-1".into(),
+            anonymous_id: "".into(),
+            time_ms: None,
+            ip: "".into(),
+            user_agent: "".into(),
+            properties: Ok(Properties::empty()),
+            durability: Ok(None),
+        }
+    }
+
+    fn admission(events_max: usize) -> (Admission, QueueReceiver) {
+        let (sender, receiver) = memory::bounded(QueueLimits { events_max, bytes_max: usize::MAX });
+        let queue = Queue::Memory(sender, Counter::default());
+        (Admission::new(queue, Clock::from_fn(|| NOW_MS), AdmissionMetrics::default()), receiver)
+    }
+
+    #[tokio::test]
+    async fn an_id_and_a_time_are_assigned_when_the_caller_gives_none() {
+        let (admission, mut receiver) = admission(10);
+        let accepted = admission.admit(draft()).await.unwrap();
+        let mut events = Vec::new();
+        receiver.recv_many(&mut events, 10).await;
+        let event = &events[0].event;
+        assert_eq!(event.id(), accepted.event_id);
+        assert_eq!(accepted.durability, Durability::Queued);
+        assert_eq!(accepted.event_id.as_str().len(), 36);
+        assert_eq!((event.time_ms(), event.accepted_ms()), (NOW_MS, NOW_MS));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_and_a_closed_gate_are_answered_at_once() {
+        let (admission, mut receiver) = admission(1);
+        admission.admit(draft()).await.unwrap();
+        assert_eq!(admission.admit(draft()).await, Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }));
+        // A handler that passed the gate before it closed meets the closed queue.
+        receiver.close();
+        receiver.recv_many(&mut Vec::new(), 10).await;
+        assert_eq!(admission.admit(draft()).await, Err(Denied::Draining));
+        admission.close();
+        assert_eq!(admission.admit(draft()).await, Err(Denied::Draining));
+    }
+
+    #[tokio::test]
+    async fn a_relay_without_a_log_refuses_to_promise_one() {
+        let (admission, _receiver) = admission(10);
+        for (asked, got) in [(Ok(Some(Durability::Synced)), "SYNCED"), (Err(9), "9")] {
+            let denied = admission.admit(Draft { durability: asked, ..draft() }).await.unwrap_err();
+            let Denied::Invalid(violations) = &denied else { panic!("{denied:?}") };
+            assert_eq!((violations[0].field.as_str(), violations[0].got.as_str()), ("durability", got));
+            assert_eq!(denied.reason(), RefusalReason::DurabilityUnavailable);
+        }
+        let queued = Draft { durability: Ok(Some(Durability::Queued)), ..draft() };
+        assert_eq!(admission.admit(queued).await.unwrap().durability, Durability::Queued);
+    }
+
+    #[test]
+    fn reasons_have_distinct_names() {
+        let names: std::collections::HashSet<_> = RefusalReason::ALL.map(RefusalReason::name).into();
+        assert_eq!(names.len(), RefusalReason::ALL.len());
+    }
+}

@@ -1,0 +1,288 @@
+//! The rules of an event. One that breaks some is told all of them at once.
+
+use analytics_relay_providers::{
+    Event, EventId, EventKind, EventParts,
+    event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
+};
+
+use super::{
+    denied::{Violation, properties_violation, shown},
+    draft::{Draft, DraftKind},
+    lenient::{Mends, cut, id_of_somebody, read_ip},
+};
+use crate::{
+    reasons::{Mended, RefusalReason},
+    time::rfc_3339,
+};
+
+/// 2000-01-01T00:00:00Z, the earliest time of an event.
+const TIME_MS_MIN: i64 = 946_684_800_000;
+/// How far ahead of our clock an event's time may be.
+const AHEAD_MS_MAX: i64 = 24 * 3600 * 1000;
+/// 2100-01-01T00:00:00Z, the latest time of an event while our own clock cannot be
+/// believed.
+const TIME_MS_MAX: i64 = 4_102_444_800_000;
+
+/// Turns a draft into an event, or names every rule that it breaks. Whether the
+/// clock can be believed is asked only when a time would be refused by it.
+pub(super) fn check(
+    draft: &Draft<'_>,
+    now_ms: i64,
+    is_trusted: impl Fn() -> bool,
+) -> Result<(Event, Mends), Vec<Violation>> {
+    let (mut violations, mut mends) = (Vec::new(), Mends::default());
+    let mut note = |violation: Option<Violation>| violations.extend(violation);
+
+    let user_id = id_of_somebody(&draft.user_id, Mended::UserIdLeftOut, &mut mends);
+    let anonymous_id = id_of_somebody(&draft.anonymous_id, Mended::AnonymousIdLeftOut, &mut mends);
+    let kind = match &draft.kind {
+        DraftKind::Track { event_name } => {
+            note(check_event_name(event_name));
+            EventKind::Track { name: event_name }
+        }
+        DraftKind::Identify => {
+            note(user_id.is_none().then(|| nobody(&draft.user_id)));
+            EventKind::Identify
+        }
+    };
+    note(user_id.and_then(|id| too_long(RefusalReason::IdTooLong, "user_id", id, ID_BYTES_MAX)));
+    note(anonymous_id.and_then(|id| too_long(RefusalReason::IdTooLong, "anonymous_id", id, ID_BYTES_MAX)));
+    let id = if draft.event_id.is_empty() { Ok(EventId::assign()) } else { EventId::new(&*draft.event_id) };
+    note(id.as_ref().err().map(|error| Violation {
+        reason: RefusalReason::EventIdInvalid,
+        field: "event_id".into(),
+        got: shown(&draft.event_id),
+        want: error.to_string().trim_start_matches("want ").to_owned(),
+    }));
+    note(draft.time_ms.and_then(|(field, time_ms)| check_time(field, time_ms, now_ms, is_trusted)));
+    note(draft.properties.as_ref().err().map(properties_violation));
+
+    match (id, &draft.properties) {
+        (Ok(id), Ok(properties)) if violations.is_empty() => {
+            mends.note_if(properties.had_a_name_twice(), Mended::PropertyTwice);
+            let event = Event::pack(&EventParts {
+                id,
+                kind,
+                user_id,
+                anonymous_id,
+                time_ms: draft.time_ms.map_or(now_ms, |(_, time_ms)| time_ms),
+                accepted_ms: now_ms,
+                ip: read_ip(&draft.ip, &mut mends),
+                user_agent: cut(&draft.user_agent, USER_AGENT_BYTES_MAX, &mut mends),
+                properties: properties.borrowed(),
+            });
+            Ok((event, mends))
+        }
+        _ => Err(violations),
+    }
+}
+
+/// The rule that an identify of nobody breaks.
+fn nobody(user_id: &str) -> Violation {
+    Violation {
+        reason: if user_id.is_empty() {
+            RefusalReason::UserIdMissing
+        } else {
+            RefusalReason::UserIdForbidden
+        },
+        field: "user_id".into(),
+        got: shown(user_id),
+        want: format!("1 to {ID_BYTES_MAX} bytes that name somebody"),
+    }
+}
+
+fn check_event_name(name: &str) -> Option<Violation> {
+    if name.is_empty() {
+        return Some(Violation {
+            reason: RefusalReason::EventNameEmpty,
+            field: "event_name".into(),
+            got: "\"\"".into(),
+            want: format!("1 to {NAME_BYTES_MAX} bytes"),
+        });
+    }
+    too_long(RefusalReason::EventNameTooLong, "event_name", name, NAME_BYTES_MAX)
+}
+
+#[inline]
+fn too_long(reason: RefusalReason, field: &str, text: &str, bytes_max: usize) -> Option<Violation> {
+    (text.len() > bytes_max).then(|| Violation {
+        reason,
+        field: field.to_owned(),
+        got: format!("{} bytes", text.len()),
+        want: format!("at most {bytes_max} bytes"),
+    })
+}
+
+#[inline]
+fn check_time(field: &str, time_ms: i64, now_ms: i64, is_trusted: impl Fn() -> bool) -> Option<Violation> {
+    let latest_ms = now_ms.saturating_add(AHEAD_MS_MAX);
+    if (TIME_MS_MIN..=latest_ms).contains(&time_ms) {
+        return None;
+    }
+    // By a clock that is wrong nothing is judged; what no clock will show for long is
+    // wrong by any.
+    if (TIME_MS_MIN..=TIME_MS_MAX).contains(&time_ms) && !is_trusted() {
+        return None;
+    }
+    Some(Violation {
+        reason: RefusalReason::TimeOutOfRange,
+        field: field.to_owned(),
+        got: rfc_3339(time_ms),
+        want: format!("{} to {} (24 hours ahead of the relay)", rfc_3339(TIME_MS_MIN), rfc_3339(latest_ms)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use analytics_relay_providers::Properties;
+
+    use super::{super::draft::BadProperties, *};
+
+    const NOW_MS: i64 = 1_767_225_600_000;
+
+    fn draft() -> Draft<'static> {
+        Draft {
+            kind: DraftKind::Track { event_name: "Order Placed".into() },
+            event_id: "".into(),
+            user_id: "user-1".into(),
+            anonymous_id: "".into(),
+            time_ms: None,
+            ip: "".into(),
+            user_agent: "".into(),
+            properties: Ok(Properties::empty()),
+            durability: Ok(None),
+        }
+    }
+
+    fn violations(change: impl FnOnce(&mut Draft<'static>)) -> Vec<(RefusalReason, String)> {
+        let mut draft = draft();
+        change(&mut draft);
+        match check(&draft, NOW_MS, || true) {
+            Ok(_) => Vec::new(),
+            Err(violations) => violations.into_iter().map(|v| (v.reason, v.field)).collect(),
+        }
+    }
+
+    #[test]
+    fn each_limit_holds_at_n_and_breaks_at_n_plus_one() {
+        type Change = fn(&mut Draft<'static>, i64);
+        let rows: [(Change, i64, i64, RefusalReason, &str); 6] = [
+            (
+                |d, n| d.kind = DraftKind::Track { event_name: "x".repeat(n as usize).into() },
+                255,
+                256,
+                RefusalReason::EventNameTooLong,
+                "event_name",
+            ),
+            (|d, n| d.user_id = "x".repeat(n as usize).into(), 255, 256, RefusalReason::IdTooLong, "user_id"),
+            (
+                |d, n| d.anonymous_id = "x".repeat(n as usize).into(),
+                255,
+                256,
+                RefusalReason::IdTooLong,
+                "anonymous_id",
+            ),
+            (
+                |d, n| d.event_id = "x".repeat(n as usize).into(),
+                100,
+                101,
+                RefusalReason::EventIdInvalid,
+                "event_id",
+            ),
+            (
+                |d, n| d.time_ms = Some(("timestamp", n)),
+                TIME_MS_MIN,
+                TIME_MS_MIN - 1,
+                RefusalReason::TimeOutOfRange,
+                "timestamp",
+            ),
+            (
+                |d, n| d.time_ms = Some(("timestamp_ms", n)),
+                NOW_MS + AHEAD_MS_MAX,
+                NOW_MS + AHEAD_MS_MAX + 1,
+                RefusalReason::TimeOutOfRange,
+                "timestamp_ms",
+            ),
+        ];
+        for (change, good, bad, reason, field) in rows {
+            assert_eq!(violations(|draft| change(draft, good)), [], "{field} {good}");
+            assert_eq!(violations(|draft| change(draft, bad)), [(reason, field.to_owned())], "{field} {bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_counted_and_not_characters() {
+        let name = "é".repeat(128);
+        assert_eq!(
+            violations(|draft| draft.kind = DraftKind::Track { event_name: name.into() }),
+            [(RefusalReason::EventNameTooLong, "event_name".to_owned())]
+        );
+    }
+
+    #[test]
+    fn every_broken_rule_is_named_at_once() {
+        let found = violations(|draft| {
+            draft.kind = DraftKind::Identify;
+            draft.user_id = "".into();
+            draft.event_id = "tab\t".into();
+            draft.time_ms = Some(("timestamp_ms", i64::MIN));
+            draft.properties = Properties::parse(r#"{"":1}"#)
+                .map_err(|error| BadProperties::Faulty { field: "properties", error });
+        });
+        let reasons: Vec<_> = found.into_iter().map(|(reason, _)| reason.name()).collect();
+        assert_eq!(
+            reasons,
+            ["USER_ID_MISSING", "EVENT_ID_INVALID", "TIME_OUT_OF_RANGE", "PROPERTY_KEY_EMPTY"]
+        );
+    }
+
+    /// What an event becomes, and what was mended of it.
+    fn taken(change: impl FnOnce(&mut Draft<'static>)) -> (Event, Vec<Mended>) {
+        let mut draft = draft();
+        change(&mut draft);
+        let (event, mends) = check(&draft, NOW_MS, || true).unwrap();
+        (event, mends.each().collect())
+    }
+
+    #[test]
+    fn context_never_costs_the_event() {
+        let (event, mended) = taken(|draft| draft.ip = "1.2.3.4, 10.0.0.1".into());
+        assert_eq!((event.ip(), mended), (Some("1.2.3.4"), vec![Mended::IpFound]));
+        let (event, mended) = taken(|draft| draft.ip = "unknown".into());
+        assert_eq!((event.ip(), mended), (None, vec![Mended::IpLeftOut]));
+        // A cut in the middle of a character would be no text.
+        let (event, mended) = taken(|draft| draft.user_agent = format!("x{}", "é".repeat(512)).into());
+        assert_eq!(event.user_agent().unwrap(), format!("x{}", "é".repeat(511)));
+        assert_eq!(mended, [Mended::UserAgentCut]);
+        let (event, mended) = taken(|draft| draft.user_agent = "x".repeat(1024).into());
+        assert_eq!((event.user_agent().unwrap().len(), mended), (1024, Vec::new()));
+    }
+
+    #[test]
+    fn ids_that_mean_nobody_are_not_given() {
+        let (event, mended) = taken(|draft| {
+            draft.user_id = " [object Object]\n".into();
+            draft.anonymous_id = "\"NULL\"".into();
+        });
+        assert_eq!((event.user_id(), event.anonymous_id()), (None, None));
+        assert_eq!(mended, [Mended::UserIdLeftOut, Mended::AnonymousIdLeftOut]);
+        let of_nobody = violations(|draft| {
+            draft.kind = DraftKind::Identify;
+            draft.user_id = "None".into();
+        });
+        assert_eq!(of_nobody, [(RefusalReason::UserIdForbidden, "user_id".to_owned())]);
+    }
+
+    #[test]
+    fn by_a_clock_that_cannot_be_believed_no_time_is_refused() {
+        let at = |time_ms, trusted| {
+            let draft = Draft { time_ms: Some(("timestamp_ms", time_ms)), ..draft() };
+            check(&draft, NOW_MS, || trusted).map(|(event, _)| event.time_ms()).ok()
+        };
+        let ahead = NOW_MS + 3 * AHEAD_MS_MAX;
+        assert_eq!((at(ahead, true), at(ahead, false)), (None, Some(ahead)));
+        for never in [TIME_MS_MIN - 1, TIME_MS_MAX + 1, i64::MAX] {
+            assert_eq!(at(never, false), None, "{never}");
+        }
+    }
+}
