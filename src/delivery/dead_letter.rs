@@ -27,12 +27,28 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::files;
-use crate::reasons::{DeadLetterReason, DropReason};
+use crate::{
+    reasons::{DeadLetterReason, DropReason},
+    settings::Reader,
+};
 
 /// Bytes after which a new file is begun.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Name of the list of replayed events.
 const REPLAYED: &str = "replayed.log";
+
+/// What the keeper of dead letters is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadLetterSettings {
+    /// Most bytes of one provider's dead letters.
+    pub bytes_max: u64,
+}
+
+impl DeadLetterSettings {
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        Self { bytes_max: reader.number("DEAD_LETTERS_MAX_BYTES", 0..=1 << 50) }
+    }
+}
 
 /// One event that one provider did not get.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -58,6 +58,7 @@ pub(crate) mod log;
 pub(crate) mod quarantine;
 pub(crate) mod reader;
 pub(crate) mod scan;
+pub(crate) mod settings;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod sim;
 #[cfg(test)]
