@@ -45,11 +45,11 @@ use super::{
 
 /// Limits of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LogLimits {
+pub struct LogLimits {
     /// Bytes of a segment, reserved when it is made.
-    pub(crate) segment_bytes: u64,
+    pub segment_bytes: u64,
     /// Most bytes of all segments.
-    pub(crate) bytes_max: u64,
+    pub bytes_max: u64,
 }
 
 /// The directories of a log.
