@@ -249,11 +249,10 @@ async fn recovery_can_be_killed_before_any_of_its_storage_calls_too() {
     let mut oracle = Oracle::default();
     let crashed = left_by_a_crash(&mut oracle).await;
     let traced = |setup: &Setup, args: &[&str]| {
-        let mut command = Command::new(strace().unwrap());
+        let mut command = setup.command_of(strace().unwrap());
         // The relay stays our child. (`--seccomp-bpf` would be faster, and
         // injects at the first call only.)
         command.args(["-D", "-f", "-qq"]).args(args).arg(Setup::binary());
-        command.env_clear().envs(&setup.vars).current_dir(setup.data.path()).kill_on_drop(true);
         command
     };
     let mut calls = CALLS.to_vec();
@@ -439,10 +438,9 @@ async fn a_disk_that_goes_on_failing_stops_acceptance_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_is_cut_short_is_taken_back() {
     let (setup, mut oracle, mut figures) = (durable("synced").await, Oracle::default(), Figures::default());
-    let mut command = Command::new("/bin/sh");
+    let mut command = setup.command_of("/bin/sh");
     // At the limit a process is sent a signal, which nobody here wants.
     command.args(["-c", "trap '' XFSZ; exec \"$0\""]).arg(Setup::binary());
-    command.env_clear().envs(&setup.vars).current_dir(setup.data.path()).kill_on_drop(true);
     let relay = Relay::spawn(command).await;
     let mut client = relay.client();
     for _ in 0..2 {
@@ -479,10 +477,9 @@ async fn every_synced_ok_is_written_to_the_caller_after_its_sync() {
     }
     let setup = durable("synced").await;
     let trace = setup.data.path().join("trace");
-    let mut command = Command::new(strace().unwrap());
+    let mut command = setup.command_of(strace().unwrap());
     command.args(["-D", "-f", "-qq", "-y", "--seccomp-bpf", "-s", "1000000", "-o", trace.to_str().unwrap()]);
     command.args(["-e", "trace=pwrite64,fdatasync,write,writev,sendto,sendmsg"]).arg(Setup::binary());
-    command.env_clear().envs(&setup.vars).current_dir(setup.data.path()).kill_on_drop(true);
     let relay = Relay::spawn(command).await;
     let mut callers = JoinSet::new();
     for _ in 0..4 {
