@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
-    delivery::{lane::LaneStatus, retry::ProviderState},
+    delivery::lane::LaneStatus,
     queue::{memory::QueueSender, spool::SharedStatus},
     shutdown::Stop,
 };
@@ -66,11 +66,8 @@ impl Health {
     }
 
     fn troubles(&self) -> Vec<String> {
-        let lanes = self.lanes.iter().filter_map(|lane| match lane.state() {
-            ProviderState::Sending => None,
-            ProviderState::Failing => Some(format!("{} does not take events", lane.provider)),
-            ProviderState::Paused => Some(format!("{} refuses its key or address", lane.provider)),
-        });
+        let lanes = self.lanes.iter();
+        let lanes = lanes.filter_map(|lane| Some(format!("{} {}", lane.provider, lane.trouble()?)));
         let full = self.lanes.iter().filter(|lane| lane.is_full());
         let full = full.map(|lane| format!("the lane of {} is full", lane.provider));
         let letters = self.lanes.iter().filter(|lane| lane.dead_letters_fail());

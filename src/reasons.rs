@@ -135,6 +135,9 @@ pub enum DropReason {
     DeadLettersFull,
     /// It should have become a dead letter, but writing failed.
     DeadLetterFailed,
+    /// It should have become a dead letter, but so many wait for the disk already
+    /// that there is no room for it.
+    DeadLettersStalled,
     /// It should have been spilled, but writing failed.
     SpillFailed,
     /// It was answered QUEUED, and neither the spool nor the queue took it.
@@ -196,9 +199,10 @@ impl fmt::Display for DeadLetterReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::DeadLettersFull,
         Self::DeadLetterFailed,
+        Self::DeadLettersStalled,
         Self::SpillFailed,
         Self::SpoolFailed,
         Self::SpoolDamaged,
@@ -209,6 +213,7 @@ impl DropReason {
         match self {
             Self::DeadLettersFull => "dead_letters_full",
             Self::DeadLetterFailed => "dead_letter_failed",
+            Self::DeadLettersStalled => "dead_letters_stalled",
             Self::SpillFailed => "spill_failed",
             Self::SpoolFailed => "spool_failed",
             Self::SpoolDamaged => "spool_damaged",

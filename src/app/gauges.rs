@@ -6,7 +6,7 @@ use super::lanes::LaneHandle;
 use crate::{
     batch_worker::Gathering,
     config::Config,
-    delivery::{lane::LaneStatus, retry::ProviderState},
+    delivery::{gate::ProviderState, lane::LaneStatus},
     ledger::Ledger,
     queue::{
         memory::QueueSender,

@@ -22,8 +22,7 @@ use crate::{
     delivery::{
         Batch, LaneInbox,
         dead_letter::{DeadLetterDir, DeadLetterWriter},
-        lane::{Lane, LaneSettings, LaneStatus, Leftover},
-        log_feed::LogFeed,
+        lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus, Leftover},
         recorder::RelayRecorder,
         retry::RetryRule,
         spill::SpillDir,
@@ -47,7 +46,6 @@ pub(super) struct LaneBuilder<'a> {
 /// A lane that is ready to run.
 pub(super) struct BuiltLane {
     lane: Lane,
-    receiver: mpsc::Receiver<Batch>,
     status: Arc<LaneStatus>,
     ledger: Ledger,
     dead_letters_bytes: Arc<AtomicU64>,
@@ -81,12 +79,21 @@ impl LaneBuilder<'_> {
         let dead_letters_bytes = dead_letters.bytes();
         let spill = SpillDir::open(self.data_dir, name)?;
         let status = Arc::new(LaneStatus::new(name));
+        let (inbox, receiver) = LaneInbox::new(delivery.batch_size);
+        let source = match log {
+            Some(log) => self.followed(name, log, &ledger, receiver),
+            None => LaneSource::memory(receiver),
+        };
+        let observers = LaneObservers {
+            recorder: Arc::new(RelayRecorder::new(ledger.clone(), dead_letters, self.clock.clone())),
+            metrics: self.families.of(name),
+            status: status.clone(),
+        };
         let mut lane = Lane::new(
             provider,
             lane_settings(self.config, delivery),
-            Arc::new(RelayRecorder::new(ledger.clone(), dead_letters, self.clock.clone())),
-            self.families.of(name),
-            status.clone(),
+            source,
+            observers,
             self.clock.clone(),
             self.stop.clone(),
         );
@@ -99,26 +106,32 @@ impl LaneBuilder<'_> {
         }
         lane.reload(spilled);
 
-        if let Some(log) = log {
-            let event_count = log.left();
-            if event_count > 0 {
-                info!(provider = name, event_count, "spooled events go on");
-                ledger.reloaded(event_count);
-            }
-            lane.follow(LogFeed::new(log, self.config.spool.retention, self.clock.now_ms()));
-        }
-
-        let (inbox, receiver) = LaneInbox::new(delivery.batch_size);
         let clock = self.clock.clone();
-        Ok((inbox, BuiltLane { lane, receiver, status, ledger, dead_letters_bytes, spill, clock }))
+        Ok((inbox, BuiltLane { lane, status, ledger, dead_letters_bytes, spill, clock }))
+    }
+
+    /// A source whose events stand in the log, with what an earlier run has left there.
+    fn followed(
+        &self,
+        provider: &'static str,
+        log: LaneLog,
+        ledger: &Ledger,
+        inbox: mpsc::Receiver<Batch>,
+    ) -> LaneSource {
+        let event_count = log.left();
+        if event_count > 0 {
+            info!(provider, event_count, "spooled events go on");
+            ledger.reloaded(event_count);
+        }
+        LaneSource::logged(inbox, log, self.config.spool.retention, self.clock.now_ms())
     }
 }
 
 impl BuiltLane {
     /// From here on events are sent.
     pub(super) fn run(self, watch: &StageWatch) -> LaneHandle {
-        let Self { lane, receiver, status, ledger, dead_letters_bytes, spill, clock } = self;
-        let running = tokio::spawn(watch.over(status.provider, lane.run(receiver)));
+        let Self { lane, status, ledger, dead_letters_bytes, spill, clock } = self;
+        let running = tokio::spawn(watch.over(status.provider, lane.run()));
         LaneHandle { status, ledger, dead_letters_bytes, spill, clock, running }
     }
 }

@@ -16,11 +16,12 @@ use crate::queue::Queued;
 pub(crate) mod backlog;
 pub(crate) mod dead_letter;
 pub(crate) mod files;
+pub(crate) mod gate;
 pub(crate) mod lane;
-pub(crate) mod log_feed;
 pub(crate) mod recorder;
 pub(crate) mod replay;
 pub(crate) mod retry;
+pub(crate) mod routes;
 pub(crate) mod spill;
 
 /// Events that left the batch worker together, shared by all lanes.

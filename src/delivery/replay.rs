@@ -21,9 +21,9 @@ use super::{
     LaneInbox,
     backlog::Waiting,
     dead_letter::{DeadLetter, ReplayedLog},
-    lane::{Lane, LaneSettings, LaneStatus},
+    gate::ProviderState,
+    lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus},
     recorder::{Recorder, count_by_reason},
-    retry::ProviderState,
 };
 use crate::{
     queue::{Place, Queued},
@@ -83,17 +83,16 @@ pub(crate) async fn replay(
     let stop = stop.child();
     // An answer that is not waited for would be a letter sent twice.
     let settings = LaneSettings { awaits_answers: true, ..settings };
+    let (inbox, receiver) = LaneInbox::new(1);
     let lane = Lane::new(
         provider,
         settings,
-        recorder.clone(),
-        metrics,
-        status.clone(),
+        LaneSource::memory(receiver),
+        LaneObservers { recorder: recorder.clone(), metrics, status: status.clone() },
         Clock::system(),
         stop.clone(),
     );
 
-    let (inbox, receiver) = LaneInbox::new(1);
     let mut seen = HashSet::new();
     let first_copy = |letter: DeadLetter| {
         let event = letter.event;
@@ -103,7 +102,7 @@ pub(crate) async fn replay(
     drop(inbox);
 
     let mut watch = interval(WATCH_INTERVAL);
-    let running = lane.run(receiver);
+    let running = lane.run();
     tokio::pin!(running);
     let leftover = loop {
         tokio::select! {

@@ -122,18 +122,20 @@ impl Durable {
         let kept = Arc::new(Kept::default());
         let status = Arc::new(LaneStatus::new("scripted"));
         let stop = Stop::default();
-        let mut lane = Lane::new(
+        let (inbox, receiver_of_lane) = LaneInbox::new(50);
+        let lane = Lane::new(
             provider.clone(),
             SETTINGS,
-            kept.clone(),
-            LaneFamilies::default().of("scripted"),
-            status.clone(),
+            LaneSource::logged(receiver_of_lane, log, retention, clock.now_ms()),
+            LaneObservers {
+                recorder: kept.clone(),
+                metrics: LaneFamilies::default().of("scripted"),
+                status: status.clone(),
+            },
             clock.clone(),
             stop.clone(),
         );
-        lane.follow(LogFeed::new(log, retention, clock.now_ms()));
-        let (inbox, receiver_of_lane) = LaneInbox::new(50);
-        let lane = tokio::spawn(lane.run(receiver_of_lane));
+        let lane = tokio::spawn(lane.run());
         Self {
             provider,
             kept,
@@ -332,4 +334,23 @@ async fn a_poison_holds_up_what_came_with_it_for_minutes_and_no_longer() {
     assert!(requests.len() < 60, "{requests:?}");
     assert_eq!((durable.delivered(), durable.dead()), (99, 0));
     assert_eq!(durable.stop().await, 1, "the poison stays in the log");
+}
+
+/// What stands in the log is not dropped when dead letters have used up their bytes,
+/// or cannot be written: it ends when there is room again.
+#[tokio::test(start_paused = true)]
+async fn an_event_in_the_log_waits_for_the_disk_of_the_dead_letters() {
+    for why in [DropReason::DeadLettersFull, DropReason::DeadLetterFailed] {
+        let durable = Durable::start(HOUR * 1000, HOUR);
+        *durable.kept.disk.lock().unwrap() = Disk::Fails(why);
+        durable.accept(30, Duration::from_secs(1)).await;
+        sleep(HOUR * 2).await;
+        assert_eq!((durable.delivered(), durable.dead()), (0, 0));
+        assert!(durable.status.dead_letters_fail());
+        assert!(durable.kept.dropped.lock().unwrap().is_empty(), "{why:?}");
+        *durable.kept.disk.lock().unwrap() = Disk::Writes;
+        durable.ended(30).await;
+        assert_eq!((durable.delivered(), durable.dead()), (0, 30));
+        assert_eq!(durable.stop().await, 0);
+    }
 }
