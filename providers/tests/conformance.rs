@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashSet,
+    env,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -19,7 +20,11 @@ use analytics_relay_providers::{
     registry::{self, ProviderSettings},
     sandbox::{Fault, Options, Sandbox, TakenKind, Vendor},
 };
-use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{RngAlgorithm, TestRng, TestRunner},
+};
 use serde_json::{Map, Value, json};
 
 const KEY: &str = "sandbox-key";
@@ -457,10 +462,19 @@ async fn any_event_that_admission_accepts_becomes_a_body_that_the_vendor_accepts
     const BATCHES: usize = 60;
     const BATCH: usize = 16;
     let sandbox = Sandbox::start(Options::default()).await.unwrap();
-    let mut runner = TestRunner::new(ProptestConfig::default());
+    let seed = env::var("RELAY_SEED").map_or_else(|_| now_ms().unsigned_abs(), |seed| seed.parse().unwrap());
+    println!("RELAY_SEED={seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), random);
     let providers: Vec<_> = Vendor::ALL
         .into_iter()
-        .map(|vendor| (vendor, registry::build(&settings(&sandbox, vendor)).unwrap()))
+        .map(|vendor| {
+            let request_timeout = Duration::from_secs(10);
+            let settings = ProviderSettings { request_timeout, ..settings(&sandbox, vendor) };
+            (vendor, registry::build(&settings).unwrap())
+        })
         .collect();
     let strategy = prop::collection::vec(any_event(), BATCH);
     let mut unplaceable = 0;

