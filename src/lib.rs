@@ -64,6 +64,7 @@ pub mod app;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;

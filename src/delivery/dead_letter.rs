@@ -26,8 +26,10 @@ use analytics_relay_providers::{Event, EventId};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::files;
-use crate::reasons::{DeadLetterReason, DropReason};
+use crate::{
+    files,
+    reasons::{DeadLetterReason, DropReason},
+};
 
 /// Bytes after which a new file is begun.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
