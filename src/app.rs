@@ -43,7 +43,8 @@ use crate::{
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
     config::{Config, DeliveryConfig, Listen, SpoolConfig},
-    delivery::{LaneInbox, files::DataDirLock, lane::LaneStatus},
+    delivery::{LaneInbox, lane::LaneStatus},
+    files::DataDirLock,
     health::Health,
     ingest::{
         self,

@@ -67,6 +67,7 @@ pub mod app;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;

@@ -26,8 +26,8 @@ use analytics_relay_providers::{Event, EventId};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::files::{self, Lock, has_no_locks};
 use crate::{
+    files::{self, Lock, has_no_locks},
     reasons::{DeadLetterReason, DropReason},
     settings::Reader,
 };

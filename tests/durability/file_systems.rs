@@ -5,9 +5,9 @@ use analytics_relay::{proto::v1::Durability, providers::sandbox::Vendor};
 use tokio::process::Command;
 
 use crate::{
-    harness::{Observer, Relay, Setup, lines_on_disk},
+    harness::{Observer, Relay, Setup, lines_on_disk, not_run},
     oracle::{Draft, Oracle},
-    relays::{Figures, all, durable, fault, not_run, settle},
+    relays::{Figures, all, durable, fault, settle},
     syscalls::strace,
 };
 
@@ -24,7 +24,7 @@ fn lacking(setup: &Setup, call: &str, error: &str, args: &[&str]) -> Command {
 #[tokio::test]
 async fn without_locks_a_relay_in_memory_starts_and_keeps_its_dead_letters() {
     if strace().is_none() {
-        return not_run("a file system without locks", "strace is not installed");
+        return not_run("a file system without locks: strace is not installed");
     }
     for error in ["ENOLCK", "ENOSYS"] {
         let mut setup = Setup::new().await;
@@ -58,7 +58,7 @@ give each relay a directory of its own",
 #[tokio::test]
 async fn without_locks_no_log_is_written_and_the_reason_is_told() {
     if strace().is_none() {
-        return not_run("a log without locks", "strace is not installed");
+        return not_run("a log without locks: strace is not installed");
     }
     let setup = durable("synced").await;
     let output = lacking(&setup, "flock", "ENOLCK", &[]).output().await.unwrap();
@@ -79,7 +79,7 @@ async fn without_locks_no_log_is_written_and_the_reason_is_told() {
 #[tokio::test]
 async fn a_directory_that_cannot_be_synced_is_told_once_and_ends_nothing() {
     if strace().is_none() {
-        return not_run("a directory that cannot be synced", "strace is not installed");
+        return not_run("a directory that cannot be synced: strace is not installed");
     }
     for error in ["EINVAL", "EOPNOTSUPP"] {
         let (setup, mut oracle, mut figures) =

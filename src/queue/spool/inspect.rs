@@ -18,16 +18,18 @@ use std::{
 };
 
 use super::{
-    LOCK, SpoolError, SpoolLock,
     cursor::{Cursor, CursorFile, ENDING as CURSOR_ENDING, Slot, newest, read_slots},
+    error::SpoolError,
     frame::{Frame, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
     fs::{RealFs, SpoolFile, SpoolFs},
     index::{Index, Segment},
-    log::{Log, LogDirs, LogLimits, Recovery},
+    layout::LogDirs,
+    lock::{LOCK, SpoolLock},
+    log::{Log, LogLimits, Recovery},
     quarantine::Quarantine,
     scan::{Item, Scanner},
 };
-use crate::delivery::files::Lock;
+use crate::files::Lock;
 
 mod hop;
 #[cfg(test)]

@@ -8,9 +8,9 @@ use std::{
 
 use analytics_relay_providers::registry::Vendor;
 
-use super::{WhenFull, log::LogLimits};
+use super::log::LogLimits;
 use crate::{
-    queue::Durability,
+    queue::{Durability, QueueLimits},
     settings::{Reader, name_for},
 };
 
@@ -36,6 +36,33 @@ pub struct SpoolConfig {
     pub group_window: Duration,
     /// Bytes at which a group waits no more.
     pub group_bytes: usize,
+}
+
+/// What the log needs to know.
+#[derive(Debug, Clone)]
+pub(crate) struct SpoolSettings {
+    pub(crate) dir: PathBuf,
+    /// What a caller gets who asks for nothing.
+    pub(crate) default_level: Durability,
+    pub(crate) limits: LogLimits,
+    /// Most bytes of each provider's share, in the order of the providers.
+    pub(crate) provider_bytes_max: Vec<u64>,
+    pub(crate) when_full: WhenFull,
+    /// How long a group waits for callers that came with the last one.
+    pub(crate) group_window: Duration,
+    /// Bytes at which a group waits no more.
+    pub(crate) group_bytes: usize,
+    /// What may wait for the writer.
+    pub(crate) intake: QueueLimits,
+}
+
+/// What happens when the log has used up its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// New events are refused.
+    Reject,
+    /// The slowest provider's oldest events become its dead letters.
+    DeadLetterOldest,
 }
 
 impl SpoolConfig {
