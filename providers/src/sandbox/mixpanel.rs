@@ -14,9 +14,8 @@ use hyper::{Method, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::TakenKind;
 use super::contract::{Coding, Judgement, Request, Terms, depth, text};
-use super::record::Arrival;
+use super::record::{Arrival, TakenKind};
 
 const BODY_MAX_BYTES: usize = 2 * 1024 * 1024;
 const ROWS_MAX: usize = 2000;

@@ -17,9 +17,8 @@ use hyper::{Method, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::TakenKind;
 use super::contract::{Coding, Judgement, Request, Terms, present, text};
-use super::record::Arrival;
+use super::record::{Arrival, TakenKind};
 
 const BODY_MAX_BYTES: usize = 500_000;
 const EVENT_MAX_BYTES: usize = 32 * 1024;

@@ -14,10 +14,12 @@ use tokio::time::sleep;
 
 use super::contract::{CONTENT_MAX_BYTES, Content, Judgement, Request, Terms, readable};
 use super::fault::Fault;
+use super::line::Line;
+use super::record::Seen;
 use super::reply::{Cut, ReplyBody};
-use super::serve::Line;
 use super::state::State;
-use super::{Seen, Vendor, amplitude, control, mixpanel, segment};
+use super::{amplitude, control, mixpanel, segment};
+use crate::registry::Vendor;
 
 /// A client that waits longer than this has no timeout worth testing.
 const STALL: Duration = Duration::from_secs(120);
