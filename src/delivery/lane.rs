@@ -363,6 +363,11 @@ impl Lane {
                 self.note_attempts(next_attempts(&sent.events), "unauthorized", &detail);
                 self.pause(sent, &detail);
             }
+            Err(SendError::Misdirected { detail }) => {
+                self.metrics.batch("misdirected");
+                self.note_attempts(next_attempts(&sent.events), "misdirected", &detail);
+                self.pause(sent, &detail);
+            }
         }
     }
 

@@ -14,8 +14,8 @@ use crate::registry::Vendor;
 pub struct Options {
     /// Where to listen; port 0 takes any free one.
     pub addr: SocketAddr,
-    /// The one key all three vendors accept. Any other gets the vendor's own
-    /// refusal of a key.
+    /// The one key all three vendors accept. Any other gets what the vendor makes of a
+    /// wrong key, which at Segment and at Mixpanel's `/engage` is a success.
     pub key: String,
     /// Keep the text of requests in [`Seen::body`](super::Seen::body), up to 256 MiB a vendor.
     pub keep_bodies: bool,
