@@ -132,7 +132,8 @@ class Outbox:
                 thread.start()
             except (RuntimeError, OSError) as error:
                 self._thread = None
-                self._warnings.warn("thread", "events wait: no thread to send them: %s", error)
+                if "interpreter shutdown" not in str(error):
+                    self._warnings.warn("thread", "events wait: no thread to send them: %s", error)
 
     def _run(self):
         try:

@@ -23,6 +23,8 @@ QUIET_MAX = 3.0
 # and given up if it does not say so.
 PING_TIMEOUT = 3.0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
+UNWRITTEN_BYTES_MAX = 8 * 1024 * 1024  # of a peer that asks and does not read
+READS_MAX = 64  # in a row: a peer that never stops does not outlast the call
 HEADER_BYTES_MAX = 64 * 1024
 
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED = 0, 1, 2, 3, 4
@@ -103,7 +105,8 @@ class Target:
         parts = urllib.parse.urlsplit("//" + rest)
         try:
             self.host, self.port = parts.hostname, parts.port
-        except ValueError:
+            (self.host or "").encode("idna")
+        except ValueError:  # UnicodeError is one
             self.port = None
         if scheme not in ("", "http", "https", "dns") or not self.port or not self.host or parts.path.strip("/"):
             raise ValueError(f"target: got {target!r}, {want}")
@@ -265,6 +268,8 @@ class Connection:
             while not reply.is_ended:
                 if len(unsent):
                     unsent = self._queue_data(reply, unsent)
+                if time.monotonic() >= ends_at():
+                    raise CallError(DEADLINE_EXCEEDED, "no answer in time")
                 if not self.exchange():
                     self._wait(ends_at)
                 if self._goes_away and self._last_stream < stream and not reply.is_ended:
@@ -277,8 +282,6 @@ class Connection:
 
     def _wait(self, ends_at):
         now = time.monotonic()
-        if now >= ends_at():
-            raise CallError(DEADLINE_EXCEEDED, "no answer in time")
         if self._pinged_at is None and now - self._heard_at >= QUIET_MAX:
             self._queue(PING, 0, 0, b"a sign? ")
             self._pinged_at = now
@@ -312,7 +315,7 @@ class Connection:
                 break
             del self._outbox[:sent]
             moved = True
-        while True:
+        for _ in range(READS_MAX):
             try:
                 received = self.sock.recv(65_536)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -326,6 +329,9 @@ class Connection:
             self._heard_at, self._pinged_at = time.monotonic(), None
             self._inbox += received
             self._take_frames()
+            if len(self._outbox) > UNWRITTEN_BYTES_MAX:
+                raise CallError(UNAVAILABLE, "the peer asks, and does not read the answers")
+        return True
 
     def _take_frames(self):
         while len(self._inbox) >= FRAME.size:

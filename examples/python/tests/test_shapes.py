@@ -61,7 +61,8 @@ class Shapes(Case):
                 Analytics("localhost:50054", **options)
         for error, target in ((TypeError, None), (ValueError, "localhost"), (ValueError, "ftp://localhost:1"),
                               (ValueError, "localhost:0"), (ValueError, "http://localhost:1/path"),
-                              (ValueError, "localhost:port"), (ValueError, ":50054")):
+                              (ValueError, "localhost:port"), (ValueError, ":50054"),
+                              (ValueError, "x" * 70 + ".example:1")):
             with self.assertRaises(error, msg=target):
                 Analytics(target)
 

@@ -9,7 +9,7 @@ import ipaddress
 import unittest
 import uuid
 
-from support import Case, properties
+from support import Case, needs, properties
 
 try:
     import numpy
@@ -67,7 +67,7 @@ class Values(Case):
             "tuple": [1, 2], "set": ["a", "b"], "frozen": ["x"], "deque": [1], "ordered": {"a": 1},
             "chain": {"b": 2}, "names": {"7": "seven", "pro": 1}})
 
-    @unittest.skipIf(numpy is None, "not run: numpy is missing")
+    @needs(numpy, "numpy")
     def test_numpy_is_taken_and_never_imported(self):
         self.assertEqual(self.sent_properties({
             "int": numpy.int64(7), "float": numpy.float32(0.5), "bool": numpy.bool_(True), "text": numpy.str_("x"),
@@ -114,7 +114,7 @@ class Values(Case):
                          ["4821", str(number), "3"])
         self.assertEqual((items[3].track.anonymous_id, items[3].track.event_id), ("7", str(number)))
 
-    @unittest.skipIf(numpy is None, "not run: numpy is missing")
+    @needs(numpy, "numpy")
     def test_an_id_from_a_data_frame_is_text(self):
         (item,) = self.sent(lambda client: client.track("A", numpy.int64(4821)))
         self.assertEqual(item.track.user_id, "4821")
