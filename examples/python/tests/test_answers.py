@@ -17,6 +17,7 @@ class Answers(Case):
                 return _proto.TrackBatchResponse(answers=[{} for _ in request.items])
             # An answer of a newer relay: a oneof with a field that is not known here.
             return b"".join(b"\x0a\x04\xa2\x06\x01x" for _ in request.items)
+
         relay = self.relay(answer)
         client = self.client(relay)
         began = time.monotonic()
@@ -38,7 +39,8 @@ class Answers(Case):
 
     def test_too_few_answers_are_no_answer(self):
         relay = self.relay(
-            lambda request, _: _proto.TrackBatchResponse() if len(relay.requests) == 1 else accept_all(request, _))
+            lambda request, _: _proto.TrackBatchResponse() if len(relay.requests) == 1 else accept_all(request, _)
+        )
         client = self.client(relay)
         client.track("A", "u")
         self.assertTrue(client.flush(PATIENCE))
@@ -54,6 +56,7 @@ class Answers(Case):
                 else:
                     response.answers.add().accepted.SetInParent()
             return response
+
         relay = self.relay(answer)
         client = self.client(relay, batch_max=5)
         ids = [client.track(f"E{number}", "u") for number in range(8)]
@@ -69,6 +72,7 @@ class Answers(Case):
             if len(relay.requests) == 1:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
             return accept_all(request, context)
+
         relay = self.relay(answer)
         client = self.client(relay)
         client.track("A", "u", {"a": 1})
@@ -79,12 +83,17 @@ class Answers(Case):
     def test_a_refused_event_is_named(self):
         def answer(request, _):
             response = _proto.TrackBatchResponse()
-            response.answers.add().refused.violations.add(reason="PROPERTY_KEY_EMPTY", field="properties", description="no")
+            response.answers.add().refused.violations.add(
+                reason="PROPERTY_KEY_EMPTY", field="properties", description="no"
+            )
             return response
+
         client = self.client(self.relay(answer))
         event_id = client.track("Order Placed", "u")
         self.assertTrue(client.flush(PATIENCE))
-        self.assertEqual(self.warnings, [f"event refused: 'Order Placed' ({event_id}): properties: no (PROPERTY_KEY_EMPTY)"])
+        self.assertEqual(
+            self.warnings, [f"event refused: 'Order Placed' ({event_id}): properties: no (PROPERTY_KEY_EMPTY)"]
+        )
         self.assertEqual(client.counters()["refused"], 1)
 
     def test_a_limit_of_size_on_the_way_splits_and_a_lone_event_is_refused(self):
@@ -102,6 +111,7 @@ class Answers(Case):
             if len(relay.requests) <= 3:
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")
             return accept_all(request, context)
+
         relay = self.relay(answer)
         client = self.client(relay)
         client.track("A", "u")
@@ -116,6 +126,7 @@ class Answers(Case):
             if code is not None:
                 context.abort(code, "no")
             return accept_all(request, context)
+
         client = self.client(self.relay(answer))
         client.track("A", "u")
         wait_until(lambda: client.counters()["accepted"] == 1)
@@ -130,11 +141,13 @@ class Bounds(Case):
 
     def test_the_queue_is_bounded_in_bytes_and_what_was_sent_makes_room(self):
         import threading
+
         gate = threading.Event()
 
         def answer(request, context):
             gate.wait(PATIENCE)
             return accept_all(request, context)
+
         client = self.client(self.relay(answer), queue_bytes_max=100_000)
         self.addCleanup(gate.set)
         taken = sum(client.track("A", "u", {"a": "x" * 8_000}) is not None for _ in range(100))
@@ -150,8 +163,9 @@ class Bounds(Case):
         for number in range(500):
             client.track("A", number)
             counters = client.counters()
-            self.assertEqual(counters["queued"], sum(
-                counters[name] for name in ("accepted", "refused", "abandoned", "waiting")))
+            self.assertEqual(
+                counters["queued"], sum(counters[name] for name in ("accepted", "refused", "abandoned", "waiting"))
+            )
         self.assertTrue(client.close())
 
 

@@ -3,9 +3,14 @@ server in it, which no fork may meet."""
 
 import collections
 import os
+import pathlib
+import shutil
+import tempfile
 import unittest
 
-from support import Case, needs, run
+import grpc
+
+from support import Case, make_certificate, needs, run
 
 BEGIN = """
 import multiprocessing, os, sys, threading, time
@@ -24,80 +29,8 @@ def ends(timeout=20):
 """
 
 
-@needs(hasattr(os, "fork"), "fork")
-class Forks(Case):
-    def runs(self, script, want=None):
-        """What it printed, and the names of the events that the relay took."""
-        relay = self.relay()
-        done = run(BEGIN + script, relay.address)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        if want is not None:
-            self.assertEqual(sorted(relay.names()), sorted(want), done.stderr)
-        return done.stdout, relay.names()
-
-    def test_parent_and_child_send_their_own_and_nothing_twice(self):
-        self.runs("""
-analytics = Analytics(sys.argv[1], flush_interval=0.5)
-analytics.track("before", "u")                  # waits while the fork happens
-pid = os.fork()
-if pid == 0:
-    ends()
-    assert analytics.counters()["queued"] == 0
-    analytics.track("in the child", "u")
-    assert analytics.close(10)
-    os._exit(0)
-analytics.track("in the parent", "u")
-wait(pid)
-assert analytics.close(10)
-""", ["before", "in the child", "in the parent"])
-
-    def test_workers_of_a_server_that_loads_the_program_first(self):
-        """As gunicorn does with `preload_app`: the parent has sent before and after
-        its workers were made, and a worker that dies is replaced."""
-        want = ["loaded"] + [f"worker {number} {event}" for number in range(4) for event in range(50)] + ["replaced"]
-        self.runs("""
-analytics = Analytics(sys.argv[1])
-analytics.track("loaded", "u")
-assert analytics.flush(10)                      # a connection is open at the fork
-def worker(number):
-    pid = os.fork()
-    if pid == 0:
-        ends()
-        for event in range(50):
-            analytics.track(f"worker {number} {event}", "u")
-        sys.exit()                              # `atexit` sends
-    return pid
-pids = [worker(number) for number in range(4)]
-for pid in pids:
-    wait(pid)
-analytics.track("replaced", "u")
-""", want)
-
-    def test_a_fork_while_another_thread_holds_the_lock(self):
-        self.runs("""
-analytics = Analytics(sys.argv[1])
-lock, held = analytics._current[0]._lock, threading.Event()
-def hold():
-    with lock:
-        held.set()
-        time.sleep(3)
-threading.Thread(target=hold, daemon=True).start()
-held.wait()
-pid = os.fork()
-if pid == 0:
-    ends()
-    began = time.monotonic()
-    analytics.track("in the child", "u")
-    assert time.monotonic() - began < 1
-    assert analytics.close(10)
-    os._exit(0)
-wait(pid)
-""", ["in the child"])
-
-    def test_forks_while_a_call_is_under_way(self):
-        """The child has a thread that was sending, and a socket with half a call."""
-        printed, names = self.runs("""
-analytics = Analytics(sys.argv[1], batch_max=3, flush_interval=0)
+FORKS_DURING_CALLS = """
+analytics = Analytics(sys.argv[1], batch_max=3, flush_interval=0, ca_file=sys.argv[2] if sys.argv[2:] else None)
 stop = threading.Event()
 def send():
     number = 0
@@ -121,14 +54,110 @@ while during < 40 and forks < 2000:
 stop.set(); thread.join()
 assert analytics.close(20), analytics.counters()
 print(forks, during, analytics.counters()["accepted"])
-""")
+"""
+
+
+@needs(hasattr(os, "fork"), "fork")
+class Forks(Case):
+    def runs(self, script, want=None, *args, **options):
+        """What it printed, and the names of the events that the relay took."""
+        relay = self.relay(**options)
+        done = run(BEGIN + script, relay.address, *args)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        if want is not None:
+            self.assertEqual(sorted(relay.names()), sorted(want), done.stderr)
+        return done.stdout, relay.names()
+
+    def test_parent_and_child_send_their_own_and_nothing_twice(self):
+        self.runs(
+            """
+analytics = Analytics(sys.argv[1], flush_interval=0.5)
+analytics.track("before", "u")                  # waits while the fork happens
+pid = os.fork()
+if pid == 0:
+    ends()
+    assert analytics.counters()["queued"] == 0
+    analytics.track("in the child", "u")
+    assert analytics.close(10)
+    os._exit(0)
+analytics.track("in the parent", "u")
+wait(pid)
+assert analytics.close(10)
+""",
+            ["before", "in the child", "in the parent"],
+        )
+
+    def test_workers_of_a_server_that_loads_the_program_first(self):
+        """As gunicorn does with `preload_app`: the parent has sent before and after
+        its workers were made, and a worker that dies is replaced."""
+        want = ["loaded"] + [f"worker {number} {event}" for number in range(4) for event in range(50)] + ["replaced"]
+        self.runs(
+            """
+analytics = Analytics(sys.argv[1])
+analytics.track("loaded", "u")
+assert analytics.flush(10)                      # a connection is open at the fork
+def worker(number):
+    pid = os.fork()
+    if pid == 0:
+        ends()
+        for event in range(50):
+            analytics.track(f"worker {number} {event}", "u")
+        sys.exit()                              # `atexit` sends
+    return pid
+pids = [worker(number) for number in range(4)]
+for pid in pids:
+    wait(pid)
+analytics.track("replaced", "u")
+""",
+            want,
+        )
+
+    def test_a_fork_while_another_thread_holds_the_lock(self):
+        self.runs(
+            """
+analytics = Analytics(sys.argv[1])
+lock, held, done = analytics._current[0]._lock, threading.Event(), threading.Event()
+def hold():
+    with lock:
+        held.set()
+        done.wait()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    ends()
+    analytics.track("in the child", "u")
+    assert analytics.close(10)
+    os._exit(0)
+wait(pid)
+done.set()
+""",
+            ["in the child"],
+        )
+
+    def test_forks_while_a_call_is_under_way(self):
+        """The child has a thread that was sending, and a socket with half a call."""
+        printed, names = self.runs(FORKS_DURING_CALLS)
+        self.check(printed, names)
+
+    @needs(shutil.which("openssl"), "openssl")
+    def test_forks_while_a_call_is_under_way_over_tls(self):
+        with tempfile.TemporaryDirectory() as folder:
+            key, certificate = make_certificate(folder)
+            parts = (pathlib.Path(key).read_bytes(), pathlib.Path(certificate).read_bytes())
+            credentials = grpc.ssl_server_credentials([parts])
+            printed, names = self.runs(FORKS_DURING_CALLS, None, certificate, credentials=credentials)
+        self.check(printed, names)
+
+    def check(self, printed, names):
         forks, during, accepted = map(int, printed.split())
-        self.assertGreaterEqual(during, 40, "no fork met a call")
-        names = collections.Counter(names)
-        self.assertEqual((names["child"], names["parent"]), (forks, accepted))
+        self.assertGreaterEqual(during, 40, "too few forks met a call")
+        counts = collections.Counter(names)
+        self.assertEqual((counts["child"], counts["parent"]), (forks, accepted))
 
     def test_a_child_of_a_child(self):
-        self.runs("""
+        self.runs(
+            """
 analytics = Analytics(sys.argv[1])
 analytics.track("1", "u")
 pid = os.fork()
@@ -143,10 +172,13 @@ if pid == 0:
     wait(pid)
     sys.exit()
 wait(pid)
-""", ["1", "2", "3"])
+""",
+            ["1", "2", "3"],
+        )
 
     def test_a_child_of_a_process_whose_client_is_closed_has_an_open_one(self):
-        self.runs("""
+        self.runs(
+            """
 analytics = Analytics(sys.argv[1])
 analytics.track("parent", "u")
 assert analytics.close(10)
@@ -156,10 +188,13 @@ if pid == 0:
     analytics.track("child", "u")
     sys.exit()
 wait(pid)
-""", ["parent", "child"])
+""",
+            ["parent", "child"],
+        )
 
     def test_a_fork_that_calls_no_hook_of_the_client_is_noticed_by_the_process_id(self):
-        self.runs("""
+        self.runs(
+            """
 import analytics_relay.client
 analytics_relay.client._in_child.__code__ = (lambda: None).__code__
 analytics = Analytics(sys.argv[1])
@@ -171,7 +206,9 @@ if pid == 0:
     analytics.track("child", "u")
     os._exit(0 if analytics.close(10) else 1)
 wait(pid)
-""", ["parent", "child"])
+""",
+            ["parent", "child"],
+        )
 
     def test_worker_processes_send_what_waits_when_they_end(self):
         """They end without `atexit`. The client is made before, or in the worker."""

@@ -34,17 +34,25 @@ class Package(Case):
             package.mkdir()
             (package / "__init__.py").write_text("write_key = 'segment'\n")
             # Stubs from another version of the same file, in the pool that all programs share.
-            other = descriptor_pb2.FileDescriptorProto(name=_proto.FILE.name, package=_proto.FILE.package, syntax="proto3")
+            other = descriptor_pb2.FileDescriptorProto(
+                name=_proto.FILE.name, package=_proto.FILE.package, syntax="proto3"
+            )
             other.message_type.add(name="TrackEventRequest").field.add(name="other", number=1, type=9, label=1)
             relay = self.relay()
-            for order in ("stubs(); from analytics_relay import Analytics", "from analytics_relay import Analytics; stubs()"):
+            for order in (
+                "stubs(); from analytics_relay import Analytics",
+                "from analytics_relay import Analytics; stubs()",
+            ):
                 done = run(
                     "import sys, analytics\n"
                     "from google.protobuf import descriptor_pool\n"
                     f"def stubs(): descriptor_pool.Default().AddSerializedFile({other.SerializeToString()!r})\n"
                     f"{order}\n"
                     "assert analytics.write_key == 'segment'\n"
-                    "with Analytics(sys.argv[1]) as client: client.track('A', 'u')", relay.address, before=[folder])
+                    "with Analytics(sys.argv[1]) as client: client.track('A', 'u')",
+                    relay.address,
+                    before=[folder],
+                )
                 self.assertEqual((done.returncode, done.stderr), (0, ""))
             self.assertEqual(relay.names(), ["A", "A"])
 
@@ -55,8 +63,17 @@ class Package(Case):
     @needs(has("grpc_tools"), "grpcio-tools")
     def test_the_messages_are_those_of_the_proto_file(self):
         with tempfile.NamedTemporaryFile() as made:
-            subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", f"--descriptor_set_out={made.name}",
-                            "analytics/v1/analytics.proto"], check=True)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "grpc_tools.protoc",
+                    f"-I{PROTO}",
+                    f"--descriptor_set_out={made.name}",
+                    "analytics/v1/analytics.proto",
+                ],
+                check=True,
+            )
             files = descriptor_pb2.FileDescriptorSet.FromString(pathlib.Path(made.name).read_bytes())
         self.assertEqual(shape(files.file[0]), shape(_proto.FILE), "run python3 tests/make_proto.py")
 
@@ -64,6 +81,7 @@ class Package(Case):
     def test_the_messages_are_those_of_the_relay(self):
         """It tells them by reflection, so that this needs no compiler."""
         import grpc
+
         with Relay() as relay, grpc.insecure_channel(relay.address) as channel:
             ask = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
             symbol = f"{_proto.FILE.package}.AnalyticsService".encode()
@@ -79,16 +97,37 @@ class Package(Case):
             source, target = pathlib.Path(folder) / "source", pathlib.Path(folder) / "target"
             shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
             done = subprocess.run(
-                [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
-                 "--disable-pip-version-check", "--root-user-action=ignore", "--target", str(target), str(source)],
-                capture_output=True, text=True, check=False)
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--no-deps",
+                    "--no-build-isolation",
+                    "--no-index",
+                    "--disable-pip-version-check",
+                    "--root-user-action=ignore",
+                    "--target",
+                    str(target),
+                    str(source),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             self.assertEqual(done.returncode, 0, done.stderr)
             shutil.rmtree(source)
             paths = environment()
             paths["PYTHONPATH"] = paths["PYTHONPATH"].replace(str(PACKAGE), str(target))
             done = subprocess.run(
                 [sys.executable, "-c", "import analytics_relay as a; a.Analytics('localhost:1'); print(a.__file__)"],
-                cwd=folder, env=paths, capture_output=True, text=True, check=False)
+                cwd=folder,
+                env=paths,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             self.assertTrue(done.stdout.startswith(str(target)), done.stdout + done.stderr)
 
 
@@ -106,12 +145,13 @@ def field(message, number):
             shift += 7
             if byte < 128:
                 return value
+
     while at < len(message):
         tag = varint()
         value = varint()
         if tag & 7 == 2:
             if tag >> 3 == number:
-                found.append(message[at:at + value])
+                found.append(message[at : at + value])
             at += value
     return found
 
