@@ -23,8 +23,10 @@ async fn output(mut command: Command) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
-fn program(variable: &str, otherwise: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(env::var_os(variable).unwrap_or_else(|| otherwise.into()));
+/// The program of a language: `RELAY_<language>`, or the one on the path.
+pub(crate) fn program(language: &str, otherwise: &str, args: &[&str]) -> Command {
+    let chosen = env::var_os(format!("RELAY_{language}"));
+    let mut command = Command::new(chosen.unwrap_or_else(|| otherwise.into()));
     command.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
     command
 }
@@ -51,7 +53,7 @@ async fn check(setup: &Setup, counters: &str) {
 
 #[tokio::test]
 async fn the_python_client_sends_all_and_says_so() {
-    if output(program("RELAY_PYTHON", "python3", &["-c", "import grpc, grpc_tools"])).await.is_none() {
+    if output(program("PYTHON", "python3", &["-c", "import grpc, grpc_tools"])).await.is_none() {
         return not_run("Python with grpcio and grpcio-tools");
     }
     let setup = Setup::new().await;
@@ -67,7 +69,7 @@ async fn the_python_client_sends_all_and_says_so() {
         &grpc_out,
         "proto/analytics/v1/analytics.proto",
     ];
-    output(program("RELAY_PYTHON", "python3", &compile)).await.expect("the stubs are made");
+    output(program("PYTHON", "python3", &compile)).await.expect("the stubs are made");
     let script = r#"
 import json, sys
 from analytics_relay import Analytics
@@ -80,7 +82,7 @@ analytics.track("", "user-1")
 assert analytics.flush(30)
 print(json.dumps(analytics.close(30)))
 "#;
-    let mut run = program("RELAY_PYTHON", "python3", &["-c", script, &relay.grpc_addr.to_string()]);
+    let mut run = program("PYTHON", "python3", &["-c", script, &relay.grpc_addr.to_string()]);
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python");
     run.env("PYTHONPATH", format!("{}:{stubs}", examples.display())).env("PYTHONDONTWRITEBYTECODE", "1");
     let counters = output(run).await.expect("the script ends well");
@@ -91,7 +93,7 @@ print(json.dumps(analytics.close(30)))
 #[tokio::test]
 async fn the_node_client_sends_all_and_says_so() {
     let packages = "require('@grpc/grpc-js'); require('@grpc/proto-loader')";
-    if output(program("RELAY_NODE", "node", &["-e", packages])).await.is_none() {
+    if output(program("NODE", "node", &["-e", packages])).await.is_none() {
         return not_run("Node with @grpc/grpc-js and @grpc/proto-loader");
     }
     let setup = Setup::new().await;
@@ -107,7 +109,7 @@ analytics.identify('user-1', { plan: 'pro', trialEnds: null })
 analytics.track('', { userId: 'user-1' })
 analytics.flush().then(() => analytics.close()).then((counters) => console.log(JSON.stringify(counters)))
 ";
-    let run = program("RELAY_NODE", "node", &["-e", script, &relay.grpc_addr.to_string()]);
+    let run = program("NODE", "node", &["-e", script, &relay.grpc_addr.to_string()]);
     let counters = output(run).await.expect("the script ends well");
     check(&setup, &counters).await;
     relay.terminate().await;
