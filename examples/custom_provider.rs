@@ -133,7 +133,7 @@ impl Webhook {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
-    telemetry::init_logs(&config.log_level, config.log_format);
+    telemetry::init_logs(&config.logs.level, config.logs.format);
     let url = env::var("WEBHOOK_URL").context("WEBHOOK_URL is not set")?;
     let secret = env::var("WEBHOOK_SECRET").context("WEBHOOK_SECRET is not set")?;
     let webhook = Webhook::new(&url, &secret, config.delivery.request_timeout)?;

@@ -13,7 +13,12 @@ use axum::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 
-use crate::{health::Health, listener::Connections, telemetry::Telemetry};
+use crate::{
+    health::Health,
+    listener::{Connections, Listen},
+    settings::Reader,
+    telemetry::Telemetry,
+};
 
 /// Most connections at a time: a few scrapers and probes.
 const CONNECTIONS_MAX: usize = 32;
@@ -23,6 +28,19 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The media type of the text format that the metrics are written in.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the metrics port is told.
+#[derive(Debug, Clone)]
+pub struct AdminSettings {
+    /// Where to listen for scrapes and probes.
+    pub listen: Listen,
+}
+
+impl AdminSettings {
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        Self { listen: Listen::read(reader, "METRICS_HOST", "METRICS_PORT") }
+    }
+}
 
 #[derive(Clone)]
 struct Admin {

@@ -42,8 +42,9 @@ use crate::{
     admin,
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
-    config::{Config, DeliveryConfig, Listen},
-    delivery::{LaneInbox, files::DataDirLock, lane::LaneStatus},
+    config::{Config, DeliveryConfig, Listen, SpoolConfig},
+    delivery::{LaneInbox, lane::LaneStatus},
+    files::DataDirLock,
     health::Health,
     ingest::{
         self,
@@ -52,11 +53,8 @@ use crate::{
     ledger::Ledger,
     listener,
     queue::{
-        Durability, Queue, QueueLimits, memory,
-        spool::{
-            OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir,
-            log::LogLimits,
-        },
+        Durability, Queue, memory,
+        spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
     },
     reasons::Outcome,
     shutdown::{DrainReport, Stop},
@@ -166,22 +164,20 @@ impl App {
     /// providers of your own.
     pub async fn start_with(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Self, StartError> {
         let providers = providers(config, own)?;
-        let tls = config.grpc_tls.as_ref().map(Tls::load).transpose()?;
+        let tls = config.grpc.tls.as_ref().map(Tls::load).transpose()?;
         let data_dir = data_dir(config);
         let unusable = |source| StartError::DataDir { dir: data_dir.display().to_string(), source };
         let lock = DataDirLock::acquire(&data_dir).map_err(unusable)?;
-        let (metrics_listener, metrics_addr) = listen(METRICS_PORT, &config.metrics).await?;
-        let (grpc_listener, grpc_addr) = listen(GRPC_PORT, &config.grpc).await?;
-        let connections_max = listener::connections_within_limits(config.grpc_connections_max);
+        let (metrics_listener, metrics_addr) = listen(METRICS_PORT, &config.metrics.listen).await?;
+        let (grpc_listener, grpc_addr) = listen(GRPC_PORT, &config.grpc.listen).await?;
+        let connections_max = listener::connections_within_limits(config.grpc.connections_max);
 
         let clock = Clock::system();
         let stop = Stop::default();
         let (watch, ended) = StageWatch::new();
         let mut telemetry = Telemetry::new(clock.now_ms());
 
-        let queue_limits =
-            QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max };
-        let (queue_in, queue_out) = memory::bounded(queue_limits);
+        let (queue_in, queue_out) = memory::bounded(config.queue);
         let accepted = telemetry.accepted();
         let families = telemetry.lanes();
         let ledgers: Vec<Ledger> = providers
@@ -199,10 +195,9 @@ impl App {
             let ledger = ledgers[place].clone();
             let (inbox, lane) = builder.build(provider, delivery, ledger, log).await.map_err(unusable)?;
             lanes.push(lane);
-            let rule = BatchRule { events: delivery.batch_size, interval: delivery.flush_interval };
-            match groups.iter_mut().find(|(group, _)| *group == rule) {
+            match groups.iter_mut().find(|(group, _)| *group == delivery.batch) {
                 Some((_, inboxes)) => inboxes.push(inbox),
-                None => groups.push((rule, vec![inbox])),
+                None => groups.push((delivery.batch, vec![inbox])),
             }
         }
         let (queue, spool) = match opened {
@@ -256,7 +251,7 @@ impl App {
         );
         servers.spawn(watch.over("gRPC server", grpc));
 
-        if let Some(files) = &config.grpc_tls {
+        if let Some(files) = &config.grpc.tls {
             info!(client_certificates = files.client_ca.is_some(), "gRPC is served over TLS");
         }
         info!(version = VERSION, %grpc_addr, %metrics_addr, "relay started");
@@ -265,7 +260,7 @@ impl App {
             admission,
             grpc_addr,
             metrics_addr,
-            drain_timeout: config.drain_timeout,
+            drain_timeout: config.stop.drain_timeout,
             lanes,
             spool,
             batch_worker,
@@ -389,20 +384,21 @@ async fn open_spool(
     providers: &[Configured],
     now_ms: i64,
 ) -> Result<Option<OpenedSpool>, StartError> {
-    let dir = if config.test_mode { config.spool_dir.join("test-mode") } else { config.spool_dir.clone() };
-    if config.durability == Durability::Queued {
+    let SpoolConfig { durability, limits, when_full, group_window, group_bytes, .. } = config.spool;
+    let dir = if config.test_mode { config.spool.dir.join("test-mode") } else { config.spool.dir.clone() };
+    if durability == Durability::Queued {
         warn_of_forgotten_log(&dir);
         return Ok(None);
     }
     let settings = SpoolSettings {
         dir,
-        default_level: config.durability,
-        limits: LogLimits { segment_bytes: config.spool.segment_bytes, bytes_max: config.spool.bytes_max },
+        default_level: durability,
+        limits,
         provider_bytes_max: providers.iter().map(|(_, delivery)| delivery.spool_bytes_max).collect(),
-        when_full: config.spool.when_full,
-        group_window: config.spool.group_window,
-        group_bytes: config.spool.group_bytes,
-        intake: QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max },
+        when_full,
+        group_window,
+        group_bytes,
+        intake: config.queue,
     };
     let names: Vec<&'static str> = providers.iter().map(|(provider, _)| provider.name()).collect();
     let opening = spawn_blocking(move || OpenedSpool::open(settings, &names, now_ms));

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use analytics_relay_providers::registry::Vendor;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -19,15 +20,25 @@ use tracing::info;
 use crate::{
     delivery::{Batch, LaneInbox},
     queue::{Queued, memory::QueueReceiver},
+    settings::{Reader, name_for},
 };
 
 /// When a batch leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct BatchRule {
+pub struct BatchRule {
     /// With this many events.
-    pub(crate) events: usize,
+    pub events: usize,
     /// Or this long after its first event.
-    pub(crate) interval: Duration,
+    pub interval: Duration,
+}
+
+impl BatchRule {
+    pub(crate) fn read(reader: &mut Reader, vendor: Option<Vendor>) -> Self {
+        Self {
+            events: reader.number(&name_for(vendor, "BATCH_SIZE"), 1..=2000),
+            interval: reader.seconds(&name_for(vendor, "FLUSH_INTERVAL_SECONDS"), 0.01..=3600.0),
+        }
+    }
 }
 
 /// Why a batch left.

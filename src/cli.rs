@@ -186,7 +186,7 @@ pub fn run() -> ExitCode {
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init_logs(&config.log_level, config.log_format);
+    telemetry::init_logs(&config.logs.level, config.logs.format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -194,7 +194,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let signals = shutdown::signals()?;
     let app = App::start(&config).await?;
     let report = app.run_until(signals).await;
-    if config.log_format == LogFormat::Pretty {
+    if config.logs.format == LogFormat::Pretty {
         print!("{report}");
     }
     Ok(ExitCode::from(report.exit_code()))
@@ -236,7 +236,7 @@ fn spool(command: SpoolCommand) -> ExitCode {
             let ExportArgs { at, provider, since, limit } = args;
             reading(at, |_, dir| spool::export(dir, provider.as_deref(), since.unwrap_or(0), limit))
         }
-        SpoolCommand::Repair(at) => reading(at, |config, dir| spool::repair(dir, config.spool)),
+        SpoolCommand::Repair(at) => reading(at, |config, dir| spool::repair(dir, config.spool.limits)),
     }
 }
 
@@ -244,7 +244,7 @@ fn spool(command: SpoolCommand) -> ExitCode {
 fn reading(at: SpoolAt, action: impl FnOnce(&Config, &Path) -> anyhow::Result<ExitCode>) -> ExitCode {
     match Config::for_reading() {
         Ok(config) => {
-            let dir = at.dir.as_ref().unwrap_or(&config.spool_dir);
+            let dir = at.dir.as_ref().unwrap_or(&config.spool.dir);
             action(&config, dir).unwrap_or_else(|error| fail(&format!("{error:#}")))
         }
         Err(error) => fail(&error),

@@ -24,6 +24,23 @@ use tokio::{
 };
 use tracing::warn;
 
+use crate::settings::Reader;
+
+/// An address to listen at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// An address, or a name of this machine.
+    pub host: String,
+    /// 0 means any that is free.
+    pub port: u16,
+}
+
+impl Listen {
+    pub(crate) fn read(reader: &mut Reader, host: &str, port: &str) -> Self {
+        Self { host: reader.text(host), port: reader.number(port, 0..=u16::MAX) }
+    }
+}
+
 /// File descriptors that are kept for everything but callers: providers, disk,
 /// scrapes, the runtime.
 const DESCRIPTORS_KEPT: u64 = 128;

@@ -9,7 +9,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::ledger::Balance;
+use crate::{ledger::Balance, settings::Reader};
+
+/// What stopping is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopSettings {
+    /// From the first signal to the exit.
+    pub drain_timeout: Duration,
+}
+
+impl StopSettings {
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        Self { drain_timeout: reader.seconds("DRAIN_TIMEOUT_SECONDS", 0.1..=3600.0) }
+    }
+}
 
 /// Tells every stage to stop: first to drain, later, perhaps, at once.
 #[derive(Debug, Clone, Default)]

@@ -22,6 +22,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     ledger::Ledger,
     reasons::{Outcome, RefusalReason},
+    settings::Reader,
 };
 
 /// One metric: its name as it is scraped, its unit, and what it says.
@@ -517,6 +518,27 @@ impl LogFormat {
     /// Pretty on a terminal, else JSON.
     pub fn for_stdout() -> Self {
         if io::stdout().is_terminal() { Self::Pretty } else { Self::Json }
+    }
+}
+
+/// What the logs are told.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// Level or directives.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+impl LogSettings {
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        let level = reader.text("LOG_LEVEL");
+        if let Err(want) = parse_level(&level) {
+            reader.wrong("LOG_LEVEL", &level, &want);
+        }
+        let formats =
+            [("", LogFormat::for_stdout()), ("json", LogFormat::Json), ("pretty", LogFormat::Pretty)];
+        Self { level, format: reader.one_of("LOG_FORMAT", &formats) }
     }
 }
 

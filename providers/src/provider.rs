@@ -115,11 +115,20 @@ pub enum SendError {
         /// The status and the vendor's words.
         detail: String,
     },
-    /// The vendor does not accept our key, or is not at our address: stop sending
-    /// and call a person. The events are not to blame.
+    /// Our account is refused, by the vendor or by something before it: the key, the
+    /// plan, the network's own login. Stop sending, to all endpoints, and call a
+    /// person. The events are not to blame.
     #[error("unauthorized: {detail}")]
     Unauthorized {
         /// The status and the vendor's words.
+        detail: String,
+    },
+    /// What is at this endpoint's address takes no event at all: it is not the vendor,
+    /// or it sends us elsewhere. Stop sending to this endpoint and call a person. The
+    /// events are not to blame.
+    #[error("misdirected: {detail}")]
+    Misdirected {
+        /// The status, the vendor's words, and where a redirect points to.
         detail: String,
     },
 }
@@ -131,7 +140,19 @@ impl SendError {
             Self::Unavailable { detail, .. }
             | Self::TooLarge { detail }
             | Self::Refused { detail }
-            | Self::Unauthorized { detail } => detail,
+            | Self::Unauthorized { detail }
+            | Self::Misdirected { detail } => detail,
+        }
+    }
+
+    /// The same, to take something out of it.
+    pub(crate) fn detail_mut(&mut self) -> &mut String {
+        match self {
+            Self::Unavailable { detail, .. }
+            | Self::TooLarge { detail }
+            | Self::Refused { detail }
+            | Self::Unauthorized { detail }
+            | Self::Misdirected { detail } => detail,
         }
     }
 }

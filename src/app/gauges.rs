@@ -38,7 +38,7 @@ pub(super) fn of_spool(telemetry: &mut Telemetry, config: &Config, spool: &Spool
     telemetry.gauge("relay_spool_segments", live(|status| status.segments.load(Ordering::Relaxed)));
     telemetry
         .gauge("relay_spool_damaged_ranges", live(|status| status.damaged_ranges.load(Ordering::Relaxed)));
-    let bytes_max = config.spool.bytes_max;
+    let bytes_max = config.spool.limits.bytes_max;
     telemetry.gauge("relay_spool_bytes_max", move || to_i64(bytes_max));
     let intake = spool.clone();
     telemetry.gauge("relay_spool_intake_events", move || to_i64(intake.intake_events()));
@@ -62,8 +62,8 @@ pub(super) fn of_lanes(
     let constant = |value: i64| move |_: &LaneHandle| -> Probe<i64> { Box::new(move || value) };
     register("relay_lane_events", &|lane| of_status(lane, LaneStatus::events));
     register("relay_lane_bytes", &|lane| of_status(lane, LaneStatus::bytes));
-    register("relay_lane_events_max", &constant(to_i64(config.queue_events_max)));
-    register("relay_lane_bytes_max", &constant(to_i64(config.queue_bytes_max)));
+    register("relay_lane_events_max", &constant(to_i64(config.queue.events_max)));
+    register("relay_lane_bytes_max", &constant(to_i64(config.queue.bytes_max)));
     register("relay_in_flight_events", &|lane| {
         let ledger = lane.ledger.clone();
         Box::new(move || in_flight(&ledger))
@@ -84,7 +84,7 @@ pub(super) fn of_lanes(
         let bytes = lane.dead_letters_bytes();
         Box::new(move || to_i64(bytes()))
     });
-    register("relay_dead_letters_bytes_max", &constant(to_i64(config.dead_letters_bytes_max)));
+    register("relay_dead_letters_bytes_max", &constant(to_i64(config.dead_letters.bytes_max)));
     if let Some(spool) = spool {
         let cursor = |lane: &LaneHandle, value: fn(&CursorStatus) -> u64| -> Probe<i64> {
             let (spool, provider) = (spool.clone(), lane.status.provider);

@@ -24,11 +24,10 @@ use crate::{
         dead_letter::{DeadLetterDir, DeadLetterWriter},
         lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus, Leftover},
         recorder::RelayRecorder,
-        retry::RetryRule,
         spill::SpillDir,
     },
     ledger::{Balance, Ledger},
-    queue::{QueueLimits, spool::LaneLog},
+    queue::spool::LaneLog,
     shutdown::Stop,
     telemetry::LaneFamilies,
     time::Clock,
@@ -75,11 +74,11 @@ impl LaneBuilder<'_> {
     ) -> io::Result<(LaneInbox, BuiltLane)> {
         let name = provider.name();
         let dead_letters = DeadLetterDir::new(self.data_dir, name);
-        let dead_letters = DeadLetterWriter::open(&dead_letters, self.config.dead_letters_bytes_max)?;
+        let dead_letters = DeadLetterWriter::open(&dead_letters, self.config.dead_letters.bytes_max)?;
         let dead_letters_bytes = dead_letters.bytes();
         let spill = SpillDir::open(self.data_dir, name)?;
         let status = Arc::new(LaneStatus::new(name));
-        let (inbox, receiver) = LaneInbox::new(delivery.batch_size);
+        let (inbox, receiver) = LaneInbox::new(delivery.batch.events);
         let source = match log {
             Some(log) => self.followed(name, log, &ledger, receiver),
             None => LaneSource::memory(receiver),
@@ -166,13 +165,9 @@ impl LaneHandle {
 /// How a lane delivers, from how it is configured.
 pub(crate) fn lane_settings(config: &Config, delivery: DeliveryConfig) -> LaneSettings {
     LaneSettings {
-        retry: RetryRule {
-            attempts_max: delivery.retry_attempts_max,
-            initial_delay: delivery.retry_delay_initial,
-            max_delay: delivery.retry_delay_max,
-        },
-        capacity: QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max },
-        probe_events: delivery.batch_size,
+        retry: delivery.retry,
+        capacity: config.queue,
+        probe_events: delivery.batch.events,
         awaits_answers: false,
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> ExitCode {
             for warning in &config.warnings {
                 println!("warning: {warning}");
             }
-            if let Some(Err(error)) = config.grpc_tls.as_ref().map(Tls::load) {
+            if let Some(Err(error)) = config.grpc.tls.as_ref().map(Tls::load) {
                 return super::fail(&format_args!("{:#}", anyhow::Error::new(error)));
             }
             println!("ok");
@@ -43,11 +43,11 @@ pub(super) fn log(config: &Config) {
         version = crate::telemetry::VERSION,
         test_mode = config.test_mode,
         providers = providers.join(","),
-        batch_size = config.delivery.batch_size,
-        flush_interval_seconds = config.delivery.flush_interval.as_secs_f64(),
-        queue_events_max = config.queue_events_max,
-        queue_bytes_max = config.queue_bytes_max,
-        drain_timeout_seconds = config.drain_timeout.as_secs_f64(),
+        batch_size = config.delivery.batch.events,
+        flush_interval_seconds = config.delivery.batch.interval.as_secs_f64(),
+        queue_events_max = config.queue.events_max,
+        queue_bytes_max = config.queue.bytes_max,
+        drain_timeout_seconds = config.stop.drain_timeout.as_secs_f64(),
         data_dir = %config.data_dir.display(),
         settings = set.join(" "),
         "configuration"

@@ -14,7 +14,6 @@ use serde_json::value::RawValue;
 
 use super::is_broken_pipe;
 use crate::{
-    config::SpoolConfig,
     queue::spool::{
         cursor::{Cursor, Slot},
         frame::SegmentStart,
@@ -139,9 +138,8 @@ fn report_damage(ranges: u64) {
     }
 }
 
-pub(super) fn repair(dir: &Path, config: SpoolConfig) -> anyhow::Result<ExitCode> {
+pub(super) fn repair(dir: &Path, limits: LogLimits) -> anyhow::Result<ExitCode> {
     let spool = open(dir)?;
-    let limits = LogLimits { segment_bytes: config.segment_bytes, bytes_max: config.bytes_max };
     let repair = spool.repair(limits, Clock::system().now_ms())?;
     unless_closed(print_repair(&mut io::stdout().lock(), &repair))?;
     let whole = repair.cursors.iter().all(|(_, whole)| *whole);

@@ -15,7 +15,6 @@ use crate::queue::Queued;
 
 pub(crate) mod backlog;
 pub(crate) mod dead_letter;
-pub(crate) mod files;
 pub(crate) mod gate;
 pub(crate) mod lane;
 pub(crate) mod recorder;

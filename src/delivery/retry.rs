@@ -2,21 +2,41 @@
 
 use std::time::Duration;
 
+use analytics_relay_providers::registry::Vendor;
 use tokio::time::Instant;
+
+use crate::settings::{Reader, name_for};
 
 /// One delivery cycle: how often an event is sent, and how long it waits
 /// between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RetryRule {
+pub struct RetryRule {
     /// Most attempts, the first included.
-    pub(crate) attempts_max: u32,
+    pub attempts_max: u32,
     /// Longest wait after the first failure; doubles with each further one.
-    pub(crate) initial_delay: Duration,
+    pub initial_delay: Duration,
     /// Longest wait after any failure.
-    pub(crate) max_delay: Duration,
+    pub max_delay: Duration,
 }
 
 impl RetryRule {
+    pub(crate) fn read(reader: &mut Reader, vendor: Option<Vendor>) -> Self {
+        let [attempts, initial, max] = ["MAX_RETRY_ATTEMPTS", "INITIAL_RETRY_DELAY_MS", "MAX_RETRY_DELAY_MS"]
+            .map(|name| name_for(vendor, name));
+        let rule = Self {
+            attempts_max: reader.number(&attempts, 1..=100),
+            initial_delay: reader.millis(&initial, 1..=600_000),
+            max_delay: reader.millis(&max, 1..=3_600_000),
+        };
+        // Told once if both only repeat what holds for all.
+        if rule.initial_delay > rule.max_delay && !(reader.is_repeated(&initial) && reader.is_repeated(&max))
+        {
+            let got = rule.max_delay.as_millis();
+            reader.error(format!("{max}: got \"{got}\", want at least {initial}"));
+        }
+        rule
+    }
+
     /// True if an event that failed so often is not sent again.
     pub(crate) fn is_exhausted(&self, attempts: u32) -> bool {
         attempts >= self.attempts_max

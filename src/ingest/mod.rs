@@ -10,6 +10,7 @@ mod observe;
 mod refusal;
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod settings;
 pub(crate) mod tls;
 pub(crate) mod unary;
 mod wire;

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{info, warn};
 
-use crate::config::TlsFiles;
+use crate::settings::Reader;
 
 /// Longest time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +36,33 @@ const ALPN: &[u8] = b"h2";
 const CERT: &str = "GRPC_TLS_CERT_FILE";
 const KEY: &str = "GRPC_TLS_KEY_FILE";
 const CLIENT_CA: &str = "GRPC_TLS_CLIENT_CA_FILE";
+
+/// PEM files, read at the start and again whenever they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The relay's certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
+    /// The authorities of callers; without it, anyone may call.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    pub(crate) fn read(reader: &mut Reader) -> Option<Self> {
+        let mut file =
+            |name| Some(PathBuf::from(reader.text(name))).filter(|path| !path.as_os_str().is_empty());
+        let [cert, key, client_ca] = [CERT, KEY, CLIENT_CA].map(&mut file);
+        match (cert, key) {
+            (Some(cert), Some(key)) => return Some(Self { cert, key, client_ca }),
+            // What was meant to be closed must not be open.
+            (None, None) if client_ca.is_none() => {}
+            (None, _) => reader.wrong(CERT, "", "a file, as other GRPC_TLS settings are set"),
+            (_, None) => reader.wrong(KEY, "", "a file, as GRPC_TLS_CERT_FILE is set"),
+        }
+        None
+    }
+}
 
 /// Why TLS cannot be served with the files that are named.
 #[derive(Debug, Error)]

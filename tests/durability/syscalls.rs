@@ -36,7 +36,7 @@ const AT_ONCE: usize = 5;
 const TRIES: usize = 4;
 
 /// None also where it may not trace.
-fn strace() -> Option<PathBuf> {
+pub(crate) fn strace() -> Option<PathBuf> {
     let dirs = env::var_os("PATH")?;
     let path = env::split_paths(&dirs).map(|dir| dir.join("strace")).find(|path| path.is_file())?;
     let tried = std::process::Command::new(&path).args(["-o", "/dev/null", "true"]).output();

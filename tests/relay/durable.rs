@@ -302,16 +302,16 @@ async fn what_is_older_than_the_retention_becomes_a_dead_letter() {
 #[tokio::test]
 async fn events_of_a_refused_key_wait_in_the_log() {
     let mut setup = durable("synced").await;
-    setup.set("SEGMENT_WRITE_KEY", "wrong-key-1");
+    setup.set("AMPLITUDE_API_KEY", "wrong-key-1");
     let relay = setup.start().await;
     let mut observer = Observer::default();
     observer.tracks(&mut relay.client(), 40).await;
-    eventually("paused", || setup.sandbox.stats(Vendor::Segment).requests > 0).await;
+    eventually("paused", || setup.sandbox.stats(Vendor::Amplitude).requests > 0).await;
     let ended = relay.terminate().await;
-    assert_eq!(ended.balance(Vendor::Segment).spilled, 40);
-    setup.set("SEGMENT_WRITE_KEY", crate::harness::KEY);
+    assert_eq!(ended.balance(Vendor::Amplitude).spilled, 40);
+    setup.set("AMPLITUDE_API_KEY", crate::harness::KEY);
     let relay = setup.start().await;
-    taken(&setup, Vendor::Segment, 40).await;
+    taken(&setup, Vendor::Amplitude, 40).await;
     check_all_delivered(&observer, &setup, &relay.terminate().await);
 }
 

@@ -66,6 +66,10 @@ impl Lane {
                 self.metrics.batch("unauthorized");
                 self.settle_refused(sent, Refusal::Account, DeadLetterReason::Invalid, detail);
             }
+            Err(SendError::Misdirected { detail }) => {
+                self.metrics.batch("misdirected");
+                self.settle_refused(sent, Refusal::Address, DeadLetterReason::Invalid, detail);
+            }
         }
     }
 

@@ -33,12 +33,12 @@ use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use super::{
-    SpoolError,
+    error::SpoolError,
     frame::{FORMAT_VERSION, SEQ_MAX, crc_without, u32_at, u64_at},
     fs::{SpoolFile, SpoolFs},
+    layout::unfinished,
     quarantine::Quarantine,
     scan::last_not_zero,
-    unfinished,
 };
 
 /// Bytes of a slot.

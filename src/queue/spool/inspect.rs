@@ -8,7 +8,7 @@
 //! looked at again.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     ops::Range,
     path::{Path, PathBuf},
@@ -18,15 +18,18 @@ use std::{
 };
 
 use super::{
-    LOCK, SpoolError, SpoolLock,
     cursor::{Cursor, CursorFile, ENDING as CURSOR_ENDING, Slot, newest, read_slots},
+    error::SpoolError,
     frame::{Frame, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
     fs::{RealFs, SpoolFile, SpoolFs},
     index::{Index, Segment},
-    log::{Log, LogDirs, LogLimits, Recovery},
+    layout::LogDirs,
+    lock::{LOCK, SpoolLock},
+    log::{Log, LogLimits, Recovery},
     quarantine::Quarantine,
     scan::{Item, Scanner},
 };
+use crate::files::Lock;
 
 mod hop;
 #[cfg(test)]
@@ -182,11 +185,9 @@ impl SpoolDir {
         };
         // Shared, so that two who ask do not take each other for a relay, and
         // for no longer than this: a relay that starts must get it.
-        match file.try_lock_shared() {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(source)) => Err(SpoolError::at(&path, source)),
-        }
+        let lock = Lock::of(file.try_lock_shared()).map_err(|source| SpoolError::at(&path, source))?;
+        // Without locks no relay uses it.
+        Ok(matches!(lock, Lock::Theirs))
     }
 
     /// The log at a glance. Reads the newest segment, and of the others their

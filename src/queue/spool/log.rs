@@ -21,55 +21,28 @@
 //! - Only the newest segment can have a torn end. It is copied to quarantine
 //!   before it is cut. Damage anywhere else is found when it is read.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, io, ops::Range, path::Path, sync::Arc};
 
 use tracing::{error, info, warn};
 
 use super::{
-    SpoolError,
     cursor::{CursorFile, ENDING as CURSOR_ENDING, EndedAs},
+    error::SpoolError,
     frame::{Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
     fs::{SpoolFile, SpoolFs},
     index::{Index, Segment},
-    quarantine::Quarantine,
-    reader::DamagedRange,
+    layout::{LogDirs, UNFINISHED, unfinished},
+    quarantine::{DamagedRange, Quarantine},
     scan::{Item, Scanner},
-    unfinished,
 };
 
 /// Limits of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LogLimits {
+pub struct LogLimits {
     /// Bytes of a segment, reserved when it is made.
-    pub(crate) segment_bytes: u64,
+    pub segment_bytes: u64,
     /// Most bytes of all segments.
-    pub(crate) bytes_max: u64,
-}
-
-/// The directories of a log.
-#[derive(Debug, Clone)]
-pub(crate) struct LogDirs {
-    pub(crate) root: PathBuf,
-    pub(crate) segments: PathBuf,
-    pub(crate) cursors: PathBuf,
-    pub(crate) quarantine: PathBuf,
-}
-
-impl LogDirs {
-    pub(crate) fn new(root: &Path) -> Self {
-        Self {
-            root: root.to_owned(),
-            segments: root.join("segments"),
-            cursors: root.join("cursors"),
-            quarantine: root.join("quarantine"),
-        }
-    }
+    pub bytes_max: u64,
 }
 
 /// Why a group of frames is not in the log.
@@ -426,7 +399,7 @@ fn is_full(error: &io::Error) -> bool {
 
 fn remove_unfinished(fs: &dyn SpoolFs, dir: &Path) -> io::Result<()> {
     for name in fs.list(dir)? {
-        if name.ends_with(super::UNFINISHED) {
+        if name.ends_with(UNFINISHED) {
             fs.remove(&dir.join(name))?;
         }
     }

@@ -13,12 +13,21 @@ use std::{
 
 use super::{
     fs::{SpoolFile, SpoolFs},
-    unfinished,
+    layout::unfinished,
 };
 
 /// Bytes that are copied at once.
 const COPY_BYTES: usize = 256 * 1024;
 const ENDING: &str = ".bin";
+
+/// A range of a segment that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DamagedRange {
+    /// First number of the segment.
+    pub(crate) segment: u64,
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
+}
 
 /// The directory of damaged ranges.
 #[derive(Debug)]

@@ -6,9 +6,8 @@
 //! cursors and, for `explain`, in the log.
 
 use std::{
-    ops::Range,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
@@ -16,16 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use analytics_relay_providers::Event;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{
-    Attempt, SharedStatus, SpoolSettings, WhenFull,
-    cursor::EndedAs,
+    command::{Append, Attempt, Command},
     frame::{self, Frame, Kind},
     log::{AppendError, Log},
-    reader::DamagedRange,
+    settings::{SpoolSettings, WhenFull},
+    status::SharedStatus,
 };
 use crate::{
     ledger::Ledger,
@@ -48,44 +46,6 @@ const GATHER_STEP: Duration = Duration::from_micros(200);
 /// Bytes of attempts that wait for the next group, at most; beyond, they are
 /// written by themselves.
 const ATTEMPTS_BYTES_MAX: usize = 64 * 1024;
-
-/// What the thread is asked to do.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Append(Append),
-    /// For `explain`.
-    Attempted {
-        at_ms: i64,
-        attempt: Attempt,
-        _permit: OwnedSemaphorePermit,
-    },
-    /// How events ended at the provider of a cursor.
-    Ended {
-        cursor: usize,
-        ended_as: EndedAs,
-        ranges: Vec<Range<u64>>,
-    },
-    /// Damage that a reader met.
-    Damaged(DamagedRange),
-    /// Take no more events; answered when those before are in the queue.
-    CloseIntake(oneshot::Sender<()>),
-    /// Sync everything and end; answered with the events that are left, by
-    /// cursor.
-    Close(oneshot::Sender<Vec<u64>>),
-}
-
-/// An event to append.
-#[derive(Debug)]
-pub(crate) struct Append {
-    pub(crate) event: Event,
-    /// Encoded, without its number.
-    pub(crate) frame: Vec<u8>,
-    pub(crate) wanted: Durability,
-    /// Why one before it in its row was refused, if one was.
-    pub(crate) row: Option<Arc<OnceLock<Refused>>>,
-    /// Gone if the caller was answered already.
-    pub(crate) answer: Option<oneshot::Sender<Result<Durability, Refused>>>,
-}
 
 /// See the module.
 pub(crate) struct Writer {
