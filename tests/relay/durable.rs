@@ -163,7 +163,7 @@ async fn sigterm_leaves_the_rest_in_the_log_without_waiting_for_the_deadline() {
     taken(&setup, Vendor::Mixpanel, 120).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.code, 0);
-    assert!(ended.took < Duration::from_secs(3), "{:?}", ended.took);
+    assert!(ended.took < Duration::from_secs(10), "{:?}", ended.took);
     let balance = ended.balance(Vendor::Segment);
     assert_eq!((balance.accepted, balance.spilled, balance.in_flight), (120, 120, 0));
     assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 120);

@@ -264,7 +264,7 @@ async fn a_bad_key_pauses_the_provider_and_burns_no_event() {
         assert_eq!(ended.code, 0);
         observer.check_balance(&setup, &ended);
         assert_eq!(ended.balance(vendor).spilled, EVENTS as u64, "{vendor:?}");
-        assert!(ended.took < Duration::from_secs(3), "nothing is won by waiting: {:?}", ended.took);
+        assert!(ended.took < Duration::from_secs(5), "nothing is won by waiting: {:?}", ended.took);
 
         // The key is mended and the relay started again.
         setup.sandbox.always(vendor, None);
@@ -520,10 +520,12 @@ async fn callers_cannot_use_up_the_file_descriptors() {
         let connecting = tokio::net::TcpStream::connect(relay.grpc_addr);
         flood.extend(timeout(Duration::from_millis(200), connecting).await);
     }
+    assert!(flood.len() > 16, "{} connections are no flood", flood.len());
     setup.sandbox.always(Vendor::Mixpanel, Some(fault("reject-every=2")));
     observer.tracks(&mut client, 50).await;
     all_taken_or_dead(&relay, &setup, 51).await;
-    assert!(relay.metric("relay_connections", &[]).await <= 16.0);
+    let served = relay.metric("relay_connections", &[]).await;
+    assert!(served > 1.0 && served <= 16.0, "{served} are served");
     drop(flood);
     let start = Instant::now();
     loop {

@@ -23,8 +23,10 @@ async fn output(mut command: Command) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
-fn program(variable: &str, otherwise: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(env::var_os(variable).unwrap_or_else(|| otherwise.into()));
+/// The program of a language: `RELAY_<language>`, or the one on the path.
+pub(crate) fn program(language: &str, otherwise: &str, args: &[&str]) -> Command {
+    let chosen = env::var_os(format!("RELAY_{language}"));
+    let mut command = Command::new(chosen.unwrap_or_else(|| otherwise.into()));
     command.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
     command
 }

@@ -142,6 +142,24 @@ pub(crate) struct Relay {
     pub(crate) metrics_addr: SocketAddr,
 }
 
+/// A relay that is killed cannot say which lines it has run.
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let still_runs = |child: &mut Child| matches!(child.try_wait(), Ok(None));
+        if env::var_os(COVERAGE).is_none() || !still_runs(&mut self.child) {
+            return;
+        }
+        let pid = self.pid();
+        // The second signal ends the drain.
+        let terminate = format!("kill {pid}; sleep 0.3; kill {pid}");
+        let _ = std::process::Command::new("sh").args(["-c", &terminate]).stderr(Stdio::null()).status();
+        let start = Instant::now();
+        while still_runs(&mut self.child) && start.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 /// How a relay ended.
 pub(crate) struct Ended {
     pub(crate) code: i32,

@@ -20,6 +20,8 @@ fn runs() -> usize {
 const OVERSHOOT_MAX: Duration = Duration::from_millis(500);
 /// The same on a machine that is busy with something else.
 const OVERSHOOT_BUSY_MAX: Duration = Duration::from_secs(2);
+/// A drain that waits for nothing, as against the 8 s that it may take.
+const PROMPT: Duration = Duration::from_secs(5);
 /// Runs beyond [`runs`] until everything has happened once.
 const MORE_RUNS: usize = 60;
 
@@ -177,7 +179,7 @@ async fn a_short_batch_is_flushed_on_sigterm() {
     observer.tracks(&mut relay.client(), 7).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.code, 0);
-    assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.took < PROMPT, "{:?}", ended.took);
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Segment).delivered, 7);
     let messages: Vec<_> = ended.logs.iter().filter_map(|line| line["message"].as_str()).collect();
@@ -199,7 +201,7 @@ async fn a_backoff_is_cut_short_for_one_prompt_attempt() {
     observer.tracks(&mut relay.client(), 5).await;
     relay.log("batch send failed, retrying").await;
     let ended = relay.terminate().await;
-    assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.took < PROMPT, "{:?}", ended.took);
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 5);
 }
@@ -266,7 +268,7 @@ async fn a_second_signal_skips_to_the_spill() {
     relay.log("draining").await;
     sleep(Duration::from_millis(300)).await;
     let ended = relay.terminate().await;
-    assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.took < PROMPT, "{:?}", ended.took);
     assert_eq!((ended.code, ended.count("second signal: what is left is spilled")), (0, 1));
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Mixpanel).spilled, 30);
@@ -333,7 +335,7 @@ async fn a_caller_that_holds_its_stream_open_does_not_hold_up_the_drain() {
     observer.tracks(&mut relay.client(), 20).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.code, 0);
-    assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.took < PROMPT, "{:?}", ended.took);
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 20);
     assert_eq!(stream.message().await.unwrap().unwrap().status, 2, "the watcher was told");

@@ -165,7 +165,7 @@ async fn a_caller_that_never_ends_its_handshake_is_closed_and_keeps_no_drain() {
         assert!(start.elapsed() < Duration::from_secs(30), "the connection is not seen");
     }
     let ended = relay.terminate().await;
-    assert!(ended.code == 0 && ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.code == 0 && ended.took < Duration::from_secs(5), "{:?}", ended.took);
 }
 
 #[tokio::test]
