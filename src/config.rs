@@ -366,7 +366,7 @@ impl Reader {
             spool,
             test_mode,
             shown: std::mem::take(&mut self.shown),
-            warnings: self.vars.keys().filter_map(|name| misspelling(name)).collect(),
+            warnings: self.vars.keys().filter_map(|name| misspelling(name)).chain(self.quoted()).collect(),
         }
     }
 
@@ -485,17 +485,33 @@ impl Reader {
         let (key, source) = self.lookup(name);
         let value = if key.is_empty() { "(not set)" } else { "***" };
         self.show(name, value.to_owned(), source);
-        if key.is_empty() && !test_mode {
-            self.errors.push(format!(
-                "{name}: got nothing, want the key of {0}, which ANALYTICS_PROVIDER names (or TEST_MODE=true)",
-                vendor.name()
-            ));
+        if key.is_empty() {
+            if !test_mode {
+                self.errors.push(format!(
+                    "{name}: got nothing, want the key of {0}, which ANALYTICS_PROVIDER names (or TEST_MODE=true)",
+                    vendor.name()
+                ));
+            }
+            return Secret::new(key);
         }
-        if !key.chars().all(|c| c.is_ascii_graphic()) {
-            self.errors
-                .push(format!("{name}: got a key with a space or a special character, want the key alone"));
-        }
-        Secret::new(key)
+        Secret::parse(&key).unwrap_or_else(|error| {
+            let want = "want the key alone: letters, digits and any of -._~+/=";
+            self.errors.push(format!("{name}: got {error} (***), {want}"));
+            Secret::new(key)
+        })
+    }
+
+    /// A warning for each value in quotes. A key in quotes is an error.
+    fn quoted(&self) -> impl Iterator<Item = String> {
+        let is_quoted = |text: &str| {
+            let inside = |quote| text.strip_prefix(quote).is_some_and(|rest| rest.ends_with(quote));
+            inside('"') || inside('\'')
+        };
+        let quoted =
+            self.vars.iter().filter(move |(name, (text, _))| is_known(name) && is_quoted(text.trim()));
+        quoted.filter(|(name, _)| !name.ends_with("_KEY")).map(|(name, _)| {
+            format!("{name}: its value is in quotes, which are part of it (docker --env-file keeps them)")
+        })
     }
 
     fn base_url(&mut self, name: &str, vendor: Vendor) -> Url {
@@ -800,6 +816,40 @@ mod tests {
         assert!(!format!("{config:?}").contains("canary"));
         let bad = errors(&[("ANALYTICS_PROVIDER", "mixpanel"), ("MIXPANEL_API_KEY", "canary key")]);
         assert!(!bad.join("").contains("canary"));
+    }
+
+    /// Segment answers a wrong key with a success: all events would be lost behind it.
+    #[test]
+    fn what_cannot_be_a_key_is_an_error_that_does_not_tell_it() {
+        for (key, says) in [
+            ("\"canary\"", "in quotes"),
+            ("'canary'", "in quotes"),
+            ("${canary}", "variable"),
+            ("<canary>", "placeholder"),
+            ("canary key", "blank"),
+        ] {
+            for name in ["MIXPANEL_API_KEY", "AMPLITUDE_API_KEY", "SEGMENT_WRITE_KEY"] {
+                let vendor = name.split('_').next().unwrap();
+                let bad = errors(&[("ANALYTICS_PROVIDER", vendor), (name, key)]);
+                assert_eq!(bad.len(), 1, "{bad:?}");
+                assert!(bad[0].starts_with(&format!("{name}: got ")) && bad[0].contains(says), "{bad:?}");
+                assert!(bad[0].contains("want the key alone") && !bad[0].contains("canary"), "{bad:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_in_quotes_is_taken_as_it_is_with_a_warning() {
+        let quoted =
+            [("TEST_MODE", "1"), ("DATA_DIR", "\"/data\""), ("GRPC_HOST", "'::1'"), ("HOME", "\"x\"")];
+        let config = read(&quoted).unwrap();
+        assert_eq!(config.data_dir, Path::new("\"/data\""));
+        assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+        assert!(config.warnings[0].starts_with("DATA_DIR: its value is in quotes"), "{:?}", config.warnings);
+        // What is an error says what may be behind it.
+        let bad = errors(&[("TEST_MODE", "1"), ("BATCH_SIZE", "\"50\"")]);
+        assert!(bad.iter().any(|error| error.contains("docker --env-file")), "{bad:?}");
+        assert_eq!(read(&[("TEST_MODE", "1"), ("DATA_DIR", "/a \"b\" c")]).unwrap().warnings, [""; 0]);
     }
 
     #[test]

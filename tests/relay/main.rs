@@ -7,6 +7,7 @@ mod harness;
 
 mod api;
 mod batch;
+mod check_connect;
 mod client;
 mod command_line;
 mod durable;
