@@ -42,7 +42,7 @@ enum Command {
     /// Take events and relay them (the default)
     Serve,
     /// Validate the settings and print them, keys masked
-    Check,
+    Check(CheckArgs),
     /// Run a local server that speaks the providers' contracts, with faults on demand
     Sandbox(SandboxArgs),
     /// Look at events that a provider did not get, and send them again
@@ -56,6 +56,14 @@ enum Command {
     Spool(SpoolCommand),
     /// Tell what became of an event
     Explain(ExplainArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// Try each provider too, sending it no event: its name, connection, certificate,
+    /// paths and key. Fails if a step does
+    #[arg(long)]
+    connect: bool,
 }
 
 #[derive(Debug, Args)]
@@ -202,7 +210,11 @@ pub fn run() -> ExitCode {
     };
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => with_config(|config| in_runtime(serve(config))),
-        Command::Check => check::check(Config::from_env()),
+        Command::Check(CheckArgs { connect }) => match check::check(Config::from_env()) {
+            Ok(config) if connect => in_runtime(check::connect(config)),
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => fail(&format_args!("{error:#}")),
+        },
         Command::Sandbox(args) => in_runtime(sandbox::sandbox(args)),
         Command::DeadLetters(command) => dead_letters(command),
         Command::Providers(command) => providers(command),

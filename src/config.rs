@@ -274,6 +274,40 @@ mod tests {
         assert!(!bad.join("").contains("canary"));
     }
 
+    /// Segment answers a wrong key with a success: all events would be lost behind it.
+    #[test]
+    fn what_cannot_be_a_key_is_an_error_that_does_not_tell_it() {
+        for (key, says) in [
+            ("\"canary\"", "in quotes"),
+            ("'canary'", "in quotes"),
+            ("${canary}", "variable"),
+            ("<canary>", "placeholder"),
+            ("canary key", "blank"),
+        ] {
+            for name in ["MIXPANEL_API_KEY", "AMPLITUDE_API_KEY", "SEGMENT_WRITE_KEY"] {
+                let vendor = name.split('_').next().unwrap();
+                let bad = errors(&[("ANALYTICS_PROVIDER", vendor), (name, key)]);
+                assert_eq!(bad.len(), 1, "{bad:?}");
+                assert!(bad[0].starts_with(&format!("{name}: got ")) && bad[0].contains(says), "{bad:?}");
+                assert!(bad[0].contains("want the key alone") && !bad[0].contains("canary"), "{bad:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_in_quotes_is_taken_as_it_is_with_a_warning() {
+        let quoted =
+            [("TEST_MODE", "1"), ("DATA_DIR", "\"/data\""), ("GRPC_HOST", "'::1'"), ("HOME", "\"x\"")];
+        let config = read(&quoted).unwrap();
+        assert_eq!(config.data_dir, Path::new("\"/data\""));
+        assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+        assert!(config.warnings[0].starts_with("DATA_DIR: its value is in quotes"), "{:?}", config.warnings);
+        // What is an error says what may be behind it.
+        let bad = errors(&[("TEST_MODE", "1"), ("BATCH_SIZE", "\"50\"")]);
+        assert!(bad.iter().any(|error| error.contains("docker's --env-file")), "{bad:?}");
+        assert_eq!(read(&[("TEST_MODE", "1"), ("DATA_DIR", "/a \"b\" c")]).unwrap().warnings, [""; 0]);
+    }
+
     #[test]
     fn the_file_is_read_and_the_environment_wins() {
         let dir = tempfile::tempdir().unwrap();

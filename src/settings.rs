@@ -203,7 +203,7 @@ in the container's env, or enableServiceLinks: false in the pod's spec"
                     ));
                 }
                 Ok(value) => {
-                    if is_known(&name) && is_in_quotes(&value) {
+                    if is_known(&name) && !name.ends_with("_KEY") && is_in_quotes(&value) {
                         self.warnings.push(format!(
                             "{name}: its value is in quotes, and they are part of it; docker's --env-file keeps \
 quotes as they are: leave them out there"

@@ -13,13 +13,19 @@ use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use flate2::{Compress, Compression, FlushCompress, Status, read::MultiGzDecoder};
 use reqwest::{
-    Client, RequestBuilder, Response, StatusCode, Url,
+    Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url,
     header::{self, HeaderName},
 };
 use serde::{Deserialize, Deserializer};
 use tokio::{sync::Semaphore, time::Instant};
 
-use crate::{BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict, json::Json};
+use crate::{
+    BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Step, Verdict, json::Json,
+};
+
+mod probe;
+
+pub use probe::{Probe, WrongKey};
 
 /// Most bytes of an answer that are read, unless a vendor's answers can be
 /// longer. One that is longer still says nothing that we understand.
@@ -62,6 +68,14 @@ pub trait Wire: Send + Sync + 'static {
     /// Reads the answer to the events of a batch that were encoded: one verdict
     /// each, in order.
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError>;
+
+    /// A request of each endpoint's that holds no event, with this key.
+    fn probes(&self, key: &Secret) -> Vec<Probe>;
+
+    /// Reads the answer to one of these.
+    fn interpret_probe(&self, _path: &str, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        self.interpret(&[], reply)
+    }
 }
 
 /// Room for the body of a batch.
@@ -215,6 +229,10 @@ impl<W: Wire> Provider for HttpProvider<W> {
         };
         Ok(merge(batch.len(), verdicts, rejected))
     }
+
+    async fn probe(&self) -> Vec<Step> {
+        probe::try_the_way(self).await
+    }
 }
 
 /// The events of a batch that were not rejected while it was encoded.
@@ -243,6 +261,7 @@ pub(crate) fn merge(
 /// One vendor's connection pool, with every limit set.
 pub struct HttpClient {
     settings: HttpSettings,
+    key: Secret,
     client: Mutex<(Client, Instant)>,
     gzip: Arc<Gzip>,
     /// Held by whoever makes a large body.
@@ -270,6 +289,7 @@ impl HttpClient {
         let encoded = BASE64_STANDARD.encode(format!("{}:", key.expose()));
         Ok(Self {
             settings,
+            key: key.clone(),
             client,
             gzip: Arc::default(),
             turn: Arc::new(Semaphore::new(1)),
@@ -391,14 +411,19 @@ impl HttpClient {
 
     /// A failure below HTTP. Whether the request arrived is unknown.
     fn transport(&self, error: reqwest::Error) -> SendError {
+        SendError::Unavailable { retry_after: None, detail: self.words(error) }
+    }
+
+    /// What a failure below HTTP says, down to its cause.
+    fn words(&self, error: reqwest::Error) -> String {
         let error = error.without_url();
-        let mut detail = error.to_string();
+        let mut words = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            detail = format!("{detail}: {cause}");
+            words = format!("{words}: {cause}");
             source = cause.source();
         }
-        SendError::Unavailable { retry_after: None, detail: self.redact(&detail) }
+        self.redact(&words)
     }
 
     fn redact(&self, text: &str) -> String {
@@ -408,6 +433,10 @@ impl HttpClient {
 }
 
 fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
+    client_builder(settings).build()
+}
+
+fn client_builder(settings: &HttpSettings) -> ClientBuilder {
     // Fails only if one is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
@@ -419,7 +448,6 @@ fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
         // The client would send again by itself after some failures, and such
         // an attempt would be counted nowhere.
         .retry(reqwest::retry::never())
-        .build()
 }
 
 /// Why the body of an answer says nothing.

@@ -29,7 +29,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire, body_for, null_as_default, object},
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, null_as_default, object},
     json::{Json, List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
@@ -54,6 +54,8 @@ const SURPLUS: &str = "more_properties";
 
 const IMPORT: Endpoint = Endpoint(0);
 const ENGAGE: Endpoint = Endpoint(1);
+const IMPORT_PATH: &str = "/import?strict=1";
+const ENGAGE_PATH: &str = "/engage?ip=0&verbose=1";
 
 /// Ids that Mixpanel refuses, as `distinct_id` and as `$insert_id`.
 const FORBIDDEN_IDS: [&str; 17] = [
@@ -140,6 +142,22 @@ impl Wire for Mixpanel {
             interpret_import(sent.len(), reply)
         }
     }
+
+    fn probes(&self, key: &Secret) -> Vec<Probe> {
+        let empty = || b"[]".to_vec();
+        let import =
+            Encoded { path: IMPORT_PATH, body: empty(), basic_user: Some(key.clone()), ..Encoded::default() };
+        let engage = Encoded { path: ENGAGE_PATH, body: empty(), ..Encoded::default() };
+        let at_import = "/engage takes any token: only /import tells";
+        vec![
+            Probe { request: import, wrong_key: WrongKey::Refused },
+            Probe { request: engage, wrong_key: WrongKey::Untold(at_import) },
+        ]
+    }
+
+    fn interpret_probe(&self, path: &str, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        if path == ENGAGE_PATH { interpret_engage(0, reply) } else { interpret_import(0, reply) }
+    }
 }
 
 impl Mixpanel {
@@ -151,7 +169,7 @@ impl Mixpanel {
         }
         rows.end();
         Encoded {
-            path: "/import?strict=1",
+            path: IMPORT_PATH,
             body: body.into_bytes(),
             gzip: true,
             basic_user: Some(self.token.clone()),
@@ -207,7 +225,7 @@ impl Mixpanel {
         // may be too many.
         let body_bytes_max = if count > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
         Encoded {
-            path: "/engage?ip=0&verbose=1",
+            path: ENGAGE_PATH,
             body: body.into_bytes(),
             gzip: false,
             basic_user: None,

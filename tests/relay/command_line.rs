@@ -223,6 +223,11 @@ async fn every_bad_setting_is_reported_and_nothing_starts() {
             assert!(err.contains(wrong), "{wrong} in {err}");
         }
     }
+    // As docker --env-file leaves it: Segment would answer it with a success.
+    setup.set("SEGMENT_WRITE_KEY", &format!("\"{KEY}\""));
+    let (code, _, err) = setup.run(&["serve"]).await;
+    let wrong = "SEGMENT_WRITE_KEY: got a key in quotes, which are no part of it (***), want the key alone";
+    assert!(code == 1 && err.contains(wrong) && !err.contains(KEY), "{err}");
 }
 
 #[tokio::test]

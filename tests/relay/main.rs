@@ -7,6 +7,7 @@ mod harness;
 
 mod api;
 mod batch;
+mod check_connect;
 mod client;
 mod client_packages;
 mod command_line;
