@@ -401,6 +401,7 @@ async fn open_spool(
         limits: LogLimits { segment_bytes: config.spool.segment_bytes, bytes_max: config.spool.bytes_max },
         provider_bytes_max: providers.iter().map(|(_, delivery)| delivery.spool_bytes_max).collect(),
         when_full: config.spool.when_full,
+        retention: config.spool.retention,
         group_window: config.spool.group_window,
         group_bytes: config.spool.group_bytes,
         intake: QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max },

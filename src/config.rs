@@ -87,7 +87,7 @@ pub const SETTINGS: [SettingInfo; 39] = [
     per_provider("SPOOL_MAX_BYTES", "10737418240"),
     setting("SPOOL_SEGMENT_BYTES", "67108864"),
     setting("SPOOL_RETENTION_HOURS", "72"),
-    setting("SPOOL_WHEN_FULL", "reject"),
+    setting("SPOOL_WHEN_FULL", "dead_letter_oldest"),
     setting("SPOOL_GROUP_WINDOW_MS", "2"),
     setting("SPOOL_GROUP_BYTES", "1048576"),
 ];
@@ -467,7 +467,7 @@ impl Reader {
             "dead_letter_oldest" => WhenFull::DeadLetterOldest,
             other => {
                 self.wrong("SPOOL_WHEN_FULL", other, "reject or dead_letter_oldest");
-                WhenFull::Reject
+                WhenFull::DeadLetterOldest
             }
         };
         let window_ms: f64 = self.number("SPOOL_GROUP_WINDOW_MS", 0.0..=100.0);

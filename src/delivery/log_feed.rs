@@ -12,7 +12,7 @@ use tokio::{
 use tracing::error;
 
 use super::retry::WallCheck;
-use crate::queue::spool::{LaneLog, LaneReports, LogView, reader::Chunk};
+use crate::queue::spool::{LaneLog, LaneReports, LogView, age::AgeCheck, reader::Chunk};
 
 /// Bytes of frames that are read at once.
 const READ_BYTES: u64 = 512 * 1024;
@@ -50,6 +50,7 @@ pub(crate) struct LogFeed {
 
     retention: Duration,
     wall: WallCheck,
+    ages: AgeCheck,
     look_at_age: Instant,
 }
 
@@ -70,6 +71,7 @@ impl LogFeed {
             reports: log.reports(),
             skipped: log.skipped(),
             surplus: log.surplus(),
+            ages: log.ages(),
             behind: next_seq < view.next_seq(),
             recent: VecDeque::new(),
             failed_reads: 0,
@@ -208,6 +210,9 @@ impl LogFeed {
         self.look_at_age = now + AGE_INTERVAL.min(self.retention / 20).max(Duration::from_millis(10));
         if self.wall.has_jumped(now_ms, now) {
             error!("the wall clock was set: no event expires until it is right again or the relay restarts");
+            return None;
+        }
+        if !self.ages.judges(now_ms, now.into_std()) {
             return None;
         }
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);

@@ -381,7 +381,7 @@ impl SpoolDir {
         if dir.is_ours {
             dir.recover(limits, now_ms, &mut repair)?;
         }
-        dir.keep_damaged(&mut repair)?;
+        dir.keep_damaged(limits, &mut repair)?;
         drop(lock);
         Ok(repair)
     }
@@ -406,10 +406,12 @@ impl SpoolDir {
         Ok(())
     }
 
-    fn keep_damaged(&self, repair: &mut Repair) -> Result<(), SpoolError> {
+    fn keep_damaged(&self, limits: LogLimits, repair: &mut Repair) -> Result<(), SpoolError> {
         let in_quarantine = |source| SpoolError::at(&self.dirs.quarantine, source);
         RealFs.create_dir(&self.dirs.quarantine).map_err(in_quarantine)?;
-        let mut quarantine = Quarantine::open(&RealFs, &self.dirs.quarantine).map_err(in_quarantine)?;
+        let bytes_max = limits.quarantine_bytes_max();
+        let opened = Quarantine::open(&RealFs, &self.dirs.quarantine, bytes_max);
+        let mut quarantine = opened.map_err(in_quarantine)?;
         for segment in self.segments()?.into_iter().filter(|segment| self.is_ours || !is_newest(*segment)) {
             let Some(file) = self.open_segment(segment)? else { continue };
             self.refuse_newer(segment, &*file)?;
