@@ -43,7 +43,7 @@ use crate::{
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
     config::{Config, DeliveryConfig, Listen},
-    delivery::{LaneInbox, lane::LaneStatus},
+    delivery::{LaneInbox, lane::LaneStatus, unnamed::Unnamed},
     files::DataDirLock,
     health::Health,
     ingest::{
@@ -149,6 +149,8 @@ pub struct App {
     drain_timeout: Duration,
     lanes: Vec<LaneHandle>,
     spool: Option<RunningSpool>,
+    /// They look after what the log holds for providers that are not named.
+    unnamed: JoinSet<()>,
     batch_worker: JoinHandle<()>,
     servers: JoinSet<()>,
     stop_servers: CancellationToken,
@@ -206,6 +208,7 @@ impl App {
                 None => groups.push((rule, vec![inbox])),
             }
         }
+        let unnamed = opened.as_ref().map(|spool| lanes::of_unnamed(&builder, spool)).unwrap_or_default();
         let (queue, spool) = match opened {
             None => (Queue::Memory(queue_in.clone(), accepted), None),
             Some(opened) => {
@@ -222,6 +225,8 @@ impl App {
         // Only now that nothing can fail any more.
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
         lanes::warn_of_forgotten_spill(&data_dir, &lanes);
+        let looks_after = |unnamed: Unnamed| watch.over("unnamed provider", unnamed.run(stop.clone()));
+        let unnamed = unnamed.into_iter().map(looks_after).collect();
 
         let groups = groups.into_iter().map(|(rule, inboxes)| BatchGroup::new(rule, inboxes)).collect();
         let gathering = Gathering::default();
@@ -269,6 +274,7 @@ impl App {
             drain_timeout: config.drain_timeout,
             lanes,
             spool,
+            unnamed,
             batch_worker,
             servers,
             stop_servers,
@@ -375,6 +381,7 @@ impl App {
             error!(%error, "a defect: the batch worker failed");
         }
         futures_util::future::join_all(self.lanes.iter_mut().map(LaneHandle::finish)).await;
+        while self.unnamed.join_next().await.is_some() {}
     }
 }
 

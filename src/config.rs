@@ -259,6 +259,15 @@ impl Config {
         Self::read(env::vars_os().chain([no_provider]), Path::new(".env"))
     }
 
+    /// The vendors that `ANALYTICS_PROVIDER` names, for what needs no key.
+    pub(crate) fn named_vendors() -> Vec<Vendor> {
+        let mut reader = Reader::default();
+        reader.take_file(Path::new(".env"));
+        reader.take_environment(env::vars_os());
+        let names = reader.text("ANALYTICS_PROVIDER").to_ascii_lowercase();
+        names.split(',').filter_map(|name| Vendor::from_name(name.trim())).collect()
+    }
+
     /// Reads given variables instead of the environment, and no file.
     pub fn from_vars<K: Into<OsString>, V: Into<OsString>>(
         vars: impl IntoIterator<Item = (K, V)>,

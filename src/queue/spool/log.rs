@@ -344,13 +344,14 @@ impl Log {
         segments > 1 && bytes + 2 * self.limits.segment_bytes > self.limits.bytes_max
     }
 
-    /// Lets the cursors from a place on go of the oldest segment, if they alone
-    /// hold it, and removes it. Returns how many events each gave up.
-    pub(crate) fn let_go_of_oldest(&mut self, from: usize, ended_as: &EndedAs) -> Vec<(usize, u64)> {
-        let Some(segment) = self.index.oldest_sealed() else { return Vec::new() };
+    /// Removes the oldest segment, unless a cursor before a place holds it; those
+    /// from there on let go of it. Returns whether room was made, and how many
+    /// events each of them gave up.
+    pub(crate) fn make_room(&mut self, from: usize, ended_as: &EndedAs) -> (bool, Vec<(usize, u64)>) {
+        let Some(segment) = self.index.oldest_sealed() else { return (false, Vec::new()) };
         let holds = |file: &CursorFile| !file.is_forgotten() && file.cursor.lowest() < segment.end_seq;
         if self.cursors.iter().take(from).any(holds) {
-            return Vec::new();
+            return (false, Vec::new());
         }
         let holders: Vec<usize> = (from..self.cursors.len()).filter(|at| holds(&self.cursors[*at])).collect();
         let given_up = holders.into_iter().map(|place| {
@@ -361,7 +362,7 @@ impl Log {
         // Once for each slot.
         self.sync_cursors();
         self.sync_cursors();
-        given_up
+        (self.index.oldest_seq() > segment.first_seq, given_up)
     }
 
     /// Lets a cursor go, with everything that has not ended at it.

@@ -288,7 +288,7 @@ impl Writer {
         }
         self.company = appends.len();
         let mut written = self.write_group(&appends);
-        while written == Err(AppendError::Full) && self.let_go_of_unnamed() {
+        while written == Err(AppendError::Full) && self.make_room() {
             written = self.write_group(&appends);
         }
         match written {
@@ -459,22 +459,22 @@ impl Writer {
         self.publish();
     }
 
-    /// Makes room for a group at the cost of providers that are not named, if
-    /// that is possible.
-    fn let_go_of_unnamed(&mut self) -> bool {
+    /// Makes room for a group, if that is possible: what everybody has passed need
+    /// not wait for the next second, and providers that are not named let go.
+    fn make_room(&mut self) -> bool {
         self.end_cursor_syncs(true);
         let ended_as = Outcome::Dropped(DropReason::SpoolFull).key();
-        let given_up = self.log.let_go_of_oldest(self.status.named().len(), &ended_as);
-        for (place, event_count) in &given_up {
-            let provider = &self.status.cursors[*place].provider;
+        let (is_made, given_up) = self.log.make_room(self.status.named().len(), &ended_as);
+        for (place, event_count) in given_up {
+            let provider = &self.status.cursors[place].provider;
             let reason = DropReason::SpoolFull.name();
             error!(
                 provider,
                 event_count, reason, "events of a provider that is not named are lost: the spool is full"
             );
-            self.count_unnamed(*place, &ended_as, *event_count);
+            self.count_unnamed(place, &ended_as, event_count);
         }
-        !given_up.is_empty()
+        is_made
     }
 
     /// Counts what ended at a provider that is not named; the others have their

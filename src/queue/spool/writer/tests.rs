@@ -216,7 +216,8 @@ impl Running {
     /// Ends every event so far at a provider.
     fn end_all(&self, place: usize) {
         let reports = LaneReports::new("unused".to_owned(), place, self.commands.clone());
-        reports.ended_ranges(Outcome::Delivered, vec![1..self.index.next_seq()]);
+        let all = 1..self.index.next_seq();
+        reports.ended_ranges(Outcome::Delivered, Vec::from([all]));
     }
 
     async fn close(self) -> Vec<u64> {
