@@ -43,7 +43,7 @@ use crate::{
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
     config::{Config, DeliveryConfig, Listen, SpoolConfig},
-    delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions},
+    delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions, unnamed::Unnamed},
     files::DataDirLock,
     health::Health,
     ingest::{
@@ -146,6 +146,8 @@ pub struct App {
     drain_timeout: Duration,
     lanes: Vec<LaneHandle>,
     spool: Option<RunningSpool>,
+    /// They look after what the log holds for providers that are not named.
+    unnamed: JoinSet<()>,
     batch_worker: JoinHandle<()>,
     servers: JoinSet<()>,
     stop_servers: CancellationToken,
@@ -208,6 +210,7 @@ impl App {
                 None => groups.push((delivery.batch, vec![inbox])),
             }
         }
+        let unnamed = opened.as_ref().map(|spool| lanes::of_unnamed(&builder, spool)).unwrap_or_default();
         let (queue, spool) = match opened {
             None => (Queue::Memory(queue_in.clone(), accepted), None),
             Some(opened) => {
@@ -225,6 +228,8 @@ impl App {
         let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
         lanes::warn_of_forgotten_spill(&data_dir, &lanes);
+        let looks_after = |unnamed: Unnamed| watch.over("unnamed provider", unnamed.run(stop.clone()));
+        let unnamed = unnamed.into_iter().map(looks_after).collect();
 
         let groups = groups.into_iter().map(|(rule, inboxes)| BatchGroup::new(rule, inboxes)).collect();
         let gathering = Gathering::default();
@@ -273,6 +278,7 @@ impl App {
             drain_timeout: config.stop.drain_timeout,
             lanes,
             spool,
+            unnamed,
             batch_worker,
             servers,
             stop_servers,
@@ -379,6 +385,7 @@ impl App {
             error!(%error, "a defect: the batch worker failed");
         }
         futures_util::future::join_all(self.lanes.iter_mut().map(LaneHandle::finish)).await;
+        while self.unnamed.join_next().await.is_some() {}
     }
 }
 
@@ -394,7 +401,8 @@ async fn open_spool(
     providers: &[Configured],
     now_ms: i64,
 ) -> Result<Option<OpenedSpool>, StartError> {
-    let SpoolConfig { durability, limits, when_full, group_window, group_bytes, .. } = config.spool;
+    let SpoolConfig { durability, limits, when_full, retention, group_window, group_bytes, .. } =
+        config.spool;
     let dir = if config.test_mode { config.spool.dir.join("test-mode") } else { config.spool.dir.clone() };
     if durability == Durability::Queued {
         warn_of_forgotten_log(&dir);
@@ -406,6 +414,7 @@ async fn open_spool(
         limits,
         provider_bytes_max: providers.iter().map(|(_, delivery)| delivery.spool_bytes_max).collect(),
         when_full,
+        retention,
         group_window,
         group_bytes,
         intake: config.queue,

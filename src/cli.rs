@@ -45,7 +45,7 @@ enum Command {
     Check(CheckArgs),
     /// Run a local server that speaks the providers' contracts, with faults on demand
     Sandbox(SandboxArgs),
-    /// Look at events that a provider did not get, and send them again
+    /// Look at events that a provider did not get, send them again, export and delete them
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
     /// Stop sending to a provider, and let it go on
@@ -110,6 +110,10 @@ enum DeadLettersCommand {
     Show(ShowArgs),
     /// Send them again; what is delivered is never sent twice
     Replay(ReplayArgs),
+    /// Write them to a file or to standard output, one JSON object a line
+    Export(ExportLettersArgs),
+    /// Delete them; shows which ones, and deletes nothing, without --yes
+    Delete(DeleteArgs),
 }
 
 #[derive(Debug, Args)]
@@ -129,6 +133,27 @@ struct ReplayArgs {
     /// since: its traits would be overwritten
     #[arg(long)]
     identifies: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExportLettersArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// The file, which must not be there; standard output without it
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DeleteArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// All of them, of every provider
+    #[arg(long)]
+    all: bool,
+    /// Do it
+    #[arg(long)]
+    yes: bool,
 }
 
 /// Which dead letters; all without any option.
@@ -162,6 +187,8 @@ enum SpoolCommand {
     Export(ExportArgs),
     /// Copy what is damaged to quarantine; mend the rest, if no relay is running
     Repair(SpoolAt),
+    /// Give up the events of a provider that is not in ANALYTICS_PROVIDER any more
+    Forget(ForgetArgs),
 }
 
 #[derive(Debug, Args)]
@@ -184,6 +211,17 @@ struct ExportArgs {
     /// Print at most this many
     #[arg(long)]
     limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct ForgetArgs {
+    #[command(flatten)]
+    at: SpoolAt,
+    /// Which one
+    provider: String,
+    /// Also if events are given up with it
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -257,6 +295,11 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
         DeadLettersCommand::Show(ShowArgs { filter, limit }) => {
             Config::for_reading().map(|config| dead_letters::show(&at(config, &filter), &filter, limit))
         }
+        DeadLettersCommand::Export(ExportLettersArgs { filter, out }) => Config::for_reading()
+            .map(|config| dead_letters::export(&at(config, &filter), &filter, out.as_deref())),
+        DeadLettersCommand::Delete(args) => {
+            Config::for_reading().map(|config| dead_letters::delete(&at(config, &args.filter), args))
+        }
         DeadLettersCommand::Replay(args) => Config::from_env().map(|mut config| {
             config.data_dir = at(config.clone(), &args.filter);
             Ok(in_runtime(dead_letters::replay(config, args)))
@@ -289,6 +332,9 @@ fn spool(command: SpoolCommand) -> ExitCode {
             reading(at, |_, dir| spool::export(dir, provider.as_deref(), since.unwrap_or(0), limit))
         }
         SpoolCommand::Repair(at) => reading(at, |config, dir| spool::repair(dir, config.spool.limits)),
+        SpoolCommand::Forget(ForgetArgs { at, provider, yes }) => {
+            reading(at, |_, dir| spool::forget(dir, &provider, yes))
+        }
     }
 }
 

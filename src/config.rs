@@ -99,6 +99,11 @@ impl Config {
         Self::read(env::vars_os().chain([no_provider]), Path::new(".env"))
     }
 
+    /// The vendors that `ANALYTICS_PROVIDER` names, for what needs no key.
+    pub(crate) fn named_vendors() -> Vec<Vendor> {
+        vendors::named(&mut Reader::new(env::vars_os(), Path::new(".env")))
+    }
+
     /// Reads given variables instead of the environment, and no file.
     pub fn from_vars<K: Into<OsString>, V: Into<OsString>>(
         vars: impl IntoIterator<Item = (K, V)>,

@@ -48,7 +48,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 44] = [
+pub const METRICS: [MetricInfo; 49] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -182,6 +182,31 @@ pub const METRICS: [MetricInfo; 44] = [
         "ranges",
         "Damaged ranges of the spool that are kept in quarantine",
     ),
+    metric("relay_spool_quarantine_bytes", "", "bytes", "Bytes of all that is in quarantine"),
+    metric(
+        "relay_spool_quarantine_removed_total",
+        "",
+        "ranges",
+        "Copies of damaged ranges that were removed from quarantine, because it was full",
+    ),
+    metric(
+        "relay_spool_filling",
+        "provider",
+        "0 or 1",
+        "1 while the provider's backlog takes more than half of its share of the spool",
+    ),
+    metric(
+        "relay_spool_unnamed_events",
+        "",
+        "events",
+        "Events in the spool that have not ended at providers which are not named any more",
+    ),
+    metric(
+        "relay_spool_unnamed_ended_total",
+        "outcome,reason",
+        "events",
+        "Events that ended at providers which are not named any more",
+    ),
     metric(
         "relay_spool_state",
         "state",
@@ -275,6 +300,8 @@ impl Telemetry {
             accepted,
             groups: self.register("relay_spool_groups_total"),
             sync_duration: self.register_as("relay_spool_sync_duration_seconds", fast()),
+            quarantine_removed: self.register("relay_spool_quarantine_removed_total"),
+            unnamed_ended: self.register("relay_spool_unnamed_ended_total"),
         }
     }
 
@@ -439,6 +466,24 @@ pub(crate) struct SpoolMetrics {
     pub(crate) accepted: Counter,
     pub(crate) groups: Counter,
     pub(crate) sync_duration: Histogram,
+    pub(crate) quarantine_removed: Counter,
+    unnamed_ended: Family<Labels<2>, Counter>,
+}
+
+impl SpoolMetrics {
+    /// Counts events that ended at a provider that is not named; its name may be
+    /// anything, so it is no label.
+    pub(crate) fn unnamed_ended(&self, outcome: Outcome, events: u64) {
+        let label = [("outcome", outcome.name()), ("reason", outcome.reason())];
+        self.unnamed_ended.get_or_create_owned(&label).inc_by(events);
+    }
+}
+
+#[cfg(test)]
+impl Default for SpoolMetrics {
+    fn default() -> Self {
+        Telemetry::new(0).spool(Counter::default())
+    }
 }
 
 /// What lanes count, for all providers.
