@@ -28,7 +28,7 @@ use crate::{
         retry::RetryRule,
         spill::SpillDir,
     },
-    ledger::{Balance, Ledger},
+    ledger::Ledger,
     queue::{QueueLimits, spool::LaneLog},
     shutdown::Stop,
     telemetry::LaneFamilies,
@@ -128,11 +128,6 @@ impl LaneHandle {
     pub(super) fn dead_letters_bytes(&self) -> impl Fn() -> u64 + use<> {
         let bytes = self.dead_letters_bytes.clone();
         move || bytes.load(Ordering::Relaxed)
-    }
-
-    /// The provider's account.
-    pub(super) fn balance(&self) -> Balance {
-        self.ledger.balance()
     }
 
     /// Waits until the lane has ended, and writes what it left to disk.
