@@ -43,9 +43,11 @@ use crate::{
 
 mod ending;
 mod leftover;
+mod lines;
 mod status;
 
 pub(crate) use leftover::Leftover;
+use lines::{Line, Lines};
 pub(crate) use status::LaneStatus;
 
 /// Batches that are taken in at once.
@@ -120,6 +122,7 @@ pub(crate) struct Lane {
     draining: bool,
     /// So that a lane that stays full is reported once.
     full: bool,
+    lines: Lines,
 }
 
 impl Lane {
@@ -155,6 +158,7 @@ impl Lane {
             parked: Vec::new(),
             draining: false,
             full: false,
+            lines: Lines::default(),
         }
     }
 
@@ -183,6 +187,7 @@ impl Lane {
             self.read_on();
             self.start_requests();
             self.publish();
+            self.lines.sum_up(self.provider.name());
             if closed && self.backlog.is_idle() && self.in_flight.is_empty() {
                 break;
             }
@@ -223,7 +228,7 @@ impl Lane {
             self.full = false;
             return;
         }
-        if !self.full {
+        if !self.full && self.lines.take(Line::Full, overflow.len()) {
             error!(
                 provider = self.provider.name(),
                 lane_events = self.backlog.events(),
@@ -319,7 +324,7 @@ impl Lane {
         let gates =
             self.gates.values().filter_map(|gate| gate.opens_at(now)).min().filter(|_| !self.draining);
         let feed = self.feed.as_ref().map(|feed| feed.wakes_at().max(self.unwritten_until));
-        [self.backlog.next_release(), gates, feed].into_iter().flatten().min()
+        [self.backlog.next_release(), gates, feed, self.lines.due_at()].into_iter().flatten().min()
     }
 
     fn gate(&mut self, endpoint: Endpoint) -> &mut Gate {
@@ -421,14 +426,16 @@ impl Lane {
         }
         let took = sent.at.elapsed();
         if dead.is_empty() && again.is_empty() && delivered.len() == event_count {
-            info!(
-                provider = self.provider.name(),
-                event_count,
-                attempt,
-                duration_ms = millis(took),
-                "batch flushed successfully"
-            );
-        } else {
+            if self.lines.take(Line::Flushed, event_count) {
+                info!(
+                    provider = self.provider.name(),
+                    event_count,
+                    attempt,
+                    duration_ms = millis(took),
+                    "batch flushed successfully"
+                );
+            }
+        } else if self.lines.take(Line::InPart, event_count) {
             warn!(
                 provider = self.provider.name(),
                 delivered = delivered.len(),
@@ -501,7 +508,7 @@ impl Lane {
                 Cycle::Parked => {}
             }
         }
-        if dead.len() < event_count {
+        if dead.len() < event_count && self.lines.take(Line::Retrying, event_count) {
             warn!(
                 provider = self.provider.name(),
                 attempt,
@@ -527,13 +534,15 @@ impl Lane {
         }
         let half = events.len().div_ceil(2);
         self.note_attempts(next_attempts(&events), reason.name(), &detail);
-        warn!(
-            provider = self.provider.name(),
-            event_count = events.len(),
-            halves = half,
-            error = detail,
-            "batch send failed, splitting"
-        );
+        if self.lines.take(Line::Splitting, events.len()) {
+            warn!(
+                provider = self.provider.name(),
+                event_count = events.len(),
+                halves = half,
+                error = detail,
+                "batch send failed, splitting"
+            );
+        }
         for waiting in &mut events {
             waiting.history_mut().together_max = half;
         }
@@ -614,6 +623,7 @@ impl Lane {
             self.settle(answered).await;
         }
         self.in_flight.shutdown().await;
+        self.lines.sum_up_rest(self.provider.name());
         // The batch worker stops with us; what it still had comes through here.
         while let Some(batch) = inbox.recv().await {
             for queued in batch.iter() {

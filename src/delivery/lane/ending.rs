@@ -7,7 +7,7 @@ use analytics_relay_providers::{Endpoint, Event};
 use tokio::time::Instant;
 use tracing::{debug, error};
 
-use super::{DEDUPLICATION_MS, LETTERS_AT_ONCE, Lane, UNWRITTEN_DELAY, next_attempts};
+use super::{DEDUPLICATION_MS, LETTERS_AT_ONCE, Lane, Line, UNWRITTEN_DELAY, next_attempts};
 use crate::{
     delivery::{backlog::Waiting, dead_letter::DeadLetter, spill::SpillDir},
     queue::Place,
@@ -76,13 +76,15 @@ impl Lane {
         let events: Vec<Waiting> = by_detail.into_values().flatten().collect();
         match written {
             Ok(()) => {
-                error!(
-                    provider = self.provider.name(),
-                    event_count = events.len(),
-                    reason = reason.name(),
-                    error = detail,
-                    "events become dead letters"
-                );
+                if self.lines.take(Line::Letters, events.len()) {
+                    error!(
+                        provider = self.provider.name(),
+                        event_count = events.len(),
+                        reason = reason.name(),
+                        error = detail,
+                        "events become dead letters"
+                    );
+                }
                 self.end(&events, outcome);
             }
             // They stay in the log, which has more room.
@@ -103,8 +105,11 @@ impl Lane {
         }
     }
 
-    pub(super) fn drop_events(&self, reason: DropReason, event_count: usize) {
+    pub(super) fn drop_events(&mut self, reason: DropReason, event_count: usize) {
         self.recorder.dropped(reason, event_count);
+        if !self.lines.take(Line::Lost, event_count) {
+            return;
+        }
         let provider = self.provider.name();
         if reason == DropReason::SpoolDamaged {
             error!(provider, event_count, reason = reason.name(), "events lost: the spool is damaged");

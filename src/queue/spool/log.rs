@@ -27,6 +27,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use tracing::{error, info, warn};
@@ -42,6 +43,7 @@ use super::{
     scan::{Item, Scanner},
     unfinished,
 };
+use crate::telemetry::LogBudget;
 
 /// Limits of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +115,7 @@ pub(crate) struct Log {
     unkept: BTreeSet<DamagedRange>,
     /// Calls in a row that failed.
     failures: u32,
+    cursor_lines: LogBudget,
 }
 
 /// What opening a log found.
@@ -176,7 +179,9 @@ impl Log {
         let index = Arc::new(Index::new(segments, next_seq));
         let (fs, dirs) = (fs.clone(), dirs.clone());
         let unkept = BTreeSet::new();
-        let mut log = Self { fs, dirs, limits, index, active, cursors, quarantine, unkept, failures: 0 };
+        let cursor_lines = LogBudget::default();
+        let mut log =
+            Self { fs, dirs, limits, index, active, cursors, quarantine, unkept, failures: 0, cursor_lines };
         if log.active.is_none() {
             match log.begin_segment(now_ms) {
                 Ok(()) => {}
@@ -359,8 +364,14 @@ impl Log {
     pub(crate) fn write_cursors(&mut self) {
         for cursor in &mut self.cursors {
             if let Err(error) = cursor.write() {
-                warn!(provider = cursor.provider, %error, "cursor cannot be written");
+                // Tried again each time, many times a second.
+                if self.cursor_lines.takes(0, Instant::now()) {
+                    warn!(provider = cursor.provider, %error, "cursor cannot be written");
+                }
             }
+        }
+        if let Some(held) = self.cursor_lines.due(Instant::now()) {
+            warn!(lines = held.lines, "cursor cannot be written");
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
     ledger::Ledger,
     queue::{Durability, Place, Queued, Refused, memory::QueueSender},
     reasons::{DropReason, Outcome},
-    telemetry::SpoolMetrics,
+    telemetry::{HeldBack, LogBudget, SpoolMetrics},
     time::Clock,
 };
 
@@ -111,6 +111,7 @@ pub(crate) struct Writer {
     never_synced_events: u64,
     /// A failure was told.
     told: bool,
+    lost_lines: LogBudget,
 }
 
 /// Events that are written together.
@@ -149,6 +150,7 @@ impl Writer {
             unsynced_events: 0,
             never_synced_events: 0,
             told: false,
+            lost_lines: LogBudget::default(),
         }
     }
 
@@ -391,7 +393,7 @@ impl Writer {
 
     /// Tells the caller. One that was answered `QUEUED` was promised the memory
     /// and no more: there its event stays, if there is room.
-    fn refuse(&self, append: Append, refused: Refused) {
+    fn refuse(&mut self, append: Append, refused: Refused) {
         let Append { event, row, answer, .. } = append;
         self.status.leave(&event);
         if let Some(answer) = answer {
@@ -403,8 +405,17 @@ impl Writer {
         }
         self.metrics.accepted.inc();
         if self.queue.offer(Queued { event, place: Place::MEMORY }).is_err() {
-            error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
+            if self.lost_lines.takes(1, Instant::now()) {
+                error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
+            }
             self.ledgers.iter().for_each(|ledger| ledger.ended(Outcome::Dropped(DropReason::SpoolFailed), 1));
+        }
+    }
+
+    /// The line that stands for those which were too many in their second.
+    fn sum_up(held: Option<HeldBack>) {
+        if let Some(HeldBack { lines, events }) = held {
+            error!(event_count = events, lines, reason = DropReason::SpoolFailed.name(), "events lost");
         }
     }
 
@@ -416,6 +427,7 @@ impl Writer {
     /// Once a second: what was written without a sync, the cursors, and the
     /// segments that nobody needs.
     fn sync(&mut self) {
+        Self::sum_up(self.lost_lines.due(Instant::now()));
         if !self.attempts.is_empty() {
             self.write_attempts();
         }
@@ -431,6 +443,7 @@ impl Writer {
 
     fn finish(mut self) {
         self.sync();
+        Self::sum_up(self.lost_lines.rest());
         // Until nothing more can be removed.
         self.log.sync_cursors();
         self.publish();
