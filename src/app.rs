@@ -342,7 +342,7 @@ impl App {
         let deadline = started + self.drain_timeout + DISK_OVERTIME;
         match timeout_at(deadline, self.empty()).await {
             Ok(()) => info!("final flush completed"),
-            Err(_) => error!("the drain did not end in time: what is in flight is lost"),
+            Err(_) => error!("the drain did not end in time: what is only in memory is lost"),
         }
         watcher.abort();
         self.close_spool(deadline).await;

@@ -234,8 +234,18 @@ impl DrainReport {
         }
     }
 
-    /// Writes the balance to the logs.
+    /// Writes the balances and what they come to to the logs.
     pub(crate) fn log(&self) {
+        self.log_balances();
+        let (lost, took_ms) = (self.lost(), u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX));
+        if lost > 0 {
+            error!(lost, took_ms, "drained, with losses");
+        } else {
+            info!(lost, took_ms, "drained");
+        }
+    }
+
+    pub(crate) fn log_balances(&self) {
         for balance in &self.balances {
             info!(
                 provider = balance.provider,
@@ -248,12 +258,6 @@ impl DrainReport {
                 in_flight = balance.in_flight(),
                 "balance"
             );
-        }
-        let (lost, took_ms) = (self.lost(), u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX));
-        if lost > 0 {
-            error!(lost, took_ms, "drained, with losses");
-        } else {
-            info!(lost, took_ms, "drained");
         }
     }
 }
@@ -269,11 +273,29 @@ impl fmt::Display for DrainReport {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn report(delivered: u64, failed: bool) -> DrainReport {
         let balance = Balance { provider: "mixpanel", accepted: 10, delivered, ..Balance::default() };
         DrainReport { balances: vec![balance], took: Duration::ZERO, failed }
+    }
+
+    #[test]
+    fn a_thread_waits_from_the_first_signal_on_unless_it_is_over() {
+        let (first, time) = (FirstSignal::default(), Duration::from_millis(50));
+        let at = first.note();
+        assert_eq!(first.note(), at, "a second one changes nothing");
+        assert!(first.wait(time, || false) && at.elapsed() >= time);
+
+        let never = FirstSignal::default();
+        let over = Arc::new(AtomicBool::default());
+        let (waiting, told) = (never.clone(), over.clone());
+        let thread = thread::spawn(move || waiting.wait(Duration::ZERO, || told.load(Ordering::Relaxed)));
+        over.store(true, Ordering::Relaxed);
+        never.wake();
+        assert!(!thread.join().unwrap());
     }
 
     #[test]

@@ -40,25 +40,25 @@ impl Watchdog {
     /// Watches a relay that starts: nothing was accepted yet, nothing is lost.
     pub(crate) fn over_the_start(first: &FirstSignal, drain_timeout: Duration) -> Self {
         Self::start(first, drain_timeout, |_| {
-            say_on_stderr(
-                "analytics-relay: asked to stop, and the start does not end\n".to_owned(),
-                LAST_WORDS_TIME,
-            );
+            let text = "analytics-relay: asked to stop, and the start does not end\n";
+            say_on_stderr(text.to_owned(), LAST_WORDS_TIME);
             1
         })
     }
 
     /// Watches a relay that runs, and whose events these accounts know.
     pub(super) fn over_the_run(first: &FirstSignal, drain_timeout: Duration, accounts: Accounts) -> Self {
+        let asked = first.clone();
         Self::start(first, drain_timeout, move |failed| {
-            let balances = accounts.balances();
-            let report = DrainReport { balances, took: drain_timeout + OVERTIME_MAX, failed };
+            let report = DrainReport { balances: accounts.balances(), took: asked.note().elapsed(), failed };
             let code = report.exit_code();
             // Whoever reads may hang, and so may what formats: not here.
             let telling = thread::Builder::new().spawn(move || {
-                error!("the drain hangs: the process is ended");
-                report.log();
-                let text = format!("analytics-relay: the drain hangs: the process is ended\n{report}");
+                let lost = report.lost();
+                error!(lost, "the drain hangs: the process is ended");
+                report.log_balances();
+                let text =
+                    format!("analytics-relay: the drain hangs: the process is ended, lost {lost}\n{report}");
                 say_on_stderr(text, LAST_WORDS_TIME);
             });
             if telling.is_ok() {
@@ -68,7 +68,8 @@ impl Watchdog {
         })
     }
 
-    /// `last_words` gives the exit code, and takes no longer than its time.
+    /// `last_words` gets whether a stage has failed, gives the exit code, and
+    /// takes no longer than its time.
     fn start(
         first: &FirstSignal,
         drain_timeout: Duration,

@@ -380,6 +380,28 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_would_have_to_wait_is_tried_again() {
+        struct Terminal(Vec<u8>, usize);
+        impl Write for Terminal {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.1 += 1;
+                match self.1 % 3 {
+                    0 => Err(io::ErrorKind::WouldBlock.into()),
+                    1 => Err(io::ErrorKind::Interrupted.into()),
+                    _ => self.0.write(&bytes[..1]),
+                }
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut terminal = Terminal(Vec::new(), 0);
+        assert_eq!(Output::default().write(&mut terminal, &lines(&["one\n", "two\n"])), 0);
+        assert_eq!(terminal.0, b"one\ntwo\n");
+    }
+
+    #[test]
     fn lines_are_written_whole_and_as_many_at_once_as_a_pipe_takes() {
         let line = "x".repeat(999) + "\n";
         let long = "y".repeat(9_999) + "\n";
