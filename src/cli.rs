@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use analytics_relay_providers::{
@@ -14,12 +15,15 @@ use analytics_relay_providers::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    app::App,
+    app::{App, Watchdog},
     config::Config,
     reasons::DeadLetterReason,
     shutdown,
     telemetry::{self, LogFormat, VERSION},
 };
+
+/// How long whoever reads standard error has for why a command failed.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
 
 mod check;
 mod dead_letters;
@@ -264,17 +268,21 @@ pub fn run() -> ExitCode {
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init_logs(&config.logs.level, config.logs.format);
+    let logs = telemetry::init_logs(&config.logs.level, config.logs.format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     check::log(&config);
     let signals = shutdown::signals()?;
+    let starting = Watchdog::over_the_start(signals.first(), config.stop.drain_timeout);
     let app = App::start(&config).await?;
-    let report = app.run_until(signals).await;
+    drop(starting);
+    let (report, watchdog) = app.run_watched_until(signals).await;
     if config.logs.format == LogFormat::Pretty {
-        print!("{report}");
+        logs.print(&report.to_string());
     }
+    // Nothing that is left to be let go of holds up the end.
+    watchdog.keep();
     Ok(ExitCode::from(report.exit_code()))
 }
 
@@ -360,9 +368,8 @@ fn in_runtime(task: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode 
     code
 }
 
-#[expect(clippy::print_stderr, reason = "the command line's own errors")]
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("analytics-relay: {error}");
+    telemetry::say_on_stderr(format!("analytics-relay: {error}\n"), LAST_WORDS_TIME);
     ExitCode::FAILURE
 }
 

@@ -23,7 +23,7 @@
 //!    dropped with a named reason. At any quiet moment, per provider: accepted +
 //!    reloaded = delivered + dead-lettered + spilled + dropped + in flight.
 //! 2. No front door waits for a provider or for room; for the disk only as far
-//!    as an event is to be durable.
+//!    as an event is to be durable; and nobody for a log line.
 //! 3. An event's id and time are fixed at admission; every attempt sends the
 //!    same, so providers can tell a retry from a new event.
 //! 4. One provider's trouble stays in its own lane.

@@ -29,7 +29,7 @@ use crate::{
         suspension::Suspension,
         unnamed::Unnamed,
     },
-    ledger::{Balance, Ledger},
+    ledger::Ledger,
     queue::spool::{LaneLog, OpenedSpool},
     shutdown::Stop,
     telemetry::LaneFamilies,
@@ -156,11 +156,6 @@ impl LaneHandle {
     pub(super) fn dead_letters_bytes(&self) -> impl Fn() -> u64 + use<> {
         let bytes = self.dead_letters_bytes.clone();
         move || bytes.load(Ordering::Relaxed)
-    }
-
-    /// The provider's account.
-    pub(super) fn balance(&self) -> Balance {
-        self.ledger.balance()
     }
 
     /// Waits until the lane has ended, and writes what it left to disk.

@@ -235,7 +235,7 @@ fn report_damage(path: &Path, stored: &Stored) {
 /// Sends letters again, file by file, and prints what became of them. The exit
 /// code says whether all that were tried are delivered.
 pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<ExitCode> {
-    telemetry::init_logs_to_stderr("warn", config.logs.format);
+    let _logs = telemetry::init_logs_to_stderr("warn", config.logs.format);
     if config.test_mode {
         bail!("TEST_MODE is on: nothing would be sent, and the letters would count as delivered");
     }

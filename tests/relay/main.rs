@@ -17,6 +17,7 @@ mod faults;
 mod flush;
 mod foreign_clients;
 mod isolation;
+mod logs;
 mod secrets;
 mod sigterm;
 mod spool_commands;

@@ -21,7 +21,7 @@
 //! - Only the newest segment can have a torn end. It is copied to quarantine
 //!   before it is cut. Damage anywhere else is found when it is read.
 
-use std::{collections::BTreeSet, io, ops::Range, path::Path, sync::Arc};
+use std::{collections::BTreeSet, io, ops::Range, path::Path, sync::Arc, time::Instant};
 
 use tracing::{error, info, warn};
 
@@ -35,6 +35,7 @@ use super::{
     quarantine::{DamagedRange, Quarantine},
     scan::{Item, Scanner},
 };
+use crate::telemetry::LogBudget;
 
 /// Limits of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,7 @@ pub(crate) struct Log {
     failures: u32,
     /// See [`Log::last_seen_ms`].
     last_seen_ms: Option<i64>,
+    cursor_lines: LogBudget,
 }
 
 /// What opening a log found.
@@ -162,8 +164,19 @@ impl Log {
         let index = Arc::new(Index::new(segments, next_seq));
         let (fs, dirs) = (fs.clone(), dirs.clone());
         let unkept = BTreeSet::new();
-        let mut log =
-            Self { fs, dirs, limits, index, active, cursors, quarantine, unkept, failures: 0, last_seen_ms };
+        let mut log = Self {
+            fs,
+            dirs,
+            limits,
+            index,
+            active,
+            cursors,
+            quarantine,
+            unkept,
+            failures: 0,
+            last_seen_ms,
+            cursor_lines: LogBudget::default(),
+        };
         if log.active.is_none() {
             match log.begin_segment(now_ms) {
                 Ok(()) => {}
@@ -406,8 +419,14 @@ impl Log {
     pub(crate) fn write_cursors(&mut self) {
         for cursor in &mut self.cursors {
             if let Err(error) = cursor.write() {
-                warn!(provider = cursor.provider, %error, "cursor cannot be written");
+                // Tried again each time, many times a second.
+                if self.cursor_lines.takes(0, Instant::now()) {
+                    warn!(provider = cursor.provider, %error, "cursor cannot be written");
+                }
             }
+        }
+        if let Some(held) = self.cursor_lines.due(Instant::now()) {
+            warn!(lines = held.lines, "cursor cannot be written");
         }
     }
 

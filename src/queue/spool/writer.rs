@@ -39,7 +39,7 @@ use crate::{
     ledger::Ledger,
     queue::{Durability, Place, Queued, Refused, memory::QueueSender},
     reasons::{DropReason, Outcome},
-    telemetry::SpoolMetrics,
+    telemetry::{HeldBack, LogBudget, SpoolMetrics},
     time::Clock,
 };
 
@@ -87,6 +87,7 @@ pub(crate) struct Writer {
     told_of_clock: bool,
     /// Copies that quarantine has removed, as far as they are counted.
     quarantine_removed: u64,
+    lost_lines: LogBudget,
 }
 
 /// Events that are written together.
@@ -129,6 +130,7 @@ impl Writer {
             syncer: CursorSyncer::start(),
             told_of_clock: false,
             quarantine_removed: 0,
+            lost_lines: LogBudget::default(),
         }
     }
 
@@ -376,7 +378,7 @@ impl Writer {
 
     /// Tells the caller. One that was answered `QUEUED` was promised the memory
     /// and no more: there its event stays, if there is room.
-    fn refuse(&self, append: Append, refused: Refused) {
+    fn refuse(&mut self, append: Append, refused: Refused) {
         self.status.leave(append.memory_bytes());
         let Append { event, row, answer, .. } = append;
         if let Some(answer) = answer {
@@ -388,8 +390,17 @@ impl Writer {
         }
         self.metrics.accepted.inc();
         if self.queue.offer(Queued { event, place: Place::MEMORY }).is_err() {
-            error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
+            if self.lost_lines.takes(1, Instant::now()) {
+                error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
+            }
             self.ledgers.iter().for_each(|ledger| ledger.ended(Outcome::Dropped(DropReason::SpoolFailed), 1));
+        }
+    }
+
+    /// The line that stands for those which were too many in their second.
+    fn sum_up(held: Option<HeldBack>) {
+        if let Some(HeldBack { lines, events }) = held {
+            error!(event_count = events, lines, reason = DropReason::SpoolFailed.name(), "events lost");
         }
     }
 
@@ -401,6 +412,7 @@ impl Writer {
     /// Once a second: what was written without a sync, the cursors, and the
     /// segments that nobody needs.
     fn sync(&mut self) {
+        Self::sum_up(self.lost_lines.due(Instant::now()));
         self.sync_events();
         self.answer_forget_requests();
         self.note_time();
@@ -453,6 +465,7 @@ impl Writer {
     fn finish(mut self) {
         self.end_cursor_syncs(true);
         self.sync_events();
+        Self::sum_up(self.lost_lines.rest());
         // Until nothing more can be removed: once for each slot.
         self.log.sync_cursors();
         self.log.sync_cursors();
