@@ -229,12 +229,14 @@ async fn health_tells_serving_degraded_and_draining_apart() {
     setup.sandbox.always(Vendor::Amplitude, Some("401".parse().unwrap()));
     relay.client().track_event(track("x", "u")).await.unwrap();
     relay.log("provider refuses its key or address: it is paused and its events wait").await;
-    let degraded = "DEGRADED: amplitude refuses its key or address".to_owned();
     // The log comes a moment before the state.
-    while health(&relay).await != degraded {
+    let start = Instant::now();
+    while !health(&relay).await.starts_with("DEGRADED: amplitude refuses its key") {
+        assert!(start.elapsed() < Duration::from_secs(30), "{}", health(&relay).await);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(relay.page("/readyz").await, (200, degraded));
+    let (status, page) = relay.page("/readyz").await;
+    assert!(status == 200 && page.starts_with("DEGRADED: amplitude"), "{status} {page}");
 
     // Something to drain for as long as the test looks.
     setup.sandbox.always(Vendor::Segment, Some("stall".parse().unwrap()));
