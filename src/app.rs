@@ -43,7 +43,7 @@ use crate::{
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
     config::{Config, DeliveryConfig, Listen, SpoolConfig},
-    delivery::{LaneInbox, lane::LaneStatus},
+    delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions},
     files::DataDirLock,
     health::Health,
     ingest::{
@@ -67,7 +67,7 @@ mod lanes;
 mod watch;
 
 pub(crate) use lanes::lane_settings;
-use lanes::{LaneBuilder, LaneHandle};
+use lanes::{BuiltLane, LaneBuilder, LaneHandle};
 use watch::StageWatch;
 
 /// Share of the drain timeout that is kept for writing what is left.
@@ -186,8 +186,16 @@ impl App {
             .collect();
         let opened = open_spool(config, &providers, clock.now_ms()).await?;
 
-        let builder =
-            LaneBuilder { config, data_dir: &data_dir, families, clock: clock.clone(), stop: stop.clone() };
+        let suspensions = Suspensions::new(&data_dir);
+        let suspended = suspensions.list().map_err(unusable)?;
+        let builder = LaneBuilder {
+            config,
+            data_dir: &data_dir,
+            families,
+            clock: clock.clone(),
+            stop: stop.clone(),
+            suspended,
+        };
         let mut lanes = Vec::new();
         let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
         for (place, (provider, delivery)) in providers.into_iter().enumerate() {
@@ -214,6 +222,7 @@ impl App {
         };
         let admission = Arc::new(Admission::new(queue, clock.clone(), telemetry.admission()));
         // Only now that nothing can fail any more.
+        let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
         lanes::warn_of_forgotten_spill(&data_dir, &lanes);
 
@@ -250,6 +259,7 @@ impl App {
             stopped,
         );
         servers.spawn(watch.over("gRPC server", grpc));
+        servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
 
         if let Some(files) = &config.grpc.tls {
             info!(client_certificates = files.client_ca.is_some(), "gRPC is served over TLS");
@@ -374,7 +384,7 @@ impl App {
 
 /// Where a relay keeps its files. Test mode calls everything delivered, so it
 /// must not touch events that wait for a provider.
-fn data_dir(config: &Config) -> PathBuf {
+pub(crate) fn data_dir(config: &Config) -> PathBuf {
     if config.test_mode { config.data_dir.join("test-mode") } else { config.data_dir.clone() }
 }
 

@@ -24,6 +24,7 @@ use crate::{
 mod check;
 mod dead_letters;
 mod explain;
+mod providers;
 mod sandbox;
 mod spool;
 
@@ -47,6 +48,9 @@ enum Command {
     /// Look at events that a provider did not get, and send them again
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Stop sending to a provider, and let it go on
+    #[command(subcommand)]
+    Providers(ProvidersCommand),
     /// Look at the spool, check it, take events out of it and repair it
     #[command(subcommand)]
     Spool(SpoolCommand),
@@ -65,6 +69,29 @@ struct SandboxArgs {
     /// What every request of a vendor gets, as in mixpanel=503 or segment=10%reset-after
     #[arg(long = "fault", value_parser = parse_fault, value_name = "VENDOR=FAULT")]
     faults: Vec<(Vendor, Fault)>,
+}
+
+/// All of these work beside a running relay, and hold until the opposite is said.
+#[derive(Debug, Subcommand)]
+enum ProvidersCommand {
+    /// Show which are suspended, since when and why
+    List,
+    /// Send it nothing: its events wait, as if it were down
+    #[command(visible_alias = "pause")]
+    Suspend {
+        /// The provider's name, such as mixpanel
+        #[arg(value_parser = parse_provider)]
+        provider: String,
+        /// Why, for whoever looks
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// Send to it again
+    Resume {
+        /// The provider's name, such as mixpanel
+        #[arg(value_parser = parse_provider)]
+        provider: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -178,6 +205,7 @@ pub fn run() -> ExitCode {
         Command::Check => check::check(Config::from_env()),
         Command::Sandbox(args) => in_runtime(sandbox::sandbox(args)),
         Command::DeadLetters(command) => dead_letters(command),
+        Command::Providers(command) => providers(command),
         Command::Spool(command) => spool(command),
         Command::Explain(ExplainArgs { event_id, at, json }) => {
             reading(at, |config, dir| explain::explain(dir, &config.data_dir, &event_id, json))
@@ -224,6 +252,18 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
     };
     match done {
         Ok(result) => result.unwrap_or_else(|error| fail(&format!("{error:#}"))),
+        Err(error) => fail(&error),
+    }
+}
+
+fn providers(command: ProvidersCommand) -> ExitCode {
+    match Config::for_reading() {
+        Ok(config) => match command {
+            ProvidersCommand::List => providers::list(&config),
+            ProvidersCommand::Suspend { provider, note } => providers::suspend(&config, &provider, note),
+            ProvidersCommand::Resume { provider } => providers::resume(&config, &provider),
+        }
+        .unwrap_or_else(|error| fail(&format!("{error:#}"))),
         Err(error) => fail(&error),
     }
 }
@@ -295,6 +335,15 @@ fn parse_event_id(text: &str) -> Result<EventId<'static>, String> {
     EventId::new(text.to_owned()).map_err(|error| format!("got {text:?}, {error}"))
 }
 
+/// The name of a file, too.
+fn parse_provider(name: &str) -> Result<String, String> {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(is_legal) {
+        return Err(format!("got {name:?}, want a provider's name: 1 to 64 of A-Z, a-z, 0-9, - and _"));
+    }
+    Ok(name.to_owned())
+}
+
 fn parse_time(text: &str) -> Result<jiff::Timestamp, String> {
     text.parse().map_err(|_| format!("got {text:?}, want a time such as 2026-01-31T08:00:00Z"))
 }
@@ -318,6 +367,7 @@ mod tests {
         assert_eq!(parse_fault("segment=503").unwrap().0, Vendor::Segment);
         assert!(parse_reason("x").unwrap_err().contains("retries_exhausted"));
         assert!(parse_event_id("").unwrap_err().contains("1 to 100"));
+        assert!(parse_provider("../x").unwrap_err().contains("provider's name"));
         assert!(parse_time("yesterday").unwrap_err().contains("2026"));
     }
 }

@@ -1,6 +1,7 @@
 //! Builds a lane with all that belongs to it, and finishes it.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::Path,
     sync::{
@@ -11,7 +12,7 @@ use std::{
 
 use analytics_relay_providers::Provider;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{JoinHandle, spawn_blocking},
 };
 use tracing::{error, info, warn};
@@ -25,6 +26,7 @@ use crate::{
         lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus, Leftover},
         recorder::RelayRecorder,
         spill::SpillDir,
+        suspension::Suspension,
     },
     ledger::{Balance, Ledger},
     queue::spool::LaneLog,
@@ -40,11 +42,14 @@ pub(super) struct LaneBuilder<'a> {
     pub(super) families: LaneFamilies,
     pub(super) clock: Clock,
     pub(super) stop: Stop,
+    /// Providers that a person has stopped.
+    pub(super) suspended: BTreeMap<String, Suspension>,
 }
 
 /// A lane that is ready to run.
 pub(super) struct BuiltLane {
     lane: Lane,
+    suspended: watch::Sender<bool>,
     status: Arc<LaneStatus>,
     ledger: Ledger,
     dead_letters_bytes: Arc<AtomicU64>,
@@ -105,8 +110,13 @@ impl LaneBuilder<'_> {
         }
         lane.reload(spilled);
 
+        if let Some(Suspension { note, .. }) = self.suspended.get(name) {
+            warn!(provider = name, note, "provider is suspended: its events wait");
+        }
+        let suspended = watch::Sender::new(self.suspended.contains_key(name));
+        lane.suspend_while(suspended.subscribe());
         let clock = self.clock.clone();
-        Ok((inbox, BuiltLane { lane, status, ledger, dead_letters_bytes, spill, clock }))
+        Ok((inbox, BuiltLane { lane, suspended, status, ledger, dead_letters_bytes, spill, clock }))
     }
 
     /// A source whose events stand in the log, with what an earlier run has left there.
@@ -127,9 +137,14 @@ impl LaneBuilder<'_> {
 }
 
 impl BuiltLane {
+    /// Stops the provider, and lets it go on.
+    pub(super) fn switch(&self) -> (&'static str, watch::Sender<bool>) {
+        (self.status.provider, self.suspended.clone())
+    }
+
     /// From here on events are sent.
     pub(super) fn run(self, watch: &StageWatch) -> LaneHandle {
-        let Self { lane, status, ledger, dead_letters_bytes, spill, clock } = self;
+        let Self { lane, status, ledger, dead_letters_bytes, spill, clock, .. } = self;
         let running = tokio::spawn(watch.over(status.provider, lane.run()));
         LaneHandle { status, ledger, dead_letters_bytes, spill, clock, running }
     }

@@ -230,8 +230,8 @@ fn print(provider: &str, report: &ReplayReport) {
     if report.unnoted > 0 {
         println!("{provider:<12} not noted {}: another replay would send them again", report.unnoted);
     }
-    if report.unauthorized {
-        println!("{provider:<12} refuses its key or address");
+    if let Some(refused) = &report.refused {
+        println!("{provider:<12} {refused}");
     }
     if report.left > 0 {
         println!("{provider:<12} left {}", report.left);

@@ -22,6 +22,7 @@ pub(crate) mod replay;
 pub(crate) mod retry;
 pub(crate) mod routes;
 pub(crate) mod spill;
+pub(crate) mod suspension;
 
 /// Events that left the batch worker together, shared by all lanes.
 pub(crate) type Batch = Arc<[Queued]>;

@@ -33,7 +33,7 @@ use crate::{
     time::Clock,
 };
 
-/// How often it is looked whether the provider refuses our key.
+/// How often it is looked whether the provider refuses everything.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a replay did.
@@ -50,7 +50,9 @@ pub(crate) struct ReplayReport {
     pub(crate) skipped: u64,
     /// Letters that were not tried to the end.
     pub(crate) left: u64,
-    /// The provider refused our key or our address.
+    /// The provider refuses our key, our address, or all that it was sent: its words.
+    pub(crate) refused: Option<String>,
+    /// It is the key or the address: no other letter can do better.
     pub(crate) unauthorized: bool,
 }
 
@@ -64,12 +66,13 @@ impl ReplayReport {
         self.unnoted += part.unnoted;
         self.skipped += part.skipped;
         self.left += part.left;
+        self.refused = self.refused.take().or(part.refused);
         self.unauthorized |= part.unauthorized;
     }
 }
 
 /// Sends letters again, until each was tried to the end, the provider refuses
-/// our key, or `stop` is forced.
+/// everything, or `stop` is forced.
 pub(crate) async fn replay(
     provider: Arc<dyn Provider>,
     settings: LaneSettings,
@@ -108,7 +111,7 @@ pub(crate) async fn replay(
         tokio::select! {
             leftover = &mut running => break leftover,
             _ = watch.tick() => {
-                if status.state() == ProviderState::Paused {
+                if status.state() >= ProviderState::Refusing {
                     stop.force();
                 }
             }
@@ -120,6 +123,7 @@ pub(crate) async fn replay(
         unnoted: recorder.unnoted.load(Ordering::Relaxed),
         skipped: 0,
         left: leftover.events.len() as u64,
+        refused: status.trouble().filter(|_| status.state() >= ProviderState::Refusing),
         unauthorized: status.state() == ProviderState::Paused,
     }
 }

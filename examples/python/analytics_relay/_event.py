@@ -26,13 +26,28 @@ VALUES_MAX = 20_000  # more than 10 KB of JSON can hold
 INTEGER_BITS_MAX = 1024  # beyond, no provider has a number for it
 
 _FIELDS = {
-    "track": ("name", "user_id", "properties", "anonymous_id", "event_id", "timestamp", "timestamp_ms",
-              "context", "durability"),
-    "identify": ("user_id", "traits", "anonymous_id", "event_id", "timestamp", "timestamp_ms",
-                 "context", "durability"),
+    "track": (
+        "name",
+        "user_id",
+        "properties",
+        "anonymous_id",
+        "event_id",
+        "timestamp",
+        "timestamp_ms",
+        "context",
+        "durability",
+    ),
+    "identify": ("user_id", "traits", "anonymous_id", "event_id", "timestamp", "timestamp_ms", "context", "durability"),
 }
-_MEANT = {"event": "name", "event_name": "name", "userId": "user_id", "distinct_id": "user_id",
-          "anonymousId": "anonymous_id", "message_id": "event_id", "messageId": "event_id"}
+_MEANT = {
+    "event": "name",
+    "event_name": "name",
+    "userId": "user_id",
+    "distinct_id": "user_id",
+    "anonymousId": "anonymous_id",
+    "message_id": "event_id",
+    "messageId": "event_id",
+}
 _LEFT_OUT = object()
 
 
@@ -154,8 +169,10 @@ def _context(value, left_out):
 
 
 # ISO 8601 as it is met: Python's own parser learned most of it in 3.11 only.
-_ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?\s?(Z|[+-]\d\d(?::?\d\d)?)?)?",
-                  re.IGNORECASE)
+_ISO = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?\s?(Z|[+-]\d\d(?::?\d\d)?)?)?",
+    re.IGNORECASE,
+)
 _TIME_WANT = "a datetime, a date, ISO 8601 text, or Unix time in s, ms, us or ns"
 
 
@@ -203,8 +220,15 @@ def _iso(value):
     if not match:
         raise ValueError
     year, month, day, hour, minute, second, fraction, zone = match.groups()
-    moment = datetime.datetime(int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0),
-                               int((fraction or "0").ljust(6, "0")[:6]))
+    moment = datetime.datetime(
+        int(year),
+        int(month),
+        int(day),
+        int(hour or 0),
+        int(minute or 0),
+        int(second or 0),
+        int((fraction or "0").ljust(6, "0")[:6]),
+    )
     if zone is None and hour is not None:
         return moment
     if zone is None or zone in "Zz":

@@ -11,8 +11,7 @@ import threading
 import time
 
 from . import _proto
-from ._transport import (CallError, Channel, INTERNAL, INVALID_ARGUMENT, OUT_OF_RANGE, RESOURCE_EXHAUSTED, UNKNOWN,
-                         Waker)
+from ._transport import CallError, Channel, INTERNAL, INVALID_ARGUMENT, OUT_OF_RANGE, RESOURCE_EXHAUSTED, UNKNOWN, Waker
 
 BATCH_BYTES_MAX = 512 * 1024  # half of what the relay takes
 ENTRY_BYTES = 400  # what Python needs for an entry beside the event's bytes
@@ -76,8 +75,9 @@ class Outbox:
 
     def flush(self, timeout):
         """Sends what waits at once. True when it has been answered in time."""
-        self._start()
         with self._lock:
+            if self._queue:
+                self._start()
             queued = self._counts["queued"]
             self._hurry = True
         if self._waker is not None:
@@ -132,7 +132,8 @@ class Outbox:
                 thread.start()
             except (RuntimeError, OSError) as error:
                 self._thread = None
-                self._warnings.warn("thread", "events wait: no thread to send them: %s", error)
+                if "interpreter shutdown" not in str(error):
+                    self._warnings.warn("thread", "events wait: no thread to send them: %s", error)
 
     def _run(self):
         try:
@@ -181,7 +182,8 @@ class Outbox:
         """Sends a batch; returns how long to wait before the next."""
         try:
             answer = self._channel.call(
-                _proto.TRACK_BATCH, b"".join(entry.encoded for entry in batch), self._call_ends())
+                _proto.TRACK_BATCH, b"".join(entry.encoded for entry in batch), self._call_ends()
+            )
             response = _proto.TrackBatchResponse.FromString(answer)
             if len(response.answers) != len(batch):
                 raise CallError(INTERNAL, f"{len(response.answers)} answers to {len(batch)} events")
@@ -208,14 +210,21 @@ class Outbox:
             elif what == "refused":
                 counts["refused"] += 1
                 for violation in answer.refused.violations:
-                    self._warnings.warn("refused", "event refused: %s: %s: %s (%s)", entry.label,
-                                        violation.field, violation.description, violation.reason)
+                    self._warnings.warn(
+                        "refused",
+                        "event refused: %s: %s: %s (%s)",
+                        entry.label,
+                        violation.field,
+                        violation.description,
+                        violation.reason,
+                    )
             else:
                 deferred.append(entry)
                 if what != "deferred":
                     delay = max(delay, UNKNOWN_ANSWER_DELAY)
-                    self._warnings.warn("answer", "event waits: %s: an answer that this version does not know",
-                                        entry.label)
+                    self._warnings.warn(
+                        "answer", "event waits: %s: an answer that this version does not know", entry.label
+                    )
         self._take_out(batch, counts, deferred)
         return min(max(delay, DEFER_DELAY_MIN), DEFER_DELAY_MAX) if deferred else 0
 
@@ -278,8 +287,9 @@ class Outbox:
             self._counts["abandoned"] += lost
             self._changed.notify_all()
         if lost:
-            self._warnings.warn("lost", "closed before the relay had taken %d events, they are lost; the first is %s",
-                                lost, first.label)
+            self._warnings.warn(
+                "lost", "closed before the relay had taken %d events, they are lost; the first is %s", lost, first.label
+            )
 
     def _ended(self):
         return sum(self._counts[name] for name in _ENDED)

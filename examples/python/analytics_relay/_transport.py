@@ -23,18 +23,43 @@ QUIET_MAX = 3.0
 # and given up if it does not say so.
 PING_TIMEOUT = 3.0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
+UNWRITTEN_BYTES_MAX = 8 * 1024 * 1024  # of a peer that asks and does not read
+READS_MAX = 64  # in a row: a peer that never stops does not outlast the call
 HEADER_BYTES_MAX = 64 * 1024
 
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED = 0, 1, 2, 3, 4
 PERMISSION_DENIED, RESOURCE_EXHAUSTED, OUT_OF_RANGE, UNIMPLEMENTED = 7, 8, 11, 12
 INTERNAL, UNAVAILABLE, UNAUTHENTICATED = 13, 14, 16
-CODES = {1: "CANCELLED", 2: "UNKNOWN", 3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 5: "NOT_FOUND",
-         6: "ALREADY_EXISTS", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 9: "FAILED_PRECONDITION",
-         10: "ABORTED", 11: "OUT_OF_RANGE", 12: "UNIMPLEMENTED", 13: "INTERNAL", 14: "UNAVAILABLE",
-         15: "DATA_LOSS", 16: "UNAUTHENTICATED"}
+CODES = {
+    1: "CANCELLED",
+    2: "UNKNOWN",
+    3: "INVALID_ARGUMENT",
+    4: "DEADLINE_EXCEEDED",
+    5: "NOT_FOUND",
+    6: "ALREADY_EXISTS",
+    7: "PERMISSION_DENIED",
+    8: "RESOURCE_EXHAUSTED",
+    9: "FAILED_PRECONDITION",
+    10: "ABORTED",
+    11: "OUT_OF_RANGE",
+    12: "UNIMPLEMENTED",
+    13: "INTERNAL",
+    14: "UNAVAILABLE",
+    15: "DATA_LOSS",
+    16: "UNAUTHENTICATED",
+}
 # What gRPC makes of an answer that is HTTP's own; 413 is a proxy's limit of size.
-HTTP_CODES = {400: INTERNAL, 401: UNAUTHENTICATED, 403: PERMISSION_DENIED, 404: UNIMPLEMENTED,
-              413: RESOURCE_EXHAUSTED, 429: UNAVAILABLE, 502: UNAVAILABLE, 503: UNAVAILABLE, 504: UNAVAILABLE}
+HTTP_CODES = {
+    400: INTERNAL,
+    401: UNAUTHENTICATED,
+    403: PERMISSION_DENIED,
+    404: UNIMPLEMENTED,
+    413: RESOURCE_EXHAUSTED,
+    429: UNAVAILABLE,
+    502: UNAVAILABLE,
+    503: UNAVAILABLE,
+    504: UNAVAILABLE,
+}
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME = struct.Struct(">IBI")  # length and type, flags, stream
@@ -103,9 +128,16 @@ class Target:
         parts = urllib.parse.urlsplit("//" + rest)
         try:
             self.host, self.port = parts.hostname, parts.port
-        except ValueError:
+            (self.host or "").encode("idna")
+        except ValueError:  # UnicodeError is one
             self.port = None
-        if scheme not in ("", "http", "https", "dns") or not self.port or not self.host or parts.path.strip("/"):
+        if (
+            scheme not in ("", "http", "https", "dns")
+            or not self.port
+            or not self.host
+            or parts.path.strip("/")
+            or "@" in rest
+        ):
             raise ValueError(f"target: got {target!r}, {want}")
         self.authority = parts.netloc
         if scheme == "https" and tls is None:
@@ -122,7 +154,7 @@ class Channel:
 
     def __init__(self, target, waker):
         self._target, self._waker = target, waker
-        self._connection = None
+        self._opening, self._connection = None, None
 
     def call(self, path, message, ends_at):
         """The answer's bytes. `ends_at()` is asked for as long as it takes:
@@ -130,7 +162,7 @@ class Channel:
         try:
             if self._connection is None or not self._connection.is_usable():
                 self.close()
-                self._connection = _connect(self._target, self._waker, ends_at)
+                self._connection = self._connect(ends_at)
             return self._connection.call(self._target, path, message, ends_at)
         except CallError as error:
             if error.code in (UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, UNKNOWN, INTERNAL):
@@ -161,33 +193,37 @@ class Channel:
 
     def close(self):
         """In a child of a fork too: nothing is sent, the parent's lives on."""
+        opening, self._opening = self._opening, None
         connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.sock.close()
+        for sock in (opening, connection and connection.sock):
+            if sock is not None:
+                sock.close()
 
+    def _connect(self, ends_at):
+        target, last = self._target, None
+        for family, kind, proto, _, addr in socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM):
+            deadline = time.monotonic() + CONNECT_TIMEOUT
 
-def _connect(target, waker, ends_at):
-    last = None
-    for family, kind, proto, _, addr in socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, kind, proto)
-        deadline = time.monotonic() + CONNECT_TIMEOUT
+            def wait(write, addr=addr, deadline=deadline):
+                left = min(deadline, ends_at()) - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f"no connection to {addr[0]} in time")
+                self._waker.wait(left, self._opening, write)
 
-        def wait(write):
-            left = min(deadline, ends_at()) - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"no connection to {addr[0]} in time")
-            waker.wait(left, sock, write)
-
-        try:
-            _open(sock, addr, wait)
-            if target.tls is not None:
-                sock = target.tls.wrap_socket(sock, server_hostname=target.host, do_handshake_on_connect=False)
-                _shake_hands(sock, wait)
-            return Connection(sock, waker)
-        except OSError as error:
-            sock.close()
-            last = error
-    raise last or OSError(f"{target.host} has no address")
+            try:
+                self._opening = socket.socket(family, kind, proto)
+                _open(self._opening, addr, wait)
+                if target.tls is not None:
+                    self._opening = target.tls.wrap_socket(
+                        self._opening, server_hostname=target.host, do_handshake_on_connect=False
+                    )
+                    _shake_hands(self._opening, wait)
+                sock, self._opening = self._opening, None
+                return Connection(sock, self._waker)
+            except OSError as error:
+                self.close()
+                last = error
+        raise last or OSError(f"{target.host} has no address")
 
 
 def _open(sock, addr, wait):
@@ -265,6 +301,8 @@ class Connection:
             while not reply.is_ended:
                 if len(unsent):
                     unsent = self._queue_data(reply, unsent)
+                if time.monotonic() >= ends_at():
+                    raise CallError(DEADLINE_EXCEEDED, "no answer in time")
                 if not self.exchange():
                     self._wait(ends_at)
                 if self._goes_away and self._last_stream < stream and not reply.is_ended:
@@ -277,8 +315,6 @@ class Connection:
 
     def _wait(self, ends_at):
         now = time.monotonic()
-        if now >= ends_at():
-            raise CallError(DEADLINE_EXCEEDED, "no answer in time")
         if self._pinged_at is None and now - self._heard_at >= QUIET_MAX:
             self._queue(PING, 0, 0, b"a sign? ")
             self._pinged_at = now
@@ -312,7 +348,7 @@ class Connection:
                 break
             del self._outbox[:sent]
             moved = True
-        while True:
+        for _ in range(READS_MAX):
             try:
                 received = self.sock.recv(65_536)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -326,6 +362,9 @@ class Connection:
             self._heard_at, self._pinged_at = time.monotonic(), None
             self._inbox += received
             self._take_frames()
+            if len(self._outbox) > UNWRITTEN_BYTES_MAX:
+                raise CallError(UNAVAILABLE, "the peer asks, and does not read the answers")
+        return True
 
     def _take_frames(self):
         while len(self._inbox) >= FRAME.size:
@@ -338,8 +377,8 @@ class Connection:
                 raise CallError(INTERNAL, f"a frame of {size} bytes")
             if len(self._inbox) < FRAME.size + size:
                 return
-            payload = bytes(self._inbox[FRAME.size:FRAME.size + size])
-            del self._inbox[:FRAME.size + size]
+            payload = bytes(self._inbox[FRAME.size : FRAME.size + size])
+            del self._inbox[: FRAME.size + size]
             self._take(kind, flags, stream & 0x7FFF_FFFF, payload)
 
     def _take(self, kind, flags, stream, payload):
@@ -426,9 +465,16 @@ def _unpadded(flags, payload):
 
 def _header_block(target, path, seconds):
     """Each a literal that enters no table, so that there is no state."""
-    headers = ((":method", "POST"), (":scheme", "http" if target.tls is None else "https"), (":path", path),
-               (":authority", target.authority), ("te", "trailers"), ("content-type", "application/grpc"),
-               ("user-agent", "analytics-relay-python"), ("grpc-timeout", f"{max(1, int(seconds * 1000))}m"))
+    headers = (
+        (":method", "POST"),
+        (":scheme", "http" if target.tls is None else "https"),
+        (":path", path),
+        (":authority", target.authority),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        ("user-agent", "analytics-relay-python"),
+        ("grpc-timeout", f"{max(1, int(seconds * 1000))}m"),
+    )
     return b"".join(b"\0" + _text(name) + _text(value) for name, value in headers)
 
 
@@ -453,8 +499,9 @@ def _answer(reply):
         if code != OK:
             raise CallError(code, urllib.parse.unquote(trailers.get("grpc-message", "")) or "no message")
     elif reply.reset is not None:
-        raise CallError(UNAVAILABLE, f"the call was reset (HTTP/2 error {reply.reset})",
-                        untouched=reply.reset == REFUSED_STREAM)
+        raise CallError(
+            UNAVAILABLE, f"the call was reset (HTTP/2 error {reply.reset})", untouched=reply.reset == REFUSED_STREAM
+        )
     elif status != "200":
         code = HTTP_CODES.get(int(status or 0), UNKNOWN)
         raise CallError(code, f"HTTP status {status or 'missing'}", too_large=status == "413")

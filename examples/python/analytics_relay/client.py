@@ -19,7 +19,8 @@ EXIT_TIMEOUT = 3.0
 LABEL_CHARS_MAX = 100
 
 Settings = collections.namedtuple(
-    "Settings", "target queue_max queue_bytes_max batch_max flush_interval call_timeout retry_delay_max")
+    "Settings", "target queue_max queue_bytes_max batch_max flush_interval call_timeout retry_delay_max"
+)
 
 
 class Analytics:
@@ -34,16 +35,31 @@ class Analytics:
     and the parent keeps what waited.
     """
 
-    def __init__(self, target, *, tls=None, ca_file=None, cert_file=None, key_file=None,
-                 queue_max=10_000, queue_bytes_max=QUEUE_BYTES_MAX, batch_max=50, flush_interval=0.1,
-                 call_timeout=10.0, retry_delay_max=10.0, exit_timeout=EXIT_TIMEOUT):
+    def __init__(
+        self,
+        target,
+        *,
+        tls=None,
+        ca_file=None,
+        cert_file=None,
+        key_file=None,
+        queue_max=10_000,
+        queue_bytes_max=QUEUE_BYTES_MAX,
+        batch_max=50,
+        flush_interval=0.1,
+        call_timeout=10.0,
+        retry_delay_max=10.0,
+        exit_timeout=EXIT_TIMEOUT,
+    ):
         self._settings = Settings(
             Target(target, _tls(tls, ca_file, cert_file, key_file)),
-            _option("queue_max", queue_max, int, 1), _option("queue_bytes_max", queue_bytes_max, int, 1),
+            _option("queue_max", queue_max, int, 1),
+            _option("queue_bytes_max", queue_bytes_max, int, 1),
             _option("batch_max", batch_max, int, 1, BATCH_EVENTS_MAX),
             _option("flush_interval", flush_interval, (int, float), 0, 3600),
             _option("call_timeout", call_timeout, (int, float), 0.1, 3600),
-            _option("retry_delay_max", retry_delay_max, (int, float), 0.1, 3600))
+            _option("retry_delay_max", retry_delay_max, (int, float), 0.1, 3600),
+        )
         self._exit_timeout = _option("exit_timeout", exit_timeout, (int, float), 0, 3600)
         self._start_over()
         _clients.add(self)

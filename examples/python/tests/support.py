@@ -13,13 +13,17 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
 from concurrent import futures
 
-_missing = [package for module, package in (("grpc", "grpcio"), ("google", "protobuf"), ("hpack", "hpack"))
-            if importlib.util.find_spec(module) is None]
+_missing = [
+    package
+    for module, package in (("grpc", "grpcio"), ("google", "protobuf"), ("hpack", "hpack"))
+    if importlib.util.find_spec(module) is None
+]
 if _missing:
     print(f"not run: {', '.join(_missing)} is missing", flush=True)
     os._exit(77)  # unittest would make an error of anything milder
@@ -31,8 +35,6 @@ from analytics_relay import Analytics, _proto  # noqa: E402
 HERE = pathlib.Path(__file__).resolve().parent
 PACKAGE = HERE.parent
 PATIENCE = 20
-
-
 
 
 _RESPONSE = _proto.TrackBatchResponse
@@ -64,8 +66,10 @@ class FakeRelay:
         if details.method != _proto.TRACK_BATCH:
             return None
         return grpc.unary_unary_rpc_method_handler(
-            self._serve, _proto.TrackBatchRequest.FromString,
-            lambda response: response if isinstance(response, bytes) else response.SerializeToString())
+            self._serve,
+            _proto.TrackBatchRequest.FromString,
+            lambda response: response if isinstance(response, bytes) else response.SerializeToString(),
+        )
 
     def _serve(self, request, context):
         with self.lock:
@@ -102,14 +106,23 @@ def properties(item):
     return json.loads(which.properties_json) if which.properties_json else None
 
 
-def run(script, *args, timeout=60, env=None):
+def environment(*before):
+    """Of a program that imports the client, and what lies in the folders `before`."""
+    paths = [*map(str, before), str(PACKAGE), *filter(None, sys.path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(script, *args, before=()):
     """A program with the client; what it printed, and how long it took."""
     began = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                   "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), environment["PYTHONPATH"]])
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script, *args], capture_output=True, text=True,
-                          timeout=timeout, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(*before),
+        check=False,
+    )
     done.seconds = time.monotonic() - began
     return done
 
@@ -148,3 +161,77 @@ class Case(unittest.TestCase):
         """What becomes of a dict of properties."""
         (item,) = self.sent(lambda client: client.track("Seen", "user-1", values))
         return properties(item)
+
+
+def make_certificate(folder):
+    """The paths of a key and of a certificate for this machine that it has signed."""
+    key, certificate = os.path.join(folder, "key.pem"), os.path.join(folder, "certificate.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+        + ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"],
+        check=True,
+        capture_output=True,
+    )
+    return key, certificate
+
+
+def needs(is_here, what):
+    """A test that is skipped without it, or fails where all is asked for."""
+    if is_here or os.environ.get("RELAY_REQUIRE") == "all":
+        return lambda test: test
+    return unittest.skip(f"not run: {what} is missing")
+
+
+def has(*modules):
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+RELAY_BIN = os.environ.get("RELAY_BIN")
+needs_relay = needs(RELAY_BIN, "RELAY_BIN, the path of a relay,")
+
+
+class Relay:
+    """A real one in test mode, which needs no key and sends nothing."""
+
+    def __init__(self, port=0, **settings):
+        self._folder = tempfile.TemporaryDirectory()
+        settings = {
+            "TEST_MODE": "true",
+            "GRPC_PORT": str(port),
+            "METRICS_PORT": "0",
+            "DATA_DIR": self._folder.name,
+            "LOG_FORMAT": "json",
+            "LOG_LEVEL": "info",
+            **settings,
+        }
+        self._process = subprocess.Popen(
+            [RELAY_BIN],
+            env={"PATH": os.environ.get("PATH", ""), **settings},
+            cwd=self._folder.name,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for line in self._process.stdout:
+            if '"relay started"' in line:
+                self.port = int(json.loads(line)["grpc_addr"].rpartition(":")[2])
+                break
+        else:
+            raise AssertionError("the relay did not start")
+        self.address = f"127.0.0.1:{self.port}"
+        # Read on, or it would be held up one day.
+        self._reader = threading.Thread(target=self._process.stdout.read, daemon=True)
+        self._reader.start()
+
+    def stop(self):
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        self._process.stdout.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+        self._folder.cleanup()

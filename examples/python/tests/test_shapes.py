@@ -36,16 +36,23 @@ class Shapes(Case):
         self.dropped(lambda client: client.identify("u", properties={}), "properties: unknown")
 
     def test_arguments_may_all_have_names(self):
-        items = self.sent(lambda client: [
-            client.track(name="Seen", user_id="u", properties={"a": 1}, durability="QUEUED"),
-            client.identify(user_id="u", traits={"b": 2})])
+        items = self.sent(
+            lambda client: [
+                client.track(name="Seen", user_id="u", properties={"a": 1}, durability="QUEUED"),
+                client.identify(user_id="u", traits={"b": 2}),
+            ]
+        )
         self.assertEqual([properties(item) for item in items], [{"a": 1}, {"b": 2}])
         self.assertEqual(items[0].track.durability, 1)
 
     def test_context_never_costs_the_event(self):
-        items = self.sent(lambda client: [
-            client.track("Seen", context={"ip": "203.0.113.9", "user_agent": "Mozilla", "locale": "it"}),
-            client.track("Seen", context="Mozilla"), client.track("Seen", context={"ip": ["203.0.113.9"]})])
+        items = self.sent(
+            lambda client: [
+                client.track("Seen", context={"ip": "203.0.113.9", "user_agent": "Mozilla", "locale": "it"}),
+                client.track("Seen", context="Mozilla"),
+                client.track("Seen", context={"ip": ["203.0.113.9"]}),
+            ]
+        )
         self.assertEqual([item.track.context.ip for item in items], ["203.0.113.9", "", ""])
         self.assertIn("context.locale: got a name that is unknown, want ip or user_agent", self.warnings[0])
 
@@ -54,14 +61,27 @@ class Shapes(Case):
 
     def test_options_that_make_no_sense_raise_when_the_client_is_made(self):
         for error, options in (
-                (TypeError, {"queueMax": 5}), (TypeError, {"batch_max": "50"}), (ValueError, {"batch_max": 0}),
-                (ValueError, {"batch_max": 1001}), (ValueError, {"flush_interval": -1}), (TypeError, {"tls": "yes"}),
-                (ValueError, {"key_file": "key.pem"}), (FileNotFoundError, {"ca_file": "/nowhere.pem"})):
+            (TypeError, {"queueMax": 5}),
+            (TypeError, {"batch_max": "50"}),
+            (ValueError, {"batch_max": 0}),
+            (ValueError, {"batch_max": 1001}),
+            (ValueError, {"flush_interval": -1}),
+            (TypeError, {"tls": "yes"}),
+            (ValueError, {"key_file": "key.pem"}),
+            (FileNotFoundError, {"ca_file": "/nowhere.pem"}),
+        ):
             with self.assertRaises(error, msg=options):
                 Analytics("localhost:50054", **options)
-        for error, target in ((TypeError, None), (ValueError, "localhost"), (ValueError, "ftp://localhost:1"),
-                              (ValueError, "localhost:0"), (ValueError, "http://localhost:1/path"),
-                              (ValueError, "localhost:port"), (ValueError, ":50054")):
+        for error, target in (
+            (TypeError, None),
+            (ValueError, "localhost"),
+            (ValueError, "ftp://localhost:1"),
+            (ValueError, "localhost:0"),
+            (ValueError, "http://localhost:1/path"),
+            (ValueError, "localhost:port"),
+            (ValueError, ":50054"),
+            (ValueError, "x" * 70 + ".example:1"),
+        ):
             with self.assertRaises(error, msg=target):
                 Analytics(target)
 

@@ -24,6 +24,7 @@ class Times(Case):
             else:
                 os.environ["TZ"] = before
             time.tzset()
+
         self.addCleanup(restore)
 
     def sent_times(self, values):
@@ -33,15 +34,35 @@ class Times(Case):
 
     def test_a_time_with_a_zone_is_taken_as_it_is(self):
         rome = datetime.timezone(datetime.timedelta(hours=2))
-        self.assertEqual(self.sent_times([
-            MOMENT, MOMENT.astimezone(rome), "2026-05-17T10:30:00.123Z", "2026-05-17 12:30:00,123+02:00",
-            "2026-05-17T05:30:00.123456-0500", " 2026-05-17T10:30:00.123000000z "]), [MOMENT_MS] * 6)
+        self.assertEqual(
+            self.sent_times(
+                [
+                    MOMENT,
+                    MOMENT.astimezone(rome),
+                    "2026-05-17T10:30:00.123Z",
+                    "2026-05-17 12:30:00,123+02:00",
+                    "2026-05-17T05:30:00.123456-0500",
+                    " 2026-05-17T10:30:00.123000000z ",
+                ]
+            ),
+            [MOMENT_MS] * 6,
+        )
         self.assertEqual(self.warnings, [])
 
     def test_a_number_is_seconds_to_nanoseconds_by_its_size(self):
-        self.assertEqual(self.sent_times([
-            1_779_013_800.123, decimal.Decimal("1779013800.123"), MOMENT_MS, float(MOMENT_MS), MOMENT_MS * 1000,
-            MOMENT_MS * 1_000_000]), [MOMENT_MS] * 6)
+        self.assertEqual(
+            self.sent_times(
+                [
+                    1_779_013_800.123,
+                    decimal.Decimal("1779013800.123"),
+                    MOMENT_MS,
+                    float(MOMENT_MS),
+                    MOMENT_MS * 1000,
+                    MOMENT_MS * 1_000_000,
+                ]
+            ),
+            [MOMENT_MS] * 6,
+        )
         self.assertEqual(self.sent_times([1_779_013_800]), [MOMENT_MS - 123])
 
     def test_a_day_is_its_midnight_in_utc(self):
@@ -65,13 +86,26 @@ class Times(Case):
         self.assertTrue(before <= at <= time.time() * 1000)
 
     def test_what_is_no_time_drops_the_event_and_names_the_field(self):
-        for value in (0, -1, 1e300, float("nan"), True, "yesterday", "2026-13-01", "2026-05-17T10:30:00+99:99", [1],
-                      object(), b"2026-05-17"):
+        for value in (
+            0,
+            -1,
+            1e300,
+            float("nan"),
+            True,
+            "yesterday",
+            "2026-13-01",
+            "2026-05-17T10:30:00+99:99",
+            [1],
+            object(),
+            b"2026-05-17",
+        ):
             self.warnings.clear()
             client = self.client("localhost:1")
             self.assertIsNone(client.track("Seen", "user-1", timestamp=value), value)
             self.assertEqual(client.counters()["dropped"], 1)
-            self.assertRegex(self.warnings[0], r"^event dropped: 'Seen' \([-0-9a-f]{36}\): timestamp: got .*, want a datetime")
+            self.assertRegex(
+                self.warnings[0], r"^event dropped: 'Seen' \([-0-9a-f]{36}\): timestamp: got .*, want a datetime"
+            )
 
     def test_timestamp_ms_is_milliseconds_and_not_both(self):
         items = self.sent(lambda client: client.track("Seen", "user-1", timestamp_ms=MOMENT_MS))

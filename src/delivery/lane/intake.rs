@@ -15,9 +15,11 @@ use crate::{
 /// Memory of events that a lane reads ahead, about: a backlog of any size is
 /// delivered with no more.
 const READ_AHEAD_BYTES: usize = 6 * 1024 * 1024;
-/// Share of its capacity that a full lane holds beyond it, in events that become
-/// dead letters and wait for their disk.
+/// What a full lane holds beyond its capacity, in events that become dead letters and
+/// wait for their disk: a share of it, and enough for a disk that is quick.
 const OVERFLOW_SHARE: usize = 4;
+const OVERFLOW_EVENTS_MIN: usize = 10_000;
+const OVERFLOW_BYTES_MIN: usize = 8 * 1024 * 1024;
 
 impl Lane {
     /// Takes in what an earlier run left, before anything new.
@@ -54,8 +56,10 @@ impl Lane {
     /// There is no room: the event becomes a dead letter.
     fn overflow(&mut self, Queued { event, place }: Queued) {
         let capacity = self.settings.capacity;
-        let events_max = capacity.events_max + capacity.events_max / OVERFLOW_SHARE;
-        let bytes_max = capacity.bytes_max.saturating_add(capacity.bytes_max / OVERFLOW_SHARE);
+        let more_events = (capacity.events_max / OVERFLOW_SHARE).max(OVERFLOW_EVENTS_MIN);
+        let events_max = capacity.events_max.saturating_add(more_events);
+        let more_bytes = (capacity.bytes_max / OVERFLOW_SHARE).max(OVERFLOW_BYTES_MIN);
+        let bytes_max = capacity.bytes_max.saturating_add(more_bytes);
         if self.backlog.events() >= events_max || self.backlog.bytes() >= bytes_max {
             return self.drop_events(DropReason::DeadLettersStalled, 1);
         }

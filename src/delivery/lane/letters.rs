@@ -15,8 +15,8 @@ use crate::{
     reasons::{DeadLetterReason, DropReason},
 };
 
-/// Most letters of one write, and one sync.
-const LETTERS_AT_ONCE: usize = 1000;
+/// Most letters of one write, and one sync: as quick as events can come.
+const LETTERS_AT_ONCE: usize = 4000;
 /// How long a lane that ends waits for the write that is under way.
 const LAST_WRITE_PATIENCE: Duration = Duration::from_millis(300);
 

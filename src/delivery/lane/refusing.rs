@@ -126,13 +126,15 @@ impl Lane {
 
     /// Keeps events that may be to blame until others had their turn.
     fn hold_suspects(&mut self, route: Route, suspects: Vec<(Waiting, DeadLetterReason, String)>) {
-        if self.draining {
-            return self.parked.extend(suspects.into_iter().map(|(waiting, ..)| waiting));
-        }
         let (now, are_others) = (Instant::now(), self.are_others(suspects.len()));
         for (mut waiting, _, detail) in suspects {
             let accusations = waiting.history().accusations;
             self.note_attempts([(&waiting, waiting.history().attempts)], "refused", &detail);
+            if self.draining && accusations > 1 {
+                // What came with it has had its turn, and shows nothing.
+                self.parked.push(waiting);
+                continue;
+            }
             self.metrics.retries.inc();
             waiting.history_mut().together_max = 1;
             let delay = self.settings.retry.suspect_delay(accusations, &mut self.rng);
