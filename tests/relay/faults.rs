@@ -250,7 +250,9 @@ async fn a_bad_key_pauses_the_provider_and_burns_no_event() {
         (Vendor::Segment, "401"),
         (Vendor::Segment, "404"),
     ] {
-        let setup = Setup::new().await;
+        let mut setup = Setup::new().await;
+        // No probe comes due, however long this takes.
+        setup.set("INITIAL_RETRY_DELAY_MS", "600000").set("MAX_RETRY_DELAY_MS", "600000");
         setup.sandbox.always(vendor, Some(fault(row)));
         let relay = setup.start().await;
         let mut observer = Observer::default();
