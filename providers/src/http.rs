@@ -5,7 +5,10 @@ use std::{
     error::Error,
     io::Read,
     panic::resume_unwind,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -68,6 +71,13 @@ pub trait Wire: Send + Sync + 'static {
     /// Reads the answer to the events of a batch that were encoded: one verdict
     /// each, in order.
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError>;
+
+    /// For a batch of an endpoint that takes wrong keys without a word: a request to one
+    /// that refuses them, without an event. Asked once before it, and again after a
+    /// refusal.
+    fn key_question(&self, _batch: &[Event]) -> Option<Encoded> {
+        None
+    }
 
     /// A request of each endpoint's that holds no event, with this key.
     fn probes(&self, key: &Secret) -> Vec<Probe>;
@@ -179,12 +189,47 @@ impl Reply {
 pub struct HttpProvider<W> {
     wire: Arc<W>,
     http: HttpClient,
+    /// Whether what was heard last of our key is that it is taken.
+    key_is_taken: AtomicBool,
 }
 
 impl<W: Wire> HttpProvider<W> {
     /// Joins a vendor's translation and the client that sends it.
     pub fn new(wire: W, http: HttpClient) -> Self {
-        Self { wire: Arc::new(wire), http }
+        Self { wire: Arc::new(wire), http, key_is_taken: AtomicBool::new(false) }
+    }
+
+    /// Where an answer says nothing about our key, finds out before it, once.
+    async fn ask_about_key(&self, question: Option<Encoded>) -> Result<(), SendError> {
+        let is_taken = self.key_is_taken.load(Ordering::Relaxed);
+        let Some(question) = question.filter(|_| !is_taken) else { return Ok(()) };
+        let path = question.path;
+        let reply = self.http.post(question, self.wire.reply_bytes_max()).await;
+        let answer =
+            reply.and_then(|reply| self.read(&reply, |reply| self.wire.interpret_probe(path, reply)));
+        match answer {
+            Err(error @ SendError::Unauthorized { .. }) => Err(error),
+            // Whatever else it is need not be of the endpoint that the batch goes to.
+            _ => {
+                self.key_is_taken.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads an answer, and notes a refusal of our key.
+    fn read(
+        &self,
+        reply: &Reply,
+        interpret: impl FnOnce(&Reply) -> Result<Vec<Verdict>, SendError>,
+    ) -> Result<Vec<Verdict>, SendError> {
+        let mut answer = interpret(reply);
+        // Once more: a key may have been hidden in escapes until now.
+        details(&mut answer).for_each(|detail| *detail = self.http.redact(detail));
+        if matches!(answer, Err(SendError::Unauthorized { .. })) {
+            self.key_is_taken.store(false, Ordering::Relaxed);
+        }
+        answer
     }
 
     async fn encode(&self, batch: &[Event]) -> Result<Encoded, SendError> {
@@ -221,11 +266,15 @@ impl<W: Wire> Provider for HttpProvider<W> {
                 let detail = format!("{} bytes, want at most {}", encoded.body.len(), encoded.body_bytes_max);
                 return Err(SendError::TooLarge { detail });
             }
+            let question = self.wire.key_question(batch);
+            let tells = question.is_none();
+            self.ask_about_key(question).await?;
             let reply = self.http.post(encoded, self.wire.reply_bytes_max()).await?;
-            let mut answer = self.wire.interpret(&sent, &reply);
-            // Once more: a key may have been hidden in escapes until now.
-            details(&mut answer).for_each(|detail| *detail = self.http.redact(detail));
-            answer?
+            let verdicts = self.read(&reply, |reply| self.wire.interpret(&sent, reply))?;
+            if tells {
+                self.key_is_taken.store(true, Ordering::Relaxed);
+            }
+            verdicts
         };
         Ok(merge(batch.len(), verdicts, rejected))
     }

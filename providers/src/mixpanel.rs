@@ -17,7 +17,7 @@
 //! means that **the other rows were taken**.
 //!
 //! `/engage` answers 1 if **at least one** record was valid, and to a token that is no
-//! project's: a wrong token shows at `/import` only.
+//! project's. So `/import` is asked about the token before.
 
 use std::{
     borrow::Cow,
@@ -143,11 +143,13 @@ impl Wire for Mixpanel {
         }
     }
 
+    fn key_question(&self, batch: &[Event]) -> Option<Encoded> {
+        batch.first().filter(|event| event.is_identify()).map(|_| empty_import(&self.token))
+    }
+
     fn probes(&self, key: &Secret) -> Vec<Probe> {
-        let empty = || b"[]".to_vec();
-        let import =
-            Encoded { path: IMPORT_PATH, body: empty(), basic_user: Some(key.clone()), ..Encoded::default() };
-        let engage = Encoded { path: ENGAGE_PATH, body: empty(), ..Encoded::default() };
+        let import = empty_import(key);
+        let engage = Encoded { path: ENGAGE_PATH, body: b"[]".to_vec(), ..Encoded::default() };
         let at_import = "/engage takes any token: only /import tells";
         vec![
             Probe { request: import, wrong_key: WrongKey::Refused },
@@ -275,6 +277,11 @@ impl Mixpanel {
         update.string("$ip", event.ip().unwrap_or(NO_IP));
         update
     }
+}
+
+fn empty_import(token: &Secret) -> Encoded {
+    let (body, basic_user) = (b"[]".to_vec(), Some(token.clone()));
+    Encoded { path: IMPORT_PATH, body, basic_user, ..Encoded::default() }
 }
 
 fn usable(id: Option<&str>) -> Option<&str> {

@@ -54,7 +54,6 @@ async fn whatever_passes_costs_attempts_and_no_event() {
         "reset-before",
         "reset-after",
         "reset-mid-reply",
-        "redirect=http://127.0.0.1:1/",
     ];
     for vendor in Vendor::ALL {
         let mut setup = Setup::new().await;
@@ -80,6 +79,24 @@ async fn whatever_passes_costs_attempts_and_no_event() {
             assert_eq!(ended.balance(vendor).delivered, ended.balance(vendor).accepted);
         }
     }
+}
+
+/// It is the same for every event, and none pays for it.
+#[tokio::test]
+async fn a_redirect_pauses_its_provider_and_is_named() {
+    let setup = Setup::new().await;
+    setup.sandbox.always(Vendor::Segment, Some(fault("redirect=https://login.example/sso?canary")));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 20).await;
+    let paused = relay.log("provider refuses its key or address: it is paused and its events wait").await;
+    let error = paused["error"].as_str().unwrap();
+    assert!(error.contains("307") && error.contains("https://login.example/sso"), "{error}");
+    assert!(!error.contains("canary"), "{error}");
+    taken(&setup, Vendor::Mixpanel, 20).await;
+    let ended = relay.terminate().await;
+    observer.check_balance(&setup, &ended);
+    assert_eq!(ended.balance(Vendor::Segment).spilled, 20);
 }
 
 #[tokio::test]
