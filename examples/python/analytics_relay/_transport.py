@@ -2,8 +2,8 @@
 
 grpcio has threads and locks of its own below Python. A process that forks while
 they work has children that crash or never send, and no care above it prevents
-that. This connection has none: a child closes its copy of the socket and makes
-one of its own. It does what a unary call needs, and no more.
+that. Here is none: h2 speaks HTTP/2 and touches no socket, the sockets are
+ours, and a child closes its copy of one and makes one of its own.
 """
 
 import os
@@ -15,7 +15,13 @@ import struct
 import time
 import urllib.parse
 
-import hpack
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import hyperframe.frame
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes, Settings
 
 CONNECT_TIMEOUT = 3.0  # for each address of the name
 # A peer that says nothing for so long during a call is asked whether it lives,
@@ -25,7 +31,6 @@ PING_TIMEOUT = 3.0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 UNWRITTEN_BYTES_MAX = 8 * 1024 * 1024  # of a peer that asks and does not read
 READS_MAX = 64  # in a row: a peer that never stops does not outlast the call
-HEADER_BYTES_MAX = 64 * 1024
 
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED = 0, 1, 2, 3, 4
 PERMISSION_DENIED, RESOURCE_EXHAUSTED, OUT_OF_RANGE, UNIMPLEMENTED = 7, 8, 11, 12
@@ -61,14 +66,15 @@ HTTP_CODES = {
     504: UNAVAILABLE,
 }
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FRAME = struct.Struct(">IBI")  # length and type, flags, stream
-DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
-END_STREAM = ACK = 1
-END_HEADERS, PADDED, PRIORITY = 4, 8, 32
+FRAME_HEAD_BYTES = 9
 FRAME_BYTES_MAX = 16_384  # ours: the least that is allowed
-REFUSED_STREAM, CANCEL = 7, 8
 WINDOW_BYTES = ANSWER_BYTES_MAX
+SETTINGS = {
+    SettingCodes.ENABLE_PUSH: 0,
+    SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+    SettingCodes.MAX_FRAME_SIZE: FRAME_BYTES_MAX,
+    SettingCodes.MAX_HEADER_LIST_SIZE: h2.connection.H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
+}
 
 
 class CallError(Exception):
@@ -171,7 +177,7 @@ class Channel:
         except (OSError, EOFError) as error:
             self.close()
             raise CallError(UNAVAILABLE, str(error) or type(error).__name__) from None
-        except (hpack.HPACKError, struct.error, ValueError, IndexError) as error:
+        except Exception as error:  # of h2, whatever the peer has made it stumble over
             self.close()
             raise CallError(INTERNAL, f"the answer is no HTTP/2: {type(error).__name__}") from None
 
@@ -185,7 +191,7 @@ class Channel:
         self._waker.wait(timeout, connection.sock, connection.wants_to_write())
         try:
             connection.exchange()
-        except (OSError, EOFError, CallError, hpack.HPACKError, struct.error, ValueError, IndexError):
+        except Exception:  # the next call connects again, and says what is wrong if it still is
             self.close()
             return
         if not connection.is_usable():
@@ -265,83 +271,90 @@ def _shake_hands(sock, wait):
 class _Reply:
     """What has come of the answer."""
 
-    def __init__(self, stream, window):
-        self.stream, self.window = stream, window
+    def __init__(self, stream):
+        self.stream = stream
         self.headers, self.trailers, self.body = None, None, bytearray()
         self.is_ended, self.reset = False, None
+
+
+class _Http2(h2.connection.H2Connection):
+    # Of how many calls that are over it keeps the ids, for frames that come late.
+    # Its own choice is 65,536, which is 7 MB of a process that lives for long.
+    MAX_CLOSED_STREAMS = 64
 
 
 class Connection:
     def __init__(self, sock, waker):
         self.sock, self._waker = sock, waker
-        self._inbox, self._decoder = bytearray(), hpack.Decoder()
-        self._block = None  # a header block that goes on: stream, ends the stream, bytes
-        self._stream_next, self._reply = 1, None
-        self._window, self._window_first, self._frame_bytes_max = 65_535, 65_535, FRAME_BYTES_MAX
+        # What a proxy's answer has in excess is no reason not to read it.
+        self._http = _Http2(h2.config.H2Configuration(header_encoding="latin-1", validate_inbound_headers=False))
+        self._http.local_settings = Settings(client=True, initial_values=SETTINGS)
+        self._http.initiate_connection()
+        self._http.increment_flow_control_window(WINDOW_BYTES)
+        self._inbox, self._outbox, self._reply = bytearray(), bytearray(), None
         self._goes_away, self._last_stream = False, 0
-        self._heard_at, self._pinged_at, self._has_settings = time.monotonic(), None, False
-        settings = struct.pack(">HIHI", 2, 0, 4, WINDOW_BYTES)  # no push; the window of a stream
-        self._outbox = bytearray(PREFACE)
-        self._queue(SETTINGS, 0, 0, settings)
-        self._queue(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW_BYTES))
+        self._heard_at, self._pinged_at, self._is_http2 = time.monotonic(), None, False
 
     def is_usable(self):
-        return not self._goes_away and self._stream_next < 2**31
+        return not self._goes_away
 
     def wants_to_write(self):
+        self._outbox += self._http.data_to_send()
         return bool(self._outbox)
 
     def call(self, target, path, message, ends_at):
-        stream, self._stream_next = self._stream_next, self._stream_next + 2
-        reply = self._reply = _Reply(stream, self._window_first)
+        stream = self._open_stream(_headers(target, path, ends_at() - time.monotonic()))
+        reply = self._reply = _Reply(stream)
         try:
-            self._queue(HEADERS, END_HEADERS, stream, _header_block(target, path, ends_at() - time.monotonic()))
             unsent = memoryview(struct.pack(">BI", 0, len(message)) + message)
             self._heard_at, self._pinged_at = time.monotonic(), None
             while not reply.is_ended:
                 if len(unsent):
-                    unsent = self._queue_data(reply, unsent)
+                    unsent = self._send_data(stream, unsent)
                 if time.monotonic() >= ends_at():
                     raise CallError(DEADLINE_EXCEEDED, "no answer in time")
                 if not self.exchange():
                     self._wait(ends_at)
                 if self._goes_away and self._last_stream < stream and not reply.is_ended:
                     raise CallError(UNAVAILABLE, "the relay has closed the connection", untouched=True)
-            if len(unsent):  # answered before it was read: nobody wants the rest
-                self._queue(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
+            if len(unsent) and reply.reset is None:  # answered before it was read: nobody wants the rest
+                self._http.reset_stream(stream, ErrorCodes.CANCEL)
             return _answer(reply)
         finally:
             self._reply = None
 
+    def _open_stream(self, headers):
+        try:
+            stream = self._http.get_next_available_stream_id()
+            self._http.send_headers(stream, headers)
+        except (h2.exceptions.NoAvailableStreamIDError, h2.exceptions.TooManyStreamsError):
+            raise CallError(UNAVAILABLE, "the connection takes no more calls", untouched=True) from None
+        return stream
+
     def _wait(self, ends_at):
         now = time.monotonic()
         if self._pinged_at is None and now - self._heard_at >= QUIET_MAX:
-            self._queue(PING, 0, 0, b"a sign? ")
+            self._http.ping(b"a sign? ")
             self._pinged_at = now
         elif self._pinged_at is not None and now - self._pinged_at >= PING_TIMEOUT:
             raise CallError(UNAVAILABLE, f"the peer gave no sign of life for {now - self._heard_at:.0f} s")
         left = min(ends_at() - now, QUIET_MAX if self._pinged_at is None else PING_TIMEOUT, 1.0)
         self._waker.wait(left, self.sock, self.wants_to_write())
 
-    def _queue(self, kind, flags, stream, payload):
-        self._outbox += FRAME.pack(len(payload) << 8 | kind, flags, stream) + payload
-
-    def _queue_data(self, reply, unsent):
+    def _send_data(self, stream, unsent):
         """As much as the peer's windows allow; returns the rest."""
         while len(unsent):
-            size = min(len(unsent), self._window, reply.window, self._frame_bytes_max)
+            size = min(len(unsent), self._http.local_flow_control_window(stream), self._http.max_outbound_frame_size)
             if size <= 0:
                 break
-            self._window -= size
-            reply.window -= size
-            self._queue(DATA, END_STREAM if size == len(unsent) else 0, reply.stream, bytes(unsent[:size]))
+            self._http.send_data(stream, bytes(unsent[:size]), end_stream=size == len(unsent))
             unsent = unsent[size:]
         return unsent
 
     def exchange(self):
         """Writes and reads what goes without waiting. False if nothing did."""
         moved = False
-        while self._outbox:
+        while self.wants_to_write():
             try:
                 sent = self.sock.send(self._outbox)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -362,110 +375,58 @@ class Connection:
             self._heard_at, self._pinged_at = time.monotonic(), None
             self._inbox += received
             self._take_frames()
-            if len(self._outbox) > UNWRITTEN_BYTES_MAX:
+            if self.wants_to_write() and len(self._outbox) > UNWRITTEN_BYTES_MAX:
                 raise CallError(UNAVAILABLE, "the peer asks, and does not read the answers")
         return True
 
     def _take_frames(self):
-        while len(self._inbox) >= FRAME.size:
-            head, flags, stream = FRAME.unpack_from(self._inbox)
-            size, kind = head >> 8, head & 0xFF
-            if not self._has_settings and kind != SETTINGS:
+        """Hands h2 the frames, and keeps a GOAWAY: h2 takes it for the end of the
+        connection, but the peer goes on to answer the call that it has begun."""
+        while len(self._inbox) >= FRAME_HEAD_BYTES:
+            size, kind = int.from_bytes(self._inbox[:3], "big"), self._inbox[3]
+            if not self._is_http2 and kind != hyperframe.frame.SettingsFrame.type:
                 is_http1 = self._inbox.startswith(b"HTTP/")
                 raise CallError(UNAVAILABLE, f"the peer speaks {'HTTP/1' if is_http1 else 'something else'}, not gRPC")
-            if size > FRAME_BYTES_MAX:
+            self._is_http2 = True
+            if size > FRAME_BYTES_MAX:  # h2 would read it first
                 raise CallError(INTERNAL, f"a frame of {size} bytes")
-            if len(self._inbox) < FRAME.size + size:
+            if len(self._inbox) < FRAME_HEAD_BYTES + size:
                 return
-            payload = bytes(self._inbox[FRAME.size : FRAME.size + size])
-            del self._inbox[: FRAME.size + size]
-            self._take(kind, flags, stream & 0x7FFF_FFFF, payload)
+            frame = bytes(self._inbox[: FRAME_HEAD_BYTES + size])
+            del self._inbox[: FRAME_HEAD_BYTES + size]
+            if kind == hyperframe.frame.GoAwayFrame.type:
+                self._take_goaway(memoryview(frame))
+                continue
+            for event in self._http.receive_data(frame):
+                self._take(event)
 
-    def _take(self, kind, flags, stream, payload):
-        if kind == DATA:
-            self._take_data(flags, stream, payload)
-        elif kind == HEADERS:
-            self._block = (stream, flags & END_STREAM, bytearray(_unpadded(flags, payload)))
-            self._end_block(flags)
-        elif kind == CONTINUATION and self._block is not None:
-            self._block[2].extend(payload)
-            self._end_block(flags)
-        elif kind == RST_STREAM:
-            if self._reply is not None and stream == self._reply.stream:
-                self._reply.reset, self._reply.is_ended = struct.unpack(">I", payload)[0], True
-        elif kind == SETTINGS:
-            self._take_settings(flags, payload)
-        elif kind == PING and not flags & ACK:
-            self._queue(PING, ACK, 0, payload)
-        elif kind == GOAWAY:
-            self._goes_away, self._last_stream = True, struct.unpack_from(">I", payload)[0] & 0x7FFF_FFFF
-        elif kind == WINDOW_UPDATE:
-            size = struct.unpack(">I", payload)[0] & 0x7FFF_FFFF
-            if stream == 0:
-                self._window += size
-            elif self._reply is not None and stream == self._reply.stream:
-                self._reply.window += size
+    def _take_goaway(self, frame):
+        goaway, _ = hyperframe.frame.Frame.parse_frame_header(frame[:FRAME_HEAD_BYTES])
+        goaway.parse_body(frame[FRAME_HEAD_BYTES:])
+        self._goes_away, self._last_stream = True, goaway.last_stream_id
 
-    def _take_settings(self, flags, payload):
-        self._has_settings = True
-        if flags & ACK:
-            return
-        for name, value in struct.iter_unpack(">HI", payload):
-            if name == 4:
-                if self._reply is not None:
-                    self._reply.window += value - self._window_first
-                self._window_first = value
-            elif name == 5:
-                self._frame_bytes_max = value
-        self._queue(SETTINGS, ACK, 0, b"")
-
-    def _take_data(self, flags, stream, payload):
-        if payload:
-            self._queue(WINDOW_UPDATE, 0, 0, struct.pack(">I", len(payload)))
+    def _take(self, event):
+        if isinstance(event, h2.events.DataReceived):
+            self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         reply = self._reply
-        if reply is None or stream != reply.stream:
+        if reply is None or getattr(event, "stream_id", None) != reply.stream:
             return
-        reply.body += _unpadded(flags & PADDED, payload)
-        if len(reply.body) > ANSWER_BYTES_MAX:
-            raise CallError(INTERNAL, f"an answer of over {ANSWER_BYTES_MAX} bytes")
-        reply.is_ended = bool(flags & END_STREAM)
-
-    def _end_block(self, flags):
-        stream, ends_stream, block = self._block
-        if len(block) > HEADER_BYTES_MAX:
-            raise CallError(INTERNAL, f"headers of over {HEADER_BYTES_MAX} bytes")
-        if not flags & END_HEADERS:
-            return
-        self._block = None
-        # Decoded whoever it is for: the decoder keeps a table.
-        headers = {_latin(name): _latin(value) for name, value in self._decoder.decode(bytes(block), raw=True)}
-        reply = self._reply
-        if reply is None or stream != reply.stream:
-            return
-        if reply.headers is None:
-            if not headers.get(":status", "").startswith("1"):  # informational
-                reply.headers = headers
-        else:
-            reply.trailers = headers
-        reply.is_ended = reply.is_ended or bool(ends_stream)
+        if isinstance(event, h2.events.ResponseReceived):
+            reply.headers = dict(event.headers)
+        elif isinstance(event, h2.events.DataReceived):
+            reply.body += event.data
+            if len(reply.body) > ANSWER_BYTES_MAX:
+                raise CallError(INTERNAL, f"an answer of over {ANSWER_BYTES_MAX} bytes")
+        elif isinstance(event, h2.events.TrailersReceived):
+            reply.trailers = dict(event.headers)
+        elif isinstance(event, h2.events.StreamEnded):
+            reply.is_ended = True
+        elif isinstance(event, h2.events.StreamReset):
+            reply.reset, reply.is_ended = int(event.error_code), True
 
 
-def _latin(value):
-    return value if isinstance(value, str) else bytes(value).decode("latin-1")
-
-
-def _unpadded(flags, payload):
-    start, end = 0, len(payload)
-    if flags & PADDED:
-        start, end = 1, end - payload[0]
-    if flags & PRIORITY:
-        start += 5
-    return payload[start:end]
-
-
-def _header_block(target, path, seconds):
-    """Each a literal that enters no table, so that there is no state."""
-    headers = (
+def _headers(target, path, seconds):
+    return (
         (":method", "POST"),
         (":scheme", "http" if target.tls is None else "https"),
         (":path", path),
@@ -475,19 +436,6 @@ def _header_block(target, path, seconds):
         ("user-agent", "analytics-relay-python"),
         ("grpc-timeout", f"{max(1, int(seconds * 1000))}m"),
     )
-    return b"".join(b"\0" + _text(name) + _text(value) for name, value in headers)
-
-
-def _text(value):
-    value = value.encode()
-    if len(value) < 127:
-        return bytes([len(value)]) + value
-    size, rest = bytearray([127]), len(value) - 127
-    while rest >= 128:
-        size.append(rest & 127 | 128)
-        rest >>= 7
-    size.append(rest)
-    return bytes(size) + value
 
 
 def _answer(reply):
@@ -500,7 +448,7 @@ def _answer(reply):
             raise CallError(code, urllib.parse.unquote(trailers.get("grpc-message", "")) or "no message")
     elif reply.reset is not None:
         raise CallError(
-            UNAVAILABLE, f"the call was reset (HTTP/2 error {reply.reset})", untouched=reply.reset == REFUSED_STREAM
+            UNAVAILABLE, f"the call was reset (HTTP/2 error {reply.reset})", untouched=reply.reset == ErrorCodes.REFUSED_STREAM
         )
     elif status != "200":
         code = HTTP_CODES.get(int(status or 0), UNKNOWN)

@@ -21,7 +21,7 @@ from concurrent import futures
 
 _missing = [
     package
-    for module, package in (("grpc", "grpcio"), ("google", "protobuf"), ("hpack", "hpack"))
+    for module, package in (("grpc", "grpcio"), ("google", "protobuf"), ("h2", "h2"))
     if importlib.util.find_spec(module) is None
 ]
 if _missing:

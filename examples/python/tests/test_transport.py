@@ -181,6 +181,114 @@ class Paths(Case):
         self.sends(peer)
         self.assertEqual((len(peer.connections), self.warnings), (1, []))
 
+    def test_an_answer_behind_the_two_goaways_of_a_relay_that_stops_is_read(self):
+        """The first names no call, and a ping asks whether it has come: the relay
+        waits for the answer to that before it says which call was its last."""
+
+        def stops(connection):
+            connection.sendall(SETTINGS)
+            stream = request_of(connection)
+            connection.sendall(frame(7, 0, 0, struct.pack(">II", 2**31 - 1, 0)) + frame(6, 0, 0, b"goingoff"))
+            received = b""
+            while frame(6, 1, 0, b"goingoff") not in received:
+                received += connection.recv(65_536)
+            connection.sendall(frame(7, 0, 0, struct.pack(">II", stream, 0)))
+            connection.sendall(frame(8, 0, 0, struct.pack(">I", 5000)) + answer_frames(stream))
+            self.assertEqual(self.rest(connection), b"")
+
+        peer = self.peer(stops)
+        self.sends(peer)
+        self.assertEqual((len(peer.connections), self.warnings), (1, []))
+
+    def test_a_call_that_was_refused_before_anything_was_done_goes_again_at_once(self):
+        def refuses(connection):
+            connection.sendall(SETTINGS)
+            connection.sendall(frame(3, 0, request_of(connection), struct.pack(">I", 7)))
+            time.sleep(PATIENCE)
+
+        def takes_no_calls(connection):
+            connection.sendall(frame(4, 0, 0, struct.pack(">HI", 3, 0)))
+            stream = request_of(connection)  # sent before that was heard
+            connection.sendall(answer_frames(stream))
+            time.sleep(PATIENCE)
+
+        self.sends(self.peer(refuses, serves))
+        peer = self.peer(takes_no_calls, serves)
+        client = self.client(peer.address)
+        for number in range(2):
+            client.track("A", "u")
+            wait_until(lambda: client.counters()["accepted"] == number + 1, lambda: str(self.warnings))
+        self.assertEqual((len(peer.connections), client.counters()["retries"], self.warnings), (2, 0, []))
+
+    def test_an_answer_that_comes_before_the_call_was_read_is_an_answer(self):
+        """What is left of the call is not sent, whether the peer says so or not;
+        and what it says of calls that are over ends no connection."""
+
+        def answers_early(connection):
+            connection.sendall(frame(4, 0, 0, struct.pack(">HI", 4, 100)))  # so small is the window
+            for stream in (1, 3, 5):
+                self.headers_of(connection, stream)
+                connection.sendall(answer_frames(stream))
+                connection.sendall(frame(3, 0, stream, struct.pack(">I", 0)) if stream == 5 else b"")
+            connection.sendall(frame(8, 0, 1, struct.pack(">I", 10)) + frame(3, 0, 1, struct.pack(">I", 8)))
+            connection.sendall(frame(4, 0, 0, struct.pack(">HI", 4, 65_535)))
+            connection.sendall(answer_frames(request_of(connection)))
+            time.sleep(PATIENCE)
+
+        peer = self.peer(answers_early)
+        client = self.client(peer.address)
+        for number in range(4):
+            client.track("A", "u", {"a": "x" * 5000})
+            wait_until(lambda: client.counters()["accepted"] == number + 1, lambda: str(self.warnings))
+        self.assertEqual((len(peer.connections), self.warnings), (1, []))
+
+    @staticmethod
+    def headers_of(connection, stream):
+        received = b""
+        while b"\x01\x04" + struct.pack(">I", stream) not in received:  # HEADERS, the only ones of the call
+            part = connection.recv(65_536)
+            if not part:
+                raise OSError("closed")
+            received += part
+
+    def test_an_answer_without_bounds_is_not_kept(self):
+        window, status = 4 * 1024 * 1024, b"\x88"
+        far = frame(0, 0, 1, b"\0" * 16_384) * (window // 16_384)
+        entry = b"\x40\x01x" + b"\x7f" + bytes([0x80 | (3000 - 127) & 0x7F, (3000 - 127) >> 7]) + b"x" * 3000
+        for said, want in (
+            (frame(1, 4, 1, status) + far + frame(0, 0, 1, b"\0"), "an answer of over 4194304 bytes"),
+            (frame(1, 0, 1, status) + frame(9, 0, 1, b"\0\x01a\x01b" * 100) * 100, "no HTTP/2"),
+            (frame(1, 4, 1, status + entry + b"\xbe" * 1000), "no HTTP/2"),  # 3 MB when unpacked
+            (frame(8, 0, 0, struct.pack(">I", 2**31 - 1)), "no HTTP/2"),
+            (frame(7, 0, 0, b"\0" * 3), "no HTTP/2"),
+            (frame(5, 4, 1, struct.pack(">I", 2) + status), "no HTTP/2"),  # a push, which nobody wanted
+        ):
+            self.warnings.clear()
+
+            def talk(connection, said=said):
+                connection.sendall(SETTINGS)
+                request_of(connection)
+                connection.sendall(said)
+                time.sleep(PATIENCE)
+
+            self.sends(self.peer(talk, serves))
+            self.assertIn(want, self.warnings[0])
+
+    def test_headers_that_http2_does_not_have_cost_no_answer(self):
+        """As a proxy may send that only knows HTTP/1 behind it."""
+
+        def talk(connection):
+            connection.sendall(SETTINGS)
+            stream = request_of(connection)
+            whole = answer_frames(stream)
+            block, rest = whole[9 : 9 + whole[2]], whole[9 + whole[2] :]
+            connection.sendall(frame(1, 4, stream, block + b"\0\x0aConnection\x05close") + rest)
+            time.sleep(PATIENCE)
+
+        peer = self.peer(talk)
+        self.sends(peer)
+        self.assertEqual((len(peer.connections), self.warnings), (1, []))
+
     def test_an_answer_in_pieces_with_padding_continuation_and_strange_frames_is_read(self):
         def pieces(connection):
             stream = 0
