@@ -92,7 +92,7 @@ pub const METRICS: [MetricInfo; 50] = [
         "relay_provider_state",
         "provider,state",
         "0 or 1",
-        "1 for the state the provider is in: sending, failing (no request gets through) or paused (it refuses our key or address)",
+        "1 for the state the provider is in: sending, failing (no request gets through), refusing (it answers and takes nothing), paused (it refuses our key or address) or suspended (by a person)",
     ),
     metric(
         "relay_batches_total",
