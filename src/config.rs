@@ -284,9 +284,50 @@ mod tests {
         assert_eq!((config.delivery.batch.events, config.grpc.listen.port), (10, 2));
         let source = |name: &str| config.shown.iter().find(|shown| shown.name == name).unwrap().source;
         assert_eq!((source("BATCH_SIZE"), source("GRPC_PORT")), (Source::File, Source::Environment));
-        std::fs::write(&path, "TEST_MODE=1\nwhat canary\nBATCH_SIZE=0\n").unwrap();
-        let error = Config::read(std::iter::empty(), &path).unwrap_err().to_string();
-        assert!(error.contains("cannot be read") && !error.contains("canary"), "{error}");
-        assert!(error.contains("BATCH_SIZE") && !error.contains("MIXPANEL_API_KEY"), "{error}");
+        let error = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            Config::read(std::iter::empty(), &path).unwrap_err().to_string()
+        };
+        let bad =
+            error(b"TEST_MODE=1\nwhat canary\nBATCH_SIZE=0\nSEGMENT_WRITE_KEY=can$ary\nOTHER=$canary\n");
+        assert!(bad.contains(".env line 2: got no NAME=value") && bad.contains("BATCH_SIZE: got"), "{bad}");
+        assert!(bad.contains(".env line 4: SEGMENT_WRITE_KEY: got a $"), "{bad}");
+        assert!(bad.starts_with("3 bad") && !bad.contains("can"), "no other program's line is told: {bad}");
+        assert!(error(b"\xff\xfeT\0").contains("got UTF-16, want UTF-8"));
+        std::fs::write(&path, "\u{feff}TEST_MODE=1\nDATA_DIR='/data/$x'\nOTHER=$HOME\n").unwrap();
+        let config = Config::read(std::iter::empty(), &path).unwrap();
+        assert_eq!((config.data_dir.to_str(), config.warnings.len()), (Some("/data/$x"), 0));
+    }
+
+    #[test]
+    fn what_kubernetes_sets_for_a_service_of_our_name_is_told_and_not_used() {
+        let config = read(&[
+            ("TEST_MODE", "1"),
+            ("GRPC_PORT", "tcp://10.96.0.12:50054"),
+            ("GRPC_SERVICE_HOST", "10.96.0.12"),
+            ("GRPC_SERVICE_PORT", "50054"),
+            ("GRPC_PORT_50054_TCP_ADDR", "10.96.0.12"),
+            ("METRICS_PORT", "tcp://[fd00::7]:9090"),
+            ("SEGMENT_SERVICE_HOST", "10.96.0.13"),
+            ("SEGMENT_SERVICE_PORT", "80"),
+            ("SEGMENT_PORT", "tcp://10.96.0.13:80"),
+            ("SEGMENT_PORT_80_TCP", "tcp://10.96.0.13:80"),
+        ])
+        .unwrap();
+        assert_eq!((config.grpc.listen.port, config.metrics.listen.port), (50054, 9090));
+        let [grpc, metrics] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+        assert!(grpc.starts_with("GRPC_PORT=tcp://10.96.0.12:50054 is ignored: Kubernetes"), "{grpc}");
+        assert!(metrics.contains("METRICS_PORT in the container's env, or enableServiceLinks"), "{metrics}");
+        let bad = errors(&[("TEST_MODE", "1"), ("GRPC_PORT", "http://relay:1")]);
+        assert_eq!(bad, ["GRPC_PORT: got \"http://relay:1\", want 0 to 65535"]);
+    }
+
+    #[test]
+    fn quotes_that_came_with_the_environment_are_told() {
+        let config = read(&[("TEST_MODE", "1"), ("DATA_DIR", "'/data'"), ("OTHER", "\"x\"")]).unwrap();
+        let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+        assert!(warning.starts_with("DATA_DIR: its value is in quotes"), "{warning}");
+        let bad = errors(&[("TEST_MODE", "1"), ("BATCH_SIZE", "\"50\"")]);
+        assert!(bad.len() == 2 && bad[1].contains("docker's --env-file keeps quotes"), "{bad:?}");
     }
 }

@@ -10,6 +10,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fmt::{self, Display},
+    fs, io,
     ops::RangeInclusive,
     path::Path,
     str::FromStr,
@@ -17,6 +18,10 @@ use std::{
 };
 
 use analytics_relay_providers::registry::Vendor;
+
+mod env_file;
+
+use env_file::Assignment;
 
 /// One variable.
 #[derive(Debug, Clone, Copy)]
@@ -132,6 +137,7 @@ pub(crate) struct Reader {
     vars: BTreeMap<String, (String, Source)>,
     shown: Vec<Shown>,
     errors: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Reader {
@@ -147,30 +153,39 @@ impl Reader {
     /// What was read, as it is shown, and what looks wrong and is none of ours; or
     /// everything that is wrong.
     pub(crate) fn finish(mut self) -> Result<(Vec<Shown>, Vec<String>), ConfigError> {
-        let warnings: Vec<String> = self.vars.keys().filter_map(|name| misspelling(name)).collect();
+        let vars = self.vars.keys().filter(|name| !self.is_of_service(name));
+        let misspelled: Vec<_> = vars.filter_map(|name| misspelling(name)).collect();
+        self.warnings.extend(misspelled);
         if self.errors.is_empty() {
-            return Ok((self.shown, warnings));
+            return Ok((self.shown, self.warnings));
         }
         // A misspelled name may be why another one is not set.
-        self.errors.extend(warnings);
+        self.errors.extend(self.warnings);
         Err(ConfigError(self.errors))
     }
 
     fn take_file(&mut self, path: &Path) {
-        let lines = match dotenvy::from_path_iter(path) {
-            Ok(lines) => lines,
-            Err(error) if error.not_found() || path.as_os_str().is_empty() => return,
-            Err(error) => return self.errors.push(format!("{}: {error}", path.display())),
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => return self.errors.push(format!("{}: cannot be read: {error}", path.display())),
         };
-        for line in lines {
-            match line {
-                Ok((name, value)) => {
+        let path = path.display();
+        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+            return self.errors.push(format!("{path}: got UTF-16, want UTF-8"));
+        }
+        for Assignment { line, name, value } in env_file::parse(&bytes) {
+            match value {
+                Ok(value) => {
                     self.vars.insert(name, (value, Source::File));
                 }
-                // The library's own words would quote the line, a key perhaps.
+                Err(problem) if name.is_empty() => self.errors.push(format!("{path} line {line}: {problem}")),
+                Err(problem) if is_known(&name) => {
+                    self.errors.push(format!("{path} line {line}: {name}: {problem}"));
+                }
+                // The file may be another program's too, but a misspelling is told.
                 Err(_) => {
-                    let path = path.display();
-                    self.errors.push(format!("{path}: got a line that cannot be read, want NAME=value"));
+                    self.vars.insert(name, (String::new(), Source::File));
                 }
             }
         }
@@ -181,7 +196,19 @@ impl Reader {
             // A name that is not UTF-8 is none of ours.
             let Ok(name) = name.into_string() else { continue };
             match value.into_string() {
+                Ok(value) if is_known(&name) && is_service_link(&name, &value) => {
+                    self.warnings.push(format!(
+                        "{name}={value} is ignored: Kubernetes sets it for a Service of that name; set {name} \
+in the container's env, or enableServiceLinks: false in the pod's spec"
+                    ));
+                }
                 Ok(value) => {
+                    if is_known(&name) && is_in_quotes(&value) {
+                        self.warnings.push(format!(
+                            "{name}: its value is in quotes, and they are part of it; docker's --env-file keeps \
+quotes as they are: leave them out there"
+                        ));
+                    }
                     self.vars.insert(name, (value, Source::Environment));
                 }
                 Err(_) if is_known(&name) => {
@@ -190,6 +217,14 @@ impl Reader {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Whether a variable is one of those that Kubernetes sets for each Service, here
+    /// for one that is named as a vendor is.
+    fn is_of_service(&self, name: &str) -> bool {
+        let ends = ["_SERVICE_", "_PORT"];
+        let service = ends.iter().find_map(|end| Some(name.split_once(end)?.0));
+        service.is_some_and(|service| self.vars.contains_key(&format!("{service}_SERVICE_HOST")))
     }
 
     /// Yes or no.
@@ -326,6 +361,18 @@ pub fn known_names() -> impl Iterator<Item = String> {
 
 fn is_known(name: &str) -> bool {
     known_names().any(|known| known == name)
+}
+
+/// Whether a port is what Kubernetes puts into each container for a Service: there
+/// is no port of ours that would look like that.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let has_scheme = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.trim().starts_with(scheme));
+    name.ends_with("_PORT") && has_scheme
+}
+
+fn is_in_quotes(value: &str) -> bool {
+    let inner = |quote| value.trim().strip_prefix(quote)?.strip_suffix(quote);
+    inner('"').or_else(|| inner('\'')).is_some()
 }
 
 /// A warning if a variable looks like one of ours and is none.

@@ -162,6 +162,37 @@ async fn a_replay_beside_a_running_relay_works() {
 }
 
 #[tokio::test]
+async fn the_file_env_is_read_as_it_is_written() {
+    let mut setup = Setup::new().await;
+    for name in ["SEGMENT_WRITE_KEY", "DATA_DIR", "GRPC_PORT"] {
+        setup.vars.remove(name);
+    }
+    let file = setup.data.path().join(".env");
+    let write = |key: &str| {
+        let text = format!("\u{feff}# two\r\nSEGMENT_WRITE_KEY={key} # ours\r\nDATA_DIR='data/$HOME'\r\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("can${ary}");
+    for args in [&["check"][..], &[]] {
+        let (code, out, error) = setup.run(args).await;
+        assert!(code == 1 && error.contains(".env line 2: SEGMENT_WRITE_KEY: got a $"), "{args:?}: {error}");
+        assert!(!format!("{out}{error}").contains("ary"), "no part of a key is told: {error}");
+    }
+    write(&format!("'{KEY}'"));
+    setup.set("GRPC_PORT", "tcp://10.96.0.12:50054");
+    let (code, out, error) = setup.run(&["check"]).await;
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("DATA_DIR=data/$HOME") && out.contains("GRPC_PORT=50054"), "{out}");
+    assert!(out.contains("warning: GRPC_PORT=tcp://10.96.0.12:50054 is ignored: Kubernetes"), "{out}");
+    setup.set("GRPC_PORT", "0");
+    let relay = setup.start().await;
+    Observer::default().tracks(&mut relay.client(), 1).await;
+    taken(&setup, Vendor::Segment, 1).await;
+    relay.terminate().await;
+    assert!(setup.data.path().join("data/$HOME/relay.lock").exists());
+}
+
+#[tokio::test]
 async fn check_shows_settings_masked_and_warns_of_a_misspelling() {
     let mut setup = Setup::new().await;
     setup.set("BACTH_SIZE", "10");
