@@ -26,7 +26,7 @@ use analytics_relay_providers::{Event, EventId};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::files;
+use super::files::{self, Lock, has_no_locks};
 use crate::{
     reasons::{DeadLetterReason, DropReason},
     settings::Reader,
@@ -119,12 +119,14 @@ impl DeadLetterDir {
         let path = self.0.join(REPLAYED);
         let busy = || io::Error::new(io::ErrorKind::WouldBlock, "another replay is running");
         let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
-        match file.try_lock() {
+        match Lock::of(file.try_lock())? {
             // Another replay that has just ended may have replaced it.
-            Ok(()) if file.metadata()?.nlink() == 0 => return Err(busy()),
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(busy()),
-            Err(fs::TryLockError::Error(error)) => return Err(error),
+            Lock::Ours if file.metadata()?.nlink() == 0 => return Err(busy()),
+            Lock::Ours => {}
+            Lock::Theirs => return Err(busy()),
+            Lock::None(error) => {
+                warn!(%error, "the file system has no locks (flock): see that no second replay is running");
+            }
         }
         files::sync_dir(&self.0)?;
         Ok(ReplayedLog(file))
@@ -287,8 +289,9 @@ impl DeadLetterWriter {
         loop {
             self.path = files::new_ndjson(&self.dir, now_ms);
             let file = files::create_file(&self.path)?;
-            // Tells a replay that this file is in use.
-            file.lock_shared()?;
+            // Tells a replay that this file is in use. Without locks it takes each
+            // for one that is.
+            file.lock_shared().or_else(|error| if has_no_locks(&error) { Ok(()) } else { Err(error) })?;
             // A replay that came between the two may have removed it as empty.
             if file.metadata()?.nlink() > 0 {
                 files::sync_dir(&self.dir)?;

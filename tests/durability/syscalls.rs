@@ -33,7 +33,7 @@ const FILLER_BYTES: usize = 7000;
 /// Relays that are tried at the same time.
 const AT_ONCE: usize = 5;
 
-fn strace() -> Option<PathBuf> {
+pub(crate) fn strace() -> Option<PathBuf> {
     let dirs = env::var_os("PATH")?;
     env::split_paths(&dirs).map(|dir| dir.join("strace")).find(|path| path.is_file())
 }

@@ -8,7 +8,7 @@
 //! looked at again.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     ops::Range,
     path::{Path, PathBuf},
@@ -27,6 +27,7 @@ use super::{
     quarantine::Quarantine,
     scan::{Item, Scanner},
 };
+use crate::delivery::files::Lock;
 
 mod hop;
 #[cfg(test)]
@@ -182,11 +183,9 @@ impl SpoolDir {
         };
         // Shared, so that two who ask do not take each other for a relay, and
         // for no longer than this: a relay that starts must get it.
-        match file.try_lock_shared() {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(source)) => Err(SpoolError::at(&path, source)),
-        }
+        let lock = Lock::of(file.try_lock_shared()).map_err(|source| SpoolError::at(&path, source))?;
+        // Without locks no relay uses it.
+        Ok(matches!(lock, Lock::Theirs))
     }
 
     /// The log at a glance. Reads the newest segment, and of the others their

@@ -29,7 +29,7 @@
 //! accepted until a segment can be begun; delivery goes on.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions},
     io,
     ops::Range,
     os::unix::fs::OpenOptionsExt,
@@ -74,7 +74,7 @@ use self::{
     writer::{Append, Command, Writer},
 };
 use super::{Durability, QueueLimits, Refused, Room, Row, Taken, memory::QueueSender};
-use crate::{ledger::Ledger, reasons::Outcome, telemetry::SpoolMetrics, time::Clock};
+use crate::{delivery::files::Lock, ledger::Ledger, reasons::Outcome, telemetry::SpoolMetrics, time::Clock};
 
 /// Ending of files that are not complete.
 pub(crate) const UNFINISHED: &str = ".unfinished";
@@ -131,6 +131,17 @@ pub enum SpoolError {
     /// Another process has it.
     #[error("another relay is using the spool {0}")]
     Busy(String),
+    /// Nothing would keep a second relay from writing to it.
+    #[error(
+        "{dir} cannot be locked, and two relays would destroy one log: put it on a file system with locks \
+(flock), such as a local disk or NFS 4, or set DURABILITY=memory"
+    )]
+    NoLocks {
+        /// Where it is.
+        dir: String,
+        /// What the system says.
+        source: io::Error,
+    },
     /// It is newer than this program.
     #[error("{path}: got format version {version}, want at most {max}: a newer relay wrote it", max = frame::FORMAT_VERSION)]
     Newer {
@@ -254,11 +265,14 @@ impl SpoolLock {
         let file = open.map_err(|source| SpoolError::at(&path, source))?;
         // A command that looks whether a relay is running holds it for a moment.
         for attempt in 0.. {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if attempt < LOCK_ATTEMPTS => thread::sleep(LOCK_PAUSE),
-                Err(TryLockError::WouldBlock) => return Err(SpoolError::Busy(dir.display().to_string())),
-                Err(TryLockError::Error(source)) => return Err(SpoolError::at(&path, source)),
+            match Lock::of(file.try_lock()).map_err(|source| SpoolError::at(&path, source))? {
+                Lock::Ours => break,
+                Lock::Theirs if attempt < LOCK_ATTEMPTS => thread::sleep(LOCK_PAUSE),
+                Lock::Theirs => return Err(SpoolError::Busy(dir.display().to_string())),
+                // Two that write would destroy each other's events.
+                Lock::None(source) => {
+                    return Err(SpoolError::NoLocks { dir: dir.display().to_string(), source });
+                }
             }
         }
         Ok(Self(file))
