@@ -54,7 +54,7 @@ print(time.process_time() - before)
 "#;
 
 const NODE_CLIENT: &str = r"
-const { Analytics } = require('./examples/node/analytics-relay.js')
+const { Analytics } = require('./examples/node')
 const analytics = new Analytics(process.argv[1])
 const before = process.cpuUsage(), events = Number(process.argv[2])
 for (let number = 0; number < events; number++) {
@@ -113,7 +113,7 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     }
 
     let node = |script| program("NODE", "node", &["-e", script]);
-    if output(node("require('@grpc/grpc-js'); require('@grpc/proto-loader')")).await.is_ok() {
+    if output(node("require('./examples/node')")).await.is_ok() {
         caller(report, "caller.node.client", node(NODE_CLIENT), true).await?;
     } else {
         report.not_run("caller.node", "Node with @grpc/grpc-js and @grpc/proto-loader is not here");
