@@ -28,10 +28,6 @@ if _missing:
     print(f"not run: {', '.join(_missing)} is missing", flush=True)
     os._exit(77)  # unittest would make an error of anything milder
 
-# The programs below are started from here, by a fork in Python 3.9: grpcio's own
-# care for that ends the child now and then.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-
 import grpc  # noqa: E402
 
 from analytics_relay import Analytics, _proto  # noqa: E402
@@ -126,6 +122,7 @@ def run(script, *args, before=()):
         timeout=60,
         env=environment(*before),
         check=False,
+        close_fds=False,  # or Python 3.9 forks, which grpcio in this process may not survive
     )
     done.seconds = time.monotonic() - began
     return done
