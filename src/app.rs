@@ -14,6 +14,9 @@
 //! 5. The log is closed, if there is one: what it holds is delivered after the
 //!    next start.
 //! 6. The server stops, and the balance is taken.
+//!
+//! If any of this hangs, a thread beside it ends the process two seconds after
+//! the deadline.
 
 use std::{
     convert::Infallible,
@@ -33,7 +36,7 @@ use tokio::{
     net::TcpListener,
     sync::mpsc,
     task::{JoinHandle, JoinSet, spawn_blocking},
-    time::{Instant, interval_at, sleep_until, timeout_at},
+    time::{Instant, interval_at, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -43,7 +46,7 @@ use crate::{
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
     config::{Config, DeliveryConfig, Listen, SpoolConfig},
-    delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions},
+    delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions, unnamed::Unnamed},
     files::DataDirLock,
     health::Health,
     ingest::{
@@ -57,18 +60,22 @@ use crate::{
         spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
     },
     reasons::Outcome,
-    shutdown::{DrainReport, Stop},
+    shutdown::{DrainReport, Signals, Stop},
     telemetry::{Telemetry, VERSION},
     time::Clock,
 };
 
+mod accounts;
 mod gauges;
 mod lanes;
 mod watch;
+mod watchdog;
 
+use accounts::Accounts;
 pub(crate) use lanes::lane_settings;
 use lanes::{BuiltLane, LaneBuilder, LaneHandle};
 use watch::StageWatch;
+pub(crate) use watchdog::Watchdog;
 
 /// Share of the drain timeout that is kept for writing what is left.
 const SPILL_SHARE: f64 = 0.2;
@@ -77,12 +84,12 @@ const SPILL_TIME: (Duration, Duration) = (Duration::from_millis(50), Duration::f
 /// How long past the drain timeout a disk may keep us: `docker stop` gives ten
 /// seconds, and the default timeout is eight.
 const DISK_OVERTIME: Duration = Duration::from_millis(1500);
-/// How long calls under way have to finish once everything else is done.
-const SERVER_GRACE: Duration = Duration::from_millis(250);
 /// How long events that were handed over have to come to disk.
 const INTAKE_GRACE: Duration = Duration::from_secs(2);
-/// How long the log has at least to be closed.
-const SPOOL_CLOSE_MIN: Duration = Duration::from_millis(500);
+/// How long calls under way have to finish once everything else is done.
+const SERVER_GRACE: Duration = Duration::from_millis(250);
+/// How long past all this the log has to be closed, and the servers have to stop.
+const CLOSE_MIN: Duration = Duration::from_millis(100);
 /// How often a drain says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The settings of the two ports, for errors.
@@ -146,6 +153,8 @@ pub struct App {
     drain_timeout: Duration,
     lanes: Vec<LaneHandle>,
     spool: Option<RunningSpool>,
+    /// They look after what the log holds for providers that are not named.
+    unnamed: JoinSet<()>,
     batch_worker: JoinHandle<()>,
     servers: JoinSet<()>,
     stop_servers: CancellationToken,
@@ -208,6 +217,7 @@ impl App {
                 None => groups.push((delivery.batch, vec![inbox])),
             }
         }
+        let unnamed = opened.as_ref().map(|spool| lanes::of_unnamed(&builder, spool)).unwrap_or_default();
         let (queue, spool) = match opened {
             None => (Queue::Memory(queue_in.clone(), accepted), None),
             Some(opened) => {
@@ -225,6 +235,8 @@ impl App {
         let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
         lanes::warn_of_forgotten_spill(&data_dir, &lanes);
+        let looks_after = |unnamed: Unnamed| watch.over("unnamed provider", unnamed.run(stop.clone()));
+        let unnamed = unnamed.into_iter().map(looks_after).collect();
 
         let groups = groups.into_iter().map(|(rule, inboxes)| BatchGroup::new(rule, inboxes)).collect();
         let gathering = Gathering::default();
@@ -273,6 +285,7 @@ impl App {
             drain_timeout: config.stop.drain_timeout,
             lanes,
             spool,
+            unnamed,
             batch_worker,
             servers,
             stop_servers,
@@ -294,19 +307,37 @@ impl App {
     /// Runs until the first of `signals`, then drains; a second one, or the
     /// deadline, ends the draining. A stage that ends by itself, which only a
     /// defect can make it do, counts as a signal.
-    pub async fn run_until(mut self, mut signals: mpsc::Receiver<()>) -> DrainReport {
+    ///
+    /// If the drain hangs, in a provider's code say, the process is ended two
+    /// seconds after the deadline, with the exit code that says whether events
+    /// are lost.
+    pub async fn run_until(self, signals: impl Into<Signals>) -> DrainReport {
+        self.run_watched_until(signals.into()).await.0
+    }
+
+    /// As [`App::run_until`]; what watched over the drain can watch on.
+    pub(crate) async fn run_watched_until(mut self, mut signals: Signals) -> (DrainReport, Watchdog) {
+        let accounts = Accounts::new(&self.lanes, self.spool.as_ref().map(|spool| spool.status.clone()));
+        let watchdog = Watchdog::over_the_run(signals.first(), self.drain_timeout, accounts.clone());
         let failed = tokio::select! {
             Some(()) = signals.recv() => None,
             stage = self.ended.recv() => stage,
         };
         if let Some(stage) = failed {
+            watchdog.note_failure();
             error!(stage, "a defect: a stage ended by itself, stopping");
         }
-        self.drain(signals, failed.is_some()).await
+        let started = Instant::from_std(signals.first().note());
+        (self.drain(signals, started, &accounts, failed.is_some()).await, watchdog)
     }
 
-    async fn drain(mut self, signals: mpsc::Receiver<()>, failed: bool) -> DrainReport {
-        let started = Instant::now();
+    async fn drain(
+        mut self,
+        signals: Signals,
+        started: Instant,
+        accounts: &Accounts,
+        failed: bool,
+    ) -> DrainReport {
         let lane_events: usize = self.lanes.iter().map(|lane| lane.status.events()).sum();
         info!(timeout_seconds = self.drain_timeout.as_secs_f64(), lane_events, "draining");
         self.admission.close();
@@ -319,21 +350,21 @@ impl App {
         let watcher = tokio::spawn(self.force_when_due(signals, started));
         // The lanes keep to the deadline by themselves; a disk that hangs must
         // not keep the balance from being told.
-        match timeout_at(started + self.drain_timeout + DISK_OVERTIME, self.empty()).await {
+        let deadline = started + self.drain_timeout + DISK_OVERTIME;
+        match timeout_at(deadline, self.empty()).await {
             Ok(()) => info!("final flush completed"),
-            Err(_) => error!("the drain did not end in time: what is in flight is lost"),
+            Err(_) => error!("the drain did not end in time: what is only in memory is lost"),
         }
         watcher.abort();
-        self.close_spool(started + self.drain_timeout + DISK_OVERTIME).await;
+        self.close_spool(deadline).await;
 
         // Last, so that callers could be told until now.
         self.stop_servers.cancel();
-        let grace = Instant::now() + SERVER_GRACE;
+        let grace = (Instant::now() + SERVER_GRACE).min(deadline + 2 * CLOSE_MIN);
         while let Ok(Some(_)) = timeout_at(grace, self.servers.join_next()).await {}
-        self.servers.shutdown().await;
+        let _ = timeout(CLOSE_MIN, self.servers.shutdown()).await;
 
-        let balances = self.lanes.iter().map(LaneHandle::balance).collect();
-        let report = DrainReport { balances, took: started.elapsed(), failed };
+        let report = DrainReport { balances: accounts.balances(), took: started.elapsed(), failed };
         report.log();
         report
     }
@@ -341,7 +372,7 @@ impl App {
     /// Closes the log. What it holds is delivered after the next start.
     async fn close_spool(&mut self, deadline: Instant) {
         let Some(RunningSpool { thread, status }) = self.spool.take() else { return };
-        let left = timeout_at(deadline.max(Instant::now() + SPOOL_CLOSE_MIN), thread.close()).await;
+        let left = timeout_at(deadline.max(Instant::now() + CLOSE_MIN), thread.close()).await;
         let left = left.ok().flatten().unwrap_or_else(|| {
             error!("the spool could not be closed: what is in it was counted before");
             status.cursors.iter().map(|cursor| cursor.pending.load(Ordering::Relaxed)).collect()
@@ -353,11 +384,7 @@ impl App {
 
     /// Forces the lanes to stop at a second signal, or a little before the
     /// deadline; says how far the drain is until then.
-    fn force_when_due(
-        &self,
-        mut signals: mpsc::Receiver<()>,
-        started: Instant,
-    ) -> impl Future<Output = ()> + use<> {
+    fn force_when_due(&self, mut signals: Signals, started: Instant) -> impl Future<Output = ()> + use<> {
         let spill_time = self.drain_timeout.mul_f64(SPILL_SHARE).clamp(SPILL_TIME.0, SPILL_TIME.1);
         let deadline = started + self.drain_timeout.saturating_sub(spill_time);
         let statuses: Vec<_> = self.lanes.iter().map(|lane| lane.status.clone()).collect();
@@ -379,6 +406,7 @@ impl App {
             error!(%error, "a defect: the batch worker failed");
         }
         futures_util::future::join_all(self.lanes.iter_mut().map(LaneHandle::finish)).await;
+        while self.unnamed.join_next().await.is_some() {}
     }
 }
 
@@ -394,7 +422,8 @@ async fn open_spool(
     providers: &[Configured],
     now_ms: i64,
 ) -> Result<Option<OpenedSpool>, StartError> {
-    let SpoolConfig { durability, limits, when_full, group_window, group_bytes, .. } = config.spool;
+    let SpoolConfig { durability, limits, when_full, retention, group_window, group_bytes, .. } =
+        config.spool;
     let dir = if config.test_mode { config.spool.dir.join("test-mode") } else { config.spool.dir.clone() };
     if durability == Durability::Queued {
         warn_of_forgotten_log(&dir);
@@ -406,6 +435,7 @@ async fn open_spool(
         limits,
         provider_bytes_max: providers.iter().map(|(_, delivery)| delivery.spool_bytes_max).collect(),
         when_full,
+        retention,
         group_window,
         group_bytes,
         intake: config.queue,

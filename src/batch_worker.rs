@@ -21,6 +21,7 @@ use crate::{
     delivery::{Batch, LaneInbox},
     queue::{Queued, memory::QueueReceiver},
     settings::{Reader, name_for},
+    telemetry::{HeldBack, LogBudget},
 };
 
 /// When a batch leaves.
@@ -91,9 +92,11 @@ impl BatchGroup {
 
     /// Hands the batch to the lanes. Waits only for a lane that is writing to
     /// the disk, never for a provider.
-    async fn flush(&mut self, trigger: Trigger) {
+    async fn flush(&mut self, trigger: Trigger, lines: &mut LogBudget) {
         let batch: Batch = self.events.drain(..).collect();
-        info!(event_count = batch.len(), trigger = ?trigger, "flushing batch");
+        if lines.takes(batch.len(), Instant::now().into_std()) {
+            info!(event_count = batch.len(), trigger = ?trigger, "flushing batch");
+        }
         for lane in &self.lanes {
             lane.send(batch.clone()).await;
         }
@@ -132,9 +135,11 @@ pub(crate) async fn run(
     );
     let mut closed = false;
     let mut incoming = Vec::new();
+    let mut lines = LogBudget::default();
     loop {
         let room = groups.iter().map(BatchGroup::room).min().unwrap_or(1);
-        let deadline = groups.iter().filter_map(BatchGroup::deadline).min();
+        let summed_up_at = lines.due_at().map(Instant::from_std);
+        let deadline = groups.iter().filter_map(BatchGroup::deadline).chain(summed_up_at).min();
         tokio::select! {
             received = queue.recv_many(&mut incoming, room) => {
                 if received == 0 {
@@ -156,15 +161,24 @@ pub(crate) async fn run(
         }
         for group in &mut groups {
             if let Some(trigger) = group.trigger(now) {
-                group.flush(trigger).await;
+                group.flush(trigger, &mut lines).await;
             }
         }
+        sum_up(lines.due(now.into_std()));
         gathering.publish(&groups);
     }
     for group in groups.iter_mut().filter(|group| !group.events.is_empty()) {
-        group.flush(Trigger::Drain).await;
+        group.flush(Trigger::Drain, &mut lines).await;
     }
+    sum_up(lines.rest());
     gathering.publish(&groups);
+}
+
+/// The line that stands for those which were too many in their second.
+fn sum_up(held: Option<HeldBack>) {
+    if let Some(HeldBack { lines, events }) = held {
+        info!(event_count = events, lines, "flushing batch");
+    }
 }
 
 #[cfg(test)]

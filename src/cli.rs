@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use analytics_relay_providers::{
@@ -14,12 +15,15 @@ use analytics_relay_providers::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    app::App,
+    app::{App, Watchdog},
     config::Config,
     reasons::DeadLetterReason,
     shutdown,
     telemetry::{self, LogFormat, VERSION},
 };
+
+/// How long whoever reads standard error has for why a command failed.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
 
 mod check;
 mod dead_letters;
@@ -42,10 +46,10 @@ enum Command {
     /// Take events and relay them (the default)
     Serve,
     /// Validate the settings and print them, keys masked
-    Check,
+    Check(CheckArgs),
     /// Run a local server that speaks the providers' contracts, with faults on demand
     Sandbox(SandboxArgs),
-    /// Look at events that a provider did not get, and send them again
+    /// Look at events that a provider did not get, send them again, export and delete them
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
     /// Stop sending to a provider, and let it go on
@@ -56,6 +60,14 @@ enum Command {
     Spool(SpoolCommand),
     /// Tell what became of an event
     Explain(ExplainArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// Try each provider too, sending it no event: its name, connection, certificate,
+    /// paths and key. Fails if a step does
+    #[arg(long)]
+    connect: bool,
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +114,10 @@ enum DeadLettersCommand {
     Show(ShowArgs),
     /// Send them again; what is delivered is never sent twice
     Replay(ReplayArgs),
+    /// Write them to a file or to standard output, one JSON object a line
+    Export(ExportLettersArgs),
+    /// Delete them; shows which ones, and deletes nothing, without --yes
+    Delete(DeleteArgs),
 }
 
 #[derive(Debug, Args)]
@@ -121,6 +137,27 @@ struct ReplayArgs {
     /// since: its traits would be overwritten
     #[arg(long)]
     identifies: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExportLettersArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// The file, which must not be there; standard output without it
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DeleteArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// All of them, of every provider
+    #[arg(long)]
+    all: bool,
+    /// Do it
+    #[arg(long)]
+    yes: bool,
 }
 
 /// Which dead letters; all without any option.
@@ -154,6 +191,8 @@ enum SpoolCommand {
     Export(ExportArgs),
     /// Copy what is damaged to quarantine; mend the rest, if no relay is running
     Repair(SpoolAt),
+    /// Give up the events of a provider that is not in ANALYTICS_PROVIDER any more
+    Forget(ForgetArgs),
 }
 
 #[derive(Debug, Args)]
@@ -176,6 +215,17 @@ struct ExportArgs {
     /// Print at most this many
     #[arg(long)]
     limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct ForgetArgs {
+    #[command(flatten)]
+    at: SpoolAt,
+    /// Which one
+    provider: String,
+    /// Also if events are given up with it
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -202,7 +252,11 @@ pub fn run() -> ExitCode {
     };
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => with_config(|config| in_runtime(serve(config))),
-        Command::Check => check::check(Config::from_env()),
+        Command::Check(CheckArgs { connect }) => match check::check(Config::from_env()) {
+            Ok(config) if connect => in_runtime(check::connect(config)),
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => fail(&format_args!("{error:#}")),
+        },
         Command::Sandbox(args) => in_runtime(sandbox::sandbox(args)),
         Command::DeadLetters(command) => dead_letters(command),
         Command::Providers(command) => providers(command),
@@ -214,17 +268,21 @@ pub fn run() -> ExitCode {
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init_logs(&config.logs.level, config.logs.format);
+    let logs = telemetry::init_logs(&config.logs.level, config.logs.format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     check::log(&config);
     let signals = shutdown::signals()?;
+    let starting = Watchdog::over_the_start(signals.first(), config.stop.drain_timeout);
     let app = App::start(&config).await?;
-    let report = app.run_until(signals).await;
+    drop(starting);
+    let (report, watchdog) = app.run_watched_until(signals).await;
     if config.logs.format == LogFormat::Pretty {
-        print!("{report}");
+        logs.print(&report.to_string());
     }
+    // Nothing that is left to be let go of holds up the end.
+    watchdog.keep();
     Ok(ExitCode::from(report.exit_code()))
 }
 
@@ -244,6 +302,11 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
         }
         DeadLettersCommand::Show(ShowArgs { filter, limit }) => {
             Config::for_reading().map(|config| dead_letters::show(&at(config, &filter), &filter, limit))
+        }
+        DeadLettersCommand::Export(ExportLettersArgs { filter, out }) => Config::for_reading()
+            .map(|config| dead_letters::export(&at(config, &filter), &filter, out.as_deref())),
+        DeadLettersCommand::Delete(args) => {
+            Config::for_reading().map(|config| dead_letters::delete(&at(config, &args.filter), args))
         }
         DeadLettersCommand::Replay(args) => Config::from_env().map(|mut config| {
             config.data_dir = at(config.clone(), &args.filter);
@@ -277,6 +340,9 @@ fn spool(command: SpoolCommand) -> ExitCode {
             reading(at, |_, dir| spool::export(dir, provider.as_deref(), since.unwrap_or(0), limit))
         }
         SpoolCommand::Repair(at) => reading(at, |config, dir| spool::repair(dir, config.spool.limits)),
+        SpoolCommand::Forget(ForgetArgs { at, provider, yes }) => {
+            reading(at, |_, dir| spool::forget(dir, &provider, yes))
+        }
     }
 }
 
@@ -302,9 +368,8 @@ fn in_runtime(task: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode 
     code
 }
 
-#[expect(clippy::print_stderr, reason = "the command line's own errors")]
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("analytics-relay: {error}");
+    telemetry::say_on_stderr(format!("analytics-relay: {error}\n"), LAST_WORDS_TIME);
     ExitCode::FAILURE
 }
 

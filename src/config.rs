@@ -99,6 +99,11 @@ impl Config {
         Self::read(env::vars_os().chain([no_provider]), Path::new(".env"))
     }
 
+    /// The vendors that `ANALYTICS_PROVIDER` names, for what needs no key.
+    pub(crate) fn named_vendors() -> Vec<Vendor> {
+        vendors::named(&mut Reader::new(env::vars_os(), Path::new(".env")))
+    }
+
     /// Reads given variables instead of the environment, and no file.
     pub fn from_vars<K: Into<OsString>, V: Into<OsString>>(
         vars: impl IntoIterator<Item = (K, V)>,
@@ -272,6 +277,40 @@ mod tests {
         assert!(!format!("{config:?}").contains("canary"));
         let bad = errors(&[("ANALYTICS_PROVIDER", "mixpanel"), ("MIXPANEL_API_KEY", "canary key")]);
         assert!(!bad.join("").contains("canary"));
+    }
+
+    /// Segment answers a wrong key with a success: all events would be lost behind it.
+    #[test]
+    fn what_cannot_be_a_key_is_an_error_that_does_not_tell_it() {
+        for (key, says) in [
+            ("\"canary\"", "in quotes"),
+            ("'canary'", "in quotes"),
+            ("${canary}", "variable"),
+            ("<canary>", "placeholder"),
+            ("canary key", "blank"),
+        ] {
+            for name in ["MIXPANEL_API_KEY", "AMPLITUDE_API_KEY", "SEGMENT_WRITE_KEY"] {
+                let vendor = name.split('_').next().unwrap();
+                let bad = errors(&[("ANALYTICS_PROVIDER", vendor), (name, key)]);
+                assert_eq!(bad.len(), 1, "{bad:?}");
+                assert!(bad[0].starts_with(&format!("{name}: got ")) && bad[0].contains(says), "{bad:?}");
+                assert!(bad[0].contains("want the key alone") && !bad[0].contains("canary"), "{bad:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_in_quotes_is_taken_as_it_is_with_a_warning() {
+        let quoted =
+            [("TEST_MODE", "1"), ("DATA_DIR", "\"/data\""), ("GRPC_HOST", "'::1'"), ("HOME", "\"x\"")];
+        let config = read(&quoted).unwrap();
+        assert_eq!(config.data_dir, Path::new("\"/data\""));
+        assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+        assert!(config.warnings[0].starts_with("DATA_DIR: its value is in quotes"), "{:?}", config.warnings);
+        // What is an error says what may be behind it.
+        let bad = errors(&[("TEST_MODE", "1"), ("BATCH_SIZE", "\"50\"")]);
+        assert!(bad.iter().any(|error| error.contains("docker's --env-file")), "{bad:?}");
+        assert_eq!(read(&[("TEST_MODE", "1"), ("DATA_DIR", "/a \"b\" c")]).unwrap().warnings, [""; 0]);
     }
 
     #[test]

@@ -359,7 +359,7 @@ impl DiskCursor {
     }
 
     fn open(fs: &SimFs, dirs: &LogDirs) -> CursorFile {
-        let mut quarantine = Quarantine::open(fs, &dirs.quarantine).expect("the disk is well");
+        let mut quarantine = Quarantine::open(fs, &dirs.quarantine, u64::MAX).expect("the disk is well");
         let opened = CursorFile::open(fs, &dirs.cursors, "p", 0, &mut quarantine);
         let (file, is_new) = opened.expect("the cursor can be read");
         assert!(!is_new, "a slot is good at any time");

@@ -23,10 +23,11 @@
 //!    dropped with a named reason. At any quiet moment, per provider: accepted +
 //!    reloaded = delivered + dead-lettered + spilled + dropped + in flight.
 //! 2. No front door waits for a provider or for room; for the disk only as far
-//!    as an event is to be durable.
+//!    as an event is to be durable; and nobody for a log line.
 //! 3. An event's id and time are fixed at admission; every attempt sends the
 //!    same, so providers can tell a retry from a new event.
-//! 4. One provider's trouble stays in its own lane.
+//! 4. One provider's trouble stays in its own lane, its disk's too; and trouble is
+//!    told from bad events, so that it burns none.
 //! 5. Every queue, body, batch, retry, lane and log has a limit.
 //! 6. Dependencies point one way: `app` → stages → providers. A stage may name
 //!    the input of the stage after it, never one before it. Each reads its own

@@ -144,6 +144,11 @@ pub enum DropReason {
     SpoolFailed,
     /// Its bytes in the spool are damaged; a copy is in quarantine.
     SpoolDamaged,
+    /// Its provider is not named, and the spool had no room left for events of
+    /// those that are.
+    SpoolFull,
+    /// Its provider is not named, and the operator had it forgotten.
+    Forgotten,
 }
 
 impl DeadLetterReason {
@@ -199,13 +204,15 @@ impl fmt::Display for DeadLetterReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::DeadLettersFull,
         Self::DeadLetterFailed,
         Self::DeadLettersStalled,
         Self::SpillFailed,
         Self::SpoolFailed,
         Self::SpoolDamaged,
+        Self::SpoolFull,
+        Self::Forgotten,
     ];
 
     /// The reason's name in logs and metrics.
@@ -217,6 +224,8 @@ impl DropReason {
             Self::SpillFailed => "spill_failed",
             Self::SpoolFailed => "spool_failed",
             Self::SpoolDamaged => "spool_damaged",
+            Self::SpoolFull => "spool_full",
+            Self::Forgotten => "forgotten",
         }
     }
 }

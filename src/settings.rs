@@ -80,7 +80,7 @@ pub const SETTINGS: [SettingInfo; 39] = [
     per_provider("SPOOL_MAX_BYTES", "10737418240"),
     setting("SPOOL_SEGMENT_BYTES", "67108864"),
     setting("SPOOL_RETENTION_HOURS", "72"),
-    setting("SPOOL_WHEN_FULL", "reject"),
+    setting("SPOOL_WHEN_FULL", "dead_letter_oldest"),
     setting("SPOOL_GROUP_WINDOW_MS", "2"),
     setting("SPOOL_GROUP_BYTES", "1048576"),
 ];
@@ -203,7 +203,8 @@ in the container's env, or enableServiceLinks: false in the pod's spec"
                     ));
                 }
                 Ok(value) => {
-                    if is_known(&name) && is_in_quotes(&value) {
+                    // A key in quotes is an error of its own.
+                    if is_known(&name) && !name.ends_with("_KEY") && is_in_quotes(&value) {
                         self.warnings.push(format!(
                             "{name}: its value is in quotes, and they are part of it; docker's --env-file keeps \
 quotes as they are: leave them out there"

@@ -26,12 +26,13 @@ use serde_json::Value;
 
 use crate::{
     BatchLimits, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire, body_for, null_as_default, object},
-    json::Object,
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, null_as_default, object},
+    json::{Json, Object},
     properties::Properties,
 };
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 1000, body_bytes_max: BODY_BYTES_MAX, requests_max: 4 };
+const PATH: &str = "/batch";
 const BODY_BYTES_MAX: usize = 10_000_000;
 /// Room for 1,000 users and devices of 255 characters each, and the lists.
 const REPLY_BYTES_MAX: usize = 1_000_000;
@@ -90,12 +91,7 @@ impl Wire for Amplitude {
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
         let mut body = body_for(batch);
         let mut rejected = Vec::new();
-        let mut request = Object::begin(&mut body);
-        request.string("api_key", self.api_key.expose());
-        let mut options = request.object("options");
-        options.integer("min_id_length", i64::from(self.min_id_length));
-        options.end();
-
+        let mut request = self.begin_upload(&mut body, &self.api_key);
         let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
             match self.ids(event) {
@@ -110,7 +106,7 @@ impl Wire for Amplitude {
         request.end();
         let body_bytes_max = BODY_BYTES_MAX;
         Encoded {
-            path: "/batch",
+            path: PATH,
             body: body.into_bytes(),
             gzip: false,
             basic_user: None,
@@ -132,6 +128,15 @@ impl Wire for Amplitude {
             _ => Err(reply.failure()),
         }
     }
+
+    fn probes(&self, key: &Secret) -> Vec<Probe> {
+        let mut body = Json::default();
+        let mut request = self.begin_upload(&mut body, key);
+        request.list("events").end();
+        request.end();
+        let request = Encoded { path: PATH, body: body.into_bytes(), ..Encoded::default() };
+        vec![Probe { request, wrong_key: WrongKey::Refused }]
+    }
 }
 
 /// The ids that Amplitude gets of an event.
@@ -141,6 +146,15 @@ struct Ids<'a> {
 }
 
 impl Amplitude {
+    fn begin_upload<'a>(&self, body: &'a mut Json, api_key: &Secret) -> Object<'a> {
+        let mut request = Object::begin(body);
+        request.string("api_key", api_key.expose());
+        let mut options = request.object("options");
+        options.integer("min_id_length", i64::from(self.min_id_length));
+        options.end();
+        request
+    }
+
     /// The ids that can be used; none if ids were given and none is usable.
     fn ids<'a>(&self, event: &'a Event) -> Option<Ids<'a>> {
         let usable =

@@ -5,7 +5,10 @@ use std::{
     error::Error,
     io::Read,
     panic::resume_unwind,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -13,13 +16,19 @@ use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use flate2::{Compress, Compression, FlushCompress, Status, read::MultiGzDecoder};
 use reqwest::{
-    Client, RequestBuilder, Response, StatusCode, Url,
+    Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url,
     header::{self, HeaderName},
 };
 use serde::{Deserialize, Deserializer};
 use tokio::{sync::Semaphore, time::Instant};
 
-use crate::{BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict, json::Json};
+use crate::{
+    BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Step, Verdict, json::Json,
+};
+
+mod probe;
+
+pub use probe::{Probe, WrongKey};
 
 /// Most bytes of an answer that are read, unless a vendor's answers can be
 /// longer. One that is longer still says nothing that we understand.
@@ -62,6 +71,21 @@ pub trait Wire: Send + Sync + 'static {
     /// Reads the answer to the events of a batch that were encoded: one verdict
     /// each, in order.
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError>;
+
+    /// For a batch of an endpoint that takes wrong keys without a word: a request to one
+    /// that refuses them, without an event. Asked once before it, and again after a
+    /// refusal.
+    fn key_question(&self, _batch: &[Event]) -> Option<Encoded> {
+        None
+    }
+
+    /// A request of each endpoint's that holds no event, with this key.
+    fn probes(&self, key: &Secret) -> Vec<Probe>;
+
+    /// Reads the answer to one of these.
+    fn interpret_probe(&self, _path: &str, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        self.interpret(&[], reply)
+    }
 }
 
 /// Room for the body of a batch.
@@ -165,12 +189,47 @@ impl Reply {
 pub struct HttpProvider<W> {
     wire: Arc<W>,
     http: HttpClient,
+    /// Whether what was heard last of our key is that it is taken.
+    key_is_taken: AtomicBool,
 }
 
 impl<W: Wire> HttpProvider<W> {
     /// Joins a vendor's translation and the client that sends it.
     pub fn new(wire: W, http: HttpClient) -> Self {
-        Self { wire: Arc::new(wire), http }
+        Self { wire: Arc::new(wire), http, key_is_taken: AtomicBool::new(false) }
+    }
+
+    /// Where an answer says nothing about our key, finds out before it, once.
+    async fn ask_about_key(&self, question: Option<Encoded>) -> Result<(), SendError> {
+        let is_taken = self.key_is_taken.load(Ordering::Relaxed);
+        let Some(question) = question.filter(|_| !is_taken) else { return Ok(()) };
+        let path = question.path;
+        let reply = self.http.post(question, self.wire.reply_bytes_max()).await;
+        let answer =
+            reply.and_then(|reply| self.read(&reply, |reply| self.wire.interpret_probe(path, reply)));
+        match answer {
+            Err(error @ SendError::Unauthorized { .. }) => Err(error),
+            // Whatever else it is need not be of the endpoint that the batch goes to.
+            _ => {
+                self.key_is_taken.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads an answer, and notes a refusal of our key.
+    fn read(
+        &self,
+        reply: &Reply,
+        interpret: impl FnOnce(&Reply) -> Result<Vec<Verdict>, SendError>,
+    ) -> Result<Vec<Verdict>, SendError> {
+        let mut answer = interpret(reply);
+        // Once more: a key may have been hidden in escapes until now.
+        details(&mut answer).for_each(|detail| *detail = self.http.redact(detail));
+        if matches!(answer, Err(SendError::Unauthorized { .. })) {
+            self.key_is_taken.store(false, Ordering::Relaxed);
+        }
+        answer
     }
 
     async fn encode(&self, batch: &[Event]) -> Result<Encoded, SendError> {
@@ -207,13 +266,21 @@ impl<W: Wire> Provider for HttpProvider<W> {
                 let detail = format!("{} bytes, want at most {}", encoded.body.len(), encoded.body_bytes_max);
                 return Err(SendError::TooLarge { detail });
             }
+            let question = self.wire.key_question(batch);
+            let tells = question.is_none();
+            self.ask_about_key(question).await?;
             let reply = self.http.post(encoded, self.wire.reply_bytes_max()).await?;
-            let mut answer = self.wire.interpret(&sent, &reply);
-            // Once more: a key may have been hidden in escapes until now.
-            details(&mut answer).for_each(|detail| *detail = self.http.redact(detail));
-            answer?
+            let verdicts = self.read(&reply, |reply| self.wire.interpret(&sent, reply))?;
+            if tells {
+                self.key_is_taken.store(true, Ordering::Relaxed);
+            }
+            verdicts
         };
         Ok(merge(batch.len(), verdicts, rejected))
+    }
+
+    async fn probe(&self) -> Vec<Step> {
+        probe::try_the_way(self).await
     }
 }
 
@@ -243,6 +310,7 @@ pub(crate) fn merge(
 /// One vendor's connection pool, with every limit set.
 pub struct HttpClient {
     settings: HttpSettings,
+    key: Secret,
     client: Mutex<(Client, Instant)>,
     gzip: Arc<Gzip>,
     /// Held by whoever makes a large body.
@@ -270,6 +338,7 @@ impl HttpClient {
         let encoded = BASE64_STANDARD.encode(format!("{}:", key.expose()));
         Ok(Self {
             settings,
+            key: key.clone(),
             client,
             gzip: Arc::default(),
             turn: Arc::new(Semaphore::new(1)),
@@ -391,14 +460,19 @@ impl HttpClient {
 
     /// A failure below HTTP. Whether the request arrived is unknown.
     fn transport(&self, error: reqwest::Error) -> SendError {
+        SendError::Unavailable { retry_after: None, detail: self.words(error) }
+    }
+
+    /// What a failure below HTTP says, down to its cause.
+    fn words(&self, error: reqwest::Error) -> String {
         let error = error.without_url();
-        let mut detail = error.to_string();
+        let mut words = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            detail = format!("{detail}: {cause}");
+            words = format!("{words}: {cause}");
             source = cause.source();
         }
-        SendError::Unavailable { retry_after: None, detail: self.redact(&detail) }
+        self.redact(&words)
     }
 
     fn redact(&self, text: &str) -> String {
@@ -408,6 +482,10 @@ impl HttpClient {
 }
 
 fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
+    client_builder(settings).build()
+}
+
+fn client_builder(settings: &HttpSettings) -> ClientBuilder {
     // Fails only if one is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
@@ -419,7 +497,6 @@ fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
         // The client would send again by itself after some failures, and such
         // an attempt would be counted nowhere.
         .retry(reqwest::retry::never())
-        .build()
 }
 
 /// Why the body of an answer says nothing.

@@ -17,7 +17,7 @@
 //! means that **the other rows were taken**.
 //!
 //! `/engage` answers 1 if **at least one** record was valid, and to a token that is no
-//! project's: a wrong token shows at `/import` only.
+//! project's. So `/import` is asked about the token before.
 
 use std::{
     borrow::Cow,
@@ -29,7 +29,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire, body_for, null_as_default, object},
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, null_as_default, object},
     json::{Json, List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
@@ -54,6 +54,8 @@ const SURPLUS: &str = "more_properties";
 
 const IMPORT: Endpoint = Endpoint(0);
 const ENGAGE: Endpoint = Endpoint(1);
+const IMPORT_PATH: &str = "/import?strict=1";
+const ENGAGE_PATH: &str = "/engage?ip=0&verbose=1";
 
 /// Ids that Mixpanel refuses, as `distinct_id` and as `$insert_id`.
 const FORBIDDEN_IDS: [&str; 17] = [
@@ -140,6 +142,24 @@ impl Wire for Mixpanel {
             interpret_import(sent.len(), reply)
         }
     }
+
+    fn key_question(&self, batch: &[Event]) -> Option<Encoded> {
+        batch.first().filter(|event| event.is_identify()).map(|_| empty_import(&self.token))
+    }
+
+    fn probes(&self, key: &Secret) -> Vec<Probe> {
+        let import = empty_import(key);
+        let engage = Encoded { path: ENGAGE_PATH, body: b"[]".to_vec(), ..Encoded::default() };
+        let at_import = "/engage takes any token: only /import tells";
+        vec![
+            Probe { request: import, wrong_key: WrongKey::Refused },
+            Probe { request: engage, wrong_key: WrongKey::Untold(at_import) },
+        ]
+    }
+
+    fn interpret_probe(&self, path: &str, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        if path == ENGAGE_PATH { interpret_engage(0, reply) } else { interpret_import(0, reply) }
+    }
 }
 
 impl Mixpanel {
@@ -151,7 +171,7 @@ impl Mixpanel {
         }
         rows.end();
         Encoded {
-            path: "/import?strict=1",
+            path: IMPORT_PATH,
             body: body.into_bytes(),
             gzip: true,
             basic_user: Some(self.token.clone()),
@@ -207,7 +227,7 @@ impl Mixpanel {
         // may be too many.
         let body_bytes_max = if count > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
         Encoded {
-            path: "/engage?ip=0&verbose=1",
+            path: ENGAGE_PATH,
             body: body.into_bytes(),
             gzip: false,
             basic_user: None,
@@ -257,6 +277,11 @@ impl Mixpanel {
         update.string("$ip", event.ip().unwrap_or(NO_IP));
         update
     }
+}
+
+fn empty_import(token: &Secret) -> Encoded {
+    let (body, basic_user) = (b"[]".to_vec(), Some(token.clone()));
+    Encoded { path: IMPORT_PATH, body, basic_user, ..Encoded::default() }
 }
 
 fn usable(id: Option<&str>) -> Option<&str> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::Event;
+use crate::{Event, Step};
 
 /// One vendor. Translates and sends once; never retries, counts or spawns.
 #[async_trait]
@@ -30,6 +30,12 @@ pub trait Provider: Send + Sync + 'static {
     /// the request; whether it arrived is then unknown, and the caller sends
     /// the same events again with the same ids and times.
     async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError>;
+
+    /// Tries whether the vendor can be reached and takes our key, with no event where
+    /// that can be. For a person who asks: takes half a minute at most.
+    async fn probe(&self) -> Vec<Step> {
+        vec![Step::unknown("connection", "this provider has no way to try it without an event")]
+    }
 }
 
 /// How much a vendor takes at once.

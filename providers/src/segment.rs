@@ -23,11 +23,12 @@ use serde::Deserialize;
 
 use crate::{
     BatchLimits, Event, EventId, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire, body_for, object},
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, object},
     json::Object,
 };
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 2000, body_bytes_max: BODY_BYTES_MAX, requests_max: 8 };
+const PATH: &str = "/v1/batch";
 const BODY_BYTES_MAX: usize = 450_000;
 const EVENT_BYTES_MAX: usize = 30_000;
 /// A shorter id could be somebody else's: Segment compares ids of all its
@@ -80,7 +81,7 @@ impl Wire for Segment {
         items.end();
         request.end();
         Encoded {
-            path: "/v1/batch",
+            path: PATH,
             body: body.into_bytes(),
             gzip: false,
             basic_user: Some(self.write_key.clone()),
@@ -99,6 +100,18 @@ impl Wire for Segment {
             410 => Err(reply.unavailable()),
             _ => Err(reply.failure()),
         }
+    }
+
+    fn probes(&self, key: &Secret) -> Vec<Probe> {
+        let request = Encoded {
+            path: PATH,
+            body: br#"{"batch":[]}"#.to_vec(),
+            basic_user: Some(key.clone()),
+            ..Encoded::default()
+        };
+        let debugger = "Segment answers a wrong key with a success: see in the source's debugger \
+            whether events arrive";
+        vec![Probe { request, wrong_key: WrongKey::Untold(debugger) }]
     }
 }
 

@@ -240,11 +240,8 @@ async fn a_wrong_key_is_not_the_events_fault_where_the_vendor_tells() {
         let wrong = ProviderSettings { key: Secret::new("canary-key"), ..settings(&sandbox, vendor) };
         let provider = registry::build(&wrong).unwrap();
         for event in [track("u", "x"), identify("u", r#"{"plan":"pro"}"#)] {
-            let is_told = match vendor {
-                Vendor::Mixpanel => !event.is_identify(),
-                Vendor::Amplitude => true,
-                Vendor::Segment => false,
-            };
+            // Mixpanel's /engage says nothing either, so /import is asked before.
+            let is_told = vendor != Vendor::Segment;
             let lost = sandbox.stats(vendor).rejected;
             match provider.send(&[event]).await {
                 Err(error) => {
@@ -261,6 +258,40 @@ async fn a_wrong_key_is_not_the_events_fault_where_the_vendor_tells() {
         }
         assert!(sandbox.taken(vendor).is_empty());
     }
+}
+
+/// Whichever endpoint hears of it: the other one is not believed any more.
+#[tokio::test]
+async fn mixpanels_import_is_asked_about_the_token_before_an_identify_and_after_a_refusal() {
+    let paths = |sandbox: &Sandbox| -> Vec<String> {
+        sandbox.requests(Vendor::Mixpanel).into_iter().map(|seen| seen.path).collect()
+    };
+    let plan = || [identify("user-1", r#"{"plan":"pro"}"#)];
+    let (sandbox, provider) = start(Vendor::Mixpanel).await;
+    for _ in 0..2 {
+        assert!(all_delivered(&provider.send(&plan()).await.unwrap()));
+    }
+    assert_eq!(paths(&sandbox), ["/import", "/engage", "/engage"]);
+
+    sandbox.script(Vendor::Mixpanel, ["401", "401"].map(|fault| fault.parse().unwrap()));
+    assert!(matches!(provider.send(&tracks(1)).await, Err(SendError::Unauthorized { .. })));
+    assert!(matches!(provider.send(&plan()).await, Err(SendError::Unauthorized { .. })));
+    assert!(all_delivered(&provider.send(&plan()).await.unwrap()));
+    assert_eq!(paths(&sandbox)[3..], ["/import", "/import", "/import", "/engage"]);
+
+    // It is asked, and not waited for.
+    let (sandbox, provider) = start(Vendor::Mixpanel).await;
+    sandbox.script(Vendor::Mixpanel, [Fault::Stall]);
+    for _ in 0..2 {
+        assert!(all_delivered(&provider.send(&plan()).await.unwrap()));
+    }
+    assert_eq!(paths(&sandbox), ["/import", "/engage", "/engage"]);
+
+    // And a track that is taken has told.
+    let (sandbox, provider) = start(Vendor::Mixpanel).await;
+    assert!(all_delivered(&provider.send(&tracks(1)).await.unwrap()));
+    assert!(all_delivered(&provider.send(&plan()).await.unwrap()));
+    assert_eq!(paths(&sandbox), ["/import", "/engage"]);
 }
 
 /// A proxy, a portal or a maintenance page says OK in many ways.
@@ -305,6 +336,7 @@ async fn only_the_vendors_own_success_that_counts_every_event_is_a_delivery() {
                     continue;
                 }
                 let (sandbox, provider) = start(vendor).await;
+                assert!(all_delivered(&provider.send(&events).await.unwrap()), "{vendor:?}: its own is");
                 let body = (!body.is_empty()).then(|| body.to_owned());
                 let says = body.clone().unwrap_or_default();
                 let body = body.or(Some(String::new()));

@@ -38,6 +38,14 @@ pub(super) fn of_spool(telemetry: &mut Telemetry, config: &Config, spool: &Spool
     telemetry.gauge("relay_spool_segments", live(|status| status.segments.load(Ordering::Relaxed)));
     telemetry
         .gauge("relay_spool_damaged_ranges", live(|status| status.damaged_ranges.load(Ordering::Relaxed)));
+    telemetry.gauge(
+        "relay_spool_quarantine_bytes",
+        live(|status| status.quarantine_bytes.load(Ordering::Relaxed)),
+    );
+    telemetry.gauge(
+        "relay_spool_unnamed_events",
+        live(|status| status.unnamed().iter().map(|cursor| cursor.pending.load(Ordering::Relaxed)).sum()),
+    );
     let bytes_max = config.spool.limits.bytes_max;
     telemetry.gauge("relay_spool_bytes_max", move || to_i64(bytes_max));
     let intake = spool.clone();
@@ -99,6 +107,9 @@ pub(super) fn of_lanes(
             cursor(lane, |cursor| cursor.bytes.load(Ordering::Relaxed))
         });
         register("relay_spool_backlog_bytes_max", &|lane| cursor(lane, |cursor| cursor.bytes_max));
+        register("relay_spool_filling", &|lane| {
+            cursor(lane, |cursor| u64::from(cursor.is_filling.load(Ordering::Relaxed)))
+        });
     }
 
     let state = |lane: &LaneHandle| -> (&'static str, Probe<&'static str>) {

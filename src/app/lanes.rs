@@ -27,9 +27,10 @@ use crate::{
         recorder::RelayRecorder,
         spill::SpillDir,
         suspension::Suspension,
+        unnamed::Unnamed,
     },
-    ledger::{Balance, Ledger},
-    queue::spool::LaneLog,
+    ledger::Ledger,
+    queue::spool::{LaneLog, OpenedSpool},
     shutdown::Stop,
     telemetry::LaneFamilies,
     time::Clock,
@@ -157,11 +158,6 @@ impl LaneHandle {
         move || bytes.load(Ordering::Relaxed)
     }
 
-    /// The provider's account.
-    pub(super) fn balance(&self) -> Balance {
-        self.ledger.balance()
-    }
-
     /// Waits until the lane has ended, and writes what it left to disk.
     pub(super) async fn finish(&mut self) {
         match (&mut self.running).await {
@@ -185,6 +181,22 @@ pub(crate) fn lane_settings(config: &Config, delivery: DeliveryConfig) -> LaneSe
         probe_events: delivery.batch.events,
         awaits_answers: false,
     }
+}
+
+/// Those who look after what the log holds for providers that are not named.
+pub(super) fn of_unnamed(builder: &LaneBuilder<'_>, spool: &OpenedSpool) -> Vec<Unnamed> {
+    let status = spool.spool().status();
+    let unnamed = status.unnamed().iter().enumerate().map(|(place, cursor)| {
+        Unnamed::new(
+            cursor.provider.clone(),
+            spool.lane_log(status.named().len() + place),
+            builder.data_dir,
+            builder.config.dead_letters.bytes_max,
+            builder.config.spool.retention,
+            builder.clock.clone(),
+        )
+    });
+    unnamed.collect()
 }
 
 /// Says which spilled events stay on disk because no provider of that name is

@@ -56,15 +56,19 @@ pub(super) fn settings(
 
 fn key(reader: &mut Reader, name: &str, vendor: Vendor, test_mode: bool) -> Secret {
     let key = reader.secret(name);
-    if key.is_empty() && !test_mode {
-        reader.error(format!(
-            "{name}: got nothing, want the key of {vendor}, which ANALYTICS_PROVIDER names (or TEST_MODE=true)"
-        ));
+    if key.is_empty() {
+        if !test_mode {
+            reader.error(format!(
+                "{name}: got nothing, want the key of {vendor}, which ANALYTICS_PROVIDER names (or TEST_MODE=true)"
+            ));
+        }
+        return Secret::new(key);
     }
-    if !key.chars().all(|c| c.is_ascii_graphic()) {
-        reader.error(format!("{name}: got a key with a space or a special character, want the key alone"));
-    }
-    Secret::new(key)
+    Secret::parse(&key).unwrap_or_else(|error| {
+        let want = "want the key alone: letters, digits and any of -._~+/=";
+        reader.error(format!("{name}: got {error} (***), {want}"));
+        Secret::new(key)
+    })
 }
 
 fn base_url(reader: &mut Reader, name: &str, vendor: Vendor) -> Url {

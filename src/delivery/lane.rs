@@ -33,6 +33,7 @@ mod handover;
 mod intake;
 mod leftover;
 mod letters;
+mod lines;
 mod refusing;
 mod scheduling;
 mod settling;
@@ -44,6 +45,7 @@ pub(crate) use source::LaneSource;
 pub(crate) use status::LaneStatus;
 
 use letters::Letters;
+use lines::{Line, Lines};
 use source::Next;
 
 /// How a lane works.
@@ -114,6 +116,7 @@ pub(crate) struct Lane {
     full: bool,
     /// When it was last said that the provider refuses something.
     refusal_told: Option<Instant>,
+    lines: Lines,
 }
 
 impl Lane {
@@ -153,6 +156,7 @@ impl Lane {
             draining: false,
             full: false,
             refusal_told: None,
+            lines: Lines::default(),
         }
     }
 
@@ -176,6 +180,7 @@ impl Lane {
             self.start_requests();
             self.write_letters();
             self.publish();
+            self.lines.sum_up(self.provider.name());
             if closed && self.is_done() {
                 break;
             }
@@ -251,6 +256,7 @@ impl Lane {
         if let Some(written) = self.letters.last_written().await {
             self.end_letters(written);
         }
+        self.lines.sum_up_rest(self.provider.name());
         // The batch worker stops with us; what it still had comes through here.
         for queued in self.source.rest().await {
             self.push(queued);

@@ -4,7 +4,8 @@
 //! A [`lane`] owns everything that one provider has not got yet. It keeps it in
 //! a [`backlog`], a pure value that decides what goes into the next request; it
 //! asks [`retry`] when to try again; and it ends each event in the ledger, in
-//! [`dead_letter`]s, or, when the relay stops, in a [`spill`] file.
+//! [`dead_letter`]s, or, when the relay stops, in a [`spill`] file. What the log
+//! holds for a provider that has no lane any more is looked after by [`unnamed`].
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ pub(crate) mod retry;
 pub(crate) mod routes;
 pub(crate) mod spill;
 pub(crate) mod suspension;
+pub(crate) mod unnamed;
 
 /// Events that left the batch worker together, shared by all lanes.
 pub(crate) type Batch = Arc<[Queued]>;

@@ -14,17 +14,17 @@ use crate::{
 /// The relay's command, with every call of one name failing in every thread.
 fn lacking(setup: &Setup, call: &str, error: &str, args: &[&str]) -> Command {
     let (trace, fail) = (format!("trace={call}"), format!("inject={call}:error={error}"));
-    let mut command = Command::new(strace().unwrap());
+    let mut command = setup.command_of(strace().unwrap());
     // The relay stays our child.
     command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &fail]).arg(Setup::binary());
-    command.args(args).env_clear().envs(&setup.vars).current_dir(setup.data.path()).kill_on_drop(true);
+    command.args(args);
     command
 }
 
 #[tokio::test]
 async fn without_locks_a_relay_in_memory_starts_and_keeps_its_dead_letters() {
     if strace().is_none() {
-        return not_run("a file system without locks: strace is not installed");
+        return not_run("strace");
     }
     for error in ["ENOLCK", "ENOSYS"] {
         let mut setup = Setup::new().await;
@@ -58,7 +58,7 @@ give each relay a directory of its own",
 #[tokio::test]
 async fn without_locks_no_log_is_written_and_the_reason_is_told() {
     if strace().is_none() {
-        return not_run("a log without locks: strace is not installed");
+        return not_run("strace");
     }
     let setup = durable("synced").await;
     let output = lacking(&setup, "flock", "ENOLCK", &[]).output().await.unwrap();
@@ -79,7 +79,7 @@ async fn without_locks_no_log_is_written_and_the_reason_is_told() {
 #[tokio::test]
 async fn a_directory_that_cannot_be_synced_is_told_once_and_ends_nothing() {
     if strace().is_none() {
-        return not_run("a directory that cannot be synced: strace is not installed");
+        return not_run("strace");
     }
     for error in ["EINVAL", "EOPNOTSUPP"] {
         let (setup, mut oracle, mut figures) =

@@ -309,6 +309,7 @@ async fn what_a_full_log_defers_is_a_tail_too() {
     let mut setup = Setup::new().await;
     setup.set("DURABILITY", "synced").set("ANALYTICS_PROVIDER", "segment");
     setup.set("SPOOL_SEGMENT_BYTES", "65536").set("SEGMENT_SPOOL_MAX_BYTES", "200000");
+    setup.set("SPOOL_WHEN_FULL", "reject");
     let relay = setup.start().await;
     let (seen, mut callers) = (Arc::new(Seen::default()), tokio::task::JoinSet::new());
     for _ in 0..4 {

@@ -7,6 +7,7 @@ mod harness;
 
 mod api;
 mod batch;
+mod check_connect;
 mod client;
 mod client_packages;
 mod command_line;
@@ -16,6 +17,7 @@ mod faults;
 mod flush;
 mod foreign_clients;
 mod isolation;
+mod logs;
 mod secrets;
 mod sigterm;
 mod spool_commands;

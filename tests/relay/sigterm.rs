@@ -6,9 +6,9 @@ use std::{
 };
 
 use analytics_relay::providers::sandbox::{Fault, Vendor};
-use tokio::{io::AsyncWriteExt, task::JoinSet, time::sleep};
+use tokio::{io::AsyncWriteExt, process::Command, task::JoinSet, time::sleep};
 
-use crate::harness::{Observer, Setup, taken};
+use crate::harness::{Observer, Relay, Setup, taken};
 
 /// How often the relay is terminated at a random moment; `make test-sigterm`
 /// sets 200.
@@ -38,7 +38,7 @@ impl Random {
 }
 
 /// Callers that send until they are refused for good.
-fn callers(relay: &crate::harness::Relay, count: usize) -> JoinSet<Observer> {
+fn callers(relay: &Relay, count: usize) -> JoinSet<Observer> {
     let mut callers = JoinSet::new();
     for caller in 0..count {
         let mut client = relay.client();
@@ -275,14 +275,74 @@ async fn a_second_signal_skips_to_the_spill() {
 }
 
 #[tokio::test]
-async fn sigint_drains_too() {
+async fn every_signal_that_asks_to_stop_drains() {
+    for signal in ["INT", "HUP", "QUIT"] {
+        let mut setup = Setup::new().await;
+        setup.set("FLUSH_INTERVAL_SECONDS", "60");
+        let relay = setup.start().await;
+        let mut observer = Observer::default();
+        observer.tracks(&mut relay.client(), 3).await;
+        relay.signal(signal);
+        let ended = relay.ended(Instant::now()).await;
+        assert_eq!(ended.code, 0, "SIG{signal}");
+        let told = ended.logs.iter().find(|line| line["message"] == "shutdown signal received").unwrap();
+        assert_eq!(told["signal"], format!("SIG{signal}"));
+        observer.check_balance(&setup, &ended);
+        assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 3);
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_of_any_kind_skips_to_the_spill() {
+    for (first, second) in [("HUP", "QUIT"), ("QUIT", "INT"), ("INT", "HUP")] {
+        let mut setup = Setup::new().await;
+        setup.set("DRAIN_TIMEOUT_SECONDS", "20").set("REQUEST_TIMEOUT_SECONDS", "60");
+        setup.sandbox.always(Vendor::Mixpanel, Some("stall".parse().unwrap()));
+        let relay = setup.start().await;
+        let mut observer = Observer::default();
+        observer.tracks(&mut relay.client(), 7).await;
+        relay.signal(first);
+        relay.log("draining").await;
+        relay.signal(second);
+        let ended = relay.ended(Instant::now()).await;
+        assert!(ended.took < Duration::from_secs(4), "{first}, {second}: {:?}", ended.took);
+        assert_eq!((ended.code, ended.count("second signal: what is left is spilled")), (0, 1));
+        let balance = ended.balance(Vendor::Mixpanel);
+        assert!(balance.is_exact() && balance.spilled == 7, "{balance:?}");
+        assert_eq!(observer.check(&setup, Vendor::Mixpanel).spilled, 7);
+    }
+}
+
+/// A start waits for a file that never ends, as on a disk that hangs.
+#[tokio::test]
+async fn a_start_that_hangs_is_ended_two_seconds_after_the_deadline() {
+    let mut setup = Setup::new().await;
+    let pipe = setup.data.path().join("tls.crt");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    setup.set("DRAIN_TIMEOUT_SECONDS", "1").set("GRPC_TLS_CERT_FILE", pipe.to_str().unwrap());
+    setup.set("GRPC_TLS_KEY_FILE", pipe.to_str().unwrap());
+    let relay = Relay::launch(setup.command());
+    relay.log("configuration").await;
+    relay.signal("TERM");
+    let ended = relay.ended(Instant::now()).await;
+    assert_eq!(ended.code, 1, "nothing was taken, nothing is lost");
+    let (min, max) = (Duration::from_secs(1), Duration::from_millis(3_500));
+    assert!(ended.took >= min && ended.took <= max, "{:?}", ended.took);
+    assert_eq!(ended.count("shutdown signal received"), 1);
+}
+
+#[tokio::test]
+async fn under_nohup_a_hangup_is_ignored() {
     let setup = Setup::new().await;
-    let relay = setup.start().await;
+    let mut nohup = Command::new("/bin/sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\""]).arg(Setup::binary());
+    nohup.env_clear().envs(&setup.vars).current_dir(setup.data.path()).kill_on_drop(true);
+    let relay = Relay::spawn(nohup).await;
+    relay.signal("HUP");
     let mut observer = Observer::default();
     observer.tracks(&mut relay.client(), 3).await;
-    relay.signal("INT");
-    let ended = relay.ended(Instant::now()).await;
-    assert_eq!(ended.code, 0);
+    let ended = relay.terminate().await;
+    assert_eq!((ended.code, ended.count("shutdown signal received")), (0, 1));
     observer.check_balance(&setup, &ended);
 }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::{debug, error};
 
 use super::{
-    Lane,
+    Lane, Line,
     letters::{Dead, Written},
     next_attempts,
 };
@@ -79,13 +79,15 @@ impl Lane {
             }
             let detail = by_detail.keys().next().cloned().unwrap_or_default();
             let events: Vec<Waiting> = by_detail.into_values().flatten().collect();
-            error!(
-                provider = self.provider.name(),
-                event_count = events.len(),
-                reason = reason.name(),
-                error = detail,
-                "events become dead letters"
-            );
+            if self.lines.take(Line::Letters, events.len()) {
+                error!(
+                    provider = self.provider.name(),
+                    event_count = events.len(),
+                    reason = reason.name(),
+                    error = detail,
+                    "events become dead letters"
+                );
+            }
             self.end(&events, outcome);
         }
     }
@@ -121,8 +123,11 @@ impl Lane {
         }
     }
 
-    pub(super) fn drop_events(&self, reason: DropReason, event_count: usize) {
+    pub(super) fn drop_events(&mut self, reason: DropReason, event_count: usize) {
         self.recorder.dropped(reason, event_count);
+        if !self.lines.take(Line::Lost, event_count) {
+            return;
+        }
         let provider = self.provider.name();
         if reason == DropReason::SpoolDamaged {
             error!(provider, event_count, reason = reason.name(), "events lost: the spool is damaged");

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use analytics_relay_providers::Endpoint;
 use tracing::error;
 
-use super::{Lane, letters::Dead};
+use super::{Lane, Line, letters::Dead};
 use crate::{
     delivery::{Batch, spill::Spilled},
     queue::{Place, Queued, spool::reader::Chunk},
@@ -43,7 +43,7 @@ impl Lane {
                 overflow += 1;
             }
         }
-        if overflow > 0 && !self.full {
+        if overflow > 0 && !self.full && self.lines.take(Line::Full, overflow) {
             error!(
                 provider = self.provider.name(),
                 lane_events = self.backlog.events(),

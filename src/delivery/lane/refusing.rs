@@ -12,7 +12,7 @@ use analytics_relay_providers::Endpoint;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Lane, Sent, letters::Dead, millis, next_attempts};
+use super::{Lane, Line, Sent, letters::Dead, millis, next_attempts};
 use crate::{
     delivery::{
         backlog::Waiting,
@@ -62,13 +62,15 @@ impl Lane {
             Refusal::Account | Refusal::Address if works => {}
             Refusal::Account | Refusal::Address => self.close(route, refusal, &detail),
         }
-        warn!(
-            provider = self.provider.name(),
-            event_count,
-            halves = half,
-            error = detail,
-            "batch send failed, splitting"
-        );
+        if self.lines.take(Line::Splitting, event_count) {
+            warn!(
+                provider = self.provider.name(),
+                event_count,
+                halves = half,
+                error = detail,
+                "batch send failed, splitting"
+            );
+        }
         self.backlog.put_back(route.endpoint, events);
     }
 

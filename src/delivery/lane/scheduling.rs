@@ -58,7 +58,11 @@ impl Lane {
         let gates = self.gates.values().filter_map(|gate| gate.opens_at(now)).min();
         let gates = gates.filter(|_| !self.draining);
         let source = self.source.wakes_at().map(|at| at.max(self.unwritten_until));
-        [self.backlog.next_release(), gates, source, self.letters.wakes_at()].into_iter().flatten().min()
+        let lines = self.lines.due_at();
+        [self.backlog.next_release(), gates, source, self.letters.wakes_at(), lines]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(super) fn gate(&mut self, route: Route) -> &mut Gate {

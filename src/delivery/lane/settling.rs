@@ -12,7 +12,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Lane, Sent, millis, next_attempts};
+use super::{Lane, Line, Sent, millis, next_attempts};
 use crate::{
     delivery::{
         backlog::{Waiting, ordered_user},
@@ -98,11 +98,13 @@ impl Lane {
         self.metrics.batch(if delivered == event_count { "delivered" } else { "partial" });
         let duration_ms = millis(at.elapsed());
         if delivered == event_count {
-            info!(
-                provider = self.provider.name(),
-                event_count, attempt, duration_ms, "batch flushed successfully"
-            );
-        } else {
+            if self.lines.take(Line::Flushed, event_count) {
+                info!(
+                    provider = self.provider.name(),
+                    event_count, attempt, duration_ms, "batch flushed successfully"
+                );
+            }
+        } else if self.lines.take(Line::InPart, event_count) {
             let rejected = sorted.accused.iter().chain(&sorted.dead);
             warn!(
                 provider = self.provider.name(),
@@ -206,7 +208,7 @@ impl Lane {
                 Cycle::Parked => {}
             }
         }
-        if dead.len() < event_count {
+        if dead.len() < event_count && self.lines.take(Line::Retrying, event_count) {
             warn!(
                 provider = self.provider.name(),
                 attempt,

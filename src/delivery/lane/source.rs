@@ -16,7 +16,7 @@ use crate::{
     delivery::{Batch, retry::WallCheck},
     queue::{
         Queued,
-        spool::{LaneLog, LaneReports, LogView, reader::Chunk},
+        spool::{LaneLog, LaneReports, LogView, age::AgeCheck, reader::Chunk},
     },
     reasons::Outcome,
 };
@@ -71,6 +71,7 @@ struct FollowedLog {
 
     retention: Duration,
     wall: WallCheck,
+    ages: AgeCheck,
     look_at_age: Instant,
 }
 
@@ -225,6 +226,7 @@ impl FollowedLog {
             reports: log.reports(),
             skipped: log.skipped(),
             surplus: log.surplus(),
+            ages: log.ages(),
             unread_since_ms: None,
             handover,
             failed_reads: 0,
@@ -329,6 +331,9 @@ impl FollowedLog {
         self.look_at_age = now + AGE_INTERVAL.min(self.retention / 20).max(Duration::from_millis(10));
         if self.wall.has_jumped(now_ms, now) {
             error!("the wall clock was set: no event expires until it is right again or the relay restarts");
+            return None;
+        }
+        if !self.ages.judges(now_ms, now.into_std()) {
             return None;
         }
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);

@@ -50,6 +50,13 @@ pub(crate) struct Append {
     pub(crate) answer: Option<oneshot::Sender<Result<Durability, Refused>>>,
 }
 
+impl Append {
+    /// Memory that it holds while it waits.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.event.memory_bytes() + self.frame.len()
+    }
+}
+
 /// One request to a provider and what came of it, as the log keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attempt {

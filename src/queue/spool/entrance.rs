@@ -52,10 +52,13 @@ impl Spool {
         let events = self.status.intake_events.fetch_add(1, Ordering::Relaxed);
         let bytes = self.status.intake_bytes.fetch_add(event_bytes, Ordering::Relaxed);
         if events >= self.intake.events_max || bytes + event_bytes > self.intake.bytes_max {
-            self.status.leave(&event);
+            self.status.leave(event_bytes);
             return Err(Refused::Full);
         }
+        // Its frame counts too, but who is to be refused must not wait for it: so
+        // what comes at the same moment may be too much by its frames.
         let frame = encode(&event, wanted);
+        self.status.intake_bytes.fetch_add(frame.len(), Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         let mut waits = wanted > Durability::Queued;
         let row = row.map(|row| {
@@ -66,8 +69,8 @@ impl Spool {
         });
         let append = Append { event, frame, wanted, row, answer: waits.then_some(answer) };
         if let Err(mpsc::SendError(command)) = self.commands.send(Command::Append(append)) {
-            if let Command::Append(Append { event, .. }) = command {
-                self.status.leave(&event);
+            if let Command::Append(append) = command {
+                self.status.leave(append.memory_bytes());
             }
             return Err(Refused::Closed);
         }

@@ -5,6 +5,7 @@ use std::{io, sync::Arc};
 use tokio::sync::watch;
 
 use super::{
+    age::AgeCheck,
     cursor::Cursor,
     index::Index,
     reader::{Chunk, LogReader},
@@ -22,6 +23,7 @@ pub(crate) struct LaneLog {
     pub(super) reports: LaneReports,
     pub(super) skipped: watch::Receiver<u64>,
     pub(super) surplus: watch::Receiver<u64>,
+    pub(super) ages: AgeCheck,
 }
 
 impl LaneLog {
@@ -60,6 +62,11 @@ impl LaneLog {
     /// Lets go of files, until the next read.
     pub(crate) fn close(&mut self) {
         self.reader.close();
+    }
+
+    /// Whether the age of what is in the log can be judged.
+    pub(crate) fn ages(&self) -> AgeCheck {
+        self.ages.clone()
     }
 
     /// The lane's way to report.

@@ -17,6 +17,7 @@
 //!   asked by [`command`]s, and what others may see of it is in [`status`].
 //! - [`entrance`] is what admission holds, [`lane_log`] and [`reports`] what a
 //!   lane does.
+//! - [`age`] says whether the wall clock can be asked how old an event is.
 //! - [`scan`] and [`reader`] read; [`index`] tells them how far they may.
 //! - [`fs`] is the seam to the file system, [`layout`] where the files are.
 //!
@@ -40,6 +41,7 @@ use std::{
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+pub(crate) mod age;
 pub(crate) mod command;
 pub(crate) mod cursor;
 mod entrance;
@@ -60,11 +62,13 @@ pub(crate) mod settings;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod sim;
 mod status;
+mod syncer;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use self::{
+    age::AgeCheck,
     command::Command,
     fs::{RealFs, SpoolFs},
     layout::LogDirs,
@@ -127,7 +131,8 @@ impl OpenedSpool {
         &self.spool
     }
 
-    /// The log as one provider sees it, by its place among the providers.
+    /// The log as one provider sees it, by its place among the cursors: the named
+    /// ones come first, in their order.
     pub(crate) fn lane_log(&self, place: usize) -> LaneLog {
         let file = &self.log.cursors()[place];
         let reader = LogReader::new(self.fs.clone(), self.dirs.clone(), self.log.index().clone());
@@ -140,6 +145,7 @@ impl OpenedSpool {
             reports: LaneReports::new(file.provider.clone(), place, self.spool.commands().clone()),
             skipped: self.spool.status().skipped(),
             surplus,
+            ages: AgeCheck::new(self.log.last_seen_ms(), self.settings.retention),
         }
     }
 
@@ -175,7 +181,7 @@ fn warn_of_cursors(log: &Log, recovery: &Recovery, named: usize) {
         warn!(
             provider,
             event_count,
-            "the spool keeps events of a provider that is not named: name it, or remove its cursor"
+            "the spool keeps events of a provider that is not named: name it, or have it forgotten"
         );
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct SpoolSettings {
     /// Most bytes of each provider's share, in the order of the providers.
     pub(crate) provider_bytes_max: Vec<u64>,
     pub(crate) when_full: WhenFull,
+    /// How long an event waits for a provider.
+    pub(crate) retention: Duration,
     /// How long a group waits for callers that came with the last one.
     pub(crate) group_window: Duration,
     /// Bytes at which a group waits no more.
@@ -92,8 +94,16 @@ impl SpoolConfig {
 }
 
 impl WhenFull {
+    /// Its name among the settings.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Reject => "reject",
+            Self::DeadLetterOldest => "dead_letter_oldest",
+        }
+    }
+
     fn read(reader: &mut Reader) -> Self {
-        let choices = [("reject", Self::Reject), ("dead_letter_oldest", Self::DeadLetterOldest)];
+        let choices = [Self::Reject, Self::DeadLetterOldest].map(|choice| (choice.name(), choice));
         reader.one_of("SPOOL_WHEN_FULL", &choices)
     }
 }

@@ -3,7 +3,6 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
-use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
@@ -96,6 +95,7 @@ impl Durable {
             limits: LogLimits { segment_bytes: 1 << 20, bytes_max: 1 << 30 },
             provider_bytes_max: vec![1 << 30],
             when_full: WhenFull::Reject,
+            retention,
             group_window: Duration::ZERO,
             group_bytes: 1 << 20,
             intake: QueueLimits { events_max: 10_000, bytes_max: 1 << 26 },
@@ -105,12 +105,7 @@ impl Durable {
         let spool = opened.spool().clone();
         // Too small for anything: all comes from the log.
         let (queue, receiver) = memory::bounded(QueueLimits { events_max: 1, bytes_max: 1 });
-        let metrics = SpoolMetrics {
-            accepted: Counter::default(),
-            groups: Counter::default(),
-            sync_duration: Histogram::new([1.0]),
-        };
-        let thread = opened.run(queue, Vec::new(), metrics, Clock::system(), ()).unwrap();
+        let thread = opened.run(queue, Vec::new(), SpoolMetrics::default(), Clock::system(), ()).unwrap();
 
         let provider = Arc::new(Outage {
             up_from: Mutex::new(start + down_for),
