@@ -101,10 +101,10 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     } else {
         report.not_run("caller.python.unary", "Python with grpcio and grpcio-tools is not here");
     }
-    if output(python("import google.protobuf, hpack")).await.is_ok() {
+    if output(python("import google.protobuf, h2")).await.is_ok() {
         caller(report, "caller.python.client", python(PYTHON_CLIENT), true).await?;
     } else {
-        report.not_run("caller.python.client", "Python with protobuf and hpack is not here");
+        report.not_run("caller.python.client", "Python with protobuf and h2 is not here");
     }
     if output(python("import segment.analytics")).await.is_ok() {
         caller(report, "caller.python.segment_sdk", python(PYTHON_SDK), false).await?;

@@ -53,8 +53,8 @@ async fn check(setup: &Setup, counters: &str) {
 
 #[tokio::test]
 async fn the_python_client_sends_all_and_says_so() {
-    if output(program("PYTHON", "python3", &["-c", "import google.protobuf, hpack"])).await.is_none() {
-        return not_run("the Python client: Python with protobuf and hpack");
+    if output(program("PYTHON", "python3", &["-c", "import google.protobuf, h2"])).await.is_none() {
+        return not_run("the Python client: Python with protobuf and h2");
     }
     let setup = Setup::new().await;
     let relay = setup.start().await;

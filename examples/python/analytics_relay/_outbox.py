@@ -229,6 +229,8 @@ class Outbox:
         return min(max(delay, DEFER_DELAY_MIN), DEFER_DELAY_MAX) if deferred else 0
 
     def _failed(self, batch, error):
+        if self._closed:  # `close` waited no longer, and has said so
+            return 0
         # The batch as a whole breaks a limit, of the relay's or of something on
         # the way: fewer at a time, and a lone event is to blame.
         breaks_rule = error.code in (INVALID_ARGUMENT, OUT_OF_RANGE) or error.too_large

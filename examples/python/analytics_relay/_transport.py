@@ -30,7 +30,7 @@ QUIET_MAX = 3.0
 PING_TIMEOUT = 3.0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 UNWRITTEN_BYTES_MAX = 8 * 1024 * 1024  # of a peer that asks and does not read
-READS_MAX = 64  # in a row: a peer that never stops does not outlast the call
+READS_MAX = 4  # in a row, a tenth of a second of pings: a peer that never stops does not outlast the call
 
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED = 0, 1, 2, 3, 4
 PERMISSION_DENIED, RESOURCE_EXHAUSTED, OUT_OF_RANGE, UNIMPLEMENTED = 7, 8, 11, 12

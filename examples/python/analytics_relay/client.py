@@ -1,12 +1,18 @@
 """The client as a program sees it; what waits is in `_outbox`."""
 
+from __future__ import annotations
+
 import atexit
 import collections
+import datetime
+import enum
 import os
 import ssl
 import sys
 import uuid
 import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Union
 
 from . import _event
 from ._outbox import Outbox
@@ -17,6 +23,10 @@ QUEUE_BYTES_MAX = 16 * 1024 * 1024
 BATCH_EVENTS_MAX = 1000  # the relay's
 EXIT_TIMEOUT = 3.0
 LABEL_CHARS_MAX = 100
+
+# What checkers of types are told; a call of another shape raises nothing nevertheless.
+Id = Union[str, int, uuid.UUID, enum.Enum]
+Time = Union[datetime.date, str, float, enum.Enum]
 
 Settings = collections.namedtuple(
     "Settings", "target queue_max queue_bytes_max batch_max flush_interval call_timeout retry_delay_max"
@@ -37,20 +47,20 @@ class Analytics:
 
     def __init__(
         self,
-        target,
+        target: str,
         *,
-        tls=None,
-        ca_file=None,
-        cert_file=None,
-        key_file=None,
-        queue_max=10_000,
-        queue_bytes_max=QUEUE_BYTES_MAX,
-        batch_max=50,
-        flush_interval=0.1,
-        call_timeout=10.0,
-        retry_delay_max=10.0,
-        exit_timeout=EXIT_TIMEOUT,
-    ):
+        tls: bool | ssl.SSLContext | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        cert_file: str | os.PathLike[str] | None = None,
+        key_file: str | os.PathLike[str] | None = None,
+        queue_max: int = 10_000,
+        queue_bytes_max: int = QUEUE_BYTES_MAX,
+        batch_max: int = 50,
+        flush_interval: float = 0.1,
+        call_timeout: float = 10.0,
+        retry_delay_max: float = 10.0,
+        exit_timeout: float = EXIT_TIMEOUT,
+    ) -> None:
         self._settings = Settings(
             Target(target, _tls(tls, ca_file, cert_file, key_file)),
             _option("queue_max", queue_max, int, 1),
@@ -66,7 +76,34 @@ class Analytics:
         # A client that is forgotten sends what it has, and its thread ends.
         weakref.finalize(self, _forget, self._current).atexit = False
 
-    def track(self, *args, **fields):
+    if TYPE_CHECKING:
+
+        def track(
+            self,
+            name: str | enum.Enum,
+            user_id: Id | None = None,
+            properties: Mapping[str, object] | None = None,
+            *,
+            anonymous_id: Id | None = None,
+            event_id: Id | None = None,
+            timestamp: Time | None = None,
+            context: Mapping[str, object] | None = None,
+            durability: str | enum.Enum | None = None,
+        ) -> str | None: ...
+
+        def identify(
+            self,
+            user_id: Id,
+            traits: Mapping[str, object] | None = None,
+            *,
+            anonymous_id: Id | None = None,
+            event_id: Id | None = None,
+            timestamp: Time | None = None,
+            context: Mapping[str, object] | None = None,
+            durability: str | enum.Enum | None = None,
+        ) -> str | None: ...
+
+    def track(self, *args, **fields):  # type: ignore[no-redef]
         """track(name, user_id=None, properties=None, *, anonymous_id=None,
         event_id=None, timestamp=None, context=None, durability=None)
 
@@ -75,7 +112,7 @@ class Analytics:
         """
         return self._put("track", args, fields)
 
-    def identify(self, *args, **fields):
+    def identify(self, *args, **fields):  # type: ignore[no-redef]
         """identify(user_id, traits=None, *, anonymous_id=None, event_id=None,
         timestamp=None, context=None, durability=None)
 
@@ -83,25 +120,25 @@ class Analytics:
         """
         return self._put("identify", args, fields)
 
-    def counters(self):
+    def counters(self) -> dict[str, int]:
         """What became of the events of this process: queued = accepted + refused
         + abandoned + waiting. Beside it `dropped`, which never were queued."""
         return self._outbox().counters()
 
-    def flush(self, timeout=5.0):
+    def flush(self, timeout: float = 5.0) -> bool:
         """Sends what waits at once. True when all of it has been answered
         within `timeout` seconds."""
         return self._outbox().flush(_seconds(timeout))
 
-    def close(self, timeout=5.0):
+    def close(self, timeout: float = 5.0) -> bool:
         """Takes nothing more and sends what waits. True when nothing was lost:
         what the relay has not answered after `timeout` seconds is abandoned."""
         return self._outbox().close(_seconds(timeout))
 
-    def __enter__(self):
+    def __enter__(self) -> Analytics:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _put(self, call, args, fields):

@@ -122,6 +122,7 @@ def run(script, *args, before=()):
         timeout=60,
         env=environment(*before),
         check=False,
+        close_fds=False,  # or Python 3.9 forks, which grpcio in this process may not survive
     )
     done.seconds = time.monotonic() - began
     return done

@@ -115,6 +115,7 @@ class Ends(SilentCase):
                 "analytics.track('A', 'u')\nprint('ready', flush=True)\ntime.sleep(60)",
                 relay.address,
             ],
+            close_fds=False,  # as in `run`
             stdout=subprocess.PIPE,
             text=True,
             env=environment(),

@@ -117,6 +117,7 @@ class Package(Case):
                 check=False,
             )
             self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertTrue((target / "analytics_relay" / "py.typed").exists())
             shutil.rmtree(source)
             paths = environment()
             paths["PYTHONPATH"] = paths["PYTHONPATH"].replace(str(PACKAGE), str(target))
