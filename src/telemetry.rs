@@ -295,13 +295,18 @@ impl Telemetry {
 
     /// Registers what the spool's thread counts.
     pub(crate) fn spool(&mut self, accepted: Counter) -> SpoolMetrics {
-        SpoolMetrics {
+        let metrics = SpoolMetrics {
             accepted,
             groups: self.register("relay_spool_groups_total"),
             sync_duration: self.register_as("relay_spool_sync_duration_seconds", fast()),
             quarantine_removed: self.register("relay_spool_quarantine_removed_total"),
             unnamed_ended: self.register("relay_spool_unnamed_ended_total"),
+        };
+        // From the start on, so that a rise from nothing shows.
+        for outcome in Outcome::all().filter(|outcome| *outcome != Outcome::Spilled) {
+            metrics.unnamed_ended(outcome, 0);
         }
+        metrics
     }
 
     /// Registers the state of the spool, one gauge for each.
