@@ -300,8 +300,10 @@ impl Telemetry {
             quarantine_removed: self.register("relay_spool_quarantine_removed_total"),
             unnamed_ended: self.register("relay_spool_unnamed_ended_total"),
         };
-        // A rate of what was not there before is missed.
-        Outcome::all().for_each(|outcome| metrics.unnamed_ended(outcome, 0));
+        // From the start on, so that a rise from nothing shows.
+        for outcome in Outcome::all().filter(|outcome| *outcome != Outcome::Spilled) {
+            metrics.unnamed_ended(outcome, 0);
+        }
         metrics
     }
 

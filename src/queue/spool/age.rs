@@ -105,8 +105,9 @@ mod tests {
             (73 * HOUR_MS, 60),
             (4 * DAY_MS, 60),
             (2 * YEAR_MS, 60),
-            // It is near after a minute.
+            // It catches up.
             (-2 * MINUTE_MS, 1),
+            (-2 * HOUR_MS, 60),
             (-NOW_MS, 60),
             (i64::MIN, 60),
         ] {
