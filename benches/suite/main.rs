@@ -32,6 +32,7 @@ mod lifecycle;
 mod memory;
 mod open_loop;
 mod peer;
+mod rate;
 mod report;
 mod sink;
 mod throughput;
