@@ -23,3 +23,4 @@ mod sigterm;
 mod spool_commands;
 mod test_mode;
 mod tls;
+mod trouble;
