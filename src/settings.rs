@@ -2,7 +2,7 @@
 //! The only reader of the environment.
 //!
 //! [`SETTINGS`] lists every variable; `.env.example` and a test follow it. A stage
-//! takes its own out of the [`Reader`], which knows no stage. What stands in the
+//! takes its own out of the `Reader`, which knows no stage. What stands in the
 //! environment wins over the file. Every bad setting is reported, not only the
 //! first.
 

@@ -86,7 +86,7 @@ impl Spool {
         &self.status
     }
 
-    /// See [`Queue::room_for`](super::Queue::room_for): room before the writer.
+    /// See [`Queue::room_for`](crate::queue::Queue::room_for): room before the writer.
     pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
         let status = &self.status;
         let held =
