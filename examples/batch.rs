@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo run --example batch -- 10000
 //! RELAY_ADDR=http://relay:50054 cargo run --example batch
+//! RELAY_ADDR=https://relay:50054 cargo run --example batch   # the system's authorities
 //! ```
 
 use std::{env, time::Duration};

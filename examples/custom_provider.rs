@@ -133,7 +133,7 @@ impl Webhook {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let config = Config::from_env()?;
-    telemetry::init_logs(&config.log_level, config.log_format);
+    let logs = telemetry::init_logs(&config.logs.level, config.logs.format);
     let url = env::var("WEBHOOK_URL").context("WEBHOOK_URL is not set")?;
     let secret = env::var("WEBHOOK_SECRET").context("WEBHOOK_SECRET is not set")?;
     let webhook = Webhook::new(&url, &secret, config.delivery.request_timeout)?;
@@ -141,6 +141,8 @@ async fn main() -> anyhow::Result<()> {
     let signals = shutdown::signals()?;
     let app = App::start_with(&config, vec![Arc::new(webhook)]).await?;
     let report = app.run_until(signals).await;
+    // The last lines are written before the end; the end waits for nothing else.
+    drop(logs);
     std::process::exit(report.exit_code().into());
 }
 

@@ -15,7 +15,8 @@ use tokio::net::TcpListener;
 
 use crate::{
     health::Health,
-    listener::{ConnectionLimits, Connections},
+    listener::{ConnectionLimits, Connections, Listen},
+    settings::Reader,
     telemetry::Telemetry,
 };
 
@@ -27,6 +28,19 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The media type of the text format that the metrics are written in.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the metrics port is told.
+#[derive(Debug, Clone)]
+pub struct AdminSettings {
+    /// Where to listen for scrapes and probes.
+    pub listen: Listen,
+}
+
+impl AdminSettings {
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        Self { listen: Listen::read(reader, "METRICS_HOST", "METRICS_PORT") }
+    }
+}
 
 #[derive(Clone)]
 struct Admin {

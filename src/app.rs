@@ -14,6 +14,9 @@
 //! 5. The log is closed, if there is one: what it holds is delivered after the
 //!    next start.
 //! 6. The server stops, and the balance is taken.
+//!
+//! If any of this hangs, a thread beside it ends the process two seconds after
+//! the deadline.
 
 use std::{
     convert::Infallible,
@@ -33,7 +36,7 @@ use tokio::{
     net::TcpListener,
     sync::mpsc,
     task::{JoinHandle, JoinSet, spawn_blocking},
-    time::{Instant, interval_at, sleep_until, timeout_at},
+    time::{Instant, interval_at, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -42,8 +45,9 @@ use crate::{
     admin,
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
-    config::{Config, DeliveryConfig},
-    delivery::{LaneInbox, files::DataDirLock, lane::LaneStatus},
+    config::{Config, DeliveryConfig, SpoolConfig},
+    delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions, unnamed::Unnamed},
+    files::DataDirLock,
     health::Health,
     ingest::{
         self,
@@ -53,25 +57,26 @@ use crate::{
     ledger::Ledger,
     listener::{self, ConnectionLimits, Listen},
     queue::{
-        Durability, Queue, QueueLimits, memory,
-        spool::{
-            OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir,
-            log::LogLimits,
-        },
+        Durability, Queue, memory,
+        spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
     },
     reasons::Outcome,
-    shutdown::{DrainReport, Stop},
+    shutdown::{DrainReport, Signals, Stop},
     telemetry::{Telemetry, VERSION},
     time::Clock,
 };
 
+mod accounts;
 mod gauges;
 mod lanes;
 mod watch;
+mod watchdog;
 
+use accounts::Accounts;
 pub(crate) use lanes::lane_settings;
-use lanes::{LaneBuilder, LaneHandle};
+use lanes::{BuiltLane, LaneBuilder, LaneHandle};
 use watch::StageWatch;
+pub(crate) use watchdog::Watchdog;
 
 /// Share of the drain timeout that is kept for writing what is left.
 const SPILL_SHARE: f64 = 0.2;
@@ -80,12 +85,12 @@ const SPILL_TIME: (Duration, Duration) = (Duration::from_millis(50), Duration::f
 /// How long past the drain timeout a disk may keep us: `docker stop` gives ten
 /// seconds, and the default timeout is eight.
 const DISK_OVERTIME: Duration = Duration::from_millis(1500);
-/// How long calls under way have to finish once everything else is done.
-const SERVER_GRACE: Duration = Duration::from_millis(250);
 /// How long events that were handed over have to come to disk.
 const INTAKE_GRACE: Duration = Duration::from_secs(2);
-/// How long the log has at least to be closed.
-const SPOOL_CLOSE_MIN: Duration = Duration::from_millis(500);
+/// How long calls under way have to finish once everything else is done.
+const SERVER_GRACE: Duration = Duration::from_millis(250);
+/// How long past all this the log has to be closed, and the servers have to stop.
+const CLOSE_MIN: Duration = Duration::from_millis(100);
 /// How often a drain says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The settings of the two ports, for errors.
@@ -149,6 +154,8 @@ pub struct App {
     drain_timeout: Duration,
     lanes: Vec<LaneHandle>,
     spool: Option<RunningSpool>,
+    /// They look after what the log holds for providers that are not named.
+    unnamed: JoinSet<()>,
     batch_worker: JoinHandle<()>,
     servers: JoinSet<()>,
     stop_servers: CancellationToken,
@@ -167,22 +174,20 @@ impl App {
     /// providers of your own.
     pub async fn start_with(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Self, StartError> {
         let providers = providers(config, own)?;
-        let tls = config.grpc_tls.as_ref().map(Tls::load).transpose()?;
+        let tls = config.grpc.tls.as_ref().map(Tls::load).transpose()?;
         let data_dir = data_dir(config);
         let unusable = |source| StartError::DataDir { dir: data_dir.display().to_string(), source };
         let lock = DataDirLock::acquire(&data_dir).map_err(unusable)?;
-        let (metrics_listener, metrics_addr) = listen(METRICS_PORT, &config.metrics).await?;
-        let (grpc_listener, grpc_addr) = listen(GRPC_PORT, &config.grpc).await?;
-        let connections_max = listener::connections_within_limits(config.grpc_connections_max);
+        let (metrics_listener, metrics_addr) = listen(METRICS_PORT, &config.metrics.listen).await?;
+        let (grpc_listener, grpc_addr) = listen(GRPC_PORT, &config.grpc.listen).await?;
+        let connections_max = listener::connections_within_limits(config.grpc.connections_max);
 
         let clock = Clock::system();
         let stop = Stop::default();
         let (watch, ended) = StageWatch::new();
         let mut telemetry = Telemetry::new(clock.now_ms());
 
-        let queue_limits =
-            QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max };
-        let (queue_in, queue_out) = memory::bounded(queue_limits);
+        let (queue_in, queue_out) = memory::bounded(config.queue);
         let accepted = telemetry.accepted();
         let families = telemetry.lanes();
         let ledgers: Vec<Ledger> = providers
@@ -191,8 +196,16 @@ impl App {
             .collect();
         let opened = open_spool(config, &providers, clock.now_ms()).await?;
 
-        let builder =
-            LaneBuilder { config, data_dir: &data_dir, families, clock: clock.clone(), stop: stop.clone() };
+        let suspensions = Suspensions::new(&data_dir);
+        let suspended = suspensions.list().map_err(unusable)?;
+        let builder = LaneBuilder {
+            config,
+            data_dir: &data_dir,
+            families,
+            clock: clock.clone(),
+            stop: stop.clone(),
+            suspended,
+        };
         let mut lanes = Vec::new();
         let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
         for (place, (provider, delivery)) in providers.into_iter().enumerate() {
@@ -200,12 +213,12 @@ impl App {
             let ledger = ledgers[place].clone();
             let (inbox, lane) = builder.build(provider, delivery, ledger, log).await.map_err(unusable)?;
             lanes.push(lane);
-            let rule = BatchRule { events: delivery.batch_size, interval: delivery.flush_interval };
-            match groups.iter_mut().find(|(group, _)| *group == rule) {
+            match groups.iter_mut().find(|(group, _)| *group == delivery.batch) {
                 Some((_, inboxes)) => inboxes.push(inbox),
-                None => groups.push((rule, vec![inbox])),
+                None => groups.push((delivery.batch, vec![inbox])),
             }
         }
+        let unnamed = opened.as_ref().map(|spool| lanes::of_unnamed(&builder, spool)).unwrap_or_default();
         let (queue, spool) = match opened {
             None => (Queue::Memory(queue_in.clone(), accepted), None),
             Some(opened) => {
@@ -220,8 +233,11 @@ impl App {
         };
         let admission = Arc::new(Admission::new(queue, clock.clone(), telemetry.admission()));
         // Only now that nothing can fail any more.
+        let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
         lanes::warn_of_forgotten_spill(&data_dir, &lanes);
+        let looks_after = |unnamed: Unnamed| watch.over("unnamed provider", unnamed.run(stop.clone()));
+        let unnamed = unnamed.into_iter().map(looks_after).collect();
 
         let groups = groups.into_iter().map(|(rule, inboxes)| BatchGroup::new(rule, inboxes)).collect();
         let gathering = Gathering::default();
@@ -256,9 +272,9 @@ impl App {
             DoorLimits {
                 connections: ConnectionLimits {
                     all: connections_max,
-                    of_peer: config.grpc_connections_of_peer_max,
+                    of_peer: config.grpc.connections_of_peer_max,
                 },
-                receive_bytes_max: config.grpc_receive_bytes_max,
+                receive_bytes_max: config.grpc.receive_bytes_max,
             },
             admission.clone(),
             health,
@@ -266,8 +282,9 @@ impl App {
             stopped,
         );
         servers.spawn(watch.over("gRPC server", grpc));
+        servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
 
-        if let Some(files) = &config.grpc_tls {
+        if let Some(files) = &config.grpc.tls {
             info!(client_certificates = files.client_ca.is_some(), "gRPC is served over TLS");
         }
         info!(version = VERSION, %grpc_addr, %metrics_addr, "relay started");
@@ -276,9 +293,10 @@ impl App {
             admission,
             grpc_addr,
             metrics_addr,
-            drain_timeout: config.drain_timeout,
+            drain_timeout: config.stop.drain_timeout,
             lanes,
             spool,
+            unnamed,
             batch_worker,
             servers,
             stop_servers,
@@ -300,19 +318,37 @@ impl App {
     /// Runs until the first of `signals`, then drains; a second one, or the
     /// deadline, ends the draining. A stage that ends by itself, which only a
     /// defect can make it do, counts as a signal.
-    pub async fn run_until(mut self, mut signals: mpsc::Receiver<()>) -> DrainReport {
+    ///
+    /// If the drain hangs, in a provider's code say, the process is ended two
+    /// seconds after the deadline, with the exit code that says whether events
+    /// are lost.
+    pub async fn run_until(self, signals: impl Into<Signals>) -> DrainReport {
+        self.run_watched_until(signals.into()).await.0
+    }
+
+    /// As [`App::run_until`]; what watched over the drain can watch on.
+    pub(crate) async fn run_watched_until(mut self, mut signals: Signals) -> (DrainReport, Watchdog) {
+        let accounts = Accounts::new(&self.lanes, self.spool.as_ref().map(|spool| spool.status.clone()));
+        let watchdog = Watchdog::over_the_run(signals.first(), self.drain_timeout, accounts.clone());
         let failed = tokio::select! {
             Some(()) = signals.recv() => None,
             stage = self.ended.recv() => stage,
         };
         if let Some(stage) = failed {
+            watchdog.note_failure();
             error!(stage, "a defect: a stage ended by itself, stopping");
         }
-        self.drain(signals, failed.is_some()).await
+        let started = Instant::from_std(signals.first().note());
+        (self.drain(signals, started, &accounts, failed.is_some()).await, watchdog)
     }
 
-    async fn drain(mut self, signals: mpsc::Receiver<()>, failed: bool) -> DrainReport {
-        let started = Instant::now();
+    async fn drain(
+        mut self,
+        signals: Signals,
+        started: Instant,
+        accounts: &Accounts,
+        failed: bool,
+    ) -> DrainReport {
         let lane_events: usize = self.lanes.iter().map(|lane| lane.status.events()).sum();
         info!(timeout_seconds = self.drain_timeout.as_secs_f64(), lane_events, "draining");
         self.admission.close();
@@ -325,21 +361,21 @@ impl App {
         let watcher = tokio::spawn(self.force_when_due(signals, started));
         // The lanes keep to the deadline by themselves; a disk that hangs must
         // not keep the balance from being told.
-        match timeout_at(started + self.drain_timeout + DISK_OVERTIME, self.empty()).await {
+        let deadline = started + self.drain_timeout + DISK_OVERTIME;
+        match timeout_at(deadline, self.empty()).await {
             Ok(()) => info!("final flush completed"),
-            Err(_) => error!("the drain did not end in time: what is in flight is lost"),
+            Err(_) => error!("the drain did not end in time: what is only in memory is lost"),
         }
         watcher.abort();
-        self.close_spool(started + self.drain_timeout + DISK_OVERTIME).await;
+        self.close_spool(deadline).await;
 
         // Last, so that callers could be told until now.
         self.stop_servers.cancel();
-        let grace = Instant::now() + SERVER_GRACE;
+        let grace = (Instant::now() + SERVER_GRACE).min(deadline + 2 * CLOSE_MIN);
         while let Ok(Some(_)) = timeout_at(grace, self.servers.join_next()).await {}
-        self.servers.shutdown().await;
+        let _ = timeout(CLOSE_MIN, self.servers.shutdown()).await;
 
-        let balances = self.lanes.iter().map(LaneHandle::balance).collect();
-        let report = DrainReport { balances, took: started.elapsed(), failed };
+        let report = DrainReport { balances: accounts.balances(), took: started.elapsed(), failed };
         report.log();
         report
     }
@@ -347,7 +383,7 @@ impl App {
     /// Closes the log. What it holds is delivered after the next start.
     async fn close_spool(&mut self, deadline: Instant) {
         let Some(RunningSpool { thread, status }) = self.spool.take() else { return };
-        let left = timeout_at(deadline.max(Instant::now() + SPOOL_CLOSE_MIN), thread.close()).await;
+        let left = timeout_at(deadline.max(Instant::now() + CLOSE_MIN), thread.close()).await;
         let left = left.ok().flatten().unwrap_or_else(|| {
             error!("the spool could not be closed: what is in it was counted before");
             status.cursors.iter().map(|cursor| cursor.pending.load(Ordering::Relaxed)).collect()
@@ -359,11 +395,7 @@ impl App {
 
     /// Forces the lanes to stop at a second signal, or a little before the
     /// deadline; says how far the drain is until then.
-    fn force_when_due(
-        &self,
-        mut signals: mpsc::Receiver<()>,
-        started: Instant,
-    ) -> impl Future<Output = ()> + use<> {
+    fn force_when_due(&self, mut signals: Signals, started: Instant) -> impl Future<Output = ()> + use<> {
         let spill_time = self.drain_timeout.mul_f64(SPILL_SHARE).clamp(SPILL_TIME.0, SPILL_TIME.1);
         let deadline = started + self.drain_timeout.saturating_sub(spill_time);
         let statuses: Vec<_> = self.lanes.iter().map(|lane| lane.status.clone()).collect();
@@ -385,12 +417,13 @@ impl App {
             error!(%error, "a defect: the batch worker failed");
         }
         futures_util::future::join_all(self.lanes.iter_mut().map(LaneHandle::finish)).await;
+        while self.unnamed.join_next().await.is_some() {}
     }
 }
 
 /// Where a relay keeps its files. Test mode calls everything delivered, so it
 /// must not touch events that wait for a provider.
-fn data_dir(config: &Config) -> PathBuf {
+pub(crate) fn data_dir(config: &Config) -> PathBuf {
     if config.test_mode { config.data_dir.join("test-mode") } else { config.data_dir.clone() }
 }
 
@@ -400,20 +433,23 @@ async fn open_spool(
     providers: &[Configured],
     now_ms: i64,
 ) -> Result<Option<OpenedSpool>, StartError> {
-    let dir = if config.test_mode { config.spool_dir.join("test-mode") } else { config.spool_dir.clone() };
-    if config.durability == Durability::Queued {
+    let SpoolConfig { durability, limits, when_full, retention, group_window, group_bytes, .. } =
+        config.spool;
+    let dir = if config.test_mode { config.spool.dir.join("test-mode") } else { config.spool.dir.clone() };
+    if durability == Durability::Queued {
         warn_of_forgotten_log(&dir);
         return Ok(None);
     }
     let settings = SpoolSettings {
         dir,
-        default_level: config.durability,
-        limits: LogLimits { segment_bytes: config.spool.segment_bytes, bytes_max: config.spool.bytes_max },
+        default_level: durability,
+        limits,
         provider_bytes_max: providers.iter().map(|(_, delivery)| delivery.spool_bytes_max).collect(),
-        when_full: config.spool.when_full,
-        group_window: config.spool.group_window,
-        group_bytes: config.spool.group_bytes,
-        intake: QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max },
+        when_full,
+        retention,
+        group_window,
+        group_bytes,
+        intake: config.queue,
     };
     let names: Vec<&'static str> = providers.iter().map(|(provider, _)| provider.name()).collect();
     let opening = spawn_blocking(move || OpenedSpool::open(settings, &names, now_ms));

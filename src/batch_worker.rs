@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use analytics_relay_providers::registry::Vendor;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -19,15 +20,26 @@ use tracing::info;
 use crate::{
     delivery::{Batch, LaneInbox},
     queue::{Queued, memory::QueueReceiver},
+    settings::{Reader, name_for},
+    telemetry::{HeldBack, LogBudget},
 };
 
 /// When a batch leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct BatchRule {
+pub struct BatchRule {
     /// With this many events.
-    pub(crate) events: usize,
+    pub events: usize,
     /// Or this long after its first event.
-    pub(crate) interval: Duration,
+    pub interval: Duration,
+}
+
+impl BatchRule {
+    pub(crate) fn read(reader: &mut Reader, vendor: Option<Vendor>) -> Self {
+        Self {
+            events: reader.number(&name_for(vendor, "BATCH_SIZE"), 1..=2000),
+            interval: reader.seconds(&name_for(vendor, "FLUSH_INTERVAL_SECONDS"), 0.01..=3600.0),
+        }
+    }
 }
 
 /// Why a batch left.
@@ -80,9 +92,11 @@ impl BatchGroup {
 
     /// Hands the batch to the lanes. Waits only for a lane that is writing to
     /// the disk, never for a provider.
-    async fn flush(&mut self, trigger: Trigger) {
+    async fn flush(&mut self, trigger: Trigger, lines: &mut LogBudget) {
         let batch: Batch = self.events.drain(..).collect();
-        info!(event_count = batch.len(), trigger = ?trigger, "flushing batch");
+        if lines.takes(batch.len(), Instant::now().into_std()) {
+            info!(event_count = batch.len(), trigger = ?trigger, "flushing batch");
+        }
         for lane in &self.lanes {
             lane.send(batch.clone()).await;
         }
@@ -121,9 +135,11 @@ pub(crate) async fn run(
     );
     let mut closed = false;
     let mut incoming = Vec::new();
+    let mut lines = LogBudget::default();
     loop {
         let room = groups.iter().map(BatchGroup::room).min().unwrap_or(1);
-        let deadline = groups.iter().filter_map(BatchGroup::deadline).min();
+        let summed_up_at = lines.due_at().map(Instant::from_std);
+        let deadline = groups.iter().filter_map(BatchGroup::deadline).chain(summed_up_at).min();
         tokio::select! {
             received = queue.recv_many(&mut incoming, room) => {
                 if received == 0 {
@@ -145,15 +161,24 @@ pub(crate) async fn run(
         }
         for group in &mut groups {
             if let Some(trigger) = group.trigger(now) {
-                group.flush(trigger).await;
+                group.flush(trigger, &mut lines).await;
             }
         }
+        sum_up(lines.due(now.into_std()));
         gathering.publish(&groups);
     }
     for group in groups.iter_mut().filter(|group| !group.events.is_empty()) {
-        group.flush(Trigger::Drain).await;
+        group.flush(Trigger::Drain, &mut lines).await;
     }
+    sum_up(lines.rest());
     gathering.publish(&groups);
+}
+
+/// The line that stands for those which were too many in their second.
+fn sum_up(held: Option<HeldBack>) {
+    if let Some(HeldBack { lines, events }) = held {
+        info!(event_count = events, lines, "flushing batch");
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use analytics_relay_providers::{
@@ -14,16 +15,20 @@ use analytics_relay_providers::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    app::App,
+    app::{App, Watchdog},
     config::Config,
     reasons::DeadLetterReason,
     shutdown,
     telemetry::{self, LogFormat, VERSION},
 };
 
+/// How long whoever reads standard error has for why a command failed.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
+
 mod check;
 mod dead_letters;
 mod explain;
+mod providers;
 mod sandbox;
 mod spool;
 
@@ -41,17 +46,28 @@ enum Command {
     /// Take events and relay them (the default)
     Serve,
     /// Validate the settings and print them, keys masked
-    Check,
+    Check(CheckArgs),
     /// Run a local server that speaks the providers' contracts, with faults on demand
     Sandbox(SandboxArgs),
-    /// Look at events that a provider did not get, and send them again
+    /// Look at events that a provider did not get, send them again, export and delete them
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Stop sending to a provider, and let it go on
+    #[command(subcommand)]
+    Providers(ProvidersCommand),
     /// Look at the spool, check it, take events out of it and repair it
     #[command(subcommand)]
     Spool(SpoolCommand),
     /// Tell what became of an event
     Explain(ExplainArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// Try each provider too, sending it no event: its name, connection, certificate,
+    /// paths and key. Fails if a step does
+    #[arg(long)]
+    connect: bool,
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +83,29 @@ struct SandboxArgs {
     faults: Vec<(Vendor, Fault)>,
 }
 
+/// All of these work beside a running relay, and hold until the opposite is said.
+#[derive(Debug, Subcommand)]
+enum ProvidersCommand {
+    /// Show which are suspended, since when and why
+    List,
+    /// Send it nothing: its events wait, as if it were down
+    #[command(visible_alias = "pause")]
+    Suspend {
+        /// The provider's name, such as mixpanel
+        #[arg(value_parser = parse_provider)]
+        provider: String,
+        /// Why, for whoever looks
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// Send to it again
+    Resume {
+        /// The provider's name, such as mixpanel
+        #[arg(value_parser = parse_provider)]
+        provider: String,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 enum DeadLettersCommand {
     /// Count them by provider and reason
@@ -75,6 +114,10 @@ enum DeadLettersCommand {
     Show(ShowArgs),
     /// Send them again; what is delivered is never sent twice
     Replay(ReplayArgs),
+    /// Write them to a file or to standard output, one JSON object a line
+    Export(ExportLettersArgs),
+    /// Delete them; shows which ones, and deletes nothing, without --yes
+    Delete(DeleteArgs),
 }
 
 #[derive(Debug, Args)]
@@ -94,6 +137,27 @@ struct ReplayArgs {
     /// since: its traits would be overwritten
     #[arg(long)]
     identifies: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExportLettersArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// The file, which must not be there; standard output without it
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DeleteArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// All of them, of every provider
+    #[arg(long)]
+    all: bool,
+    /// Do it
+    #[arg(long)]
+    yes: bool,
 }
 
 /// Which dead letters; all without any option.
@@ -127,6 +191,8 @@ enum SpoolCommand {
     Export(ExportArgs),
     /// Copy what is damaged to quarantine; mend the rest, if no relay is running
     Repair(SpoolAt),
+    /// Give up the events of a provider that is not in ANALYTICS_PROVIDER any more
+    Forget(ForgetArgs),
 }
 
 #[derive(Debug, Args)]
@@ -149,6 +215,17 @@ struct ExportArgs {
     /// Print at most this many
     #[arg(long)]
     limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct ForgetArgs {
+    #[command(flatten)]
+    at: SpoolAt,
+    /// Which one
+    provider: String,
+    /// Also if events are given up with it
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -175,9 +252,14 @@ pub fn run() -> ExitCode {
     };
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => with_config(|config| in_runtime(serve(config))),
-        Command::Check => check::check(Config::from_env()),
+        Command::Check(CheckArgs { connect }) => match check::check(Config::from_env()) {
+            Ok(config) if connect => in_runtime(check::connect(config)),
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => fail(&format_args!("{error:#}")),
+        },
         Command::Sandbox(args) => in_runtime(sandbox::sandbox(args)),
         Command::DeadLetters(command) => dead_letters(command),
+        Command::Providers(command) => providers(command),
         Command::Spool(command) => spool(command),
         Command::Explain(ExplainArgs { event_id, at, json }) => {
             reading(at, |config, dir| explain::explain(dir, &config.data_dir, &event_id, json))
@@ -186,17 +268,21 @@ pub fn run() -> ExitCode {
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init_logs(&config.log_level, config.log_format);
+    let logs = telemetry::init_logs(&config.logs.level, config.logs.format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     check::log(&config);
     let signals = shutdown::signals()?;
+    let starting = Watchdog::over_the_start(signals.first(), config.stop.drain_timeout);
     let app = App::start(&config).await?;
-    let report = app.run_until(signals).await;
-    if config.log_format == LogFormat::Pretty {
-        print!("{report}");
+    drop(starting);
+    let (report, watchdog) = app.run_watched_until(signals).await;
+    if config.logs.format == LogFormat::Pretty {
+        logs.print(&report.to_string());
     }
+    // Nothing that is left to be let go of holds up the end.
+    watchdog.keep();
     Ok(ExitCode::from(report.exit_code()))
 }
 
@@ -217,6 +303,11 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
         DeadLettersCommand::Show(ShowArgs { filter, limit }) => {
             Config::for_reading().map(|config| dead_letters::show(&at(config, &filter), &filter, limit))
         }
+        DeadLettersCommand::Export(ExportLettersArgs { filter, out }) => Config::for_reading()
+            .map(|config| dead_letters::export(&at(config, &filter), &filter, out.as_deref())),
+        DeadLettersCommand::Delete(args) => {
+            Config::for_reading().map(|config| dead_letters::delete(&at(config, &args.filter), args))
+        }
         DeadLettersCommand::Replay(args) => Config::from_env().map(|mut config| {
             config.data_dir = at(config.clone(), &args.filter);
             Ok(in_runtime(dead_letters::replay(config, args)))
@@ -224,6 +315,18 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
     };
     match done {
         Ok(result) => result.unwrap_or_else(|error| fail(&format!("{error:#}"))),
+        Err(error) => fail(&error),
+    }
+}
+
+fn providers(command: ProvidersCommand) -> ExitCode {
+    match Config::for_reading() {
+        Ok(config) => match command {
+            ProvidersCommand::List => providers::list(&config),
+            ProvidersCommand::Suspend { provider, note } => providers::suspend(&config, &provider, note),
+            ProvidersCommand::Resume { provider } => providers::resume(&config, &provider),
+        }
+        .unwrap_or_else(|error| fail(&format!("{error:#}"))),
         Err(error) => fail(&error),
     }
 }
@@ -236,7 +339,10 @@ fn spool(command: SpoolCommand) -> ExitCode {
             let ExportArgs { at, provider, since, limit } = args;
             reading(at, |_, dir| spool::export(dir, provider.as_deref(), since.unwrap_or(0), limit))
         }
-        SpoolCommand::Repair(at) => reading(at, |config, dir| spool::repair(dir, config.spool)),
+        SpoolCommand::Repair(at) => reading(at, |config, dir| spool::repair(dir, config.spool.limits)),
+        SpoolCommand::Forget(ForgetArgs { at, provider, yes }) => {
+            reading(at, |_, dir| spool::forget(dir, &provider, yes))
+        }
     }
 }
 
@@ -244,7 +350,7 @@ fn spool(command: SpoolCommand) -> ExitCode {
 fn reading(at: SpoolAt, action: impl FnOnce(&Config, &Path) -> anyhow::Result<ExitCode>) -> ExitCode {
     match Config::for_reading() {
         Ok(config) => {
-            let dir = at.dir.as_ref().unwrap_or(&config.spool_dir);
+            let dir = at.dir.as_ref().unwrap_or(&config.spool.dir);
             action(&config, dir).unwrap_or_else(|error| fail(&format!("{error:#}")))
         }
         Err(error) => fail(&error),
@@ -262,9 +368,8 @@ fn in_runtime(task: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode 
     code
 }
 
-#[expect(clippy::print_stderr, reason = "the command line's own errors")]
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("analytics-relay: {error}");
+    telemetry::say_on_stderr(format!("analytics-relay: {error}\n"), LAST_WORDS_TIME);
     ExitCode::FAILURE
 }
 
@@ -295,6 +400,15 @@ fn parse_event_id(text: &str) -> Result<EventId<'static>, String> {
     EventId::new(text.to_owned()).map_err(|error| format!("got {text:?}, {error}"))
 }
 
+/// The name of a file, too.
+fn parse_provider(name: &str) -> Result<String, String> {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(is_legal) {
+        return Err(format!("got {name:?}, want a provider's name: 1 to 64 of A-Z, a-z, 0-9, - and _"));
+    }
+    Ok(name.to_owned())
+}
+
 fn parse_time(text: &str) -> Result<jiff::Timestamp, String> {
     text.parse().map_err(|_| format!("got {text:?}, want a time such as 2026-01-31T08:00:00Z"))
 }
@@ -318,6 +432,7 @@ mod tests {
         assert_eq!(parse_fault("segment=503").unwrap().0, Vendor::Segment);
         assert!(parse_reason("x").unwrap_err().contains("retries_exhausted"));
         assert!(parse_event_id("").unwrap_err().contains("1 to 100"));
+        assert!(parse_provider("../x").unwrap_err().contains("provider's name"));
         assert!(parse_time("yesterday").unwrap_err().contains("2026"));
     }
 }

@@ -28,7 +28,6 @@
 //! providers drop the second copy by them.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -40,33 +39,27 @@ use prost::Message;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, timeout},
 };
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
-use tracing::{debug, warn};
+use tonic::transport::{Channel, Endpoint};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::{
-    proto::v1::{
-        IdentifyUserRequest, TrackBatchItem, TrackBatchRequest, TrackBatchResponse, TrackEventRequest,
-        analytics_service_client::AnalyticsServiceClient, track_batch_answer::Answer, track_batch_item::Item,
-    },
+    proto::v1::{IdentifyUserRequest, TrackBatchItem, TrackEventRequest, track_batch_item::Item},
     time::Clock,
 };
 
+mod connect;
+mod seldom;
+mod worker;
+
+pub use connect::{ClientError, ClientIdentity, ClientTls};
+use seldom::Seldom;
+use worker::Worker;
+
 /// Most events of a batch: as many as the relay takes.
 const BATCH_EVENTS_MAX: usize = 1000;
-/// Most bytes of a batch: half of what the relay takes.
-const BATCH_BYTES_MAX: usize = 512 * 1024;
-/// Longest wait after the first failure; doubles with each further one.
-const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
-/// A connection with a call under way is asked so often whether it is alive,
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// and given up if it does not answer.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a [`BatchingClient`] works.
 #[derive(Debug, Clone)]
@@ -83,10 +76,13 @@ pub struct ClientSettings {
     pub call_timeout: Duration,
     /// Longest wait between two attempts; what the relay asks for is kept to.
     pub retry_delay_max: Duration,
+    /// For an address with `https`: whom to believe, and who we are.
+    pub tls: ClientTls,
 }
 
 impl Default for ClientSettings {
-    /// 10,000 events and 16 MB; batches of 100, each 100 ms; 10 s; 10 s.
+    /// 10,000 events and 16 MB; batches of 100, each 100 ms; 10 s; 10 s; the
+    /// system's authorities.
     fn default() -> Self {
         Self {
             queue_events_max: 10_000,
@@ -95,6 +91,7 @@ impl Default for ClientSettings {
             flush_interval: Duration::from_millis(100),
             call_timeout: Duration::from_secs(10),
             retry_delay_max: Duration::from_secs(10),
+            tls: ClientTls::default(),
         }
     }
 }
@@ -107,10 +104,12 @@ pub struct Counters {
     pub queued: u64,
     /// Accepted by the relay.
     pub accepted: u64,
-    /// Refused by the relay for good: they break a rule. Each is logged.
+    /// Refused by the relay for good: they break a rule. Logged with id and name, one
+    /// in ten seconds.
     pub refused: u64,
-    /// Still waiting when the client was closed and its time was over. The relay
-    /// may have taken those whose answer was still out.
+    /// Still waiting when the client was closed and its time was over, or when the
+    /// program ended; logged. The relay may have taken those whose answer was still
+    /// out.
     pub abandoned: u64,
     /// Waiting, or under way.
     pub waiting: u64,
@@ -133,7 +132,8 @@ pub enum NotQueued {
 }
 
 /// See the module. Share it behind an `Arc`. Dropped without
-/// [`close`](Self::close), it abandons what waits.
+/// [`close`](Self::close), or when its runtime ends, it abandons what waits, and
+/// says how much; it never keeps a program from ending.
 #[derive(Debug)]
 pub struct BatchingClient {
     inlet: mpsc::Sender<Entry>,
@@ -166,32 +166,33 @@ struct Tally {
     closes_at: watch::Sender<Option<Instant>>,
     /// Changes with every batch that is done; false when none will be any more.
     progress: watch::Sender<bool>,
+    dropped_told: Seldom,
 }
 
 /// An interval or patience beyond this is as good as none.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl BatchingClient {
-    /// A client of the relay at `addr`, such as `http://relay:50054`. Connects
-    /// when there is something to send, and again when the connection is lost.
-    /// Needs a tokio runtime.
+    /// A client of the relay at `addr`, such as `http://relay:50054`, or `https` where
+    /// the relay serves TLS. Connects when there is something to send, and again when
+    /// the connection is lost. Needs a tokio runtime.
     ///
     /// # Errors
     ///
-    /// `addr` is no address.
-    pub fn new(addr: &str, settings: ClientSettings) -> Result<Self, tonic::transport::Error> {
-        let channel = Endpoint::from_shared(addr.to_owned())?
-            .connect_timeout(settings.call_timeout)
-            .tcp_nodelay(true)
-            // A relay that vanished without a word is noticed.
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .connect_lazy();
-        Ok(Self::over(channel, settings))
+    /// `addr` or what is to be used for TLS can never work.
+    pub fn new(addr: &str, settings: ClientSettings) -> Result<Self, ClientError> {
+        let endpoint = connect::endpoint(addr, &settings)?;
+        let channel = endpoint.connect_lazy();
+        Ok(Self::start(channel, Some(endpoint), settings))
     }
 
-    /// The same over a channel of your own, with TLS or a balancer, say.
-    pub fn over(channel: Channel, mut settings: ClientSettings) -> Self {
+    /// The same over a channel of your own, with a balancer, say. `settings.tls` is
+    /// the channel's own affair, and so is noticing that it is dead.
+    pub fn over(channel: Channel, settings: ClientSettings) -> Self {
+        Self::start(channel, None, settings)
+    }
+
+    fn start(channel: Channel, endpoint: Option<Endpoint>, mut settings: ClientSettings) -> Self {
         settings.batch_events_max = settings.batch_events_max.clamp(1, BATCH_EVENTS_MAX);
         let (inlet, outlet) = mpsc::channel(settings.queue_events_max.max(1));
         let tally = Arc::new(Tally {
@@ -207,16 +208,9 @@ impl BatchingClient {
             hurry: Notify::new(),
             closes_at: watch::Sender::new(None),
             progress: watch::Sender::new(true),
+            dropped_told: Seldom::default(),
         });
-        let worker = Worker {
-            client: AnalyticsServiceClient::new(channel),
-            events_max: settings.batch_events_max,
-            settings,
-            outlet,
-            pending: VecDeque::new(),
-            failures: 0,
-            tally: tally.clone(),
-        };
+        let worker = Worker::new(channel, endpoint, settings, outlet, tally.clone());
         Self { inlet, tally, worker: Mutex::new(Some(tokio::spawn(worker.run()))) }
     }
 
@@ -252,16 +246,21 @@ impl BatchingClient {
     }
 
     /// Sends what waits at once, and waits until all that was queued before has
-    /// been answered. Without a relay that may be never.
-    pub async fn flush(&self) {
-        let mut progress = self.tally.progress.subscribe();
+    /// been answered, at most for `patience`. Returns whether it has been; what has
+    /// not goes on waiting.
+    pub async fn flush(&self, patience: Duration) -> bool {
         let queued = self.tally.queued.load(Ordering::SeqCst);
         self.tally.flush_to.fetch_max(queued, Ordering::SeqCst);
         self.tally.hurry.notify_one();
-        while self.tally.ended() < queued && *progress.borrow_and_update() {
-            // The sender is in the tally.
-            let _ = progress.changed().await;
-        }
+        let mut progress = self.tally.progress.subscribe();
+        let ended = async {
+            while self.tally.ended() < queued && *progress.borrow_and_update() {
+                // The sender is in the tally.
+                let _ = progress.changed().await;
+            }
+        };
+        let in_time = timeout(patience.min(FOREVER), ended).await.is_ok();
+        in_time && self.tally.abandoned.load(Ordering::SeqCst) == 0
     }
 
     /// Takes nothing more, sends what waits, and returns when it is done or
@@ -299,8 +298,10 @@ impl BatchingClient {
             }
             Err(not_queued) => {
                 tally.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                if tally.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
-                    warn!(reason = %not_queued, "the first event is dropped; the counters tell of the others");
+                tally.dropped.fetch_add(1, Ordering::Relaxed);
+                if let Some(more) = tally.dropped_told.may_tell() {
+                    let (event_id, event_name) = id_and_name(&item);
+                    warn!(event_id, event_name, more, reason = %not_queued, "an event is dropped");
                 }
                 Err(not_queued)
             }
@@ -316,6 +317,16 @@ impl Drop for BatchingClient {
             at.get_or_insert_with(Instant::now);
             is_open
         });
+    }
+}
+
+/// How an event is told from others in the logs. A user's id is nobody's business
+/// there.
+fn id_and_name(item: &TrackBatchItem) -> (&str, &str) {
+    match &item.item {
+        Some(Item::Track(track)) => (&track.event_id, &track.event_name),
+        Some(Item::Identify(identify)) => (&identify.event_id, "(identify)"),
+        None => ("", ""),
     }
 }
 
@@ -356,198 +367,5 @@ impl Tally {
             dropped: self.dropped.load(Ordering::Relaxed),
             retries: self.retries.load(Ordering::Relaxed),
         }
-    }
-}
-
-/// Sends one batch at a time, so that order is kept.
-struct Worker {
-    client: AnalyticsServiceClient<Channel>,
-    settings: ClientSettings,
-    /// Fewer than the settings say while the relay calls batches too large.
-    events_max: usize,
-    outlet: mpsc::Receiver<Entry>,
-    /// The next batch, and what did not fit into it.
-    pending: VecDeque<Entry>,
-    /// Calls that failed in a row.
-    failures: u32,
-    tally: Arc<Tally>,
-}
-
-impl Worker {
-    async fn run(mut self) {
-        let tally = self.tally.clone();
-        let closing = async {
-            sleep_until(tally.closing().await).await;
-        };
-        tokio::select! {
-            () = self.send_all() => {}
-            () = closing => {}
-        }
-        self.outlet.close();
-        while let Ok(entry) = self.outlet.try_recv() {
-            self.pending.push_back(entry);
-        }
-        let left = std::mem::take(&mut self.pending);
-        if !left.is_empty() {
-            warn!(event_count = left.len(), "closed before the relay had taken all events: they are lost");
-        }
-        for entry in left {
-            self.ended(&entry, &self.tally.abandoned);
-        }
-        self.tally.progress.send_replace(false);
-    }
-
-    /// Returns when the client is closed and all is sent.
-    async fn send_all(&mut self) {
-        while self.gather().await {
-            let entries = self.batch_len();
-            let items = self.pending.iter().take(entries).map(|entry| entry.item.clone()).collect();
-            let call = self.client.track_batch(TrackBatchRequest { items });
-            let answer = match timeout(self.settings.call_timeout, call).await {
-                Ok(answer) => answer.map(tonic::Response::into_inner),
-                Err(_) => Err(Status::deadline_exceeded("no answer in time")),
-            };
-            let delay = match answer {
-                Ok(response) if response.answers.len() == entries => self.settle(response),
-                Ok(response) => {
-                    let answers = response.answers.len();
-                    self.failed(entries, &Status::internal(format!("{answers} answers to {entries} items")))
-                }
-                Err(status) => self.failed(entries, &status),
-            };
-            self.tally.progress.send_replace(true);
-            if !delay.is_zero() {
-                self.tally.retries.fetch_add(1, Ordering::Relaxed);
-                let is_open = self.tally.closes_at.borrow().is_none();
-                tokio::select! {
-                    () = sleep(delay) => {}
-                    () = self.tally.hurry.notified() => {}
-                    // One attempt more, at once.
-                    _ = self.tally.closing(), if is_open => {}
-                }
-            }
-        }
-    }
-
-    /// Waits until a batch is full or has waited long enough. False if nothing
-    /// will come any more.
-    async fn gather(&mut self) -> bool {
-        if self.pending.is_empty() {
-            tokio::select! {
-                biased;
-                entry = self.outlet.recv() => match entry {
-                    Some(entry) => self.pending.push_back(entry),
-                    None => return false,
-                },
-                _ = self.tally.closing() => {
-                    // What is in the queue now is the last.
-                    self.outlet.close();
-                    match self.outlet.recv().await {
-                        Some(entry) => self.pending.push_back(entry),
-                        None => return false,
-                    }
-                }
-            }
-        }
-        let flushes = self.tally.ended() < self.tally.flush_to.load(Ordering::SeqCst);
-        let interval = if flushes { Duration::ZERO } else { self.settings.flush_interval.min(FOREVER) };
-        let mut due = Instant::now() + interval;
-        let mut bytes: usize = self.pending.iter().map(|entry| entry.bytes).sum();
-        while self.pending.len() < self.events_max && bytes < BATCH_BYTES_MAX {
-            tokio::select! {
-                biased;
-                entry = self.outlet.recv() => match entry {
-                    Some(entry) => {
-                        bytes += entry.bytes;
-                        self.pending.push_back(entry);
-                    }
-                    None => break,
-                },
-                () = self.tally.hurry.notified() => due = Instant::now(),
-                () = sleep_until(due) => break,
-                _ = self.tally.closing() => break,
-            }
-        }
-        true
-    }
-
-    /// How many of the pending make the next batch: at least one.
-    fn batch_len(&self) -> usize {
-        let mut bytes = 0;
-        let fits = |entry: &&Entry| {
-            bytes += entry.bytes;
-            bytes <= BATCH_BYTES_MAX
-        };
-        self.pending.iter().take(self.events_max).take_while(fits).count().max(1)
-    }
-
-    /// Takes out what was answered for good. Returns how long to wait before the
-    /// rest is sent again; zero if there is none.
-    fn settle(&mut self, response: TrackBatchResponse) -> Duration {
-        self.failures = 0;
-        self.events_max = self.settings.batch_events_max;
-        let later = self.pending.split_off(response.answers.len());
-        let mut deferred = VecDeque::new();
-        for (entry, answer) in std::mem::take(&mut self.pending).into_iter().zip(response.answers) {
-            match answer.answer {
-                Some(Answer::Accepted(_)) => self.ended(&entry, &self.tally.accepted),
-                Some(Answer::Refused(refused)) => {
-                    let violation = refused.violations.first().cloned().unwrap_or_default();
-                    warn!(
-                        reason = violation.reason,
-                        field = violation.field,
-                        detail = violation.description,
-                        "the relay refuses an event"
-                    );
-                    self.ended(&entry, &self.tally.refused);
-                }
-                Some(Answer::Deferred(_)) | None => deferred.push_back(entry),
-            }
-        }
-        let delay = match u64::try_from(response.retry_delay_ms) {
-            _ if deferred.is_empty() => Duration::ZERO,
-            Ok(delay_ms) => Duration::from_millis(delay_ms).max(Duration::from_millis(1)),
-            Err(_) => RETRY_DELAY_FIRST,
-        };
-        deferred.extend(later);
-        self.pending = deferred;
-        delay
-    }
-
-    /// Nothing of the batch was answered. Returns how long to wait.
-    fn failed(&mut self, entries: usize, status: &Status) -> Duration {
-        self.failures = self.failures.saturating_add(1);
-        match status.code() {
-            // The batch as a whole breaks a limit, of the relay or of something
-            // on the way: fewer at a time, and a lone event is to blame.
-            Code::OutOfRange | Code::InvalidArgument if entries > 1 => {
-                self.events_max = entries.div_ceil(2);
-                return Duration::from_millis(1);
-            }
-            Code::OutOfRange | Code::InvalidArgument => {
-                warn!(error = status.message(), "the relay refuses an event");
-                if let Some(entry) = self.pending.pop_front() {
-                    self.ended(&entry, &self.tally.refused);
-                }
-                return Duration::ZERO;
-            }
-            Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied => {
-                warn!(code = ?status.code(), error = status.message(), "the relay does not take batches");
-            }
-            code if self.failures == 1 => {
-                warn!(?code, error = status.message(), "the relay does not take events: they wait");
-            }
-            code => debug!(?code, error = status.message(), "the relay does not take events"),
-        }
-        let limit = RETRY_DELAY_FIRST
-            .saturating_mul(1 << self.failures.min(16))
-            .min(self.settings.retry_delay_max)
-            .max(Duration::from_millis(1));
-        limit.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-
-    fn ended(&self, entry: &Entry, count: &AtomicU64) {
-        self.tally.waiting_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
-        count.fetch_add(1, Ordering::SeqCst);
     }
 }

@@ -1,139 +1,60 @@
-//! The environment → one typed [`Config`]. The only reader of the environment.
+//! All that the relay can be told, put together: each stage's settings, as the
+//! stage itself reads them.
 //!
-//! [`SETTINGS`] lists every variable; `.env.example` and a test follow it. What
-//! stands in the environment wins over the file `.env`. Every bad setting is
-//! reported, not only the first.
+//! The stages know [`settings`](crate::settings), not this; only `app` and `cli` do.
 
 use std::{
-    collections::BTreeMap,
     env,
     ffi::OsString,
-    fmt::{self, Display},
-    num::NonZeroUsize,
-    ops::RangeInclusive,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
-use analytics_relay_providers::{
-    Secret,
-    mixpanel::IdentityMode,
-    registry::{ProviderSettings, Url, Vendor},
-};
+use analytics_relay_providers::registry::{ProviderSettings, Vendor};
 
+mod vendors;
+
+pub use crate::{
+    admin::AdminSettings,
+    batch_worker::BatchRule,
+    delivery::{dead_letter::DeadLetterSettings, retry::RetryRule},
+    ingest::{settings::GrpcSettings, tls::TlsFiles},
+    listener::Listen,
+    queue::{
+        QueueLimits,
+        spool::{log::LogLimits, settings::SpoolConfig},
+    },
+    settings::{ConfigError, SETTINGS, SettingInfo, Shown, Source, known_names},
+    shutdown::StopSettings,
+    telemetry::LogSettings,
+};
 use crate::{
-    ingest::tls::TlsFiles,
-    listener::{Listen, is_host},
-    queue::{Durability, spool::WhenFull},
-    telemetry::{LogFormat, parse_level},
+    queue::spool,
+    settings::{Reader, name_for},
 };
-
-/// Bounds of the bytes of a log.
-const SPOOL_BYTES_MAX: RangeInclusive<u64> = 131_072..=1 << 50;
-
-/// One variable.
-#[derive(Debug, Clone, Copy)]
-pub struct SettingInfo {
-    /// Its name.
-    pub name: &'static str,
-    /// What holds when it is not set; empty if nothing does.
-    pub default: &'static str,
-    /// May be set for one provider, as in `SEGMENT_BATCH_SIZE`.
-    pub per_provider: bool,
-}
-
-const fn setting(name: &'static str, default: &'static str) -> SettingInfo {
-    SettingInfo { name, default, per_provider: false }
-}
-
-const fn per_provider(name: &'static str, default: &'static str) -> SettingInfo {
-    SettingInfo { name, default, per_provider: true }
-}
-
-/// Every variable.
-pub const SETTINGS: [SettingInfo; 41] = [
-    setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
-    setting("TEST_MODE", "false"),
-    setting("MIXPANEL_API_KEY", ""),
-    setting("MIXPANEL_BASE_URL", "us"),
-    setting("MIXPANEL_IDENTITY_MODE", "simplified"),
-    setting("AMPLITUDE_API_KEY", ""),
-    setting("AMPLITUDE_BASE_URL", "us"),
-    setting("AMPLITUDE_MIN_ID_LENGTH", "1"),
-    setting("SEGMENT_WRITE_KEY", ""),
-    setting("SEGMENT_BASE_URL", "us"),
-    setting("GRPC_HOST", "[::]"),
-    setting("GRPC_PORT", "50054"),
-    setting("GRPC_MAX_CONNECTIONS", "1000"),
-    setting("GRPC_MAX_CONNECTIONS_PER_PEER", ""),
-    setting("GRPC_RECEIVE_MAX_BYTES", "67108864"),
-    setting("GRPC_TLS_CERT_FILE", ""),
-    setting("GRPC_TLS_KEY_FILE", ""),
-    setting("GRPC_TLS_CLIENT_CA_FILE", ""),
-    setting("METRICS_HOST", "[::]"),
-    setting("METRICS_PORT", "9090"),
-    setting("LOG_LEVEL", "info"),
-    setting("LOG_FORMAT", ""),
-    per_provider("BATCH_SIZE", "50"),
-    per_provider("FLUSH_INTERVAL_SECONDS", "10"),
-    per_provider("MAX_RETRY_ATTEMPTS", "5"),
-    per_provider("INITIAL_RETRY_DELAY_MS", "1000"),
-    per_provider("MAX_RETRY_DELAY_MS", "30000"),
-    per_provider("REQUEST_TIMEOUT_SECONDS", "10"),
-    setting("QUEUE_MAX_EVENTS", "100000"),
-    setting("QUEUE_MAX_BYTES", "67108864"),
-    setting("DRAIN_TIMEOUT_SECONDS", "8"),
-    setting("DATA_DIR", "./data"),
-    setting("DEAD_LETTERS_MAX_BYTES", "1073741824"),
-    setting("DURABILITY", "memory"),
-    setting("SPOOL_DIR", ""),
-    per_provider("SPOOL_MAX_BYTES", "10737418240"),
-    setting("SPOOL_SEGMENT_BYTES", "67108864"),
-    setting("SPOOL_RETENTION_HOURS", "72"),
-    setting("SPOOL_WHEN_FULL", "reject"),
-    setting("SPOOL_GROUP_WINDOW_MS", "2"),
-    setting("SPOOL_GROUP_BYTES", "1048576"),
-];
 
 /// Everything the relay can be told.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where to listen for callers.
-    pub grpc: Listen,
-    /// Most connections of callers.
-    pub grpc_connections_max: usize,
-    /// Most of them of one peer; nothing if a quarter, but for this machine's own.
-    pub grpc_connections_of_peer_max: Option<usize>,
-    /// Most bytes of messages that are being received.
-    pub grpc_receive_bytes_max: usize,
-    /// What to serve TLS with; plaintext if nothing.
-    pub grpc_tls: Option<TlsFiles>,
-    /// Where to listen for scrapes and probes.
-    pub metrics: Listen,
-    /// Level or directives of the logs.
-    pub log_level: String,
-    /// How log lines look.
-    pub log_format: LogFormat,
+    /// How callers are served over gRPC.
+    pub grpc: GrpcSettings,
+    /// How scrapes and probes are served.
+    pub metrics: AdminSettings,
+    /// The logs.
+    pub logs: LogSettings,
     /// The named vendors, in the order of their naming.
     pub providers: Vec<ProviderConfig>,
     /// What holds for a provider that is not a named vendor.
     pub delivery: DeliveryConfig,
-    /// Most events in the queue, and in each lane.
-    pub queue_events_max: usize,
-    /// Most memory that events in the queue, and in each lane, may hold.
-    pub queue_bytes_max: usize,
-    /// From the first signal to the exit.
-    pub drain_timeout: Duration,
+    /// Most that is in the queue, and in each lane.
+    pub queue: QueueLimits,
+    /// How the relay stops.
+    pub stop: StopSettings,
     /// Where dead letters and spill files are.
     pub data_dir: PathBuf,
-    /// Most bytes of one provider's dead letters.
-    pub dead_letters_bytes_max: u64,
-    /// What an OK means: `Queued` without a log, else what the log promises.
-    pub durability: Durability,
-    /// Where the log is, if there is one.
-    pub spool_dir: PathBuf,
-    /// How the log works.
+    /// The dead letters.
+    pub dead_letters: DeadLetterSettings,
+    /// The log, and what an OK means.
     pub spool: SpoolConfig,
     /// Send nothing, show what would be sent.
     pub test_mode: bool,
@@ -141,24 +62,6 @@ pub struct Config {
     pub shown: Vec<Shown>,
     /// What looks wrong and is none of ours.
     pub warnings: Vec<String>,
-}
-
-/// How the log of a durable relay works.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SpoolConfig {
-    /// Most bytes on disk.
-    pub bytes_max: u64,
-    /// Bytes of one segment.
-    pub segment_bytes: u64,
-    /// How long an event may wait for a provider before it becomes a dead
-    /// letter.
-    pub retention: Duration,
-    /// What happens when it has used up its bytes.
-    pub when_full: WhenFull,
-    /// How long a group of events waits for callers that came with the last.
-    pub group_window: Duration,
-    /// Bytes at which a group waits no more.
-    pub group_bytes: usize,
 }
 
 /// One named vendor.
@@ -173,66 +76,15 @@ pub struct ProviderConfig {
 /// How events go to one provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeliveryConfig {
-    /// A batch leaves with this many events,
-    pub batch_size: usize,
-    /// or this long after its first one.
-    pub flush_interval: Duration,
-    /// Most attempts for an event, the first included.
-    pub retry_attempts_max: u32,
-    /// Longest wait after the first failure; doubles with each further one.
-    pub retry_delay_initial: Duration,
-    /// Longest wait after any failure.
-    pub retry_delay_max: Duration,
+    /// When a batch leaves.
+    pub batch: BatchRule,
+    /// When and how often an event is sent again.
+    pub retry: RetryRule,
     /// Longest time for one request.
     pub request_timeout: Duration,
     /// Most bytes of the provider's share of the log.
     pub spool_bytes_max: u64,
 }
-
-/// A setting as it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
-    /// The variable.
-    pub name: String,
-    /// Its value, masked if it is a secret.
-    pub value: String,
-    /// Where it came from.
-    pub source: Source,
-}
-
-/// Where a setting came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// The process's environment.
-    Environment,
-    /// The file `.env`.
-    File,
-    /// It was not set.
-    Default,
-}
-
-impl Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Environment => "environment",
-            Self::File => ".env",
-            Self::Default => "default",
-        })
-    }
-}
-
-/// Every setting that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError(pub Vec<String>);
-
-impl Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bad setting(s):", self.0.len())?;
-        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 impl Config {
     /// Reads the environment and, if it is there, the file `.env` in the
@@ -247,6 +99,11 @@ impl Config {
         Self::read(env::vars_os().chain([no_provider]), Path::new(".env"))
     }
 
+    /// The vendors that `ANALYTICS_PROVIDER` names, for what needs no key.
+    pub(crate) fn named_vendors() -> Vec<Vendor> {
+        vendors::named(&mut Reader::new(env::vars_os(), Path::new(".env")))
+    }
+
     /// Reads given variables instead of the environment, and no file.
     pub fn from_vars<K: Into<OsString>, V: Into<OsString>>(
         vars: impl IntoIterator<Item = (K, V)>,
@@ -256,446 +113,63 @@ impl Config {
     }
 
     fn read(vars: impl Iterator<Item = (OsString, OsString)>, file: &Path) -> Result<Self, ConfigError> {
-        let mut reader = Reader::default();
-        reader.take_file(file);
-        reader.take_environment(vars);
-        let config = reader.config();
-        if reader.errors.is_empty() {
-            return Ok(config);
-        }
-        // A misspelled name may be why another one is not set.
-        reader.errors.extend(config.warnings);
-        Err(ConfigError(reader.errors))
-    }
-}
-
-/// Reads settings one by one and keeps what is wrong with them.
-#[derive(Default)]
-struct Reader {
-    vars: BTreeMap<String, (String, Source)>,
-    shown: Vec<Shown>,
-    errors: Vec<String>,
-}
-
-impl Reader {
-    fn take_file(&mut self, path: &Path) {
-        let lines = match dotenvy::from_path_iter(path) {
-            Ok(lines) => lines,
-            Err(error) if error.not_found() || path.as_os_str().is_empty() => return,
-            Err(error) => return self.errors.push(format!("{}: {error}", path.display())),
-        };
-        for line in lines {
-            match line {
-                Ok((name, value)) => {
-                    self.vars.insert(name, (value, Source::File));
-                }
-                // The library's own words would quote the line, a key perhaps.
-                Err(_) => {
-                    let path = path.display();
-                    self.errors.push(format!("{path}: got a line that cannot be read, want NAME=value"));
-                }
-            }
-        }
+        let mut reader = Reader::new(vars, file);
+        let config = Self::assemble(&mut reader);
+        let (shown, warnings) = reader.finish()?;
+        Ok(Self { shown, warnings, ..config })
     }
 
-    fn take_environment(&mut self, vars: impl Iterator<Item = (OsString, OsString)>) {
-        for (name, value) in vars {
-            // A name that is not UTF-8 is none of ours.
-            let Ok(name) = name.into_string() else { continue };
-            match value.into_string() {
-                Ok(value) => {
-                    self.vars.insert(name, (value, Source::Environment));
-                }
-                Err(_) if is_known(&name) => {
-                    self.errors.push(format!("{name}: got bytes that are not UTF-8, want text"));
-                }
-                Err(_) => {}
-            }
-        }
-    }
-
-    fn config(&mut self) -> Config {
-        let test_mode = self.flag("TEST_MODE");
-        let grpc = self.listen("GRPC_HOST", "GRPC_PORT");
-        let grpc_connections_max = self.number("GRPC_MAX_CONNECTIONS", 1..=100_000);
-        let grpc_connections_of_peer_max = match self.lookup("GRPC_MAX_CONNECTIONS_PER_PEER").0.as_str() {
-            "" => None,
-            _ => Some(self.number("GRPC_MAX_CONNECTIONS_PER_PEER", 1..=100_000)),
-        };
-        let grpc_receive_bytes_max = self.number("GRPC_RECEIVE_MAX_BYTES", 4 << 20..=1 << 36);
-        let grpc_tls = self.tls();
-        let metrics = self.listen("METRICS_HOST", "METRICS_PORT");
-        let log_level = self.log_level();
-        let log_format = self.log_format();
-        let queue_events_max = self.number("QUEUE_MAX_EVENTS", 1..=10_000_000);
-        let queue_bytes_max = self.number("QUEUE_MAX_BYTES", 65_536..=1 << 36);
-        let drain_timeout = self.seconds("DRAIN_TIMEOUT_SECONDS", 0.1..=3600.0);
-        let data_dir = PathBuf::from(self.text("DATA_DIR"));
-        let dead_letters_bytes_max = self.number("DEAD_LETTERS_MAX_BYTES", 0..=1 << 50);
-        let delivery = self.delivery(None);
-        let durability = self.durability();
-        let spool_dir = match self.text("SPOOL_DIR").as_str() {
-            "" => data_dir.join("spool"),
-            dir => PathBuf::from(dir),
-        };
-        let spool = self.spool(delivery.spool_bytes_max);
-        let providers = self.providers(test_mode);
-        Config {
+    /// Lets each stage read its own, in the order in which `check` shows them.
+    fn assemble(reader: &mut Reader) -> Self {
+        let test_mode = reader.flag("TEST_MODE");
+        let grpc = GrpcSettings::read(reader);
+        let metrics = AdminSettings::read(reader);
+        let logs = LogSettings::read(reader);
+        let queue = QueueLimits::read(reader);
+        let stop = StopSettings::read(reader);
+        let data_dir = PathBuf::from(reader.text("DATA_DIR"));
+        let dead_letters = DeadLetterSettings::read(reader);
+        let delivery = DeliveryConfig::read(reader, None);
+        let spool = SpoolConfig::read(reader, &data_dir, delivery.spool_bytes_max);
+        let providers = providers(reader, test_mode);
+        Self {
             grpc,
-            grpc_connections_max,
-            grpc_connections_of_peer_max,
-            grpc_receive_bytes_max,
-            grpc_tls,
             metrics,
-            log_level,
-            log_format,
+            logs,
             providers,
             delivery,
-            queue_events_max,
-            queue_bytes_max,
-            drain_timeout,
+            queue,
+            stop,
             data_dir,
-            dead_letters_bytes_max,
-            durability,
-            spool_dir,
+            dead_letters,
             spool,
             test_mode,
-            shown: std::mem::take(&mut self.shown),
-            warnings: self.vars.keys().filter_map(|name| misspelling(name)).collect(),
+            shown: Vec::new(),
+            warnings: Vec::new(),
         }
     }
+}
 
-    fn providers(&mut self, test_mode: bool) -> Vec<ProviderConfig> {
-        let names = self.text("ANALYTICS_PROVIDER");
-        let mut vendors = Vec::new();
-        for name in names.split(',').map(str::trim).filter(|name| !matches!(*name, "" | "none")) {
-            match Vendor::from_name(&name.to_ascii_lowercase()) {
-                Some(vendor) if vendors.contains(&vendor) => {
-                    self.wrong("ANALYTICS_PROVIDER", name, "each provider once");
-                }
-                Some(vendor) => vendors.push(vendor),
-                None => {
-                    let known = Vendor::ALL.map(Vendor::name).join(", ");
-                    self.wrong("ANALYTICS_PROVIDER", name, &format!("none, or some of {known}"));
-                }
-            }
-        }
-        vendors.into_iter().map(|vendor| self.provider(vendor, test_mode)).collect()
-    }
-
-    fn provider(&mut self, vendor: Vendor, test_mode: bool) -> ProviderConfig {
-        let delivery = self.delivery(Some(vendor));
-        let (key, base_url) = match vendor {
-            Vendor::Mixpanel => ("MIXPANEL_API_KEY", "MIXPANEL_BASE_URL"),
-            Vendor::Amplitude => ("AMPLITUDE_API_KEY", "AMPLITUDE_BASE_URL"),
-            Vendor::Segment => ("SEGMENT_WRITE_KEY", "SEGMENT_BASE_URL"),
-        };
-        let mixpanel = vendor == Vendor::Mixpanel;
-        let amplitude = vendor == Vendor::Amplitude;
-        let settings = ProviderSettings {
-            vendor,
-            key: self.key(key, vendor, test_mode),
-            base_url: self.base_url(base_url, vendor),
-            request_timeout: delivery.request_timeout,
-            identity_mode: if mixpanel { self.identity_mode() } else { IdentityMode::default() },
-            min_id_length: if amplitude { self.number("AMPLITUDE_MIN_ID_LENGTH", 1..=255) } else { 1 },
-        };
-        ProviderConfig { settings, delivery }
-    }
-
+impl DeliveryConfig {
     /// What holds for all providers, or, where it is set, for one.
-    fn delivery(&mut self, vendor: Option<Vendor>) -> DeliveryConfig {
-        let prefix = vendor.map(|vendor| format!("{}_", vendor.name().to_ascii_uppercase()));
-        let name =
-            |setting: &'static str| prefix.as_deref().map_or(setting.into(), |p| format!("{p}{setting}"));
-        let delivery = DeliveryConfig {
-            batch_size: self
-                .number::<NonZeroUsize>(
-                    &name("BATCH_SIZE"),
-                    NonZeroUsize::MIN..=NonZeroUsize::MIN.saturating_add(1999),
-                )
-                .get(),
-            flush_interval: self.seconds(&name("FLUSH_INTERVAL_SECONDS"), 0.01..=3600.0),
-            retry_attempts_max: self.number(&name("MAX_RETRY_ATTEMPTS"), 1..=100),
-            retry_delay_initial: self.millis(&name("INITIAL_RETRY_DELAY_MS"), 1..=600_000),
-            retry_delay_max: self.millis(&name("MAX_RETRY_DELAY_MS"), 1..=3_600_000),
-            request_timeout: self.seconds(&name("REQUEST_TIMEOUT_SECONDS"), 0.01..=600.0),
-            spool_bytes_max: self.number(&name("SPOOL_MAX_BYTES"), SPOOL_BYTES_MAX),
-        };
-        if delivery.retry_delay_initial > delivery.retry_delay_max {
-            let (initial, max) = (name("INITIAL_RETRY_DELAY_MS"), name("MAX_RETRY_DELAY_MS"));
-            if !self.is_repeated(&initial) || !self.is_repeated(&max) {
-                let got = delivery.retry_delay_max.as_millis();
-                self.errors.push(format!("{max}: got \"{got}\", want at least {initial}"));
-            }
-        }
-        delivery
-    }
-
-    fn durability(&mut self) -> Durability {
-        match self.text("DURABILITY").as_str() {
-            "memory" => Durability::Queued,
-            "written" => Durability::Written,
-            "synced" => Durability::Synced,
-            other => {
-                self.wrong("DURABILITY", other, "memory, written or synced");
-                Durability::Queued
-            }
-        }
-    }
-
-    fn spool(&mut self, bytes_max: u64) -> SpoolConfig {
-        let segment_bytes = self.number("SPOOL_SEGMENT_BYTES", 65_536..=1 << 30);
-        let of_vendors =
-            Vendor::ALL.map(|vendor| format!("{}_SPOOL_MAX_BYTES", vendor.name().to_ascii_uppercase()));
-        for name in ["SPOOL_MAX_BYTES".to_owned()].into_iter().chain(of_vendors) {
-            let (text, _) = self.lookup(&name);
-            // What is no number is told elsewhere.
-            let bytes: Option<u64> = text.replace('_', "").parse().ok();
-            if bytes.is_some_and(|bytes| bytes < 2 * segment_bytes) && !self.is_repeated(&name) {
-                self.errors.push(format!("{name}: got {text:?}, want at least twice SPOOL_SEGMENT_BYTES"));
-            }
-        }
-        let hours: f64 = self.number("SPOOL_RETENTION_HOURS", 0.0001..=87_600.0);
-        let when_full = match self.text("SPOOL_WHEN_FULL").as_str() {
-            "reject" => WhenFull::Reject,
-            "dead_letter_oldest" => WhenFull::DeadLetterOldest,
-            other => {
-                self.wrong("SPOOL_WHEN_FULL", other, "reject or dead_letter_oldest");
-                WhenFull::Reject
-            }
-        };
-        let window_ms: f64 = self.number("SPOOL_GROUP_WINDOW_MS", 0.0..=100.0);
-        SpoolConfig {
-            bytes_max,
-            segment_bytes,
-            retention: Duration::from_secs_f64(hours * 3600.0),
-            when_full,
-            group_window: Duration::from_secs_f64(window_ms / 1000.0),
-            group_bytes: self.number("SPOOL_GROUP_BYTES", 1..=64 << 20),
-        }
-    }
-
-    fn key(&mut self, name: &str, vendor: Vendor, test_mode: bool) -> Secret {
-        let (key, source) = self.lookup(name);
-        let value = if key.is_empty() { "(not set)" } else { "***" };
-        self.show(name, value.to_owned(), source);
-        if key.is_empty() && !test_mode {
-            self.errors.push(format!(
-                "{name}: got nothing, want the key of {0}, which ANALYTICS_PROVIDER names (or TEST_MODE=true)",
-                vendor.name()
-            ));
-        }
-        if !key.chars().all(|c| c.is_ascii_graphic()) {
-            self.errors
-                .push(format!("{name}: got a key with a space or a special character, want the key alone"));
-        }
-        Secret::new(key)
-    }
-
-    fn base_url(&mut self, name: &str, vendor: Vendor) -> Url {
-        let (text, source) = self.lookup(name);
-        // A password in it must not be shown.
-        let shown = if text.contains(['@', '?', '#']) { "***".to_owned() } else { text.clone() };
-        self.show(name, shown.clone(), source);
-        let host = vendor.hosts().iter().find(|(region, _)| *region == text);
-        let url = host.map_or(text.as_str(), |(_, url)| *url);
-        match url.parse() {
-            Ok(url) if is_base_url(&url) => url,
-            _ => {
-                let regions: Vec<_> = vendor.hosts().iter().map(|(region, _)| *region).collect();
-                let want =
-                    format!("{}, or a URL with http or https and no user or query", regions.join(", "));
-                self.wrong(name, &shown, &want);
-                let (_, default) = vendor.hosts()[0];
-                default.parse().expect("the vendors' own hosts are URLs")
-            }
-        }
-    }
-
-    fn identity_mode(&mut self) -> IdentityMode {
-        let name = "MIXPANEL_IDENTITY_MODE";
-        match self.text(name).as_str() {
-            "simplified" => IdentityMode::Simplified,
-            "original" => IdentityMode::Original,
-            other => {
-                self.wrong(name, other, "simplified or original");
-                IdentityMode::default()
-            }
-        }
-    }
-
-    fn log_level(&mut self) -> String {
-        let level = self.text("LOG_LEVEL");
-        if let Err(want) = parse_level(&level) {
-            self.wrong("LOG_LEVEL", &level, &want);
-        }
-        level
-    }
-
-    fn log_format(&mut self) -> LogFormat {
-        match self.text("LOG_FORMAT").as_str() {
-            "" => LogFormat::for_stdout(),
-            "json" => LogFormat::Json,
-            "pretty" => LogFormat::Pretty,
-            other => {
-                self.wrong("LOG_FORMAT", other, "json or pretty");
-                LogFormat::Json
-            }
-        }
-    }
-
-    fn listen(&mut self, host: &str, port: &str) -> Listen {
-        let at = Listen { host: self.text(host), port: self.number(port, 0..=u16::MAX) };
-        if !is_host(&at.host) {
-            self.wrong(
-                host,
-                &at.host,
-                "an address or a name of this machine, or [::] or * for every address",
-            );
-        }
-        at
-    }
-
-    fn tls(&mut self) -> Option<TlsFiles> {
-        let mut file =
-            |name| Some(PathBuf::from(self.text(name))).filter(|path| !path.as_os_str().is_empty());
-        let [cert, key, client_ca] =
-            ["GRPC_TLS_CERT_FILE", "GRPC_TLS_KEY_FILE", "GRPC_TLS_CLIENT_CA_FILE"].map(&mut file);
-        match (cert, key) {
-            (Some(cert), Some(key)) => return Some(TlsFiles { cert, key, client_ca }),
-            // What was meant to be closed must not be open.
-            (None, None) if client_ca.is_none() => {}
-            (None, _) => self.wrong("GRPC_TLS_CERT_FILE", "", "a file, as other GRPC_TLS settings are set"),
-            (_, None) => self.wrong("GRPC_TLS_KEY_FILE", "", "a file, as GRPC_TLS_CERT_FILE is set"),
-        }
-        None
-    }
-
-    fn flag(&mut self, name: &str) -> bool {
-        match self.text(name).to_ascii_lowercase().as_str() {
-            "true" | "1" | "yes" | "on" => true,
-            "false" | "0" | "no" | "off" => false,
-            other => {
-                self.wrong(name, other, "true or false");
-                false
-            }
-        }
-    }
-
-    fn seconds(&mut self, name: &str, range: RangeInclusive<f64>) -> Duration {
-        Duration::from_secs_f64(self.number(name, range))
-    }
-
-    fn millis(&mut self, name: &str, range: RangeInclusive<u64>) -> Duration {
-        Duration::from_millis(self.number(name, range))
-    }
-
-    fn number<T: FromStr + PartialOrd + Display + Copy>(
-        &mut self,
-        name: &str,
-        range: RangeInclusive<T>,
-    ) -> T {
-        let text = self.text(name);
-        match text.replace('_', "").parse() {
-            Ok(number) if range.contains(&number) => number,
-            _ => {
-                self.wrong(name, &text, &format!("{} to {}", range.start(), range.end()));
-                *range.start()
-            }
-        }
-    }
-
-    fn text(&mut self, name: &str) -> String {
-        let (text, source) = self.lookup(name);
-        self.show(name, text.clone(), source);
-        text
-    }
-
-    /// The value of a setting: its own, for a provider's that of all providers,
-    /// or the default.
-    fn lookup(&self, name: &str) -> (String, Source) {
-        let general = general(name);
-        let (text, source) =
-            self.set(name).or_else(|| self.set(general.name)).unwrap_or((general.default, Source::Default));
-        (text.to_owned(), source)
-    }
-
-    /// A variable that is set to something.
-    fn set(&self, name: &str) -> Option<(&str, Source)> {
-        let (text, source) = self.vars.get(name)?;
-        Some((text.trim(), *source)).filter(|(text, _)| !text.is_empty())
-    }
-
-    /// True for a provider's setting that only repeats that of all providers,
-    /// which is shown, and found wrong, once.
-    fn is_repeated(&self, name: &str) -> bool {
-        general(name).name != name && self.set(name).is_none()
-    }
-
-    fn show(&mut self, name: &str, value: String, source: Source) {
-        if !self.is_repeated(name) {
-            self.shown.push(Shown { name: name.to_owned(), value, source });
-        }
-    }
-
-    fn wrong(&mut self, name: &str, got: &str, want: &str) {
-        if !self.is_repeated(name) {
-            self.errors.push(format!("{name}: got {got:?}, want {want}"));
+    fn read(reader: &mut Reader, vendor: Option<Vendor>) -> Self {
+        Self {
+            batch: BatchRule::read(reader, vendor),
+            retry: RetryRule::read(reader, vendor),
+            request_timeout: reader.seconds(&name_for(vendor, "REQUEST_TIMEOUT_SECONDS"), 0.01..=600.0),
+            spool_bytes_max: spool::settings::read_share(reader, vendor),
         }
     }
 }
 
-/// The entry of [`SETTINGS`] for a name, that of all providers for a provider's.
-fn general(name: &str) -> &'static SettingInfo {
-    let is_for = |info: &&SettingInfo| {
-        let prefix = name.strip_suffix(info.name);
-        info.name == name || info.per_provider && prefix.is_some_and(|prefix| prefix.ends_with('_'))
+fn providers(reader: &mut Reader, test_mode: bool) -> Vec<ProviderConfig> {
+    let vendors = vendors::named(reader);
+    let provider = |vendor| {
+        let delivery = DeliveryConfig::read(reader, Some(vendor));
+        let settings = vendors::settings(reader, vendor, delivery.request_timeout, test_mode);
+        ProviderConfig { settings, delivery }
     };
-    SETTINGS.iter().find(is_for).expect("every setting that is read is in SETTINGS")
-}
-
-/// Scheme, host, port and path, and nothing that could be a secret.
-fn is_base_url(url: &Url) -> bool {
-    matches!(url.scheme(), "http" | "https")
-        && url.has_host()
-        && url.query().is_none()
-        && url.fragment().is_none()
-        && url.username().is_empty()
-        && url.password().is_none()
-}
-
-/// Names of all variables, those for one provider included.
-pub fn known_names() -> impl Iterator<Item = String> {
-    let prefixed = |info: &SettingInfo| {
-        let name = info.name;
-        let vendors = if info.per_provider { &Vendor::ALL[..] } else { &[] };
-        vendors.iter().map(move |vendor| format!("{}_{name}", vendor.name().to_ascii_uppercase()))
-    };
-    SETTINGS.iter().flat_map(move |info| std::iter::once(info.name.to_owned()).chain(prefixed(info)))
-}
-
-fn is_known(name: &str) -> bool {
-    known_names().any(|known| known == name)
-}
-
-/// A warning if a variable looks like one of ours and is none.
-fn misspelling(name: &str) -> Option<String> {
-    /// Letters that may differ.
-    const DISTANCE_MAX: usize = 2;
-    if is_known(name) {
-        return None;
-    }
-    let upper = name.to_ascii_uppercase();
-    let ours = Vendor::ALL
-        .iter()
-        .any(|vendor| upper.starts_with(&format!("{}_", vendor.name().to_ascii_uppercase())));
-    // A short name is near to many, and to compare all would be most of a start.
-    let may_be_near = |known: &String| ours || known.len().abs_diff(upper.len()) <= DISTANCE_MAX;
-    let distance = |known: String| (strsim::damerau_levenshtein(&known, &upper), known);
-    let near = known_names().filter(may_be_near).map(distance).min().filter(|_| ours || name.len() >= 8)?;
-    (ours || near.0 <= DISTANCE_MAX)
-        .then(|| format!("{name} is none of our settings; did you mean {}?", near.1))
+    vendors.into_iter().map(provider).collect()
 }
 
 #[cfg(test)]
@@ -713,11 +187,11 @@ mod tests {
     #[test]
     fn test_mode_needs_nothing_and_has_the_documented_defaults() {
         let config = read(&[("TEST_MODE", "true")]).unwrap();
-        assert_eq!(config.grpc, Listen { host: "[::]".into(), port: 50054 });
+        assert_eq!(config.grpc.listen, Listen { host: "[::]".into(), port: 50054 });
         assert_eq!(config.providers.len(), 3);
-        assert_eq!(config.delivery.batch_size, 50);
-        assert_eq!(config.delivery.flush_interval, Duration::from_secs(10));
-        assert_eq!(config.drain_timeout, Duration::from_secs(8));
+        assert_eq!(config.delivery.batch.events, 50);
+        assert_eq!(config.delivery.batch.interval, Duration::from_secs(10));
+        assert_eq!(config.stop.drain_timeout, Duration::from_secs(8));
     }
 
     #[test]
@@ -780,9 +254,9 @@ mod tests {
             ("MIXPANEL_BASE_URL", "http://localhost:8080"),
         ])
         .unwrap();
-        let attempts: Vec<_> = config.providers.iter().map(|p| p.delivery.retry_attempts_max).collect();
+        let attempts: Vec<_> = config.providers.iter().map(|p| p.delivery.retry.attempts_max).collect();
         assert_eq!(attempts, [7, 7, 2]);
-        assert_eq!(config.providers[2].delivery.flush_interval, Duration::from_millis(250));
+        assert_eq!(config.providers[2].delivery.batch.interval, Duration::from_millis(250));
         assert_eq!(config.providers[1].settings.base_url.as_str(), "https://api.eu.amplitude.com/");
         assert_eq!(config.providers[0].settings.base_url.as_str(), "http://localhost:8080/");
     }
@@ -805,21 +279,38 @@ mod tests {
         assert!(!bad.join("").contains("canary"));
     }
 
+    /// Segment answers a wrong key with a success: all events would be lost behind it.
     #[test]
-    fn a_misspelling_is_noticed_and_other_variables_are_not() {
-        for (name, want) in [
-            ("BACTH_SIZE", "BATCH_SIZE"),
-            ("MIXPANEL_TOKEN", "MIXPANEL_"),
-            ("grpc_prot", "GRPC_PORT"),
-            ("SEGMENT_API_KEY", "SEGMENT_WRITE_KEY"),
+    fn what_cannot_be_a_key_is_an_error_that_does_not_tell_it() {
+        for (key, says) in [
+            ("\"canary\"", "in quotes"),
+            ("'canary'", "in quotes"),
+            ("${canary}", "variable"),
+            ("<canary>", "placeholder"),
+            ("canary key", "blank"),
         ] {
-            let warning = misspelling(name).unwrap_or_else(|| panic!("{name}"));
-            assert!(warning.contains(want) || name == "SEGMENT_API_KEY", "{warning}");
+            for name in ["MIXPANEL_API_KEY", "AMPLITUDE_API_KEY", "SEGMENT_WRITE_KEY"] {
+                let vendor = name.split('_').next().unwrap();
+                let bad = errors(&[("ANALYTICS_PROVIDER", vendor), (name, key)]);
+                assert_eq!(bad.len(), 1, "{bad:?}");
+                assert!(bad[0].starts_with(&format!("{name}: got ")) && bad[0].contains(says), "{bad:?}");
+                assert!(bad[0].contains("want the key alone") && !bad[0].contains("canary"), "{bad:?}");
+            }
         }
-        for name in ["PATH", "HOME", "CARGO_HOME", "BATCH_SIZE", "SEGMENT_BATCH_SIZE", "HOSTNAME", "LOGNAME"]
-        {
-            assert_eq!(misspelling(name), None);
-        }
+    }
+
+    #[test]
+    fn a_value_in_quotes_is_taken_as_it_is_with_a_warning() {
+        let quoted =
+            [("TEST_MODE", "1"), ("DATA_DIR", "\"/data\""), ("SPOOL_DIR", "'/s'"), ("HOME", "\"x\"")];
+        let config = read(&quoted).unwrap();
+        assert_eq!(config.data_dir, Path::new("\"/data\""));
+        assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+        assert!(config.warnings[0].starts_with("DATA_DIR: its value is in quotes"), "{:?}", config.warnings);
+        // What is an error says what may be behind it.
+        let bad = errors(&[("TEST_MODE", "1"), ("BATCH_SIZE", "\"50\"")]);
+        assert!(bad.iter().any(|error| error.contains("docker's --env-file")), "{bad:?}");
+        assert_eq!(read(&[("TEST_MODE", "1"), ("DATA_DIR", "/a \"b\" c")]).unwrap().warnings, [""; 0]);
     }
 
     #[test]
@@ -829,28 +320,53 @@ mod tests {
         std::fs::write(&path, "TEST_MODE=true\nBATCH_SIZE=10\nGRPC_PORT=1\n").unwrap();
         let environment = [("GRPC_PORT".into(), "2".into())];
         let config = Config::read(environment.into_iter(), &path).unwrap();
-        assert_eq!((config.delivery.batch_size, config.grpc.port), (10, 2));
+        assert_eq!((config.delivery.batch.events, config.grpc.listen.port), (10, 2));
         let source = |name: &str| config.shown.iter().find(|shown| shown.name == name).unwrap().source;
         assert_eq!((source("BATCH_SIZE"), source("GRPC_PORT")), (Source::File, Source::Environment));
-        std::fs::write(&path, "TEST_MODE=1\nwhat canary\nBATCH_SIZE=0\n").unwrap();
-        let error = Config::read(std::iter::empty(), &path).unwrap_err().to_string();
-        assert!(error.contains("cannot be read") && !error.contains("canary"), "{error}");
-        assert!(error.contains("BATCH_SIZE") && !error.contains("MIXPANEL_API_KEY"), "{error}");
+        let error = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            Config::read(std::iter::empty(), &path).unwrap_err().to_string()
+        };
+        let bad =
+            error(b"TEST_MODE=1\nwhat canary\nBATCH_SIZE=0\nSEGMENT_WRITE_KEY=can$ary\nOTHER=$canary\n");
+        assert!(bad.contains(".env line 2: got no NAME=value") && bad.contains("BATCH_SIZE: got"), "{bad}");
+        assert!(bad.contains(".env line 4: SEGMENT_WRITE_KEY: got a $"), "{bad}");
+        assert!(bad.starts_with("3 bad") && !bad.contains("can"), "no other program's line is told: {bad}");
+        assert!(error(b"\xff\xfeT\0").contains("got UTF-16, want UTF-8"));
+        std::fs::write(&path, "\u{feff}TEST_MODE=1\nDATA_DIR='/data/$x'\nOTHER=$HOME\n").unwrap();
+        let config = Config::read(std::iter::empty(), &path).unwrap();
+        assert_eq!((config.data_dir.to_str(), config.warnings.len()), (Some("/data/$x"), 0));
     }
 
     #[test]
-    fn the_example_file_lists_every_setting_with_its_default() {
-        let example = include_str!("../.env.example");
-        for info in SETTINGS {
-            let line = format!("{}={}", info.name, info.default);
-            let found = example.lines().any(|found| found.trim_start_matches("# ") == line);
-            assert!(found, "{line} is not in .env.example");
-        }
-        for line in example.lines().filter_map(|line| line.trim_start_matches("# ").split_once('=')) {
-            let (name, _) = line;
-            if name.chars().all(|c| c.is_ascii_uppercase() || c == '_') {
-                assert!(is_known(name), "{name} in .env.example is no setting");
-            }
-        }
+    fn what_kubernetes_sets_for_a_service_of_our_name_is_told_and_not_used() {
+        let config = read(&[
+            ("TEST_MODE", "1"),
+            ("GRPC_PORT", "tcp://10.96.0.12:50054"),
+            ("GRPC_SERVICE_HOST", "10.96.0.12"),
+            ("GRPC_SERVICE_PORT", "50054"),
+            ("GRPC_PORT_50054_TCP_ADDR", "10.96.0.12"),
+            ("METRICS_PORT", "tcp://[fd00::7]:9090"),
+            ("SEGMENT_SERVICE_HOST", "10.96.0.13"),
+            ("SEGMENT_SERVICE_PORT", "80"),
+            ("SEGMENT_PORT", "tcp://10.96.0.13:80"),
+            ("SEGMENT_PORT_80_TCP", "tcp://10.96.0.13:80"),
+        ])
+        .unwrap();
+        assert_eq!((config.grpc.listen.port, config.metrics.listen.port), (50054, 9090));
+        let [grpc, metrics] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+        assert!(grpc.starts_with("GRPC_PORT=tcp://10.96.0.12:50054 is ignored: Kubernetes"), "{grpc}");
+        assert!(metrics.contains("METRICS_PORT in the container's env, or enableServiceLinks"), "{metrics}");
+        let bad = errors(&[("TEST_MODE", "1"), ("GRPC_PORT", "http://relay:1")]);
+        assert_eq!(bad, ["GRPC_PORT: got \"http://relay:1\", want 0 to 65535"]);
+    }
+
+    #[test]
+    fn quotes_that_came_with_the_environment_are_told() {
+        let config = read(&[("TEST_MODE", "1"), ("DATA_DIR", "'/data'"), ("OTHER", "\"x\"")]).unwrap();
+        let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+        assert!(warning.starts_with("DATA_DIR: its value is in quotes"), "{warning}");
+        let bad = errors(&[("TEST_MODE", "1"), ("BATCH_SIZE", "\"50\"")]);
+        assert!(bad.len() == 2 && bad[1].contains("docker's --env-file keeps quotes"), "{bad:?}");
     }
 }

@@ -1,12 +1,15 @@
 //! What the relay says of itself when it is asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use tokio::sync::watch;
 
 use crate::{
-    delivery::{lane::LaneStatus, retry::ProviderState},
-    queue::{memory::QueueSender, spool::SharedStatus},
+    delivery::lane::LaneStatus,
+    queue::{
+        memory::QueueSender,
+        spool::{SharedStatus, WhenFull},
+    },
     shutdown::Stop,
 };
 
@@ -66,11 +69,8 @@ impl Health {
     }
 
     fn troubles(&self) -> Vec<String> {
-        let lanes = self.lanes.iter().filter_map(|lane| match lane.state() {
-            ProviderState::Sending => None,
-            ProviderState::Failing => Some(format!("{} does not take events", lane.provider)),
-            ProviderState::Paused => Some(format!("{} refuses its key or address", lane.provider)),
-        });
+        let lanes = self.lanes.iter();
+        let lanes = lanes.filter_map(|lane| Some(format!("{} {}", lane.provider, lane.trouble()?)));
         let full = self.lanes.iter().filter(|lane| lane.is_full());
         let full = full.map(|lane| format!("the lane of {} is full", lane.provider));
         let letters = self.lanes.iter().filter(|lane| lane.dead_letters_fail());
@@ -83,6 +83,7 @@ impl Health {
             .chain(unreadable)
             .chain(self.queue_trouble())
             .chain(self.spool_trouble())
+            .chain(self.spool_backlogs())
             .collect()
     }
 
@@ -90,6 +91,30 @@ impl Health {
         let spool = self.spool.as_ref()?;
         let state = spool.state();
         (state != SharedStatus::WRITING).then(|| format!("the spool is {state}: events are refused"))
+    }
+
+    /// Who fills the log, and what can be done about it.
+    fn spool_backlogs(&self) -> Vec<String> {
+        let Some(spool) = &self.spool else { return Vec::new() };
+        let filling = spool.named().iter().filter(|cursor| cursor.is_filling.load(Ordering::Relaxed));
+        let then = match spool.when_full {
+            WhenFull::Reject => "new events are refused when it is full",
+            WhenFull::DeadLetterOldest => "its oldest events become dead letters when it is full",
+        };
+        let filling = filling.map(|cursor| {
+            let share = cursor.share() * 100.0;
+            format!("{} has used up {share:.0} % of its share of the spool: {then}", cursor.provider)
+        });
+        let unnamed = spool.unnamed().iter().filter_map(|cursor| {
+            let (provider, events) = (&cursor.provider, cursor.pending.load(Ordering::Relaxed));
+            (events > 0).then(|| {
+                format!(
+                    "the spool keeps {events} events of {provider}, which is not named: \
+                     name it, or run analytics-relay spool forget {provider}"
+                )
+            })
+        });
+        filling.chain(unnamed).collect()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a share")]

@@ -23,26 +23,29 @@
 //!    dropped with a named reason. At any quiet moment, per provider: accepted +
 //!    reloaded = delivered + dead-lettered + spilled + dropped + in flight.
 //! 2. No front door waits for a provider or for room; for the disk only as far
-//!    as an event is to be durable.
+//!    as an event is to be durable; and nobody for a log line.
 //! 3. An event's id and time are fixed at admission; every attempt sends the
 //!    same, so providers can tell a retry from a new event.
-//! 4. One provider's trouble stays in its own lane.
+//! 4. One provider's trouble stays in its own lane, its disk's too; and trouble is
+//!    told from bad events, so that it burns none.
 //! 5. Every queue, body, batch, retry, lane and log has a limit.
 //! 6. Dependencies point one way: `app` → stages → providers. A stage may name
-//!    the input of the stage after it, never one before it. Only `app` and
-//!    `cli` know [`config`].
+//!    the input of the stage after it, never one before it. Each reads its own
+//!    settings out of the leaf [`settings`]; only `app` and `cli` know the whole,
+//!    [`config`].
 //!
 //! # Where a change goes
 //!
 //! | to | touch |
 //! |---|---|
-//! | add a provider | a file in `providers/src`, its registry, a conformance row, [`config`], `.env.example` |
-//! | add a front door | a file in `ingest`, [`app`], [`config`] |
+//! | add a provider | a file in `providers/src`, its registry, a conformance row, `config::vendors`, [`settings`], `.env.example` |
+//! | add a front door | a file in `ingest`, its settings, [`app`], [`config`] |
+//! | add a setting | its row in [`settings`], the stage that reads it, `.env.example` |
 //! | change the batching rule | `batch_worker` |
 //! | add a metric | [`telemetry`] and the line that records it |
 //! | add a way for an event to end, or to be refused | [`reasons`] |
 //! | change the bytes of the log | `queue::spool::{frame, cursor}`, with a new version |
-//! | put the queue elsewhere | a variant of `queue::Queue`, [`app`], [`config`] |
+//! | put the queue elsewhere | a variant of `queue::Queue`, [`app`] |
 
 pub mod proto;
 
@@ -58,12 +61,14 @@ mod delivery;
 
 pub mod ledger;
 pub mod reasons;
+pub mod settings;
 
 pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;

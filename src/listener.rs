@@ -30,6 +30,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::warn;
 
+use crate::settings::Reader;
+
 /// An address to listen at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
@@ -37,6 +39,20 @@ pub struct Listen {
     pub host: String,
     /// 0 means any that is free.
     pub port: u16,
+}
+
+impl Listen {
+    pub(crate) fn read(reader: &mut Reader, host: &str, port: &str) -> Self {
+        let at = Self { host: reader.text(host), port: reader.number(port, 0..=u16::MAX) };
+        if !is_host(&at.host) {
+            reader.wrong(
+                host,
+                &at.host,
+                "an address or a name of this machine, or [::] or * for every address",
+            );
+        }
+        at
+    }
 }
 
 /// File descriptors that are kept for everything but callers: providers, disk,

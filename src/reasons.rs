@@ -182,12 +182,20 @@ pub enum DropReason {
     DeadLettersFull,
     /// It should have become a dead letter, but writing failed.
     DeadLetterFailed,
+    /// It should have become a dead letter, but so many wait for the disk already
+    /// that there is no room for it.
+    DeadLettersStalled,
     /// It should have been spilled, but writing failed.
     SpillFailed,
     /// It was answered QUEUED, and neither the spool nor the queue took it.
     SpoolFailed,
     /// Its bytes in the spool are damaged; a copy is in quarantine.
     SpoolDamaged,
+    /// Its provider is not named, and the spool had no room left for events of
+    /// those that are.
+    SpoolFull,
+    /// Its provider is not named, and the operator had it forgotten.
+    Forgotten,
 }
 
 impl DeadLetterReason {
@@ -243,12 +251,15 @@ impl fmt::Display for DeadLetterReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 8] = [
         Self::DeadLettersFull,
         Self::DeadLetterFailed,
+        Self::DeadLettersStalled,
         Self::SpillFailed,
         Self::SpoolFailed,
         Self::SpoolDamaged,
+        Self::SpoolFull,
+        Self::Forgotten,
     ];
 
     /// The reason's name in logs and metrics.
@@ -256,9 +267,12 @@ impl DropReason {
         match self {
             Self::DeadLettersFull => "dead_letters_full",
             Self::DeadLetterFailed => "dead_letter_failed",
+            Self::DeadLettersStalled => "dead_letters_stalled",
             Self::SpillFailed => "spill_failed",
             Self::SpoolFailed => "spool_failed",
             Self::SpoolDamaged => "spool_damaged",
+            Self::SpoolFull => "spool_full",
+            Self::Forgotten => "forgotten",
         }
     }
 }

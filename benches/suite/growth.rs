@@ -102,7 +102,7 @@ const URL: &str = "BENCH_PROVIDERS_URL";
 /// Runs in the child.
 pub(crate) fn serve_many() -> anyhow::Result<ExitCode> {
     let config = Config::from_env()?;
-    telemetry::init_logs(&config.log_level, config.log_format);
+    let _logs = telemetry::init_logs(&config.logs.level, config.logs.format);
     let count: usize = env::var(COUNT)?.parse()?;
     let mut providers: Vec<Arc<dyn Provider>> = Vec::new();
     for name in NAMES.into_iter().take(count) {

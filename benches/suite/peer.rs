@@ -15,9 +15,9 @@ use tokio::{
 };
 
 use crate::{
+    rate::{Rate, Usage, window},
     sink::Sink,
     support,
-    throughput::{Rate, Usage, window},
 };
 
 /// How long it may take to listen.

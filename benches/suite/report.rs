@@ -13,6 +13,9 @@ use serde_json::json;
 
 /// How far above the baseline a counted figure may be.
 const GROWTH_MAX: f64 = 1.03;
+/// Start of the names of what one provider does to the others, and how far it may move them.
+pub(crate) const ISOLATION: &str = "isolation.";
+const MOVES_MAX: f64 = 0.10;
 /// Units of figures that repeat, whatever else the machine does.
 const COUNTED: [&str; 2] = ["instructions", "allocations"];
 
@@ -116,8 +119,22 @@ impl Report {
         Ok(fs::write(&self.baseline_path, serde_json::to_string_pretty(&rounded)? + "\n")?)
     }
 
+    /// Fails if a figure of this run is not as it must be: one that is counted, or one of
+    /// what a provider in trouble does to the others.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let is_isolation = |figure: &&Figure| figure.name.starts_with(ISOLATION) && figure.to_floor.is_some();
+        let isolation: Vec<_> = self.figures.iter().filter(is_isolation).collect();
+        let moved: Vec<_> = isolation
+            .iter()
+            .filter(|figure| figure.to_floor.is_none_or(|ratio| ratio > 1.0 + MOVES_MAX))
+            .map(|figure| format!("{} {:.2}", figure.name, figure.to_floor.unwrap_or(f64::NAN)))
+            .collect();
+        ensure!(moved.is_empty(), "over 10 % above what it is when all are healthy: {}", moved.join(", "));
+        if isolation.is_empty() { self.check_counted() } else { Ok(()) }
+    }
+
     /// Fails if a counted figure has grown, or was never recorded.
-    pub(crate) fn check_counted(&self) -> anyhow::Result<()> {
+    fn check_counted(&self) -> anyhow::Result<()> {
         let is_counted = |figure: &&Figure| COUNTED.iter().any(|counted| figure.unit.starts_with(counted));
         let counted: Vec<_> = self.figures.iter().filter(is_counted).collect();
         ensure!(!counted.is_empty(), "nothing was counted: it needs valgrind and the group \"instructions\"");

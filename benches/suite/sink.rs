@@ -96,10 +96,10 @@ impl Sink {
 }
 
 async fn take(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (vendor, mark, answer) = match request.uri().path() {
-        "/import" => (Vendor::Mixpanel, "\"$insert_id\":", r#"{"code":200,"status":"OK"}"#),
-        "/batch" => (Vendor::Amplitude, "\"insert_id\":", r#"{"code":200}"#),
-        _ => (Vendor::Segment, "\"messageId\":", r#"{"success":true}"#),
+    let (vendor, mark) = match request.uri().path() {
+        "/import" => (Vendor::Mixpanel, "\"$insert_id\":"),
+        "/batch" => (Vendor::Amplitude, "\"insert_id\":"),
+        _ => (Vendor::Segment, "\"messageId\":"),
     };
     let is_zipped = request.headers().contains_key("content-encoding");
     let Ok(body) = request.into_body().collect().await else { return Ok(Response::default()) };
@@ -121,5 +121,10 @@ async fn take(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respons
     }
     let events = memmem::find_iter(&body, mark).count();
     shared.taken[vendor as usize].fetch_add(events as u64, Ordering::Relaxed);
-    Ok(Response::new(Full::new(Bytes::from_static(answer.as_bytes()))))
+    let answer = match vendor {
+        Vendor::Mixpanel => format!(r#"{{"code":200,"num_records_imported":{events},"status":"OK"}}"#),
+        Vendor::Amplitude => format!(r#"{{"code":200,"events_ingested":{events}}}"#),
+        Vendor::Segment => r#"{"success":true}"#.to_owned(),
+    };
+    Ok(Response::new(Full::new(answer.into())))
 }

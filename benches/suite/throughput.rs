@@ -1,15 +1,16 @@
 //! How many events go through one core, from the call to the provider's answer,
 //! and what each costs; beside what the libraries alone can do.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use analytics_relay::providers::sandbox::Vendor;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::{
     floors::Floor,
     h2load::{self, H2load, Until},
     peer,
+    rate::{Rate, Usage, window},
     report::{Report, median},
     sink::Sink,
     support::{self, Relay, reference_batch, reference_event},
@@ -18,26 +19,11 @@ use crate::{
 
 const ROUNDS: usize = 3;
 const SECONDS: u32 = 4;
-/// When in a run it is measured: after the warm-up, before the end.
-const WINDOW: (Duration, Duration) = (Duration::from_millis(1200), Duration::from_millis(4600));
 const BATCH: u64 = 100;
 /// Batches of one stream.
 const STREAM: u64 = 100;
 
 pub(crate) const ALL: &str = "mixpanel,amplitude,segment";
-
-/// Events a second, and microseconds of CPU for each.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rate {
-    pub(crate) events: f64,
-    pub(crate) cpu_micros: f64,
-}
-
-/// Events that came through, and the CPU that was used, up to a moment.
-pub(crate) struct Usage {
-    pub(crate) events: u64,
-    pub(crate) cpu: Duration,
-}
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     tls::handshakes(report).await?;
@@ -98,18 +84,6 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
         report.add_beside(&format!("{name}.cpu"), cpu, "us/event", "floor_echo.cpu");
     }
     Ok(())
-}
-
-/// What happens in the part of a run that counts.
-pub(crate) async fn window(usage: impl Fn() -> anyhow::Result<Usage>) -> anyhow::Result<Rate> {
-    sleep(WINDOW.0).await;
-    let (before, from) = (usage()?, Instant::now());
-    sleep(WINDOW.1 - WINDOW.0).await;
-    let after = usage()?;
-    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-    let events = (after.events - before.events) as f64;
-    let cpu = (after.cpu - before.cpu).as_secs_f64();
-    Ok(Rate { events: events / from.elapsed().as_secs_f64(), cpu_micros: cpu / events * 1e6 })
 }
 
 /// Calls a second, each an event, of a server that relays nothing.

@@ -11,8 +11,8 @@
 //! | length of an id | 5 characters unless `min_id_length` says otherwise |
 //! | requests of one user | in order: the lane keeps it for identifies |
 //!
-//! Sent again: 408, 429, 5xx, no answer, and an answer that cannot be read. A
-//! 400 that lists events means that **nothing was taken**: the others go again
+//! Sent again: 408, 429, 5xx, no answer, and a success that counts other than what was
+//! sent. A 400 that lists events means that **nothing was taken**: the others go again
 //! at once. A 429 holds back only the ids that it lists.
 
 use std::{
@@ -26,12 +26,13 @@ use serde_json::Value;
 
 use crate::{
     BatchLimits, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire, body_for},
-    json::Object,
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, null_as_default, object},
+    json::{Json, Object},
     properties::Properties,
 };
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 1000, body_bytes_max: BODY_BYTES_MAX, requests_max: 4 };
+const PATH: &str = "/batch";
 const BODY_BYTES_MAX: usize = 10_000_000;
 /// Room for 1,000 users and devices of 255 characters each, and the lists.
 const REPLY_BYTES_MAX: usize = 1_000_000;
@@ -90,12 +91,7 @@ impl Wire for Amplitude {
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
         let mut body = body_for(batch);
         let mut rejected = Vec::new();
-        let mut request = Object::begin(&mut body);
-        request.string("api_key", self.api_key.expose());
-        let mut options = request.object("options");
-        options.integer("min_id_length", i64::from(self.min_id_length));
-        options.end();
-
+        let mut request = self.begin_upload(&mut body, &self.api_key);
         let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
             match self.ids(event) {
@@ -110,7 +106,7 @@ impl Wire for Amplitude {
         request.end();
         let body_bytes_max = BODY_BYTES_MAX;
         Encoded {
-            path: "/batch",
+            path: PATH,
             body: body.into_bytes(),
             gzip: false,
             basic_user: None,
@@ -120,17 +116,26 @@ impl Wire for Amplitude {
     }
 
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
-        let Ok(parsed) = serde_json::from_str::<BatchReply>(&reply.body) else {
+        let Some(parsed) = object::<BatchReply>(&reply.body) else {
             return Err(reply.failure());
         };
-        // As Amplitude's own SDKs do: the code in the body wins.
-        let status = parsed.code.unwrap_or(reply.status);
+        // A success must be one in both places; what hides behind one, the body says.
+        let status = if reply.status == 200 { parsed.code.unwrap_or(200) } else { reply.status };
         let reply = &Reply { status, ..reply.clone() };
         match status {
-            200 if parsed.code.is_some() => Ok(vec![Verdict::Delivered; sent.len()]),
-            400 | 429 => self.interpret_listed(sent, &parsed, reply),
+            200 if parsed.code.is_some() => self.interpret_success(sent, &parsed, reply),
+            400 | 429 => self.interpret_failure(sent, &parsed, reply),
             _ => Err(reply.failure()),
         }
+    }
+
+    fn probes(&self, key: &Secret) -> Vec<Probe> {
+        let mut body = Json::default();
+        let mut request = self.begin_upload(&mut body, key);
+        request.list("events").end();
+        request.end();
+        let request = Encoded { path: PATH, body: body.into_bytes(), ..Encoded::default() };
+        vec![Probe { request, wrong_key: WrongKey::Refused }]
     }
 }
 
@@ -141,6 +146,15 @@ struct Ids<'a> {
 }
 
 impl Amplitude {
+    fn begin_upload<'a>(&self, body: &'a mut Json, api_key: &Secret) -> Object<'a> {
+        let mut request = Object::begin(body);
+        request.string("api_key", api_key.expose());
+        let mut options = request.object("options");
+        options.integer("min_id_length", i64::from(self.min_id_length));
+        options.end();
+        request
+    }
+
     /// The ids that can be used; none if ids were given and none is usable.
     fn ids<'a>(&self, event: &'a Event) -> Option<Ids<'a>> {
         let usable =
@@ -159,23 +173,54 @@ impl Amplitude {
         }
     }
 
+    /// A success counts what it took, and may name events that it did not.
+    fn interpret_success(
+        &self,
+        sent: &[&Event],
+        parsed: &BatchReply,
+        reply: &Reply,
+    ) -> Result<Vec<Verdict>, SendError> {
+        let named = self.named(sent, parsed, reply);
+        let named_count = named.iter().flatten().count();
+        let is_counted = [sent.len(), sent.len() - named_count].map(Some).contains(&parsed.events_ingested);
+        let others = match named_count {
+            _ if is_counted => Verdict::Delivered,
+            0 => return Err(reply.unavailable()),
+            // Whether they were taken is not known. Those that were are recognised.
+            _ => Verdict::Resend,
+        };
+        Ok(named.into_iter().map(|verdict| verdict.unwrap_or_else(|| others.clone())).collect())
+    }
+
     /// A 400 or a 429 takes nothing, and says which events are to blame.
-    fn interpret_listed(
+    fn interpret_failure(
         &self,
         sent: &[&Event],
         parsed: &BatchReply,
         reply: &Reply,
     ) -> Result<Vec<Verdict>, SendError> {
         let detail = reply.detail();
-        if reply.status == 400 && parsed.error.starts_with("Invalid API key") {
-            return Err(SendError::Unauthorized { detail });
+        match (reply.status, parsed.missing_field.as_deref()) {
+            (400, _) if parsed.error.starts_with("Invalid API key") => {
+                return Err(SendError::Unauthorized { detail });
+            }
+            (400, _) if parsed.error.starts_with("Invalid request path") => {
+                return Err(SendError::Misdirected { detail });
+            }
+            (_, Some("api_key")) => return Err(SendError::Unauthorized { detail }),
+            (_, Some(_)) => return Err(SendError::Refused { detail }),
+            (_, None) => {}
         }
-        match parsed.missing_field.as_deref() {
-            Some("api_key") => return Err(SendError::Unauthorized { detail }),
-            Some(_) => return Err(SendError::Refused { detail }),
-            None => {}
+        let named = self.named(sent, parsed, reply);
+        if named.iter().all(Option::is_none) {
+            return Err(reply.failure());
         }
+        Ok(named.into_iter().map(|verdict| verdict.unwrap_or(Verdict::Resend)).collect())
+    }
 
+    /// What an answer says of each event; nothing of those that it does not name.
+    fn named(&self, sent: &[&Event], parsed: &BatchReply, reply: &Reply) -> Vec<Option<Verdict>> {
+        let detail = reply.detail();
         let rejected = parsed.rejected_indexes();
         let held: HashSet<usize> = parsed.throttled_events.iter().copied().collect();
         let after = reply.retry_after.unwrap_or(THROTTLE_WAIT).max(THROTTLE_WAIT);
@@ -188,24 +233,20 @@ impl Amplitude {
                     || device.is_some_and(|id| devices.contains_key(id))
             };
             if listed(&parsed.exceeded_daily_quota_users, &parsed.exceeded_daily_quota_devices) {
-                Verdict::Rejected { reason: Rejection::QuotaExceeded, detail: detail.clone() }
+                Some(Verdict::Rejected { reason: Rejection::QuotaExceeded, detail: detail.clone() })
             } else if rejected.contains_key(&index)
                 || device.is_some_and(|id| parsed.silenced_devices.iter().any(|silenced| silenced == id))
             {
                 let why = rejected.get(&index).map_or("silenced", String::as_str);
                 let detail = reply.saying(&format!("{why}: {}", parsed.error));
-                Verdict::Rejected { reason: Rejection::Invalid, detail }
+                Some(Verdict::Rejected { reason: Rejection::Invalid, detail })
             } else if held.contains(&index) || listed(&parsed.throttled_users, &parsed.throttled_devices) {
-                Verdict::Hold { after, detail: detail.clone() }
+                Some(Verdict::Hold { after, detail: detail.clone() })
             } else {
-                Verdict::Resend
+                None
             }
         };
-        let verdicts: Vec<Verdict> = sent.iter().enumerate().map(verdict).collect();
-        if verdicts.iter().all(|verdict| *verdict == Verdict::Resend) {
-            return Err(reply.failure());
-        }
-        Ok(verdicts)
+        sent.iter().enumerate().map(verdict).collect()
     }
 }
 
@@ -258,28 +299,29 @@ fn encode_traits(mut object: Object<'_>, traits: &Properties) {
 #[derive(Deserialize)]
 struct BatchReply {
     code: Option<u16>,
-    #[serde(default)]
+    events_ingested: Option<usize>,
+    #[serde(default, deserialize_with = "null_as_default")]
     error: String,
     missing_field: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     events_with_invalid_fields: HashMap<String, Vec<usize>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     events_with_missing_fields: HashMap<String, Vec<usize>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     events_with_invalid_id_lengths: HashMap<String, Vec<usize>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     silenced_events: Vec<usize>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     silenced_devices: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     throttled_events: Vec<usize>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     throttled_users: HashMap<String, Value>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     throttled_devices: HashMap<String, Value>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     exceeded_daily_quota_users: HashMap<String, Value>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     exceeded_daily_quota_devices: HashMap<String, Value>,
 }
 
@@ -332,7 +374,7 @@ mod tests {
     }
 
     fn interpret(sent: &[Event], status: u16, body: &Value) -> Result<Vec<Verdict>, SendError> {
-        let reply = Reply { status, body: body.to_string(), retry_after: None };
+        let reply = Reply { status, body: body.to_string(), ..Reply::default() };
         amplitude().interpret(&sent.iter().collect::<Vec<_>>(), &reply)
     }
 
@@ -412,6 +454,26 @@ mod tests {
             "events_with_invalid_fields": {"time": [0]}, "events_with_missing_fields": {"event_type": [1, 99]},
             "events_with_invalid_id_lengths": {"user_id": [2]}, "silenced_events": [3], "throttled_events": [4]});
         assert_eq!(kinds(&interpret(&sent, 400, &body).unwrap()), "xxxxhr");
+    }
+
+    #[test]
+    fn a_success_may_name_events_that_it_did_not_take() {
+        let sent: Vec<_> = (0..4).map(|i| of_user(&format!("user-{i}"))).collect();
+        for (ingested, silenced, want) in [
+            (4, json!([]), Some("dddd")),
+            (4, json!([1]), Some("dxdd")),
+            (3, json!([1, 1, 99]), Some("dxdd")),
+            (0, json!([0, 1, 2, 3]), Some("xxxx")),
+            (2, json!([1]), Some("rxrr")),
+            (5, json!([]), None),
+            (3, json!([]), None),
+            (3, json!([99]), None),
+            (4, Value::Null, Some("dddd")),
+        ] {
+            let body = json!({"code": 200, "events_ingested": ingested, "silenced_events": silenced});
+            let got = interpret(&sent, 200, &body);
+            assert_eq!(got.as_deref().ok().map(kinds).as_deref(), want, "{body}");
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use std::{borrow::Cow, cell::RefCell, fmt, mem, net::IpAddr};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde_json::value::RawValue;
 use triomphe::{Arc, HeaderSlice};
 use uuid::Uuid;
 
@@ -182,7 +183,7 @@ impl Event {
         Properties::checked(&self.texts()[usize::from(self.head().ends[5])..], self.head().shape)
     }
 
-    /// The event as it stands in files, as serde would write it and quicker.
+    /// The event as it stands in files.
     pub fn to_json(&self) -> Vec<u8> {
         // Names, numbers and some escapes.
         const ENVELOPE: usize = 160;
@@ -263,53 +264,49 @@ impl fmt::Debug for Event {
     }
 }
 
-/// An event as it stands in files. Flat, and borrowing where it can: a relay whose
+/// An event as it is read from files. Flat, and borrowing where it can: a relay whose
 /// provider was down reads many.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct EventJson<'a> {
     #[serde(borrow)]
     id: Text<'a>,
     kind: KindJson,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default)]
     name: Option<Text<'a>>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default)]
     user_id: Option<Text<'a>>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default)]
     anonymous_id: Option<Text<'a>>,
     time_ms: i64,
     accepted_ms: i64,
-    #[serde(borrow, default, skip_serializing_if = "ContextJson::is_empty")]
+    #[serde(borrow, default)]
     context: ContextJson<'a>,
     properties: Properties<'a>,
 }
 
 /// Serde borrows a text inside of an `Option` only if it has a type of its own.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'a> Text<'a> {
-    fn of(text: &'a str) -> Self {
-        Self(Cow::Borrowed(text))
-    }
-
+impl Text<'_> {
     fn given(text: &Option<Self>) -> Option<&str> {
         text.as_ref().map(|text| &*text.0)
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum KindJson {
     Track,
     Identify,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, Deserialize)]
 struct ContextJson<'a> {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     ip: Option<IpAddr>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default)]
     user_agent: Option<Text<'a>>,
 }
 
@@ -322,26 +319,10 @@ impl EventJson<'_> {
     }
 }
 
-impl ContextJson<'_> {
-    fn is_empty(&self) -> bool {
-        self.ip.is_none() && self.user_agent.is_none()
-    }
-}
-
+/// Inside of other JSON: the same bytes as alone.
 impl Serialize for Event {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let EventParts { ip, user_agent, .. } = self.parts();
-        let json = EventJson {
-            id: Text::of(self.text(0)),
-            kind: if self.is_identify() { KindJson::Identify } else { KindJson::Track },
-            name: self.name().map(Text::of),
-            user_id: self.user_id().map(Text::of),
-            anonymous_id: self.anonymous_id().map(Text::of),
-            time_ms: self.time_ms(),
-            accepted_ms: self.accepted_ms(),
-            context: ContextJson { ip, user_agent: user_agent.map(Text::of) },
-            properties: self.properties(),
-        };
+        let json: Box<RawValue> = serde_json::from_slice(&self.to_json()).map_err(ser::Error::custom)?;
         json.serialize(serializer)
     }
 }
@@ -507,6 +488,39 @@ mod tests {
         ] {
             let error = serde_json::from_str::<Event>(&json.replace(given, instead)).unwrap_err();
             assert!(error.to_string().contains(want), "{error}");
+        }
+    }
+
+    /// What stands in logs, dead letters and spill files of today is read for ever, and
+    /// written as it is: another relay, older or newer, may read it.
+    #[test]
+    fn the_form_of_events_in_files_is_fixed() {
+        let full = EventParts {
+            id: EventId::new("order \"1\"").unwrap(),
+            anonymous_id: Some("device\u{1}\n\u{e9}\u{1f600}"),
+            ip: Some("2001:db8::1".parse().unwrap()),
+            user_agent: Some("Browser/1.0"),
+            ..tests_support::parts("Order\t/", r#"{"n":9007199254740993,"f":1e2,"s":"\u00e9"}"#)
+        };
+        let one =
+            EventParts { user_id: None, ip: Some([10, 0, 0, 1].into()), ..tests_support::parts("x", "{}") };
+        for (event, json) in [
+            (
+                Event::pack(&full),
+                r#"{"id":"order \"1\"","kind":"track","name":"Order\t/","user_id":"user-1","anonymous_id":"device\u0001\né😀","time_ms":1767225600000,"accepted_ms":1767225600456,"context":{"ip":"2001:db8::1","user_agent":"Browser/1.0"},"properties":{"n":9007199254740993,"f":1e2,"s":"\u00e9"}}"#,
+            ),
+            (
+                Event::pack(&one),
+                r#"{"id":"id-1","kind":"track","name":"x","time_ms":1767225600000,"accepted_ms":1767225600456,"context":{"ip":"10.0.0.1"},"properties":{}}"#,
+            ),
+            (
+                tests_support::identify(r#"{"plan":null}"#),
+                r#"{"id":"id-1","kind":"identify","user_id":"user-1","time_ms":1767225600000,"accepted_ms":1767225600456,"properties":{"plan":null}}"#,
+            ),
+        ] {
+            assert_eq!(String::from_utf8(event.to_json()).unwrap(), json);
+            assert_eq!(serde_json::to_string(&event).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Event>(json).unwrap(), event, "{json}");
         }
     }
 

@@ -3,18 +3,32 @@
 
 use std::{
     error::Error,
+    io::Read,
     panic::resume_unwind,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use flate2::{Compress, Compression, FlushCompress, Status};
-use reqwest::{Client, Url, header};
+use flate2::{Compress, Compression, FlushCompress, Status, read::MultiGzDecoder};
+use reqwest::{
+    Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url,
+    header::{self, HeaderName},
+};
+use serde::{Deserialize, Deserializer};
 use tokio::{sync::Semaphore, time::Instant};
 
-use crate::{BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Verdict, json::Json};
+use crate::{
+    BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Step, Verdict, json::Json,
+};
+
+mod probe;
+
+pub use probe::{Probe, WrongKey};
 
 /// Most bytes of an answer that are read, unless a vendor's answers can be
 /// longer. One that is longer still says nothing that we understand.
@@ -57,6 +71,21 @@ pub trait Wire: Send + Sync + 'static {
     /// Reads the answer to the events of a batch that were encoded: one verdict
     /// each, in order.
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError>;
+
+    /// For a batch of an endpoint that takes wrong keys without a word: a request to one
+    /// that refuses them, without an event. Asked once before it, and again after a
+    /// refusal.
+    fn key_question(&self, _batch: &[Event]) -> Option<Encoded> {
+        None
+    }
+
+    /// A request of each endpoint's that holds no event, with this key.
+    fn probes(&self, key: &Secret) -> Vec<Probe>;
+
+    /// Reads the answer to one of these.
+    fn interpret_probe(&self, _path: &str, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        self.interpret(&[], reply)
+    }
 }
 
 /// Room for the body of a batch.
@@ -87,7 +116,7 @@ pub struct Encoded {
 }
 
 /// A vendor's answer, read in full.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
@@ -95,6 +124,8 @@ pub struct Reply {
     pub body: String,
     /// The `Retry-After` header, at most [`RETRY_AFTER_MAX`].
     pub retry_after: Option<Duration>,
+    /// Where a redirect points to, without what could be a secret.
+    pub location: Option<String>,
 }
 
 impl Reply {
@@ -124,19 +155,33 @@ impl Reply {
         SendError::Unavailable { retry_after: self.retry_after, detail: self.detail() }
     }
 
-    /// What a status means where the vendor's own rules say nothing else.
+    /// What a status means where the vendor's own rules say nothing else. Events are
+    /// to blame only where it says that their body is.
     pub fn failure(&self) -> SendError {
         let detail = self.detail();
         match self.status {
-            // 404 and 405: the address is wrong, and so it is for every event.
-            401 | 403 | 404 | 405 => SendError::Unauthorized { detail },
+            // Refused is whoever sends, whatever it is: by key or plan, by a proxy (407),
+            // a country's law (451), a network that wants a login first (511).
+            401 | 402 | 403 | 407 | 451 | 511 => SendError::Unauthorized { detail },
+            // What is here takes no event at all: gone or never there; another method
+            // (405, 501), protocol (426, 505) or size of the head (431), in which we say
+            // the same each time; or it is somewhere else.
+            404 | 405 | 410 | 426 | 431 | 501 | 505 => SendError::Misdirected { detail },
+            301 | 302 | 303 | 307 | 308 => SendError::Misdirected { detail: self.redirected() },
             413 => SendError::TooLarge { detail },
-            408 | 429 | 500.. => self.unavailable(),
+            // Of the moment or of the connection: a slow body (408), one that something on
+            // the way sent elsewhere (421) or gave up (460, 499), early data (425).
+            408 | 421 | 425 | 429 | 460 | 499 | 500.. => self.unavailable(),
             400..=499 => SendError::Refused { detail },
-            // A success that we cannot read, or a redirect: it may come from
-            // something between us and the vendor, so nothing is known.
+            // A success that we cannot read: it may come from something between us and
+            // the vendor, so nothing is known.
             _ => self.unavailable(),
         }
+    }
+
+    fn redirected(&self) -> String {
+        let location = self.location.as_deref().unwrap_or("an address that it does not say");
+        self.saying(&format!("to {location}, which is not followed: {}", self.body))
     }
 }
 
@@ -144,12 +189,47 @@ impl Reply {
 pub struct HttpProvider<W> {
     wire: Arc<W>,
     http: HttpClient,
+    /// Whether what was heard last of our key is that it is taken.
+    key_is_taken: AtomicBool,
 }
 
 impl<W: Wire> HttpProvider<W> {
     /// Joins a vendor's translation and the client that sends it.
     pub fn new(wire: W, http: HttpClient) -> Self {
-        Self { wire: Arc::new(wire), http }
+        Self { wire: Arc::new(wire), http, key_is_taken: AtomicBool::new(false) }
+    }
+
+    /// Where an answer says nothing about our key, finds out before it, once.
+    async fn ask_about_key(&self, question: Option<Encoded>) -> Result<(), SendError> {
+        let is_taken = self.key_is_taken.load(Ordering::Relaxed);
+        let Some(question) = question.filter(|_| !is_taken) else { return Ok(()) };
+        let path = question.path;
+        let reply = self.http.post(question, self.wire.reply_bytes_max()).await;
+        let answer =
+            reply.and_then(|reply| self.read(&reply, |reply| self.wire.interpret_probe(path, reply)));
+        match answer {
+            Err(error @ SendError::Unauthorized { .. }) => Err(error),
+            // Whatever else it is need not be of the endpoint that the batch goes to.
+            _ => {
+                self.key_is_taken.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads an answer, and notes a refusal of our key.
+    fn read(
+        &self,
+        reply: &Reply,
+        interpret: impl FnOnce(&Reply) -> Result<Vec<Verdict>, SendError>,
+    ) -> Result<Vec<Verdict>, SendError> {
+        let mut answer = interpret(reply);
+        // Once more: a key may have been hidden in escapes until now.
+        details(&mut answer).for_each(|detail| *detail = self.http.redact(detail));
+        if matches!(answer, Err(SendError::Unauthorized { .. })) {
+            self.key_is_taken.store(false, Ordering::Relaxed);
+        }
+        answer
     }
 
     async fn encode(&self, batch: &[Event]) -> Result<Encoded, SendError> {
@@ -186,13 +266,21 @@ impl<W: Wire> Provider for HttpProvider<W> {
                 let detail = format!("{} bytes, want at most {}", encoded.body.len(), encoded.body_bytes_max);
                 return Err(SendError::TooLarge { detail });
             }
+            let question = self.wire.key_question(batch);
+            let tells = question.is_none();
+            self.ask_about_key(question).await?;
             let reply = self.http.post(encoded, self.wire.reply_bytes_max()).await?;
-            let mut answer = self.wire.interpret(&sent, &reply);
-            // Once more: a key may have been hidden in escapes until now.
-            details(&mut answer).for_each(|detail| *detail = self.http.redact(detail));
-            answer?
+            let verdicts = self.read(&reply, |reply| self.wire.interpret(&sent, reply))?;
+            if tells {
+                self.key_is_taken.store(true, Ordering::Relaxed);
+            }
+            verdicts
         };
         Ok(merge(batch.len(), verdicts, rejected))
+    }
+
+    async fn probe(&self) -> Vec<Step> {
+        probe::try_the_way(self).await
     }
 }
 
@@ -222,6 +310,7 @@ pub(crate) fn merge(
 /// One vendor's connection pool, with every limit set.
 pub struct HttpClient {
     settings: HttpSettings,
+    key: Secret,
     client: Mutex<(Client, Instant)>,
     gzip: Arc<Gzip>,
     /// Held by whoever makes a large body.
@@ -249,6 +338,7 @@ impl HttpClient {
         let encoded = BASE64_STANDARD.encode(format!("{}:", key.expose()));
         Ok(Self {
             settings,
+            key: key.clone(),
             client,
             gzip: Arc::default(),
             turn: Arc::new(Semaphore::new(1)),
@@ -258,48 +348,68 @@ impl HttpClient {
 
     /// Sends one request, once, and reads the whole answer.
     async fn post(&self, encoded: Encoded, reply_bytes_max: usize) -> Result<Reply, SendError> {
+        let request = self.request(&self.client()?, encoded).await?;
+        let response = request.send().await.map_err(|error| self.transport(error))?;
+        if response.status() == StatusCode::MISDIRECTED_REQUEST {
+            // It is the connection that ends in the wrong place. (RFC 9110, 15.5.20)
+            self.renew()?;
+        }
+        self.reply(response, reply_bytes_max).await
+    }
+
+    async fn request(&self, client: &Client, encoded: Encoded) -> Result<RequestBuilder, SendError> {
         let url = format!("{}{}", self.settings.base_url.as_str().trim_end_matches('/'), encoded.path);
-        let mut request = self.client()?.post(url).header(header::CONTENT_TYPE, "application/json");
+        let mut request = client
+            .post(url)
+            .header(header::CONTENT_TYPE, "application/json")
+            // Answers are short, and what reads them should meet as little as can be.
+            .header(header::ACCEPT_ENCODING, "identity");
         if let Some(user) = &encoded.basic_user {
             request = request.basic_auth(user.expose(), Some(""));
         }
-        request = if encoded.gzip {
+        Ok(if encoded.gzip {
             request.header(header::CONTENT_ENCODING, "gzip").body(self.compressed(encoded.body).await?)
         } else {
             request.body(encoded.body)
-        };
-
-        let response = request.send().await.map_err(|error| self.transport(error))?;
-        let status = response.status().as_u16();
-        let retry_after = response
-            .headers()
-            .get(header::RETRY_AFTER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| parse_retry_after(value, SystemTime::now()));
-        let body = self.read(response, reply_bytes_max, retry_after).await?;
-        Ok(Reply { status, body, retry_after })
+        })
     }
 
+    /// Reads the whole answer.
+    async fn reply(&self, response: Response, bytes_max: usize) -> Result<Reply, SendError> {
+        let status = response.status().as_u16();
+        let retry_after = header_text(&response, &header::RETRY_AFTER)
+            .and_then(|value| parse_retry_after(value, SystemTime::now()));
+        let location = header_text(&response, &header::LOCATION)
+            .and_then(|value| response.url().join(value).ok())
+            .map(|url| self.redact(&without_secrets(url)));
+        let coding = Coding::of(&response);
+        let body = match self.read(response, bytes_max).await?.and_then(|body| coding.decode(body, bytes_max))
+        {
+            Ok(body) => self.redact(&String::from_utf8_lossy(&body)),
+            Err(fault) if matches!(status, 200 | 400 | 429) => {
+                let detail = format!("{status} with an answer {fault}");
+                return Err(SendError::Unavailable { retry_after, detail });
+            }
+            // The status says it all; the rest is somebody's error page.
+            Err(fault) => format!("with an answer {fault}"),
+        };
+        Ok(Reply { status, body, retry_after, location })
+    }
+
+    /// The body as it comes, unless it is too long.
     async fn read(
         &self,
-        mut response: reqwest::Response,
+        mut response: Response,
         bytes_max: usize,
-        retry_after: Option<Duration>,
-    ) -> Result<String, SendError> {
-        let status = response.status().as_u16();
+    ) -> Result<Result<Vec<u8>, BodyFault>, SendError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(error))? {
-            if body.len() + chunk.len() > bytes_max && !matches!(status, 200 | 400 | 429) {
-                // The status says it all; the rest is somebody's error page.
-                break;
-            }
             if body.len() + chunk.len() > bytes_max {
-                let detail = format!("{status} with an answer of over {bytes_max} bytes");
-                return Err(SendError::Unavailable { retry_after, detail });
+                return Ok(Err(BodyFault::TooLong(bytes_max)));
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(self.redact(&String::from_utf8_lossy(&body)))
+        Ok(Ok(body))
     }
 
     async fn compressed(&self, body: Vec<u8>) -> Result<Vec<u8>, SendError> {
@@ -333,24 +443,36 @@ impl HttpClient {
     }
 
     fn client(&self) -> Result<Client, SendError> {
-        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        if client.1.elapsed() > CLIENT_AGE_MAX {
-            let fresh = build_client(&self.settings).map_err(|error| self.transport(error))?;
-            *client = (fresh, Instant::now());
-        }
-        Ok(client.0.clone())
+        let (client, made_at) = self.kept_client().clone();
+        if made_at.elapsed() > CLIENT_AGE_MAX { self.renew() } else { Ok(client) }
+    }
+
+    /// A client without connections, from now on.
+    fn renew(&self) -> Result<Client, SendError> {
+        let fresh = build_client(&self.settings).map_err(|error| self.transport(error))?;
+        *self.kept_client() = (fresh.clone(), Instant::now());
+        Ok(fresh)
+    }
+
+    fn kept_client(&self) -> MutexGuard<'_, (Client, Instant)> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A failure below HTTP. Whether the request arrived is unknown.
     fn transport(&self, error: reqwest::Error) -> SendError {
+        SendError::Unavailable { retry_after: None, detail: self.words(error) }
+    }
+
+    /// What a failure below HTTP says, down to its cause.
+    fn words(&self, error: reqwest::Error) -> String {
         let error = error.without_url();
-        let mut detail = error.to_string();
+        let mut words = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            detail = format!("{detail}: {cause}");
+            words = format!("{words}: {cause}");
             source = cause.source();
         }
-        SendError::Unavailable { retry_after: None, detail: self.redact(&detail) }
+        self.redact(&words)
     }
 
     fn redact(&self, text: &str) -> String {
@@ -360,6 +482,10 @@ impl HttpClient {
 }
 
 fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
+    client_builder(settings).build()
+}
+
+fn client_builder(settings: &HttpSettings) -> ClientBuilder {
     // Fails only if one is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
@@ -371,7 +497,71 @@ fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
         // The client would send again by itself after some failures, and such
         // an attempt would be counted nowhere.
         .retry(reqwest::retry::never())
-        .build()
+}
+
+/// Why the body of an answer says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum BodyFault {
+    #[error("of over {0} bytes")]
+    TooLong(usize),
+    #[error("in gzip that cannot be read")]
+    Damaged,
+    #[error("in the encoding {0}, want none or gzip")]
+    Unknown(String),
+}
+
+/// What an answer's body was made of by something on the way: we ask for none of it.
+enum Coding {
+    Identity,
+    Gzip,
+    Unknown(String),
+}
+
+impl Coding {
+    fn of(response: &Response) -> Self {
+        let mut headers = response.headers().get_all(header::CONTENT_ENCODING).iter();
+        let names = [headers.next(), headers.next()].map(|name| name.map(|it| it.to_str().unwrap_or("?")));
+        match names {
+            [None, _] => Self::Identity,
+            [Some(name), None] if name.eq_ignore_ascii_case("identity") => Self::Identity,
+            [Some(name), None] if ["gzip", "x-gzip"].iter().any(|gzip| name.eq_ignore_ascii_case(gzip)) => {
+                Self::Gzip
+            }
+            [Some(name), _] => Self::Unknown(name.chars().take(32).collect()),
+        }
+    }
+
+    /// The body as it was, at most so many bytes of it.
+    fn decode(self, body: Vec<u8>, bytes_max: usize) -> Result<Vec<u8>, BodyFault> {
+        match self {
+            Self::Identity => Ok(body),
+            Self::Gzip => {
+                let mut plain = Vec::new();
+                // One byte more than allowed tells "too long" from "just fits".
+                let bytes_max_more = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
+                let read = MultiGzDecoder::new(&*body).take(bytes_max_more).read_to_end(&mut plain);
+                match read {
+                    Ok(bytes) if bytes > bytes_max => Err(BodyFault::TooLong(bytes_max)),
+                    Ok(_) => Ok(plain),
+                    Err(_) => Err(BodyFault::Damaged),
+                }
+            }
+            Self::Unknown(name) => Err(BodyFault::Unknown(name)),
+        }
+    }
+}
+
+fn header_text<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
+    response.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+/// An address without user, password, query and fragment.
+fn without_secrets(mut url: Url) -> String {
+    url.set_query(None);
+    url.set_fragment(None);
+    // Fails only where there can be neither.
+    let _ = (url.set_username(""), url.set_password(None));
+    url.into()
 }
 
 /// Makes bodies smaller, and keeps the compressor's tables: to set up 300 KB for
@@ -414,6 +604,21 @@ fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     Some(wait.min(RETRY_AFTER_MAX))
 }
 
+/// A vendor's words, which are an object: what else there is would be read as one, its
+/// items for fields, if it was let.
+pub(crate) fn object<'a, T: Deserialize<'a>>(body: &'a str) -> Option<T> {
+    serde_json::from_str(body).ok().filter(|_| body.trim_start().starts_with('{'))
+}
+
+/// For a vendor's lists and texts: null is as good as absent.
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 pub(crate) fn now_ms() -> i64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
@@ -423,12 +628,7 @@ pub(crate) fn now_ms() -> i64 {
 fn details(answer: &mut Result<Vec<Verdict>, SendError>) -> impl Iterator<Item = &mut String> {
     let (verdicts, error) = match answer {
         Ok(verdicts) => (Some(verdicts), None),
-        Err(
-            SendError::Unavailable { detail, .. }
-            | SendError::TooLarge { detail }
-            | SendError::Refused { detail }
-            | SendError::Unauthorized { detail },
-        ) => (None, Some(detail)),
+        Err(error) => (None, Some(error.detail_mut())),
     };
     let of_verdicts = verdicts.into_iter().flatten().filter_map(|verdict| match verdict {
         Verdict::Rejected { detail, .. } | Verdict::Hold { detail, .. } => Some(detail),
@@ -487,7 +687,7 @@ mod tests {
     }
 
     fn reply(status: u16) -> Reply {
-        Reply { status, body: "why".into(), retry_after: None }
+        Reply { status, body: "why".into(), ..Reply::default() }
     }
 
     #[test]
@@ -530,30 +730,48 @@ mod tests {
 
     #[test]
     fn a_status_is_named_for_the_next_move() {
-        let unavailable = SendError::Unavailable { retry_after: None, detail: String::new() };
-        for (status, want) in [
-            (200, unavailable.clone()),
-            (307, unavailable.clone()),
-            (400, SendError::Refused { detail: String::new() }),
-            (401, SendError::Unauthorized { detail: String::new() }),
-            (403, SendError::Unauthorized { detail: String::new() }),
-            (404, SendError::Unauthorized { detail: String::new() }),
-            (422, SendError::Refused { detail: String::new() }),
-            (408, unavailable.clone()),
-            (413, SendError::TooLarge { detail: String::new() }),
-            (429, unavailable.clone()),
-            (500, unavailable.clone()),
-            (503, unavailable),
+        let moves = |status| match reply(status).failure() {
+            SendError::Unavailable { .. } => "unavailable",
+            SendError::TooLarge { .. } => "too large",
+            SendError::Refused { .. } => "refused",
+            SendError::Unauthorized { .. } => "unauthorized",
+            SendError::Misdirected { .. } => "misdirected",
+        };
+        for (statuses, want) in [
+            (&[200, 202, 204, 304, 408, 421, 425, 429, 460, 499, 500, 502, 503, 504, 520][..], "unavailable"),
+            (&[401, 402, 403, 407, 451, 511], "unauthorized"),
+            (&[301, 302, 303, 307, 308, 404, 405, 410, 426, 431, 501, 505], "misdirected"),
+            (&[400, 406, 409, 415, 422], "refused"),
+            (&[413], "too large"),
         ] {
-            let got = std::mem::discriminant(&reply(status).failure());
-            assert_eq!(got, std::mem::discriminant(&want), "{status}");
+            for status in statuses {
+                assert_eq!(moves(*status), want, "{status}");
+            }
         }
+    }
+
+    #[test]
+    fn a_compressed_answer_is_read_up_to_its_limit() {
+        let body = vec![b'x'; 1000];
+        let gzip = Gzip::default().compress(&body);
+        assert_eq!(Coding::Gzip.decode(gzip.clone(), 1000), Ok(body.clone()));
+        assert_eq!(Coding::Gzip.decode(gzip.clone(), 999), Err(BodyFault::TooLong(999)));
+        assert_eq!(Coding::Gzip.decode(gzip[..gzip.len() - 1].to_vec(), 1000), Err(BodyFault::Damaged));
+        assert_eq!(Coding::Gzip.decode(body.clone(), 1000), Err(BodyFault::Damaged));
+        assert_eq!(Coding::Identity.decode(body.clone(), 1000), Ok(body));
+    }
+
+    #[test]
+    fn where_a_redirect_points_to_is_told_without_what_could_be_a_secret() {
+        let url = "https://user:canary@x.example/a?canary#canary".parse().unwrap();
+        assert_eq!(without_secrets(url), "https://x.example/a");
+        assert_eq!(without_secrets("mailto:a@b.c?x".parse().unwrap()), "mailto:a@b.c");
     }
 
     #[test]
     fn a_vendors_words_are_short_and_on_one_line() {
         let reply =
-            Reply { status: 400, body: format!("a\r\n\u{1b}[31mb {}", "x".repeat(1000)), retry_after: None };
+            Reply { status: 400, body: format!("a\r\n\u{1b}[31mb {}", "x".repeat(1000)), ..Reply::default() };
         let detail = reply.detail();
         assert!(detail.starts_with("400 a [31mb x"), "{detail}");
         assert!(detail.chars().count() <= DETAIL_CHARS_MAX + 4);

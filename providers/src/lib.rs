@@ -21,6 +21,7 @@
 //! else implement [`Provider`] itself, as `examples/custom_provider.rs` does.
 
 pub mod event;
+mod probe;
 pub mod properties;
 mod provider;
 
@@ -38,6 +39,7 @@ pub mod segment;
 pub mod test_mode;
 
 pub use event::{Event, EventId, EventKind, EventParts};
+pub use probe::{Finding, Step};
 pub use properties::Properties;
 pub use provider::{BatchLimits, Endpoint, Provider, Rejection, SendError, Verdict};
-pub use secret::Secret;
+pub use secret::{InvalidKey, Secret};

@@ -9,21 +9,27 @@
 //! | body, before compression | 10 MB in the text, 2 MiB in the OpenAPI file: 2,000,000 bytes here |
 //! | properties of an event | under 255; nested objects and lists under 255, at most 3 deep, 8 KB |
 //! | `$insert_id` | 1 to 36 of `[A-Za-z0-9-]` |
-//! | `time` | from 1971 to an hour ahead of Mixpanel's clock |
+//! | `time` | from 1971 to an hour ahead of Mixpanel's clock; ahead, it becomes the time of arrival |
 //! | parallel requests | 10 to 20 |
 //!
-//! Sent again: 408, 429, 5xx, no answer, and an answer that cannot be read. Not
-//! sent again: a 400 with `failed_records`, which means that **the other rows
-//! were taken**.
+//! Sent again: 408, 429, 5xx, no answer, and a success that is not Mixpanel's own or
+//! counts other than what was sent. Not sent again: a 400 with `failed_records`, which
+//! means that **the other rows were taken**.
+//!
+//! `/engage` answers 1 if **at least one** record was valid, and to a token that is no
+//! project's. So `/import` is asked about the token before.
 
-use std::{borrow::Cow, collections::HashSet};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire, body_for},
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, null_as_default, object},
     json::{Json, List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
@@ -43,14 +49,13 @@ const NESTED_BYTES_MAX: usize = 8 * 1024;
 const KEY_BYTES_MAX: u16 = 255;
 /// Fields of our own beside the caller's properties, at most.
 const OWN_PROPERTIES: u16 = 6;
-/// Mixpanel refuses a time of more than an hour ahead; this leaves five minutes
-/// for clocks that differ.
-const AHEAD_MS_MAX: i64 = 55 * 60 * 1000;
 /// Where properties beyond Mixpanel's number go, as one object.
 const SURPLUS: &str = "more_properties";
 
 const IMPORT: Endpoint = Endpoint(0);
 const ENGAGE: Endpoint = Endpoint(1);
+const IMPORT_PATH: &str = "/import?strict=1";
+const ENGAGE_PATH: &str = "/engage?ip=0&verbose=1";
 
 /// Ids that Mixpanel refuses, as `distinct_id` and as `$insert_id`.
 const FORBIDDEN_IDS: [&str; 17] = [
@@ -137,6 +142,24 @@ impl Wire for Mixpanel {
             interpret_import(sent.len(), reply)
         }
     }
+
+    fn key_question(&self, batch: &[Event]) -> Option<Encoded> {
+        batch.first().filter(|event| event.is_identify()).map(|_| empty_import(&self.token))
+    }
+
+    fn probes(&self, key: &Secret) -> Vec<Probe> {
+        let import = empty_import(key);
+        let engage = Encoded { path: ENGAGE_PATH, body: b"[]".to_vec(), ..Encoded::default() };
+        let at_import = "/engage takes any token: only /import tells";
+        vec![
+            Probe { request: import, wrong_key: WrongKey::Refused },
+            Probe { request: engage, wrong_key: WrongKey::Untold(at_import) },
+        ]
+    }
+
+    fn interpret_probe(&self, path: &str, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
+        if path == ENGAGE_PATH { interpret_engage(0, reply) } else { interpret_import(0, reply) }
+    }
 }
 
 impl Mixpanel {
@@ -148,7 +171,7 @@ impl Mixpanel {
         }
         rows.end();
         Encoded {
-            path: "/import?strict=1",
+            path: IMPORT_PATH,
             body: body.into_bytes(),
             gzip: true,
             basic_user: Some(self.token.clone()),
@@ -204,7 +227,7 @@ impl Mixpanel {
         // may be too many.
         let body_bytes_max = if count > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
         Encoded {
-            path: "/engage?ip=0&verbose=1",
+            path: ENGAGE_PATH,
             body: body.into_bytes(),
             gzip: false,
             basic_user: None,
@@ -256,6 +279,11 @@ impl Mixpanel {
     }
 }
 
+fn empty_import(token: &Secret) -> Encoded {
+    let (body, basic_user) = (b"[]".to_vec(), Some(token.clone()));
+    Encoded { path: IMPORT_PATH, body, basic_user, ..Encoded::default() }
+}
+
 fn usable(id: Option<&str>) -> Option<&str> {
     id.filter(|id| !FORBIDDEN_IDS.contains(id))
 }
@@ -264,10 +292,11 @@ fn event_name(name: &str) -> Cow<'_, str> {
     if RESERVED_EVENTS.contains(&name) { format!("event_{name}").into() } else { name.into() }
 }
 
+/// A time that is ahead Mixpanel refuses, or replaces by that of arrival, which is
+/// another one at each attempt: by it, a retry would not be recognised as one. The
+/// time of acceptance stands in, which is fixed.
 fn time_ms(event: &Event) -> i64 {
-    // The time at acceptance stands in, and not the time of this attempt: a
-    // retry must carry the same time to be recognised as one.
-    if event.time_ms() > event.accepted_ms() + AHEAD_MS_MAX { event.accepted_ms() } else { event.time_ms() }
+    event.time_ms().min(event.accepted_ms())
 }
 
 fn insert_id(event: &Event) -> Cow<'_, str> {
@@ -389,15 +418,32 @@ fn rename_traits(entries: Vec<(String, &RawValue)>) -> Vec<(String, &RawValue)> 
 #[derive(Deserialize)]
 struct ImportReply {
     #[serde(default)]
+    code: Value,
+    /// Text in the documentation, a number in the tests of one of Mixpanel's SDKs.
+    #[serde(default)]
+    status: Value,
+    #[serde(default)]
+    num_records_imported: Value,
+    #[serde(default, deserialize_with = "null_as_default")]
     failed_records: Vec<FailedRecord>,
+}
+
+impl ImportReply {
+    fn is_success(&self) -> bool {
+        let is_ok = match &self.status {
+            Value::String(status) => status.eq_ignore_ascii_case("ok"),
+            status => *status == 1 || *status == 200,
+        };
+        self.code == 200 && is_ok
+    }
 }
 
 #[derive(Deserialize)]
 struct FailedRecord {
     index: usize,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     field: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     message: String,
 }
 
@@ -405,42 +451,53 @@ fn interpret_import(sent: usize, reply: &Reply) -> Result<Vec<Verdict>, SendErro
     if !matches!(reply.status, 200 | 400) {
         return Err(reply.failure());
     }
-    // With lenient validation the answer may be a bare 1.
-    if reply.status == 200 && reply.body.trim() == "1" {
-        return Ok(vec![Verdict::Delivered; sent]);
-    }
-    let Ok(parsed) = serde_json::from_str::<ImportReply>(&reply.body) else {
+    let Some(parsed) = object::<ImportReply>(&reply.body) else {
         return Err(reply.failure());
     };
-    if reply.status == 400 && parsed.failed_records.is_empty() {
-        return Err(reply.failure());
+    let mut rejected: HashMap<usize, String> = HashMap::new();
+    for record in parsed.failed_records.iter().filter(|record| record.index < sent) {
+        rejected
+            .entry(record.index)
+            .or_insert_with(|| reply.saying(&format!("{}: {}", record.field, record.message)));
     }
-    // Also after a 400: all rows but the listed ones were taken.
-    let mut verdicts = vec![Verdict::Delivered; sent];
-    for record in parsed.failed_records {
-        if let Some(verdict) = verdicts.get_mut(record.index) {
-            let detail = reply.saying(&format!("{}: {}", record.field, record.message));
-            *verdict = Verdict::Rejected { reason: Rejection::Invalid, detail };
-        }
-    }
-    Ok(verdicts)
+    let is_counted = parsed.num_records_imported == sent - rejected.len();
+    let others = match reply.status {
+        200 if parsed.is_success() && is_counted => Verdict::Delivered,
+        // Also after a 400: all rows but the listed ones were taken.
+        400 if !rejected.is_empty() && is_counted => Verdict::Delivered,
+        // Whether they were is not known. Those that were are recognised.
+        _ if !rejected.is_empty() => Verdict::Resend,
+        _ => return Err(reply.failure()),
+    };
+    let verdict = |index| match rejected.remove(&index) {
+        Some(detail) => Verdict::Rejected { reason: Rejection::Invalid, detail },
+        None => others.clone(),
+    };
+    Ok((0..sent).map(verdict).collect())
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum EngageReply {
-    Bare(i64),
-    Verbose { status: i64 },
+struct EngageReply {
+    status: u8,
+    #[serde(default, deserialize_with = "null_as_default")]
+    error: String,
 }
 
+/// 1 says that at least one record was valid, and 0 that none was. Which, and whether
+/// the token is that of a project, `/engage` does not say.
 fn interpret_engage(sent: usize, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
     if reply.status != 200 {
         return Err(reply.failure());
     }
-    match serde_json::from_str(&reply.body) {
-        Ok(EngageReply::Bare(1) | EngageReply::Verbose { status: 1 }) => Ok(vec![Verdict::Delivered; sent]),
-        Ok(_) => Err(SendError::Refused { detail: reply.detail() }),
-        Err(_) => Err(reply.unavailable()),
+    let said = match reply.body.trim() {
+        "1" => Some((1, String::new())),
+        "0" => Some((0, String::new())),
+        body => object(body).map(|EngageReply { status, error }| (status, error)),
+    };
+    match said {
+        Some((1, error)) if error.is_empty() => Ok(vec![Verdict::Delivered; sent]),
+        Some((0, _)) => Err(SendError::Refused { detail: reply.detail() }),
+        _ => Err(reply.unavailable()),
     }
 }
 
@@ -468,7 +525,7 @@ mod tests {
     }
 
     fn reply(status: u16, body: Value) -> Reply {
-        Reply { status, body: body.to_string(), retry_after: None }
+        Reply { status, body: body.to_string(), ..Reply::default() }
     }
 
     #[test]
@@ -521,11 +578,12 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_mixpanel_refuses_becomes_the_time_of_acceptance() {
+    fn a_time_that_is_ahead_becomes_the_time_of_acceptance() {
         let accepted_ms = track("x", "{}").accepted_ms();
-        let latest_ms = accepted_ms + AHEAD_MS_MAX;
-        for (time_ms, want) in [(latest_ms, latest_ms), (latest_ms + 1, accepted_ms)] {
-            let event = Event::pack(&EventParts { time_ms, ..parts("x", "{}") });
+        for (ahead_ms, want) in
+            [(-1, accepted_ms - 1), (0, accepted_ms), (1, accepted_ms), (i64::MAX / 2, accepted_ms)]
+        {
+            let event = Event::pack(&EventParts { time_ms: accepted_ms + ahead_ms, ..parts("x", "{}") });
             assert_eq!(properties(event)["time"], want);
         }
     }
@@ -581,34 +639,66 @@ mod tests {
 
     #[test]
     fn after_a_400_the_rows_that_are_not_listed_were_taken() {
-        let body = json!({"code": 400, "failed_records": [
+        let failed = json!([
             {"index": 1, "insert_id": "x", "field": "properties.time", "message": "bad"},
+            {"index": 1, "insert_id": "x", "field": "event", "message": "bad"},
             {"index": 99, "$insert_id": "y"},
-        ]});
-        let verdicts = interpret_import(3, &reply(400, body)).unwrap();
-        assert_eq!(verdicts[0], Verdict::Delivered);
-        assert!(
-            matches!(&verdicts[1], Verdict::Rejected { detail, .. } if detail.contains("properties.time"))
-        );
-        assert_eq!(verdicts[2], Verdict::Delivered);
+        ]);
+        // Unless the number of those that were taken is another one.
+        for (status, imported, others) in [
+            (400, json!(2), Verdict::Delivered),
+            (200, json!(2), Verdict::Delivered),
+            (400, json!(1), Verdict::Resend),
+            (400, json!("2"), Verdict::Resend),
+            (400, Value::Null, Verdict::Resend),
+            (200, json!(3), Verdict::Resend),
+        ] {
+            let body = json!({"code": status, "status": "OK", "num_records_imported": imported,
+                "failed_records": failed});
+            let verdicts = interpret_import(3, &reply(status, body)).unwrap();
+            assert_eq!((&verdicts[0], &verdicts[2]), (&others, &others), "{status} {imported}");
+            assert!(
+                matches!(&verdicts[1], Verdict::Rejected { detail, .. } if detail.contains("properties.time"))
+            );
+        }
     }
 
     #[test]
     fn an_answer_that_names_no_row_is_a_failure_of_the_whole() {
         let refused = interpret_import(3, &reply(400, json!({"error": "bad JSON"})));
         assert!(matches!(refused, Err(SendError::Refused { .. })));
-        let junk = Reply { status: 200, body: "<html>".into(), retry_after: None };
+        let junk = Reply { status: 200, body: "<html>".into(), ..Reply::default() };
         assert!(matches!(interpret_import(3, &junk), Err(SendError::Unavailable { .. })));
         assert!(matches!(interpret_engage(3, &junk), Err(SendError::Unavailable { .. })));
     }
 
     #[test]
+    fn the_status_of_a_success_may_be_a_number() {
+        for (status, is_success) in [
+            (json!("OK"), true),
+            (json!("Ok"), true),
+            (json!(1), true),
+            (json!(200), true),
+            (json!(0), false),
+            (json!("OKAY"), false),
+            (Value::Null, false),
+        ] {
+            let body = json!({"code": 200, "status": status, "num_records_imported": 1,
+                "failed_records": null});
+            assert_eq!(interpret_import(1, &reply(200, body)).is_ok(), is_success, "{status}");
+        }
+    }
+
+    #[test]
     fn engage_says_in_the_body_whether_it_took_anything() {
-        for good in [json!(1), json!({"status": 1, "error": null})] {
+        for good in [json!(1), json!({"status": 1, "error": null}), json!({"status": 1})] {
             assert_eq!(interpret_engage(2, &reply(200, good)), Ok(vec![Verdict::Delivered; 2]));
         }
         for bad in [json!(0), json!({"status": 0, "error": "nothing valid"})] {
             assert!(matches!(interpret_engage(2, &reply(200, bad)), Err(SendError::Refused { .. })));
+        }
+        for strange in [json!(2), json!({"status": 2}), json!({"status": 1, "error": "moved"}), json!({})] {
+            assert!(matches!(interpret_engage(2, &reply(200, strange)), Err(SendError::Unavailable { .. })));
         }
     }
 }

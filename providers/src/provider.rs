@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::Event;
+use crate::{Event, Step};
 
 /// One vendor. Translates and sends once; never retries, counts or spawns.
 #[async_trait]
@@ -30,6 +30,12 @@ pub trait Provider: Send + Sync + 'static {
     /// the request; whether it arrived is then unknown, and the caller sends
     /// the same events again with the same ids and times.
     async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError>;
+
+    /// Tries whether the vendor can be reached and takes our key, with no event where
+    /// that can be. For a person who asks: takes half a minute at most.
+    async fn probe(&self) -> Vec<Step> {
+        vec![Step::unknown("connection", "this provider has no way to try it without an event")]
+    }
 }
 
 /// How much a vendor takes at once.
@@ -115,11 +121,20 @@ pub enum SendError {
         /// The status and the vendor's words.
         detail: String,
     },
-    /// The vendor does not accept our key, or is not at our address: stop sending
-    /// and call a person. The events are not to blame.
+    /// Our account is refused, by the vendor or by something before it: the key, the
+    /// plan, the network's own login. Stop sending, to all endpoints, and call a
+    /// person. The events are not to blame.
     #[error("unauthorized: {detail}")]
     Unauthorized {
         /// The status and the vendor's words.
+        detail: String,
+    },
+    /// What is at this endpoint's address takes no event at all: it is not the vendor,
+    /// or it sends us elsewhere. Stop sending to this endpoint and call a person. The
+    /// events are not to blame.
+    #[error("misdirected: {detail}")]
+    Misdirected {
+        /// The status, the vendor's words, and where a redirect points to.
         detail: String,
     },
 }
@@ -131,7 +146,19 @@ impl SendError {
             Self::Unavailable { detail, .. }
             | Self::TooLarge { detail }
             | Self::Refused { detail }
-            | Self::Unauthorized { detail } => detail,
+            | Self::Unauthorized { detail }
+            | Self::Misdirected { detail } => detail,
+        }
+    }
+
+    /// The same, to take something out of it.
+    pub(crate) fn detail_mut(&mut self) -> &mut String {
+        match self {
+            Self::Unavailable { detail, .. }
+            | Self::TooLarge { detail }
+            | Self::Refused { detail }
+            | Self::Unauthorized { detail }
+            | Self::Misdirected { detail } => detail,
         }
     }
 }

@@ -10,11 +10,11 @@
 //! | `messageId` | 100 characters; deduplicated across all workspaces |
 //! | requests | 1,000 a second advised |
 //!
-//! Sent again: 408, 410, 429, 460, 5xx but 501, 505 and 511, no answer, and an
-//! answer that cannot be read. **A 200 may hide a loss**: an event that Segment
-//! cannot place, and any event under a wrong write key, is answered with a
-//! success. So what can be checked is checked before it is sent, and
-//! "delivered" means "received" here.
+//! Sent again: 408, 410, 429, 460, 5xx, no answer, and an answer that is not
+//! `{"success":true}`. **A 200 may hide a loss**: an event that Segment cannot
+//! place, and any event under a wrong write key, is answered with a success. So what
+//! can be checked is checked before it is sent, and "delivered" means "received"
+//! here.
 
 use std::borrow::Cow;
 
@@ -23,11 +23,12 @@ use serde::Deserialize;
 
 use crate::{
     BatchLimits, Event, EventId, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Reply, Wire, body_for},
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, object},
     json::Object,
 };
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 2000, body_bytes_max: BODY_BYTES_MAX, requests_max: 8 };
+const PATH: &str = "/v1/batch";
 const BODY_BYTES_MAX: usize = 450_000;
 const EVENT_BYTES_MAX: usize = 30_000;
 /// A shorter id could be somebody else's: Segment compares ids of all its
@@ -80,7 +81,7 @@ impl Wire for Segment {
         items.end();
         request.end();
         Encoded {
-            path: "/v1/batch",
+            path: PATH,
             body: body.into_bytes(),
             gzip: false,
             basic_user: Some(self.write_key.clone()),
@@ -91,23 +92,32 @@ impl Wire for Segment {
 
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
         match reply.status {
-            200 => match serde_json::from_str(&reply.body) {
-                Ok(BatchReply { success: true }) => Ok(vec![Verdict::Delivered; sent.len()]),
+            200 => match object(&reply.body) {
+                Some(BatchReply { success: true }) => Ok(vec![Verdict::Delivered; sent.len()]),
                 _ => Err(reply.unavailable()),
             },
-            410 | 460 => Err(reply.unavailable()),
-            400 | 401 | 403..=405 | 408 | 413 | 429 => Err(reply.failure()),
-            // Segment's own SDKs give these up at once.
-            402..=499 | 501 | 505 | 511 => {
-                let verdict = Verdict::Rejected { reason: Rejection::Invalid, detail: reply.detail() };
-                Ok(vec![verdict; sent.len()])
-            }
+            // Segment's own SDKs send it again.
+            410 => Err(reply.unavailable()),
             _ => Err(reply.failure()),
         }
     }
+
+    fn probes(&self, key: &Secret) -> Vec<Probe> {
+        let request = Encoded {
+            path: PATH,
+            body: br#"{"batch":[]}"#.to_vec(),
+            basic_user: Some(key.clone()),
+            ..Encoded::default()
+        };
+        let debugger = "Segment answers a wrong key with a success: see in the source's debugger \
+            whether events arrive";
+        vec![Probe { request, wrong_key: WrongKey::Untold(debugger) }]
+    }
 }
 
+/// This and nothing else is Segment's success.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct BatchReply {
     success: bool,
 }
@@ -193,7 +203,7 @@ mod tests {
 
     fn interpret(status: u16, body: &str) -> Result<Vec<Verdict>, SendError> {
         let event = track("x", "{}");
-        let reply = Reply { status, body: body.into(), retry_after: None };
+        let reply = Reply { status, body: body.into(), ..Reply::default() };
         Segment::new(Secret::new("key")).interpret(&[&event], &reply)
     }
 
@@ -264,13 +274,16 @@ mod tests {
         for status in [408, 410, 429, 460, 500, 502, 503, 504] {
             assert!(matches!(interpret(status, ""), Err(SendError::Unavailable { .. })), "{status}");
         }
-        for status in [402, 422, 501, 505, 511] {
-            assert!(matches!(interpret(status, "").unwrap()[0], Verdict::Rejected { .. }), "{status}");
-        }
-        for status in [401, 403, 404, 405] {
+        for status in [401, 402, 403, 511] {
             assert!(matches!(interpret(status, ""), Err(SendError::Unauthorized { .. })), "{status}");
         }
-        assert!(matches!(interpret(400, "{}"), Err(SendError::Refused { .. })));
+        for status in [307, 404, 405, 501, 505] {
+            assert!(matches!(interpret(status, ""), Err(SendError::Misdirected { .. })), "{status}");
+        }
+        // No answer of Segment's names an event.
+        for status in [400, 422] {
+            assert!(matches!(interpret(status, "{}"), Err(SendError::Refused { .. })), "{status}");
+        }
         assert!(matches!(interpret(413, "{}"), Err(SendError::TooLarge { .. })));
         for junk in ["", "<html>", "{}", r#"{"success":false}"#, "[[[["] {
             assert!(matches!(interpret(200, junk), Err(SendError::Unavailable { .. })), "{junk}");

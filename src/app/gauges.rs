@@ -6,7 +6,7 @@ use super::lanes::LaneHandle;
 use crate::{
     batch_worker::Gathering,
     config::Config,
-    delivery::{lane::LaneStatus, retry::ProviderState},
+    delivery::{gate::ProviderState, lane::LaneStatus},
     ledger::Ledger,
     queue::{
         memory::QueueSender,
@@ -38,7 +38,15 @@ pub(super) fn of_spool(telemetry: &mut Telemetry, config: &Config, spool: &Spool
     telemetry.gauge("relay_spool_segments", live(|status| status.segments.load(Ordering::Relaxed)));
     telemetry
         .gauge("relay_spool_damaged_ranges", live(|status| status.damaged_ranges.load(Ordering::Relaxed)));
-    let bytes_max = config.spool.bytes_max;
+    telemetry.gauge(
+        "relay_spool_quarantine_bytes",
+        live(|status| status.quarantine_bytes.load(Ordering::Relaxed)),
+    );
+    telemetry.gauge(
+        "relay_spool_unnamed_events",
+        live(|status| status.unnamed().iter().map(|cursor| cursor.pending.load(Ordering::Relaxed)).sum()),
+    );
+    let bytes_max = config.spool.limits.bytes_max;
     telemetry.gauge("relay_spool_bytes_max", move || to_i64(bytes_max));
     let intake = spool.clone();
     telemetry.gauge("relay_spool_intake_events", move || to_i64(intake.intake_events()));
@@ -62,8 +70,8 @@ pub(super) fn of_lanes(
     let constant = |value: i64| move |_: &LaneHandle| -> Probe<i64> { Box::new(move || value) };
     register("relay_lane_events", &|lane| of_status(lane, LaneStatus::events));
     register("relay_lane_bytes", &|lane| of_status(lane, LaneStatus::bytes));
-    register("relay_lane_events_max", &constant(to_i64(config.queue_events_max)));
-    register("relay_lane_bytes_max", &constant(to_i64(config.queue_bytes_max)));
+    register("relay_lane_events_max", &constant(to_i64(config.queue.events_max)));
+    register("relay_lane_bytes_max", &constant(to_i64(config.queue.bytes_max)));
     register("relay_in_flight_events", &|lane| {
         let ledger = lane.ledger.clone();
         Box::new(move || in_flight(&ledger))
@@ -84,7 +92,7 @@ pub(super) fn of_lanes(
         let bytes = lane.dead_letters_bytes();
         Box::new(move || to_i64(bytes()))
     });
-    register("relay_dead_letters_bytes_max", &constant(to_i64(config.dead_letters_bytes_max)));
+    register("relay_dead_letters_bytes_max", &constant(to_i64(config.dead_letters.bytes_max)));
     if let Some(spool) = spool {
         let cursor = |lane: &LaneHandle, value: fn(&CursorStatus) -> u64| -> Probe<i64> {
             let (spool, provider) = (spool.clone(), lane.status.provider);
@@ -99,6 +107,9 @@ pub(super) fn of_lanes(
             cursor(lane, |cursor| cursor.bytes.load(Ordering::Relaxed))
         });
         register("relay_spool_backlog_bytes_max", &|lane| cursor(lane, |cursor| cursor.bytes_max));
+        register("relay_spool_filling", &|lane| {
+            cursor(lane, |cursor| u64::from(cursor.is_filling.load(Ordering::Relaxed)))
+        });
     }
 
     let state = |lane: &LaneHandle| -> (&'static str, Probe<&'static str>) {

@@ -1,6 +1,7 @@
 //! Builds a lane with all that belongs to it, and finishes it.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::Path,
     sync::{
@@ -11,7 +12,7 @@ use std::{
 
 use analytics_relay_providers::Provider;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{JoinHandle, spawn_blocking},
 };
 use tracing::{error, info, warn};
@@ -22,14 +23,14 @@ use crate::{
     delivery::{
         Batch, LaneInbox,
         dead_letter::{DeadLetterDir, DeadLetterWriter},
-        lane::{Lane, LaneSettings, LaneStatus, Leftover},
-        log_feed::LogFeed,
+        lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus, Leftover},
         recorder::RelayRecorder,
-        retry::RetryRule,
         spill::SpillDir,
+        suspension::Suspension,
+        unnamed::Unnamed,
     },
-    ledger::{Balance, Ledger},
-    queue::{QueueLimits, spool::LaneLog},
+    ledger::Ledger,
+    queue::spool::{LaneLog, OpenedSpool},
     shutdown::Stop,
     telemetry::LaneFamilies,
     time::Clock,
@@ -42,12 +43,14 @@ pub(super) struct LaneBuilder<'a> {
     pub(super) families: LaneFamilies,
     pub(super) clock: Clock,
     pub(super) stop: Stop,
+    /// Providers that a person has stopped.
+    pub(super) suspended: BTreeMap<String, Suspension>,
 }
 
 /// A lane that is ready to run.
 pub(super) struct BuiltLane {
     lane: Lane,
-    receiver: mpsc::Receiver<Batch>,
+    suspended: watch::Sender<bool>,
     status: Arc<LaneStatus>,
     ledger: Ledger,
     dead_letters_bytes: Arc<AtomicU64>,
@@ -77,16 +80,25 @@ impl LaneBuilder<'_> {
     ) -> io::Result<(LaneInbox, BuiltLane)> {
         let name = provider.name();
         let dead_letters = DeadLetterDir::new(self.data_dir, name);
-        let dead_letters = DeadLetterWriter::open(&dead_letters, self.config.dead_letters_bytes_max)?;
+        let dead_letters = DeadLetterWriter::open(&dead_letters, self.config.dead_letters.bytes_max)?;
         let dead_letters_bytes = dead_letters.bytes();
         let spill = SpillDir::open(self.data_dir, name)?;
         let status = Arc::new(LaneStatus::new(name));
+        let (inbox, receiver) = LaneInbox::new(delivery.batch.events);
+        let source = match log {
+            Some(log) => self.followed(name, log, &ledger, receiver),
+            None => LaneSource::memory(receiver),
+        };
+        let observers = LaneObservers {
+            recorder: Arc::new(RelayRecorder::new(ledger.clone(), dead_letters, self.clock.clone())),
+            metrics: self.families.of(name),
+            status: status.clone(),
+        };
         let mut lane = Lane::new(
             provider,
             lane_settings(self.config, delivery),
-            Arc::new(RelayRecorder::new(ledger.clone(), dead_letters, self.clock.clone())),
-            self.families.of(name),
-            status.clone(),
+            source,
+            observers,
             self.clock.clone(),
             self.stop.clone(),
         );
@@ -99,26 +111,42 @@ impl LaneBuilder<'_> {
         }
         lane.reload(spilled);
 
-        if let Some(log) = log {
-            let event_count = log.left();
-            if event_count > 0 {
-                info!(provider = name, event_count, "spooled events go on");
-                ledger.reloaded(event_count);
-            }
-            lane.follow(LogFeed::new(log, self.config.spool.retention, self.clock.now_ms()));
+        if let Some(Suspension { note, .. }) = self.suspended.get(name) {
+            warn!(provider = name, note, "provider is suspended: its events wait");
         }
-
-        let (inbox, receiver) = LaneInbox::new(delivery.batch_size);
+        let suspended = watch::Sender::new(self.suspended.contains_key(name));
+        lane.suspend_while(suspended.subscribe());
         let clock = self.clock.clone();
-        Ok((inbox, BuiltLane { lane, receiver, status, ledger, dead_letters_bytes, spill, clock }))
+        Ok((inbox, BuiltLane { lane, suspended, status, ledger, dead_letters_bytes, spill, clock }))
+    }
+
+    /// A source whose events stand in the log, with what an earlier run has left there.
+    fn followed(
+        &self,
+        provider: &'static str,
+        log: LaneLog,
+        ledger: &Ledger,
+        inbox: mpsc::Receiver<Batch>,
+    ) -> LaneSource {
+        let event_count = log.left();
+        if event_count > 0 {
+            info!(provider, event_count, "spooled events go on");
+            ledger.reloaded(event_count);
+        }
+        LaneSource::logged(inbox, log, self.config.spool.retention, self.clock.now_ms())
     }
 }
 
 impl BuiltLane {
+    /// Stops the provider, and lets it go on.
+    pub(super) fn switch(&self) -> (&'static str, watch::Sender<bool>) {
+        (self.status.provider, self.suspended.clone())
+    }
+
     /// From here on events are sent.
     pub(super) fn run(self, watch: &StageWatch) -> LaneHandle {
-        let Self { lane, receiver, status, ledger, dead_letters_bytes, spill, clock } = self;
-        let running = tokio::spawn(watch.over(status.provider, lane.run(receiver)));
+        let Self { lane, status, ledger, dead_letters_bytes, spill, clock, .. } = self;
+        let running = tokio::spawn(watch.over(status.provider, lane.run()));
         LaneHandle { status, ledger, dead_letters_bytes, spill, clock, running }
     }
 }
@@ -128,11 +156,6 @@ impl LaneHandle {
     pub(super) fn dead_letters_bytes(&self) -> impl Fn() -> u64 + use<> {
         let bytes = self.dead_letters_bytes.clone();
         move || bytes.load(Ordering::Relaxed)
-    }
-
-    /// The provider's account.
-    pub(super) fn balance(&self) -> Balance {
-        self.ledger.balance()
     }
 
     /// Waits until the lane has ended, and writes what it left to disk.
@@ -153,15 +176,27 @@ impl LaneHandle {
 /// How a lane delivers, from how it is configured.
 pub(crate) fn lane_settings(config: &Config, delivery: DeliveryConfig) -> LaneSettings {
     LaneSettings {
-        retry: RetryRule {
-            attempts_max: delivery.retry_attempts_max,
-            initial_delay: delivery.retry_delay_initial,
-            max_delay: delivery.retry_delay_max,
-        },
-        capacity: QueueLimits { events_max: config.queue_events_max, bytes_max: config.queue_bytes_max },
-        probe_events: delivery.batch_size,
+        retry: delivery.retry,
+        capacity: config.queue,
+        probe_events: delivery.batch.events,
         awaits_answers: false,
     }
+}
+
+/// Those who look after what the log holds for providers that are not named.
+pub(super) fn of_unnamed(builder: &LaneBuilder<'_>, spool: &OpenedSpool) -> Vec<Unnamed> {
+    let status = spool.spool().status();
+    let unnamed = status.unnamed().iter().enumerate().map(|(place, cursor)| {
+        Unnamed::new(
+            cursor.provider.clone(),
+            spool.lane_log(status.named().len() + place),
+            builder.data_dir,
+            builder.config.dead_letters.bytes_max,
+            builder.config.spool.retention,
+            builder.clock.clone(),
+        )
+    });
+    unnamed.collect()
 }
 
 /// Says which spilled events stay on disk because no provider of that name is

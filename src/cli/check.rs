@@ -1,33 +1,71 @@
 //! `analytics-relay check`.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
+use analytics_relay_providers::{Finding, Step, registry};
+use anyhow::{bail, ensure};
+use futures_util::future::join_all;
+use tokio::time::timeout;
 use tracing::info;
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, ProviderConfig},
     ingest::tls::Tls,
 };
 
-/// Prints every setting and where it came from, or everything that is wrong.
-pub(super) fn check(config: Result<Config, ConfigError>) -> ExitCode {
-    match config {
-        Ok(config) => {
-            for shown in &config.shown {
-                let setting = format!("{}={}", shown.name, shown.value);
-                println!("{setting:<56} # {}", shown.source);
-            }
-            for warning in &config.warnings {
-                println!("warning: {warning}");
-            }
-            if let Some(Err(error)) = config.grpc_tls.as_ref().map(Tls::load) {
-                return super::fail(&format_args!("{:#}", anyhow::Error::new(error)));
-            }
-            println!("ok");
-            ExitCode::SUCCESS
-        }
-        Err(error) => super::fail(&error),
+/// Longest time for one provider: more than its own limits add up to.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Prints every setting and where it came from; fails with everything that is wrong.
+pub(super) fn check(config: Result<Config, ConfigError>) -> anyhow::Result<Config> {
+    let config = config?;
+    for shown in &config.shown {
+        let setting = format!("{}={}", shown.name, shown.value);
+        println!("{setting:<56} # {}", shown.source);
     }
+    for warning in &config.warnings {
+        println!("warning: {warning}");
+    }
+    config.grpc.tls.as_ref().map(Tls::load).transpose()?;
+    println!("ok");
+    Ok(config)
+}
+
+/// Tries the way to each provider, all at once, and prints each step.
+pub(super) async fn connect(config: Config) -> anyhow::Result<ExitCode> {
+    ensure!(!config.test_mode, "TEST_MODE=true: nothing is sent, so there is nothing to connect to");
+    if config.providers.is_empty() {
+        println!("no provider is named: nothing to connect to");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let tries = join_all(config.providers.iter().map(try_provider)).await;
+    let mut failed = 0;
+    for (provider, steps) in config.providers.iter().zip(tries) {
+        let name = provider.settings.vendor.name();
+        for Step { what, finding, why } in steps {
+            let how = match finding {
+                Finding::Ok => "ok",
+                Finding::Failed => "failed",
+                Finding::Unknown => "could not find out",
+            };
+            failed += usize::from(finding == Finding::Failed);
+            println!("{name:<10} {what:<14} {how:<18}  {why}");
+        }
+    }
+    match failed {
+        0 => println!("connected: no step failed, and no event was sent"),
+        _ => bail!("{failed} step(s) failed; no event was sent"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn try_provider(provider: &ProviderConfig) -> Vec<Step> {
+    let provider = match registry::build(&provider.settings) {
+        Ok(provider) => provider,
+        Err(error) => return vec![Step::failed("client", format!("{:#}", anyhow::Error::new(error)))],
+    };
+    let in_vain = |_| vec![Step::failed("connection", format!("nothing in {CONNECT_TIME_MAX:?}"))];
+    timeout(CONNECT_TIME_MAX, provider.probe()).await.unwrap_or_else(in_vain)
 }
 
 /// Logs what differs from the defaults.
@@ -43,11 +81,11 @@ pub(super) fn log(config: &Config) {
         version = crate::telemetry::VERSION,
         test_mode = config.test_mode,
         providers = providers.join(","),
-        batch_size = config.delivery.batch_size,
-        flush_interval_seconds = config.delivery.flush_interval.as_secs_f64(),
-        queue_events_max = config.queue_events_max,
-        queue_bytes_max = config.queue_bytes_max,
-        drain_timeout_seconds = config.drain_timeout.as_secs_f64(),
+        batch_size = config.delivery.batch.events,
+        flush_interval_seconds = config.delivery.batch.interval.as_secs_f64(),
+        queue_events_max = config.queue.events_max,
+        queue_bytes_max = config.queue.bytes_max,
+        drain_timeout_seconds = config.stop.drain_timeout.as_secs_f64(),
         data_dir = %config.data_dir.display(),
         settings = set.join(" "),
         "configuration"

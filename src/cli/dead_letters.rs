@@ -1,24 +1,27 @@
-//! `analytics-relay dead-letters list|show|replay`.
+//! `analytics-relay dead-letters list|show|replay|export|delete`.
 
 use std::{
     collections::BTreeMap,
-    io::{self, Write},
-    path::Path,
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use analytics_relay_providers::registry;
+use analytics_relay_providers::{EventId, registry};
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 
-use super::{Filter, ReplayArgs, is_broken_pipe};
+use super::{DeleteArgs, Filter, ReplayArgs, is_broken_pipe};
 use crate::{
     app::lane_settings,
     config::{Config, ProviderConfig},
     delivery::{
-        dead_letter::{DeadLetter, DeadLetterDir},
-        replay::{ReplayReport, replay as replay_letters},
+        dead_letter::{DeadLetter, DeadLetterDir, Stored},
+        replay::{ReplayReport, Sent, replay as replay_letters},
     },
+    files,
     reasons::DeadLetterReason,
     shutdown::{self, Stop},
     telemetry::{self, Telemetry},
@@ -26,6 +29,11 @@ use crate::{
 };
 
 impl Filter {
+    fn is_empty(&self) -> bool {
+        let Self { provider, reason, since, until, data_dir: _ } = self;
+        provider.is_none() && reason.is_none() && since.is_none() && until.is_none()
+    }
+
     fn takes(&self, letter: &DeadLetter) -> bool {
         let since = self.since.is_none_or(|since| letter.dead_since_ms >= since.as_millisecond());
         let until = self.until.is_none_or(|until| letter.dead_since_ms < until.as_millisecond());
@@ -49,6 +57,9 @@ impl ReplayArgs {
     }
 }
 
+/// Ids that a report shows.
+const IDS_SHOWN_MAX: usize = 10;
+
 /// What `list` says of one provider and reason.
 #[derive(Debug)]
 struct Row {
@@ -58,7 +69,15 @@ struct Row {
 }
 
 pub(super) fn list(data_dir: &Path, filter: &Filter) -> anyhow::Result<ExitCode> {
-    let mut rows: BTreeMap<(String, DeadLetterReason), Row> = BTreeMap::new();
+    print_rows(data_dir, &rows(data_dir, filter)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Rows by provider and reason.
+type Rows = BTreeMap<(String, DeadLetterReason), Row>;
+
+fn rows(data_dir: &Path, filter: &Filter) -> anyhow::Result<Rows> {
+    let mut rows = Rows::new();
     each(data_dir, filter, |letter| {
         let at_ms = letter.dead_since_ms;
         let row = rows.entry((letter.provider, letter.reason)).or_insert(Row {
@@ -71,16 +90,19 @@ pub(super) fn list(data_dir: &Path, filter: &Filter) -> anyhow::Result<ExitCode>
         row.newest_ms = row.newest_ms.max(at_ms);
         Ok(true)
     })?;
+    Ok(rows)
+}
+
+fn print_rows(data_dir: &Path, rows: &Rows) {
     if rows.is_empty() {
         println!("no dead letters in {}", data_dir.display());
-        return Ok(ExitCode::SUCCESS);
+        return;
     }
     println!("{:<12} {:<18} {:>8}  {:<24}  newest", "provider", "reason", "letters", "oldest");
     for ((provider, reason), row) in rows {
         let (oldest, newest) = (rfc_3339(row.oldest_ms), rfc_3339(row.newest_ms));
         println!("{provider:<12} {:<18} {:>8}  {oldest:<24}  {newest}", reason.name(), row.letters);
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn show(data_dir: &Path, filter: &Filter, limit: Option<usize>) -> anyhow::Result<ExitCode> {
@@ -102,6 +124,81 @@ pub(super) fn show(data_dir: &Path, filter: &Filter, limit: Option<usize>) -> an
     }
 }
 
+/// Writes letters as `show` prints them, durably if into a file: put back into a
+/// provider's directory, they can be replayed.
+pub(super) fn export(data_dir: &Path, filter: &Filter, out: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let Some(path) = out else { return show(data_dir, filter, None) };
+    if path.exists() {
+        bail!("{}: got a file that is there already, want a new one", path.display());
+    }
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let unfinished = PathBuf::from(unfinished);
+    let at = || format!("{} cannot be written", unfinished.display());
+    let file = files::create_file(&unfinished).with_context(at)?;
+    let exported = export_to(&file, data_dir, filter).and_then(|letters| {
+        fs::rename(&unfinished, path)?;
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        files::sync_dir(dir.unwrap_or(Path::new(".")))?;
+        Ok(letters)
+    });
+    let letters = exported.with_context(at).inspect_err(|_| {
+        let _ = fs::remove_file(&unfinished);
+    })?;
+    println!("{letters} dead letter(s) in {}", path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn export_to(file: &File, data_dir: &Path, filter: &Filter) -> anyhow::Result<u64> {
+    let mut out = BufWriter::new(file);
+    let mut letters = 0;
+    each(data_dir, filter, |letter| {
+        letters += 1;
+        serde_json::to_writer(&mut out, &letter)?;
+        out.write_all(b"\n")?;
+        Ok(true)
+    })?;
+    out.flush()?;
+    drop(out);
+    file.sync_all()?;
+    Ok(letters)
+}
+
+/// Deletes letters, or, unless it is meant, shows which ones it would delete.
+/// What becomes a dead letter later than those that were shown is not deleted.
+pub(super) fn delete(data_dir: &Path, args: DeleteArgs) -> anyhow::Result<ExitCode> {
+    let DeleteArgs { mut filter, all, yes } = args;
+    if filter.is_empty() && !all {
+        bail!("got nothing that says which ones, want --provider, --reason, --since or --until, or --all");
+    }
+    let rows = rows(data_dir, &filter)?;
+    print_rows(data_dir, &rows);
+    let Some(newest_ms) = rows.values().map(|row| row.newest_ms).max() else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let behind_newest = Timestamp::from_millisecond(newest_ms + 1)?;
+    if !yes {
+        println!("nothing is deleted; to delete these, add: --yes --until {behind_newest:.3}");
+        return Ok(ExitCode::FAILURE);
+    }
+    filter.until = Some(behind_newest);
+    let mut clean = true;
+    for name in filter.providers(data_dir)? {
+        let dir = DeadLetterDir::new(data_dir, &name);
+        let cannot = || format!("{name}: cannot delete");
+        let log = dir.open_replayed().with_context(cannot)?;
+        let deletion = dir.delete(log, |letter| filter.takes(letter)).with_context(cannot)?;
+        for (reason, letters) in &deletion.deleted {
+            println!("{name:<12} deleted {letters} ({reason})");
+        }
+        for (path, error) in &deletion.failed {
+            println!("{name:<12} {} is left as it was: {error}", path.display());
+        }
+        clean &= deletion.failed.is_empty();
+    }
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Passes each letter on that the filter takes, until `action` says false.
 fn each(
     data_dir: &Path,
@@ -113,7 +210,7 @@ fn each(
         let replayed = dir.replayed()?;
         for path in dir.files()? {
             let stored = DeadLetterDir::read(&path, &replayed)?;
-            report_damage(&path, stored.damaged);
+            report_damage(&path, &stored);
             for letter in stored.letters.into_iter().filter(|letter| filter.takes(letter)) {
                 if !action(letter)? {
                     return Ok(());
@@ -125,16 +222,20 @@ fn each(
 }
 
 #[expect(clippy::print_stderr, reason = "standard output is for the letters")]
-fn report_damage(path: &Path, lines: usize) {
-    if lines > 0 {
-        eprintln!("warning: {}: {lines} line(s) cannot be read", path.display());
+fn report_damage(path: &Path, stored: &Stored) {
+    let path = path.display();
+    if stored.damaged > 0 {
+        eprintln!("warning: {path}: {} line(s) cannot be read", stored.damaged);
+    }
+    if stored.foreign > 0 {
+        eprintln!("warning: {path}: {} letter(s) of another provider are passed over", stored.foreign);
     }
 }
 
 /// Sends letters again, file by file, and prints what became of them. The exit
 /// code says whether all that were tried are delivered.
 pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<ExitCode> {
-    telemetry::init_logs_to_stderr("warn", config.log_format);
+    let _logs = telemetry::init_logs_to_stderr("warn", config.logs.format);
     if config.test_mode {
         bail!("TEST_MODE is on: nothing would be sent, and the letters would count as delivered");
     }
@@ -168,7 +269,8 @@ pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<E
             continue;
         };
         let report = replay_provider(&config, vendor, &args, &stop).await?;
-        clean &= report.failed.is_empty() && report.left == 0 && report.unnoted == 0;
+        clean &=
+            report.failed.is_empty() && report.left == 0 && report.unnoted == 0 && report.others.is_empty();
         print(&name, &report);
     }
     on_signal.abort();
@@ -192,10 +294,12 @@ async fn replay_provider(
     settings.capacity.bytes_max = usize::MAX;
 
     let mut total = ReplayReport::default();
+    // What was replayed before this is no letter any more. What is sent now is told
+    // from it: a second event under its id must not go in silence.
+    let (replayed, mut sent) = (dir.replayed()?, Sent::default());
     for path in dir.files()? {
-        // Read anew: the file before may have held the same event.
-        let stored = DeadLetterDir::read(&path, &dir.replayed()?)?;
-        report_damage(&path, stored.damaged);
+        let stored = DeadLetterDir::read(&path, &replayed)?;
+        report_damage(&path, &stored);
         let asked: Vec<_> = stored.letters.into_iter().filter(|letter| args.filter.takes(letter)).collect();
         let (letters, skipped): (Vec<_>, Vec<_>) = asked.into_iter().partition(|letter| args.sends(letter));
         total.skipped += skipped.len() as u64;
@@ -207,7 +311,7 @@ async fn replay_provider(
             continue;
         }
         let provider = provider.clone();
-        total.add(replay_letters(provider, settings, letters, &log, metrics.of(name), stop).await);
+        total.add(replay_letters(provider, settings, letters, &mut sent, &log, metrics.of(name), stop).await);
     }
     let log = Arc::into_inner(log).context("a lane still writes to the list of replayed events")?;
     if let Err(error) = dir.prune(log.into_inner().unwrap_or_else(PoisonError::into_inner)) {
@@ -227,11 +331,23 @@ fn print(provider: &str, report: &ReplayReport) {
             report.skipped
         );
     }
+    if report.copies > 0 {
+        println!("{provider:<12} not sent {}: copies of events that were sent", report.copies);
+    }
+    if !report.others.is_empty() {
+        let (events, ids) = (report.others.len(), report.others.iter().take(IDS_SHOWN_MAX));
+        let ids = ids.map(EventId::as_str).collect::<Vec<_>>().join(", ");
+        let more = if events > IDS_SHOWN_MAX { ", …" } else { "" };
+        println!(
+            "{provider:<12} not sent {events}: other events under an id that was sent, which the provider would take \
+             for copies: {ids}{more}"
+        );
+    }
     if report.unnoted > 0 {
         println!("{provider:<12} not noted {}: another replay would send them again", report.unnoted);
     }
-    if report.unauthorized {
-        println!("{provider:<12} refuses its key or address");
+    if let Some(refused) = &report.refused {
+        println!("{provider:<12} {refused}");
     }
     if report.left > 0 {
         println!("{provider:<12} left {}", report.left);

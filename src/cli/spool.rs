@@ -1,4 +1,4 @@
-//! `analytics-relay spool list|verify|export|repair`.
+//! `analytics-relay spool list|verify|export|repair|forget`.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -14,11 +14,13 @@ use serde_json::value::RawValue;
 
 use super::is_broken_pipe;
 use crate::{
-    config::SpoolConfig,
+    config::Config,
     queue::spool::{
         cursor::{Cursor, Slot},
         frame::SegmentStart,
-        inspect::{CursorInfo, CursorSlots, Overview, Repair, SegmentInfo, SegmentReport, SpoolDir},
+        inspect::{
+            CursorInfo, CursorSlots, Forgotten, Overview, Repair, SegmentInfo, SegmentReport, SpoolDir,
+        },
         log::LogLimits,
         reader::level_name,
     },
@@ -139,13 +141,51 @@ fn report_damage(ranges: u64) {
     }
 }
 
-pub(super) fn repair(dir: &Path, config: SpoolConfig) -> anyhow::Result<ExitCode> {
+pub(super) fn repair(dir: &Path, limits: LogLimits) -> anyhow::Result<ExitCode> {
     let spool = open(dir)?;
-    let limits = LogLimits { segment_bytes: config.segment_bytes, bytes_max: config.bytes_max };
     let repair = spool.repair(limits, Clock::system().now_ms())?;
     unless_closed(print_repair(&mut io::stdout().lock(), &repair))?;
     let whole = repair.cursors.iter().all(|(_, whole)| *whole);
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Gives up what a provider that is not named any more has not got.
+pub(super) fn forget(dir: &Path, provider: &str, yes: bool) -> anyhow::Result<ExitCode> {
+    let spool = open(dir)?;
+    let overview = spool.overview()?;
+    let Some(info) = overview.cursors.iter().find(|info| info.provider == provider) else {
+        let known: Vec<&str> = overview.cursors.iter().map(|info| info.provider.as_str()).collect();
+        bail!("{provider}: the spool has no such provider, only {}", known.join(", "));
+    };
+    if Config::named_vendors().iter().any(|vendor| vendor.name() == provider) {
+        bail!(
+            "{provider}: it is among the vendors in ANALYTICS_PROVIDER; take it out and restart the relay first, \
+             else it would get all that is in the spool"
+        );
+    }
+    let pending = info.cursor.as_ref().map_or(0, |cursor| cursor.pending(overview.next_seq));
+    if pending > 0 && !yes {
+        bail!(
+            "{provider}: {pending} event(s) that it has not got would be given up; \
+             spool export --provider {provider} prints them, --yes gives them up"
+        );
+    }
+    match spool.forget(provider)? {
+        Forgotten::Done => {}
+        Forgotten::Refused => {
+            bail!(
+                "{provider}: the running relay delivers to it; take it out of ANALYTICS_PROVIDER and restart the relay first"
+            )
+        }
+        Forgotten::NoAnswer => {
+            bail!(
+                "{provider}: the running relay does not answer; nothing was changed. Try again, or stop it first"
+            )
+        }
+    }
+    let what = format!("{provider}: forgotten, with {pending} event(s) that it had not got");
+    unless_closed(writeln!(io::stdout(), "{what}"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn open(dir: &Path) -> anyhow::Result<SpoolDir> {

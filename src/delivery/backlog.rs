@@ -2,7 +2,7 @@
 //! request. A pure value that takes time as an argument.
 //!
 //! Each event is in one of four places: *ready*, in the order of arrival and by
-//! endpoint; *held* until a time; *blocked* behind another event of its user; or
+//! route; *held* until a time; *blocked* behind another event of its user; or
 //! *out*, in a request that is under way. A request takes ready events from the
 //! front, up to the provider's limits in count and bytes, which merges what has
 //! waited.
@@ -18,12 +18,16 @@
 //! `together_max`, half of their number, and a request is never larger than any
 //! of its events allows. So a poisonous event is alone after log2 n rounds while
 //! the others get through, in at most 2n - 1 requests.
+//!
+//! **Apart.** A kind of event that the provider refuses is kept apart from the
+//! others of its endpoint: it has a route of its own until the provider takes it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use analytics_relay_providers::{BatchLimits, Endpoint, Event};
 use tokio::time::Instant;
 
+use super::routes::{Kind, Route};
 use crate::queue::Place;
 
 /// Room that is made for ready events at least.
@@ -49,14 +53,25 @@ pub(crate) struct History {
     pub(crate) attempts: u32,
     /// Most events that it may be sent together with, itself included.
     pub(crate) together_max: usize,
-    /// Requests that the provider had answered when its delivery cycle began.
-    pub(crate) answers_before: u64,
+    /// Requests that had delivered something when its delivery cycle began.
+    pub(crate) deliveries_before: u64,
+    /// When the provider last refused it, alone or with others.
+    pub(crate) refused_at: Option<Instant>,
+    /// How often it was named, or alone in a request, when the provider refused it.
+    pub(crate) accusations: u32,
     /// The provider throttles its user.
     throttled: bool,
 }
 
 impl History {
-    const NONE: Self = Self { attempts: 0, together_max: usize::MAX, answers_before: 0, throttled: false };
+    const NONE: Self = Self {
+        attempts: 0,
+        together_max: usize::MAX,
+        deliveries_before: 0,
+        refused_at: None,
+        accusations: 0,
+        throttled: false,
+    };
 }
 
 impl Waiting {
@@ -92,12 +107,24 @@ impl Busy {
     }
 }
 
+/// How many of a route's events may go now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Allowance {
+    /// As many from the front.
+    UpTo(usize),
+    /// One, from that share of the way to the back: where the first ones are
+    /// refused, another one may not be.
+    OneAt(f64),
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Backlog {
     limits: BatchLimits,
-    /// By endpoint, each sorted by arrival.
-    ready: BTreeMap<Endpoint, VecDeque<Waiting>>,
+    /// By route, each sorted by arrival.
+    ready: BTreeMap<Route, VecDeque<Waiting>>,
+    /// Kinds that are kept apart at an endpoint: a few.
+    apart: Vec<(Endpoint, Kind)>,
     held: BTreeMap<(Instant, u64), (Endpoint, Waiting)>,
     busy: HashMap<String, Busy>,
     /// When each event that is held or blocked was accepted, by its place in the
@@ -114,6 +141,7 @@ impl Backlog {
         Self {
             limits,
             ready: BTreeMap::new(),
+            apart: Vec::new(),
             held: BTreeMap::new(),
             busy: HashMap::new(),
             not_ready: BTreeMap::new(),
@@ -125,12 +153,8 @@ impl Backlog {
 
     /// Adds an event behind all others.
     pub(crate) fn push(&mut self, event: Event, endpoint: Endpoint, place: Place) {
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        self.events += 1;
-        self.bytes += event.memory_bytes();
-        let waiting = Waiting { event, seq, place, history: None };
-        let ready = self.ready.entry(endpoint).or_default();
+        let waiting = self.count_in(event, place);
+        let ready = self.ready.entry(self.route(endpoint, &waiting.event)).or_default();
         if ready.len() == ready.capacity() {
             // Doubling would leave up to half of a large backlog's room empty.
             ready.reserve_exact(ready.len() / 8 + ROOM_MIN);
@@ -138,45 +162,113 @@ impl Backlog {
         ready.push_back(waiting);
     }
 
-    /// Takes the events of the next request, all of one endpoint, as many as
-    /// `events_max` says for it; none of an endpoint for which it says nothing.
-    /// Empty when nothing is ready. They count as out until each is settled, put
-    /// back or held.
-    pub(crate) fn next_request(
-        &mut self,
-        events_max: impl Fn(Endpoint) -> Option<usize>,
-    ) -> (Endpoint, Vec<Waiting>) {
-        // The endpoint whose first event came first, unless all it has must wait.
-        let mut endpoints: Vec<_> = self
-            .ready
-            .iter()
-            .filter_map(|(endpoint, events)| Some((events.front()?.seq, *endpoint, events_max(*endpoint)?)))
-            .collect();
-        endpoints.sort_unstable();
-        for (_, endpoint, events_max) in endpoints {
-            let taken = self.take_from(endpoint, events_max);
-            if !taken.is_empty() {
-                return (endpoint, taken);
-            }
-        }
-        (Endpoint::DEFAULT, Vec::new())
+    /// Adds an event that is not to be sent. It counts as out.
+    pub(crate) fn push_out(&mut self, event: Event, place: Place) -> Waiting {
+        let waiting = self.count_in(event, place);
+        self.mark_busy(&waiting);
+        waiting
     }
 
-    fn take_from(&mut self, endpoint: Endpoint, events_max: usize) -> Vec<Waiting> {
-        let Some(ready) = self.ready.get_mut(&endpoint) else { return Vec::new() };
+    fn count_in(&mut self, event: Event, place: Place) -> Waiting {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.events += 1;
+        self.bytes += event.memory_bytes();
+        Waiting { event, seq, place, history: None }
+    }
+
+    fn route(&self, endpoint: Endpoint, event: &Event) -> Route {
+        let is_apart = |kind: &Kind| self.apart.contains(&(endpoint, *kind));
+        let apart = if self.apart.is_empty() { None } else { Some(Kind::of(event)).filter(is_apart) };
+        Route { endpoint, apart }
+    }
+
+    /// Keeps a kind apart from the others of its endpoint.
+    pub(crate) fn keep_apart(&mut self, endpoint: Endpoint, kind: Kind) {
+        if !self.apart.contains(&(endpoint, kind)) {
+            self.apart.push((endpoint, kind));
+            self.route_anew(Route::to(endpoint));
+        }
+    }
+
+    /// Lets a kind go with the others again.
+    pub(crate) fn bring_back(&mut self, endpoint: Endpoint, kind: Kind) {
+        self.apart.retain(|apart| *apart != (endpoint, kind));
+        self.route_anew(Route { endpoint, apart: Some(kind) });
+    }
+
+    fn route_anew(&mut self, route: Route) {
+        let ready = self.ready.remove(&route).unwrap_or_default();
+        self.insert(ready.into_iter().map(|waiting| (route.endpoint, waiting)).collect());
+    }
+
+    /// Takes the events of the next request, all of one route, as many as
+    /// `allowance` says for it; none of a route for which it says nothing. Empty
+    /// when nothing is ready. They count as out until each is settled, put back or
+    /// held.
+    pub(crate) fn next_request(
+        &mut self,
+        allowance: impl Fn(Route) -> Option<Allowance>,
+    ) -> (Route, Vec<Waiting>) {
+        // The route whose first event came first, unless all it has must wait.
+        let mut routes: Vec<_> = self
+            .ready
+            .iter()
+            .filter_map(|(route, events)| Some((events.front()?.seq, *route, allowance(*route)?)))
+            .collect();
+        routes.sort_unstable_by_key(|(seq, ..)| *seq);
+        for (_, route, allowance) in routes {
+            let taken = match allowance {
+                Allowance::UpTo(events_max) => self.take_from(route, events_max),
+                Allowance::OneAt(share) => self.take_one(route, share),
+            };
+            if !taken.is_empty() {
+                return (route, taken);
+            }
+        }
+        (Route::to(Endpoint::DEFAULT), Vec::new())
+    }
+
+    /// An identify stands for the first one of its user, so that none is overtaken.
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fn take_one(&mut self, route: Route, share: f64) -> Vec<Waiting> {
+        while let Some(ready) = self.ready.get_mut(&route).filter(|ready| !ready.is_empty()) {
+            let mut place = (ready.len() as f64 * share) as usize;
+            if let Some(user) = ready.get(place).and_then(|waiting| ordered_user(&waiting.event)) {
+                let of_user = |waiting: &Waiting| ordered_user(&waiting.event) == Some(user);
+                place = ready.iter().position(of_user).unwrap_or(place);
+            }
+            let Some(waiting) = ready.remove(place) else { break };
+            let Some(waiting) = self.unless_blocked(route.endpoint, waiting) else { continue };
+            self.mark_busy(&waiting);
+            return vec![waiting];
+        }
+        Vec::new()
+    }
+
+    /// Blocks an event that must wait behind another one of its user.
+    fn unless_blocked(&mut self, endpoint: Endpoint, waiting: Waiting) -> Option<Waiting> {
+        let user = if self.busy.is_empty() { None } else { waiting.event.subject() };
+        let busy = user.and_then(|user| self.busy.get_mut(user));
+        match busy.filter(|busy| busy.blocks(&waiting.event)) {
+            Some(busy) => {
+                self.not_ready.insert(waiting.seq, waiting.event.accepted_ms());
+                busy.blocked.push((endpoint, waiting));
+                None
+            }
+            None => Some(waiting),
+        }
+    }
+
+    fn take_from(&mut self, route: Route, events_max: usize) -> Vec<Waiting> {
+        let mut ready = self.ready.get_mut(&route).map(std::mem::take).unwrap_or_default();
         let mut together_max = events_max.min(self.limits.events_max);
         let mut taken: Vec<Waiting> = Vec::new();
         let mut body_bytes = 0;
         while let Some(waiting) = ready.pop_front() {
             // Identifies of one user may go together, in order: only those that
             // were out or held before stand in the way.
-            let user = if self.busy.is_empty() { None } else { waiting.event.subject() };
-            let busy = user.and_then(|user| self.busy.get_mut(user));
-            if let Some(busy) = busy.filter(|busy| busy.blocks(&waiting.event)) {
-                self.not_ready.insert(waiting.seq, waiting.event.accepted_ms());
-                busy.blocked.push((endpoint, waiting));
-                continue;
-            }
+            let Some(waiting) = self.unless_blocked(route.endpoint, waiting) else { continue };
             let bytes = waiting.event.wire_bytes_estimate();
             let full = taken.len() >= together_max.min(waiting.history().together_max)
                 || (!taken.is_empty() && body_bytes + bytes > self.limits.body_bytes_max);
@@ -188,6 +280,7 @@ impl Backlog {
             body_bytes += bytes;
             taken.push(waiting);
         }
+        self.ready.insert(route, ready);
         for waiting in &taken {
             self.mark_busy(waiting);
         }
@@ -249,6 +342,12 @@ impl Backlog {
         self.held.is_empty() && self.ready.values().all(VecDeque::is_empty)
     }
 
+    /// True if events of a route wait, now or for a time.
+    pub(crate) fn has_waiting(&self, route: Route) -> bool {
+        self.ready.get(&route).is_some_and(|ready| !ready.is_empty())
+            || self.held.values().any(|(endpoint, waiting)| self.route(*endpoint, &waiting.event) == route)
+    }
+
     /// Events that could be sent now.
     pub(crate) fn ready_events(&self) -> usize {
         self.ready.values().map(VecDeque::len).sum()
@@ -275,17 +374,20 @@ impl Backlog {
     /// Takes everything that is not out, in the order of arrival. It counts as
     /// out.
     pub(crate) fn take_all(&mut self) -> Vec<Waiting> {
-        let mut all: Vec<_> = self.take_where(|_| true).into_iter().map(|(_, waiting)| waiting).collect();
+        let mut all: Vec<_> = self.take_where(|_, _| true).into_iter().map(|(_, waiting)| waiting).collect();
         in_order(&mut all);
         all
     }
 
     /// Takes what is not out and is to be taken; it counts as out.
-    pub(crate) fn take_where(&mut self, is_taken: impl Fn(&Waiting) -> bool) -> Vec<(Endpoint, Waiting)> {
+    pub(crate) fn take_where(
+        &mut self,
+        is_taken: impl Fn(Endpoint, &Waiting) -> bool,
+    ) -> Vec<(Endpoint, Waiting)> {
         let mut taken = Vec::new();
         let mut freed = Vec::new();
         for (key, (endpoint, mut waiting)) in std::mem::take(&mut self.held) {
-            if is_taken(&waiting) {
+            if is_taken(endpoint, &waiting) {
                 freed.append(&mut self.unmark_busy(&waiting));
                 waiting.throttles_no_more();
                 taken.push((endpoint, waiting));
@@ -295,16 +397,16 @@ impl Backlog {
         }
         self.insert(freed);
         for busy in self.busy.values_mut() {
-            taken.extend(busy.blocked.extract_if(.., |(_, waiting)| is_taken(waiting)));
+            taken.extend(busy.blocked.extract_if(.., |(endpoint, waiting)| is_taken(*endpoint, waiting)));
         }
         for (_, waiting) in &taken {
             self.not_ready.remove(&waiting.seq);
         }
-        for (endpoint, ready) in &mut self.ready {
+        for (route, ready) in &mut self.ready {
             let (out, stays): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(ready).into_iter().partition(&is_taken);
+                std::mem::take(ready).into_iter().partition(|waiting| is_taken(route.endpoint, waiting));
             *ready = stays;
-            taken.extend(out.into_iter().map(|waiting| (*endpoint, waiting)));
+            taken.extend(out.into_iter().map(|waiting| (route.endpoint, waiting)));
         }
         for (_, waiting) in &taken {
             self.mark_busy(waiting);
@@ -333,7 +435,7 @@ impl Backlog {
         let few = events.len() <= FEW;
         for (endpoint, waiting) in events {
             self.not_ready.remove(&waiting.seq);
-            let ready = self.ready.entry(endpoint).or_default();
+            let ready = self.ready.entry(self.route(endpoint, &waiting.event)).or_default();
             let place =
                 if few { ready.partition_point(|other| other.seq < waiting.seq) } else { ready.len() };
             ready.insert(place, waiting);
@@ -419,7 +521,7 @@ mod tests {
     }
 
     fn take(backlog: &mut Backlog) -> Vec<Waiting> {
-        backlog.next_request(|_| Some(usize::MAX)).1
+        backlog.next_request(|_| Some(Allowance::UpTo(usize::MAX))).1
     }
 
     #[test]
@@ -447,8 +549,8 @@ mod tests {
         let mut backlog = backlog();
         backlog.push(identify("u"), IDENTIFIES, Place::MEMORY);
         push_tracks(&mut backlog, &["a"]);
-        assert_eq!(backlog.next_request(|_| Some(9)).0, IDENTIFIES);
-        assert_eq!(backlog.next_request(|_| Some(9)).0, TRACKS);
+        assert_eq!(backlog.next_request(|_| Some(Allowance::UpTo(9))).0, Route::to(IDENTIFIES));
+        assert_eq!(backlog.next_request(|_| Some(Allowance::UpTo(9))).0, Route::to(TRACKS));
     }
 
     #[test]
@@ -459,7 +561,7 @@ mod tests {
         push_tracks(&mut backlog, &all.iter().map(String::as_str).collect::<Vec<_>>());
         let (mut requests, mut delivered, mut poison) = (0, Vec::new(), 0);
         loop {
-            let (endpoint, mut taken) = backlog.next_request(|_| Some(usize::MAX));
+            let (route, mut taken) = backlog.next_request(|_| Some(Allowance::UpTo(usize::MAX)));
             if taken.is_empty() {
                 break;
             }
@@ -473,7 +575,7 @@ mod tests {
             } else {
                 let half = taken.len().div_ceil(2);
                 taken.iter_mut().for_each(|waiting| waiting.history_mut().together_max = half);
-                backlog.put_back(endpoint, taken);
+                backlog.put_back(route.endpoint, taken);
             }
         }
         assert_eq!((delivered.len(), poison, backlog.events()), (49, 1, 0));
@@ -488,9 +590,9 @@ mod tests {
         for user in ["u", "v", "u"] {
             backlog.push(identify(user), IDENTIFIES, Place::MEMORY);
         }
-        let (_, mut first) = backlog.next_request(|_| Some(1));
+        let (_, mut first) = backlog.next_request(|_| Some(Allowance::UpTo(1)));
         assert_eq!(first[0].event.subject(), Some("u"));
-        let (_, second) = backlog.next_request(|_| Some(9));
+        let (_, second) = backlog.next_request(|_| Some(Allowance::UpTo(9)));
         assert_eq!(second.len(), 1, "only v may go while u is out");
         assert_eq!(second[0].event.subject(), Some("v"));
 
@@ -532,7 +634,7 @@ mod tests {
         for accepted_ms in [10, 20, 30] {
             backlog.push(accepted_at(&identify("a"), accepted_ms), IDENTIFIES, Place::MEMORY);
         }
-        let take_one = |backlog: &mut Backlog| backlog.next_request(|_| Some(1)).1.pop();
+        let take_one = |backlog: &mut Backlog| backlog.next_request(|_| Some(Allowance::UpTo(1))).1.pop();
         let first = take_one(&mut backlog).unwrap();
         assert_eq!(backlog.oldest_accepted_ms(), Some(20), "the first is out");
         assert!(take_one(&mut backlog).is_none(), "both wait for it");
@@ -554,6 +656,48 @@ mod tests {
         assert_eq!(backlog.oldest_accepted_ms(), None, "what is taken is out");
     }
 
+    fn kind(identify: bool) -> Kind {
+        if identify { Kind::Identify } else { Kind::Track }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_is_kept_apart_holds_up_no_other_and_keeps_its_place() {
+        let mut backlog = backlog();
+        let apart = Route { endpoint: TRACKS, apart: Some(Kind::Identify) };
+        let only = |wanted: Route| move |route| (route == wanted).then_some(Allowance::UpTo(9));
+        backlog.push(identify("u"), TRACKS, Place::MEMORY);
+        push_tracks(&mut backlog, &["a"]);
+        let held = backlog.next_request(|_| Some(Allowance::UpTo(1))).1.remove(0);
+        backlog.hold(TRACKS, held, Instant::now());
+        backlog.keep_apart(TRACKS, Kind::Identify);
+        backlog.push(identify("v"), TRACKS, Place::MEMORY);
+        push_tracks(&mut backlog, &["b"]);
+        assert!(backlog.has_waiting(apart));
+        assert_eq!(names(&backlog.next_request(only(Route::to(TRACKS))).1), ["a", "b"]);
+        backlog.release(Instant::now());
+        push_tracks(&mut backlog, &["c"]);
+        let probe = backlog.next_request(|_| Some(Allowance::OneAt(0.99)));
+        assert_eq!((probe.0, probe.1[0].event.subject()), (apart, Some("v")), "not always the first");
+        backlog.put_back(TRACKS, probe.1);
+        backlog.bring_back(TRACKS, Kind::Identify);
+        assert!(!backlog.has_waiting(apart));
+        let all = backlog.next_request(only(Route::to(TRACKS))).1;
+        assert_eq!(names(&all), ["identify", "identify", "c"]);
+        assert!(all.is_sorted_by_key(|waiting| waiting.seq));
+    }
+
+    #[test]
+    fn a_probe_takes_the_first_identify_of_its_user() {
+        let mut backlog = backlog();
+        for user in ["u", "v", "u"] {
+            backlog.push(identify(user), TRACKS, Place::MEMORY);
+        }
+        let probe = backlog.next_request(|_| Some(Allowance::OneAt(0.9))).1.remove(0);
+        assert_eq!((probe.seq, probe.event.subject()), (0, Some("u")));
+        let probe = backlog.next_request(|_| Some(Allowance::OneAt(0.9))).1.remove(0);
+        assert_eq!(probe.event.subject(), Some("v"), "the second u waits for the first");
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Push { user: u8, identify: bool },
@@ -562,6 +706,9 @@ mod tests {
         PutBack { halve: bool },
         Hold { seconds: u64 },
         Wait { seconds: u64 },
+        TakeOne { share: f64 },
+        KeepApart { identify: bool },
+        BringBack { identify: bool },
     }
 
     fn any_step() -> impl Strategy<Value = Step> {
@@ -572,6 +719,9 @@ mod tests {
             1 => any::<bool>().prop_map(|halve| Step::PutBack { halve }),
             1 => (0_u64..20).prop_map(|seconds| Step::Hold { seconds }),
             1 => (0_u64..20).prop_map(|seconds| Step::Wait { seconds }),
+            1 => (0.0..1.0).prop_map(|share| Step::TakeOne { share }),
+            1 => any::<bool>().prop_map(|identify| Step::KeepApart { identify }),
+            1 => any::<bool>().prop_map(|identify| Step::BringBack { identify }),
         ]
     }
 
@@ -597,7 +747,9 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Push { user, identify: true } => {
-                        backlog.push(identify(&user.to_string()), IDENTIFIES, Place::MEMORY);
+                        // Users of an odd number go where tracks go.
+                        let endpoint = if user % 2 == 0 { IDENTIFIES } else { TRACKS };
+                        backlog.push(identify(&user.to_string()), endpoint, Place::MEMORY);
                         pushed += 1;
                     }
                     Step::Push { user, .. } => {
@@ -605,11 +757,11 @@ mod tests {
                         pushed += 1;
                     }
                     Step::Take { events_max } => {
-                        let (endpoint, taken) = backlog.next_request(|_| Some(events_max));
+                        let (route, taken) = backlog.next_request(|_| Some(Allowance::UpTo(events_max)));
                         prop_assert!(taken.len() <= events_max.min(LIMITS.events_max));
                         prop_assert!(taken.iter().all(|waiting| taken.len() <= waiting.history().together_max));
                         if !taken.is_empty() {
-                            out.push_back((endpoint, taken));
+                            out.push_back((route.endpoint, taken));
                         }
                     }
                     Step::Settle => {
@@ -642,6 +794,16 @@ mod tests {
                             }
                         }
                     }
+                    Step::TakeOne { share } => {
+                        let (route, taken) = backlog.next_request(|_| Some(Allowance::OneAt(share)));
+                        prop_assert!(taken.len() <= 1);
+                        if !taken.is_empty() {
+                            out.push_back((route.endpoint, taken));
+                        }
+                    }
+                    // Both kinds share an endpoint.
+                    Step::KeepApart { identify } => backlog.keep_apart(TRACKS, kind(identify)),
+                    Step::BringBack { identify } => backlog.bring_back(TRACKS, kind(identify)),
                     Step::Wait { seconds } => {
                         now += Duration::from_secs(seconds);
                         backlog.release(now);

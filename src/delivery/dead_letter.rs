@@ -9,9 +9,12 @@
 //! Beside them `replayed.log` lists the ids of events that a replay delivered,
 //! so that no replay sends one twice. A file whose events were all replayed is
 //! removed.
+//!
+//! Who writes to a file, or takes letters out of it, locks it meanwhile. A relay
+//! does not wait for that lock: it begins another file.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -20,19 +23,43 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use analytics_relay_providers::{Event, EventId};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::files;
-use crate::reasons::{DeadLetterReason, DropReason};
+use crate::{
+    files::{self, Lock, has_no_locks},
+    reasons::{DeadLetterReason, DropReason},
+    settings::Reader,
+};
 
 /// Bytes after which a new file is begun.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Name of the list of replayed events.
 const REPLAYED: &str = "replayed.log";
+/// Ending of files that are not complete.
+const UNFINISHED: &str = "unfinished";
+/// How long letters are tried to be taken out of a file that is written to, and
+/// how often.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_AGAIN: Duration = Duration::from_millis(5);
+
+/// What the keeper of dead letters is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadLetterSettings {
+    /// Most bytes of one provider's dead letters.
+    pub bytes_max: u64,
+}
+
+impl DeadLetterSettings {
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        Self { bytes_max: reader.number("DEAD_LETTERS_MAX_BYTES", 0..=1 << 50) }
+    }
+}
 
 /// One event that one provider did not get.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +86,17 @@ pub(crate) struct Stored {
     pub(crate) letters: Vec<DeadLetter>,
     /// Lines that cannot be read.
     pub(crate) damaged: usize,
+    /// Letters of another provider, in a file that somebody put here.
+    pub(crate) foreign: usize,
+}
+
+/// What a deletion did to one provider's letters.
+#[derive(Debug, Default)]
+pub(crate) struct Deletion {
+    /// Letters that are gone.
+    pub(crate) deleted: BTreeMap<DeadLetterReason, u64>,
+    /// Files that are as they were, and why.
+    pub(crate) failed: Vec<(PathBuf, io::Error)>,
 }
 
 impl DeadLetterDir {
@@ -80,12 +118,39 @@ impl DeadLetterDir {
     /// relay that is writing to it.
     pub(crate) fn read(path: &Path, replayed: &HashSet<EventId<'static>>) -> io::Result<Stored> {
         let mut stored = Stored::default();
-        read_letters(path, |letter| match letter {
+        read_letters(path, |_, letter| match letter {
+            Some(letter) if !is_of(path, &letter) => stored.foreign += 1,
             Some(letter) if replayed.contains(&letter.event.id()) => {}
             Some(letter) => stored.letters.push(letter),
             None => stored.damaged += 1,
         })?;
         Ok(stored)
+    }
+
+    /// Takes out the letters that `is_meant`, of those that were not replayed,
+    /// also beside a relay that is writing. Each file is as it was, or without
+    /// them. `log` keeps replays away meanwhile.
+    pub(crate) fn delete(
+        &self,
+        log: ReplayedLog,
+        is_meant: impl Fn(&DeadLetter) -> bool,
+    ) -> io::Result<Deletion> {
+        let replayed = self.replayed()?;
+        let mut deletion = Deletion::default();
+        for path in self.files()? {
+            match delete_from(&path, |letter| !replayed.contains(&letter.event.id()) && is_meant(letter)) {
+                Ok(deleted) => {
+                    for (reason, letters) in deleted {
+                        *deletion.deleted.entry(reason).or_default() += letters;
+                    }
+                }
+                // A relay had begun it, and removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => deletion.failed.push((path, error)),
+            }
+        }
+        self.prune(log)?;
+        Ok(deletion)
     }
 
     /// Ids of the events that a replay delivered.
@@ -103,12 +168,14 @@ impl DeadLetterDir {
         let path = self.0.join(REPLAYED);
         let busy = || io::Error::new(io::ErrorKind::WouldBlock, "another replay is running");
         let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
-        match file.try_lock() {
+        match Lock::of(file.try_lock())? {
             // Another replay that has just ended may have replaced it.
-            Ok(()) if file.metadata()?.nlink() == 0 => return Err(busy()),
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(busy()),
-            Err(fs::TryLockError::Error(error)) => return Err(error),
+            Lock::Ours if file.metadata()?.nlink() == 0 => return Err(busy()),
+            Lock::Ours => {}
+            Lock::Theirs => return Err(busy()),
+            Lock::None(error) => {
+                warn!(%error, "the file system has no locks (flock): see that no second replay is running");
+            }
         }
         files::sync_dir(&self.0)?;
         Ok(ReplayedLog(file))
@@ -126,8 +193,8 @@ impl DeadLetterDir {
             let unused = file.try_lock().is_ok();
             let mut open = 0;
             let mut ids = HashSet::new();
-            read_letters(&path, |letter| match letter {
-                Some(letter) if replayed.contains(&letter.event.id()) => {
+            read_letters(&path, |_, letter| match letter {
+                Some(letter) if is_of(&path, &letter) && replayed.contains(&letter.event.id()) => {
                     ids.insert(letter.event.id().into_owned());
                 }
                 _ => open += 1,
@@ -153,7 +220,7 @@ impl DeadLetterDir {
         if ids.is_empty() {
             return fs::remove_file(path);
         }
-        let unfinished = path.with_extension("unfinished");
+        let unfinished = path.with_extension(UNFINISHED);
         let _ = fs::remove_file(&unfinished);
         let mut list = ReplayedLog(files::create_file(&unfinished)?);
         list.append(ids)?;
@@ -161,8 +228,57 @@ impl DeadLetterDir {
     }
 }
 
-/// Passes each line of a file on; a line that is no letter as `None`.
-fn read_letters(path: &Path, mut each: impl FnMut(Option<DeadLetter>)) -> io::Result<()> {
+/// True if a letter belongs into the directory of its file.
+fn is_of(path: &Path, letter: &DeadLetter) -> bool {
+    path.parent().and_then(Path::file_name).is_some_and(|dir| dir == letter.provider.as_str())
+}
+
+/// Replaces a file by one without some of its letters, or removes it.
+fn delete_from(
+    path: &Path,
+    is_meant: impl Fn(&DeadLetter) -> bool,
+) -> io::Result<BTreeMap<DeadLetterReason, u64>> {
+    let file = File::open(path)?;
+    // A relay holds it for one write.
+    let lock_until = Instant::now() + LOCK_PATIENCE;
+    while let Err(error) = file.try_lock() {
+        match error {
+            fs::TryLockError::WouldBlock if Instant::now() < lock_until => thread::sleep(LOCK_AGAIN),
+            fs::TryLockError::WouldBlock => {
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "it is being written to"));
+            }
+            fs::TryLockError::Error(error) => return Err(error),
+        }
+    }
+    let mut deleted: BTreeMap<DeadLetterReason, u64> = BTreeMap::new();
+    let mut kept = Vec::new();
+    read_letters(path, |line, letter| match letter {
+        Some(letter) if is_of(path, &letter) && is_meant(&letter) => {
+            *deleted.entry(letter.reason).or_default() += 1;
+        }
+        _ => kept.extend_from_slice(line),
+    })?;
+    if deleted.is_empty() {
+        return Ok(deleted);
+    }
+    if kept.is_empty() {
+        fs::remove_file(path)?;
+    } else {
+        let unfinished = path.with_extension(UNFINISHED);
+        let _ = fs::remove_file(&unfinished);
+        let copy = files::create_file(&unfinished)?;
+        let replaced = (&copy).write_all(&kept).and_then(|()| copy.sync_data());
+        let replaced = replaced.and_then(|()| fs::rename(&unfinished, path));
+        replaced.inspect_err(|_| {
+            let _ = fs::remove_file(&unfinished);
+        })?;
+    }
+    files::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+    Ok(deleted)
+}
+
+/// Passes each line of a file on, and the letter that it is.
+fn read_letters(path: &Path, mut each: impl FnMut(&[u8], Option<DeadLetter>)) -> io::Result<()> {
     let mut lines = BufReader::new(File::open(path)?);
     let mut line = Vec::new();
     loop {
@@ -172,7 +288,7 @@ fn read_letters(path: &Path, mut each: impl FnMut(Option<DeadLetter>)) -> io::Re
         }
         // A relay may be writing the last line just now; it is no letter yet.
         if line.ends_with(b"\n") {
-            each(serde_json::from_slice(&line).ok());
+            each(&line, serde_json::from_slice(&line).ok());
         }
     }
 }
@@ -190,6 +306,15 @@ impl ReplayedLog {
             // Half an id would run into the next one.
             let _ = self.0.set_len(length);
         })
+    }
+}
+
+/// Locks a file to write to it; false if somebody is taking letters out of it, or
+/// has done so and replaced it. Where there are no locks nobody takes any out.
+fn is_still_ours(file: &File) -> io::Result<bool> {
+    match Lock::of(file.try_lock_shared())? {
+        Lock::Ours | Lock::None(_) => Ok(file.metadata()?.nlink() > 0),
+        Lock::Theirs => Ok(false),
     }
 }
 
@@ -249,7 +374,7 @@ impl DeadLetterWriter {
 
     fn append(&mut self, lines: &[u8], now_ms: i64) -> io::Result<()> {
         let (mut file, length) = match self.file.take() {
-            Some((file, length)) if length < FILE_BYTES_MAX => (file, length),
+            Some((file, length)) if length < FILE_BYTES_MAX && is_still_ours(&file)? => (file, length),
             _ => (self.begin_file(now_ms)?, 0),
         };
         let written = file.write_all(lines).and_then(|()| file.sync_data());
@@ -263,6 +388,7 @@ impl DeadLetterWriter {
             }
             return Err(error);
         }
+        file.unlock().or_else(|error| if has_no_locks(&error) { Ok(()) } else { Err(error) })?;
         self.file = Some((file, length + lines.len() as u64));
         Ok(())
     }
@@ -271,10 +397,8 @@ impl DeadLetterWriter {
         loop {
             self.path = files::new_ndjson(&self.dir, now_ms);
             let file = files::create_file(&self.path)?;
-            // Tells a replay that this file is in use.
-            file.lock_shared()?;
             // A replay that came between the two may have removed it as empty.
-            if file.metadata()?.nlink() > 0 {
+            if is_still_ours(&file)? {
                 files::sync_dir(&self.dir)?;
                 return Ok(file);
             }
@@ -374,11 +498,65 @@ mod tests {
         let mut log = dir.open_replayed().unwrap();
         log.append([&letters[1].event.id()]).unwrap();
         dir.prune(log).unwrap();
-        assert_eq!(dir.files().unwrap().len(), 1, "a relay still writes to it");
-        drop(writer);
-        dir.prune(dir.open_replayed().unwrap()).unwrap();
-        assert!(dir.files().unwrap().is_empty());
+        assert!(dir.files().unwrap().is_empty(), "a relay that has written to it begins another one");
         assert!(dir.replayed().unwrap().is_empty(), "the list goes with the last file");
+        writer.write(&letters[..1], 6).unwrap();
+        assert_eq!(read(&dir).letters, letters[..1]);
+    }
+
+    fn of(reason: DeadLetterReason) -> DeadLetter {
+        DeadLetter { reason, ..letter("x") }
+    }
+
+    #[test]
+    fn letters_are_deleted_beside_the_relay_that_writes_them_and_no_others() {
+        let (_data, dir) = dir();
+        let invalid = [of(DeadLetterReason::Invalid), of(DeadLetterReason::Invalid)];
+        let expired = [of(DeadLetterReason::Expired), of(DeadLetterReason::Expired)];
+        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        writer.write(&[invalid[0].clone(), expired[0].clone()], 5).unwrap();
+        let path = dir.files().unwrap().remove(0);
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"garbage\n").unwrap();
+        let is_invalid = |letter: &DeadLetter| letter.reason == DeadLetterReason::Invalid;
+        let deletion = dir.delete(dir.open_replayed().unwrap(), is_invalid).unwrap();
+        assert_eq!(deletion.deleted, BTreeMap::from([(DeadLetterReason::Invalid, 1)]));
+        assert!(deletion.failed.is_empty());
+        let stored = read(&dir);
+        assert_eq!((stored.letters, stored.damaged), (expired[..1].to_vec(), 1), "what cannot be read stays");
+        // The relay does not write to the file that was replaced.
+        writer.write(&[invalid[1].clone(), expired[1].clone()], 6).unwrap();
+        assert_eq!(read(&dir).letters, [expired[0].clone(), invalid[1].clone(), expired[1].clone()]);
+
+        // A write that is under way is waited for, and one that comes meanwhile goes elsewhere.
+        let newest = File::open(dir.files().unwrap().pop().unwrap()).unwrap();
+        newest.lock().unwrap();
+        writer.write(&invalid[..1], 7).unwrap();
+        assert_eq!(dir.files().unwrap().len(), 3);
+        newest.unlock().unwrap();
+        let deletion = dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+        assert_eq!(deletion.deleted.values().sum::<u64>(), 4);
+        assert_eq!(dir.files().unwrap(), [path], "but for what cannot be read");
+        let measured = DeadLetterWriter::open(&dir, 1 << 20).unwrap().bytes();
+        assert_eq!(measured.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn a_file_that_somebody_put_there_is_read_as_far_as_it_is_the_providers() {
+        let (_data, dir) = dir();
+        let ours = letter("a");
+        let theirs = DeadLetter { provider: "segment".into(), ..letter("b") };
+        DeadLetterWriter::open(&dir, 1 << 20).unwrap().write(&[ours.clone(), theirs], 5).unwrap();
+        let path = dir.files().unwrap().remove(0);
+        let stored = DeadLetterDir::read(&path, &HashSet::new()).unwrap();
+        assert_eq!((stored.letters, stored.damaged, stored.foreign), (vec![ours], 0, 1));
+        let deletion = dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+        assert_eq!(deletion.deleted.values().sum::<u64>(), 1);
+        assert_eq!(
+            DeadLetterDir::read(&path, &HashSet::new()).unwrap().foreign,
+            1,
+            "it is not ours to delete"
+        );
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! A [`lane`] owns everything that one provider has not got yet. It keeps it in
 //! a [`backlog`], a pure value that decides what goes into the next request; it
 //! asks [`retry`] when to try again; and it ends each event in the ledger, in
-//! [`dead_letter`]s, or, when the relay stops, in a [`spill`] file.
+//! [`dead_letter`]s, or, when the relay stops, in a [`spill`] file. What the log
+//! holds for a provider that has no lane any more is looked after by [`unnamed`].
 
 use std::sync::Arc;
 
@@ -15,13 +16,15 @@ use crate::queue::Queued;
 
 pub(crate) mod backlog;
 pub(crate) mod dead_letter;
-pub(crate) mod files;
+pub(crate) mod gate;
 pub(crate) mod lane;
-pub(crate) mod log_feed;
 pub(crate) mod recorder;
 pub(crate) mod replay;
 pub(crate) mod retry;
+pub(crate) mod routes;
 pub(crate) mod spill;
+pub(crate) mod suspension;
+pub(crate) mod unnamed;
 
 /// Events that left the batch worker together, shared by all lanes.
 pub(crate) type Batch = Arc<[Queued]>;

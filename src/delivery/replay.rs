@@ -2,9 +2,14 @@
 //!
 //! What the provider takes is noted, durably, so that it is never sent again;
 //! what it does not take stays a dead letter, as it was.
+//!
+//! Letters with one id are one event to the provider, so the first of them is
+//! sent. The others are told: those that are copies, and those that are other
+//! events, which is the caller's mistake.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use analytics_relay_providers::Provider;
+use analytics_relay_providers::{Event, EventId, Provider};
 use async_trait::async_trait;
 use tokio::{task::spawn_blocking, time::interval};
 use tracing::error;
@@ -21,9 +26,9 @@ use super::{
     LaneInbox,
     backlog::Waiting,
     dead_letter::{DeadLetter, ReplayedLog},
-    lane::{Lane, LaneSettings, LaneStatus},
+    gate::ProviderState,
+    lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus},
     recorder::{Recorder, count_by_reason},
-    retry::ProviderState,
 };
 use crate::{
     queue::{Place, Queued},
@@ -33,7 +38,7 @@ use crate::{
     time::Clock,
 };
 
-/// How often it is looked whether the provider refuses our key.
+/// How often it is looked whether the provider refuses everything.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a replay did.
@@ -48,9 +53,15 @@ pub(crate) struct ReplayReport {
     pub(crate) unnoted: u64,
     /// Identifies that were not asked for.
     pub(crate) skipped: u64,
+    /// Letters that were not sent because they are copies of one that was.
+    pub(crate) copies: u64,
+    /// Those that were not sent because another event with their id was.
+    pub(crate) others: Vec<EventId<'static>>,
     /// Letters that were not tried to the end.
     pub(crate) left: u64,
-    /// The provider refused our key or our address.
+    /// The provider refuses our key, our address, or all that it was sent: its words.
+    pub(crate) refused: Option<String>,
+    /// It is the key or the address: no other letter can do better.
     pub(crate) unauthorized: bool,
 }
 
@@ -63,17 +74,56 @@ impl ReplayReport {
         }
         self.unnoted += part.unnoted;
         self.skipped += part.skipped;
+        self.copies += part.copies;
+        self.others.extend(part.others);
         self.left += part.left;
+        self.refused = self.refused.take().or(part.refused);
         self.unauthorized |= part.unauthorized;
     }
 }
 
+/// Events that this replay has delivered: what they say, by their ids.
+#[derive(Debug, Default)]
+pub(crate) struct Sent(HashMap<EventId<'static>, u64>);
+
+impl Sent {
+    /// Takes the first letter of each id that was not delivered, and notes the
+    /// others in the report.
+    fn take_first(&self, letters: Vec<DeadLetter>, report: &mut ReplayReport) -> (Vec<Event>, Self) {
+        let mut taken = Self::default();
+        let mut events = Vec::new();
+        for DeadLetter { event, .. } in letters {
+            let (id, content) = (event.id().into_owned(), content_of(&event));
+            match self.0.get(&id).or_else(|| taken.0.get(&id)) {
+                None => {
+                    taken.0.insert(id, content);
+                    events.push(event);
+                }
+                Some(sent) if *sent == content => report.copies += 1,
+                Some(_) => report.others.push(id),
+            }
+        }
+        (events, taken)
+    }
+}
+
+/// Tells events from each other by what their callers said. A caller that asks
+/// again says the same, at another time.
+fn content_of(event: &Event) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (event.is_identify(), event.name(), event.user_id(), event.anonymous_id()).hash(&mut hasher);
+    event.properties().json().hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Sends letters again, until each was tried to the end, the provider refuses
-/// our key, or `stop` is forced.
+/// everything, or `stop` is forced. `sent` is what earlier parts of the same replay
+/// have delivered, and is added to.
 pub(crate) async fn replay(
     provider: Arc<dyn Provider>,
     settings: LaneSettings,
     letters: Vec<DeadLetter>,
+    sent: &mut Sent,
     log: &Arc<Mutex<ReplayedLog>>,
     metrics: LaneMetrics,
     stop: &Stop,
@@ -83,51 +133,48 @@ pub(crate) async fn replay(
     let stop = stop.child();
     // An answer that is not waited for would be a letter sent twice.
     let settings = LaneSettings { awaits_answers: true, ..settings };
+    let (inbox, receiver) = LaneInbox::new(1);
     let lane = Lane::new(
         provider,
         settings,
-        recorder.clone(),
-        metrics,
-        status.clone(),
+        LaneSource::memory(receiver),
+        LaneObservers { recorder: recorder.clone(), metrics, status: status.clone() },
         Clock::system(),
         stop.clone(),
     );
 
-    let (inbox, receiver) = LaneInbox::new(1);
-    let mut seen = HashSet::new();
-    let first_copy = |letter: DeadLetter| {
-        let event = letter.event;
-        seen.insert(event.id().into_owned()).then_some(Queued { event, place: Place::MEMORY })
-    };
-    inbox.send(letters.into_iter().filter_map(first_copy).collect()).await;
+    let mut report = ReplayReport::default();
+    let (events, mut taken) = sent.take_first(letters, &mut report);
+    inbox.send(events.into_iter().map(|event| Queued { event, place: Place::MEMORY }).collect()).await;
     drop(inbox);
 
     let mut watch = interval(WATCH_INTERVAL);
-    let running = lane.run(receiver);
+    let running = lane.run();
     tokio::pin!(running);
     let leftover = loop {
         tokio::select! {
             leftover = &mut running => break leftover,
             _ = watch.tick() => {
-                if status.state() == ProviderState::Paused {
+                if status.state() >= ProviderState::Refusing {
                     stop.force();
                 }
             }
         }
     };
-    ReplayReport {
-        delivered: recorder.delivered.load(Ordering::Relaxed),
-        failed: recorder.failed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        unnoted: recorder.unnoted.load(Ordering::Relaxed),
-        skipped: 0,
-        left: leftover.events.len() as u64,
-        unauthorized: status.state() == ProviderState::Paused,
-    }
+    let delivered = std::mem::take(&mut *recorder.delivered.lock().unwrap_or_else(PoisonError::into_inner));
+    report.delivered = delivered.len() as u64;
+    sent.0.extend(delivered.into_iter().filter_map(|id| taken.0.remove_entry(&id)));
+    report.failed.clone_from(&recorder.failed.lock().unwrap_or_else(PoisonError::into_inner));
+    report.unnoted = recorder.unnoted.load(Ordering::Relaxed);
+    report.left = leftover.events.len() as u64;
+    report.refused = status.trouble().filter(|_| status.state() >= ProviderState::Refusing);
+    report.unauthorized = status.state() == ProviderState::Paused;
+    report
 }
 
 struct ReplayRecorder {
     log: Arc<Mutex<ReplayedLog>>,
-    delivered: AtomicU64,
+    delivered: Mutex<Vec<EventId<'static>>>,
     unnoted: AtomicU64,
     failed: Mutex<BTreeMap<DeadLetterReason, u64>>,
 }
@@ -136,7 +183,7 @@ impl ReplayRecorder {
     fn new(log: &Arc<Mutex<ReplayedLog>>) -> Self {
         Self {
             log: log.clone(),
-            delivered: AtomicU64::new(0),
+            delivered: Mutex::default(),
             unnoted: AtomicU64::new(0),
             failed: Mutex::default(),
         }
@@ -148,13 +195,14 @@ impl Recorder for ReplayRecorder {
     async fn delivered(&self, events: &[Waiting]) {
         let ids: Vec<_> = events.iter().map(|waiting| waiting.event.id().into_owned()).collect();
         let count = ids.len() as u64;
-        let log = self.log.clone();
-        let noted = spawn_blocking(move || log.lock().unwrap_or_else(PoisonError::into_inner).append(&ids));
+        let (log, noting) = (self.log.clone(), ids.clone());
+        let noted =
+            spawn_blocking(move || log.lock().unwrap_or_else(PoisonError::into_inner).append(&noting));
         if !matches!(noted.await, Ok(Ok(()))) {
             self.unnoted.fetch_add(count, Ordering::Relaxed);
             error!(event_count = count, "replayed events could not be noted");
         }
-        self.delivered.fetch_add(count, Ordering::Relaxed);
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
     }
 
     /// They are dead letters already.
@@ -168,4 +216,38 @@ impl Recorder for ReplayRecorder {
 
     /// And stay so.
     fn dropped(&self, _: DropReason, _: usize) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::test_support::{accepted_at, track};
+
+    fn letter(event: Event) -> DeadLetter {
+        let (provider, detail) = ("p".to_owned(), String::new());
+        DeadLetter {
+            dead_since_ms: 1,
+            provider,
+            reason: DeadLetterReason::Expired,
+            attempts: 1,
+            detail,
+            event,
+        }
+    }
+
+    #[test]
+    fn of_letters_with_one_id_the_first_is_sent_and_the_others_are_told_apart() {
+        let first = track("x");
+        let parts = first.parts();
+        let other = Event::pack(&analytics_relay_providers::EventParts { user_id: Some("another"), ..parts });
+        let again = accepted_at(&first, 5);
+        let letters = || [&first, &again, &other, &track("y")].map(|event| letter(event.clone())).into();
+        let mut report = ReplayReport::default();
+        let (events, taken) = Sent::default().take_first(letters(), &mut report);
+        assert_eq!((events.len(), report.copies, report.others.len()), (2, 1, 1));
+        // The next file of the same replay.
+        let mut report = ReplayReport::default();
+        let (events, _) = taken.take_first(letters(), &mut report);
+        assert_eq!((events.len(), report.copies, report.others.len()), (1, 2, 1), "another y");
+    }
 }

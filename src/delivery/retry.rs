@@ -2,26 +2,41 @@
 
 use std::time::Duration;
 
+use analytics_relay_providers::registry::Vendor;
 use tokio::time::Instant;
 
-/// Between probes of a provider that refuses our key.
-const PROBE_INTERVAL: Duration = Duration::from_secs(30);
-/// Requests that fail in a row before a provider counts as failing.
-const FAILURES_MAX: u32 = 3;
+use crate::settings::{Reader, name_for};
 
 /// One delivery cycle: how often an event is sent, and how long it waits
 /// between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RetryRule {
+pub struct RetryRule {
     /// Most attempts, the first included.
-    pub(crate) attempts_max: u32,
+    pub attempts_max: u32,
     /// Longest wait after the first failure; doubles with each further one.
-    pub(crate) initial_delay: Duration,
+    pub initial_delay: Duration,
     /// Longest wait after any failure.
-    pub(crate) max_delay: Duration,
+    pub max_delay: Duration,
 }
 
 impl RetryRule {
+    pub(crate) fn read(reader: &mut Reader, vendor: Option<Vendor>) -> Self {
+        let [attempts, initial, max] = ["MAX_RETRY_ATTEMPTS", "INITIAL_RETRY_DELAY_MS", "MAX_RETRY_DELAY_MS"]
+            .map(|name| name_for(vendor, name));
+        let rule = Self {
+            attempts_max: reader.number(&attempts, 1..=100),
+            initial_delay: reader.millis(&initial, 1..=600_000),
+            max_delay: reader.millis(&max, 1..=3_600_000),
+        };
+        // Told once if both only repeat what holds for all.
+        if rule.initial_delay > rule.max_delay && !(reader.is_repeated(&initial) && reader.is_repeated(&max))
+        {
+            let got = rule.max_delay.as_millis();
+            reader.error(format!("{max}: got \"{got}\", want at least {initial}"));
+        }
+        rule
+    }
+
     /// True if an event that failed so often is not sent again.
     pub(crate) fn is_exhausted(&self, attempts: u32) -> bool {
         attempts >= self.attempts_max
@@ -37,9 +52,7 @@ impl RetryRule {
         retry_after: Option<Duration>,
         rng: &mut fastrand::Rng,
     ) -> Duration {
-        let doublings = attempts.saturating_sub(1).min(31);
-        let limit = self.initial_delay.saturating_mul(1 << doublings).min(self.max_delay);
-        limit.mul_f64(rng.f64()).max(retry_after.unwrap_or(Duration::ZERO))
+        self.limit(attempts).mul_f64(rng.f64()).max(retry_after.unwrap_or(Duration::ZERO))
     }
 
     /// How long to wait between two cycles: the longest wait or a little less.
@@ -52,6 +65,18 @@ impl RetryRule {
     /// ends with it and a long one costs few requests.
     pub(crate) fn probe_delay(&self, down_for: Duration, rng: &mut fastrand::Rng) -> Duration {
         at_most((down_for / 30).max(self.initial_delay).min(self.max_delay), rng)
+    }
+
+    /// How long to wait before an event that was accused so often is sent again: for
+    /// others to show whether the provider works.
+    pub(crate) fn suspect_delay(&self, accusations: u32, rng: &mut fastrand::Rng) -> Duration {
+        at_most(self.limit(accusations), rng)
+    }
+
+    /// The exponential limit of a wait, after so many failures.
+    fn limit(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(31);
+        self.initial_delay.saturating_mul(1 << doublings).min(self.max_delay)
     }
 }
 
@@ -97,138 +122,6 @@ impl RetryBudget {
     }
 }
 
-/// What a lane knows of its provider, from good to bad.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum ProviderState {
-    /// Requests get through.
-    Sending,
-    /// Several in a row did not.
-    Failing,
-    /// It refuses our key or our address: a person is needed.
-    Paused,
-}
-
-impl ProviderState {
-    /// Names of all states, by discriminant.
-    pub(crate) const NAMES: [&'static str; 3] = ["sending", "failing", "paused"];
-
-    pub(crate) fn name(self) -> &'static str {
-        Self::NAMES[self as usize]
-    }
-
-    pub(crate) fn from_index(index: u8) -> Self {
-        match index {
-            0 => Self::Sending,
-            1 => Self::Failing,
-            _ => Self::Paused,
-        }
-    }
-}
-
-/// Lets requests through to a provider that works, one probe at a time to one
-/// that does not. While it is closed, events wait without using up attempts. A
-/// provider that comes back gets what has waited in growing amounts.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    /// Most events in the first probe, and in the first request after it.
-    probe_events: usize,
-    /// Requests that were answered so far.
-    answers: u64,
-    failures: u32,
-    /// When the first of these failures was.
-    failing_since: Option<Instant>,
-    paused: bool,
-    closed_until: Option<Instant>,
-    /// Most events under way to a provider that has just come back.
-    window: Option<usize>,
-}
-
-impl Gate {
-    /// The window at which a provider counts as recovered.
-    const WINDOW_MAX: usize = 50_000;
-
-    pub(crate) fn new(probe_events: usize) -> Self {
-        Self {
-            probe_events,
-            answers: 0,
-            failures: 0,
-            failing_since: None,
-            paused: false,
-            closed_until: None,
-            window: None,
-        }
-    }
-
-    /// Requests that the provider has answered so far.
-    pub(crate) fn answers(&self) -> u64 {
-        self.answers
-    }
-
-    /// For how long it has been down, if one more failure means that it is.
-    pub(crate) fn down_for(&self, now: Instant) -> Option<Duration> {
-        let since = self.failing_since.filter(|_| self.failures + 1 >= FAILURES_MAX)?;
-        Some(now.saturating_duration_since(since))
-    }
-
-    /// Most events in a probe: half as many with each that fails. Where one
-    /// event is what the provider fails on, a probe without it gets through in
-    /// the end, and tells that from an outage.
-    pub(crate) fn probe_events(&self) -> usize {
-        let halvings = self.failures.saturating_sub(FAILURES_MAX).min(usize::BITS - 1);
-        (self.probe_events >> halvings).max(1)
-    }
-
-    /// Most events that may be under way; nothing if only the provider's own
-    /// limits hold.
-    pub(crate) fn window(&self) -> Option<usize> {
-        self.window
-    }
-
-    pub(crate) fn state(&self) -> ProviderState {
-        if self.paused {
-            ProviderState::Paused
-        } else if self.failures >= FAILURES_MAX {
-            ProviderState::Failing
-        } else {
-            ProviderState::Sending
-        }
-    }
-
-    /// The provider answered a request, whatever it made of it.
-    pub(crate) fn answered(&mut self) {
-        self.window = match self.window {
-            _ if self.state() != ProviderState::Sending => Some(self.probe_events),
-            Some(window) => Some(2 * window).filter(|window| *window < Self::WINDOW_MAX),
-            None => None,
-        };
-        self.answers += 1;
-        (self.failures, self.failing_since, self.paused, self.closed_until) = (0, None, false, None);
-    }
-
-    /// A request did not; it will be sent again after `delay`. A provider that
-    /// `asks` for that delay is sent nothing else meanwhile.
-    pub(crate) fn failed(&mut self, now: Instant, delay: Duration, asks: bool) {
-        self.failures = self.failures.saturating_add(1);
-        self.failing_since.get_or_insert(now);
-        self.window = self.window.map(|_| self.probe_events);
-        if asks || self.state() != ProviderState::Sending {
-            let until = now + delay;
-            self.closed_until = Some(self.closed_until.map_or(until, |closed| closed.max(until)));
-        }
-    }
-
-    /// The provider refused our key or our address.
-    pub(crate) fn unauthorized(&mut self, now: Instant) {
-        self.paused = true;
-        self.closed_until = Some(now + PROBE_INTERVAL);
-    }
-
-    /// When the next request may go; nothing if one may go now.
-    pub(crate) fn opens_at(&self, now: Instant) -> Option<Instant> {
-        self.closed_until.filter(|until| *until > now)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -266,24 +159,16 @@ mod tests {
         assert!(delays.iter().any(|delay| *delay < 0.5) && delays.iter().any(|delay| *delay > 7.5));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_provider_is_probed_within_a_thirtieth_of_the_time_that_it_is_down() {
-        let start = Instant::now();
+    #[test]
+    fn a_provider_is_probed_within_a_thirtieth_of_the_time_that_it_is_down() {
         let mut rng = fastrand::Rng::with_seed(7);
-        let mut gate = Gate::new(50);
-        gate.failed(start, Duration::ZERO, false);
-        assert_eq!(gate.down_for(start), None);
-        gate.failed(start, Duration::ZERO, false);
         for (seconds, longest) in [(0, 1), (30, 1), (300, 10), (3600, 30)] {
-            let down_for = gate.down_for(start + Duration::from_secs(seconds)).unwrap();
-            let longest = Duration::from_secs(longest);
+            let (down_for, longest) = (Duration::from_secs(seconds), Duration::from_secs(longest));
             for _ in 0..100 {
                 let delay = RULE.probe_delay(down_for, &mut rng);
                 assert!(delay <= longest && delay >= longest.mul_f64(0.75), "{seconds}: {delay:?}");
             }
         }
-        gate.answered();
-        assert_eq!(gate.down_for(start), None);
     }
 
     #[test]
@@ -310,62 +195,5 @@ mod tests {
             assert!(budget.withdraw(start) <= Duration::from_secs(30));
         }
         assert_eq!(budget.withdraw(start + Duration::from_secs(3600)), Duration::ZERO);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_gate_closes_when_failures_come_in_a_row_and_opens_with_a_success() {
-        let now = Instant::now();
-        let delay = Duration::from_secs(4);
-        let mut gate = Gate::new(50);
-        gate.failed(now, delay, false);
-        gate.failed(now, delay, false);
-        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
-        gate.failed(now, delay, false);
-        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Failing, Some(now + delay)));
-        assert_eq!(gate.opens_at(now + delay), None);
-        let probes = (0..8).map(|_| (gate.probe_events(), gate.failed(now, delay, false)).0);
-        assert_eq!(probes.collect::<Vec<_>>(), [50, 25, 12, 6, 3, 1, 1, 1]);
-        gate.answered();
-        assert_eq!(gate.probe_events(), 50);
-        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_provider_that_asks_to_wait_closes_the_gate_at_once() {
-        let now = Instant::now();
-        let mut gate = Gate::new(50);
-        gate.failed(now, Duration::from_secs(120), true);
-        assert_eq!(gate.opens_at(now), Some(now + Duration::from_secs(120)));
-        assert_eq!(gate.state(), ProviderState::Sending);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refused_key_pauses_until_a_probe_succeeds() {
-        let now = Instant::now();
-        let mut gate = Gate::new(50);
-        gate.unauthorized(now);
-        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Paused, Some(now + PROBE_INTERVAL)));
-        gate.answered();
-        assert_eq!(gate.state(), ProviderState::Sending);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_provider_that_comes_back_gets_twice_as_much_with_each_answer() {
-        let now = Instant::now();
-        let mut gate = Gate::new(50);
-        gate.answered();
-        assert_eq!(gate.window(), None, "one that works is not held back");
-        for _ in 0..FAILURES_MAX {
-            gate.failed(now, Duration::from_secs(1), false);
-        }
-        gate.answered();
-        assert_eq!(gate.window(), Some(50));
-        gate.answered();
-        gate.answered();
-        assert_eq!(gate.window(), Some(200));
-        gate.failed(now, Duration::from_secs(1), false);
-        assert_eq!(gate.window(), Some(50), "a failure on the way begins again");
-        (0..10).for_each(|_| gate.answered());
-        assert_eq!(gate.window(), None);
     }
 }

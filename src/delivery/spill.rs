@@ -16,7 +16,7 @@ use std::{
 use analytics_relay_providers::Event;
 use tracing::{error, warn};
 
-use super::files;
+use crate::files;
 
 /// One provider's spill directory.
 #[derive(Debug, Clone)]

@@ -14,5 +14,6 @@ mod observe;
 mod refusal;
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod settings;
 pub(crate) mod tls;
 mod wire;

@@ -23,6 +23,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{info, warn};
 
+use crate::settings::Reader;
+
 /// Longest time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the files are looked at. What renews certificates replaces the
@@ -44,6 +46,22 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The authorities of callers; without it, anyone may call.
     pub client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    pub(crate) fn read(reader: &mut Reader) -> Option<Self> {
+        let mut file =
+            |name| Some(PathBuf::from(reader.text(name))).filter(|path| !path.as_os_str().is_empty());
+        let [cert, key, client_ca] = [CERT, KEY, CLIENT_CA].map(&mut file);
+        match (cert, key) {
+            (Some(cert), Some(key)) => return Some(Self { cert, key, client_ca }),
+            // What was meant to be closed must not be open.
+            (None, None) if client_ca.is_none() => {}
+            (None, _) => reader.wrong(CERT, "", "a file, as other GRPC_TLS settings are set"),
+            (_, None) => reader.wrong(KEY, "", "a file, as GRPC_TLS_CERT_FILE is set"),
+        }
+        None
+    }
 }
 
 /// Why TLS cannot be served with the files that are named.

@@ -21,6 +21,8 @@ pub(crate) mod spool;
 use memory::QueueSender;
 use spool::{Spool, frame::SEQ_MAX};
 
+use crate::settings::Reader;
+
 /// How far an event has come when its caller is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Durability {
@@ -36,6 +38,11 @@ impl Durability {
     /// The level of a number in a file.
     pub(crate) fn from_number(number: u8) -> Option<Self> {
         [Self::Queued, Self::Written, Self::Synced].into_iter().find(|level| *level as u8 == number)
+    }
+
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        let levels = [("memory", Self::Queued), ("written", Self::Written), ("synced", Self::Synced)];
+        reader.one_of("DURABILITY", &levels)
     }
 
     /// The level's name in logs and on the command line.
@@ -56,14 +63,21 @@ impl fmt::Display for Durability {
 
 /// How much a queue holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct QueueLimits {
+pub struct QueueLimits {
     /// Most events.
-    pub(crate) events_max: usize,
+    pub events_max: usize,
     /// Most bytes of memory that its events hold.
-    pub(crate) bytes_max: usize,
+    pub bytes_max: usize,
 }
 
 impl QueueLimits {
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        Self {
+            events_max: reader.number("QUEUE_MAX_EVENTS", 1..=10_000_000),
+            bytes_max: reader.number("QUEUE_MAX_BYTES", 65_536..=1 << 36),
+        }
+    }
+
     /// Whether events may find no room beside what is held; each is a number of
     /// events and of bytes. For what is large half of the queue is enough.
     fn is_full_for(&self, held: (usize, usize), wanted: (usize, usize)) -> bool {

@@ -13,6 +13,7 @@
 mod harness;
 
 mod disk_full;
+mod file_systems;
 mod oracle;
 mod outage;
 mod power_cut;

@@ -42,7 +42,10 @@ async fn an_outage_costs_disk_and_nothing_else() {
     setup.sandbox.always(DOWN, fault("503"));
     let start = Instant::now();
     let (mut latencies, mut told) = (Vec::new(), start);
-    while start.elapsed() < outage {
+    // Not over before it was probed a few times, however busy the machine is.
+    let is_probed = || setup.sandbox.stats(DOWN).requests > 4;
+    while start.elapsed() < outage || !is_probed() {
+        assert!(start.elapsed() < outage + Duration::from_secs(60), "it is not probed");
         let sent = Instant::now();
         let answer = oracle.send(&mut client, Draft::track(Durability::Synced)).await;
         assert!(matches!(answer, Answer::Ok(_)), "{answer:?}");
@@ -57,8 +60,8 @@ async fn an_outage_costs_disk_and_nothing_else() {
     let backlog = relay.metric("relay_spool_backlog_events", &[DOWN.name()]).await;
     assert_eq!(backlog, accepted as f64, "all of it waits");
     let requests = setup.sandbox.stats(DOWN).requests;
-    let probes_max = 10 + probes(outage, longest_delay);
-    assert!(requests > 4 && requests < probes_max, "{requests} requests, at most {probes_max}");
+    let probes_max = 10 + probes(start.elapsed(), longest_delay);
+    assert!(requests < probes_max, "{requests} requests, at most {probes_max}");
     assert_eq!(setup.sandbox.stats(DOWN).taken, 0, "it was down");
     for other in Vendor::ALL.into_iter().filter(|vendor| *vendor != DOWN) {
         let what = format!("all events at {}, which is up", other.name());
@@ -69,7 +72,7 @@ async fn an_outage_costs_disk_and_nothing_else() {
     setup.sandbox.always(DOWN, None);
     while setup.sandbox.stats(DOWN).taken == 0 {
         let delay = (outage / 30).clamp(FIRST_DELAY, longest_delay);
-        assert!(back.elapsed() < delay + Duration::from_secs(3), "not noticed");
+        assert!(back.elapsed() < 2 * delay + Duration::from_secs(10), "not noticed");
         sleep(Duration::from_millis(10)).await;
     }
     let (noticed, draining) = (back.elapsed(), Instant::now());

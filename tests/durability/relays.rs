@@ -2,8 +2,10 @@
 
 use std::{
     env, fs,
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{self, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,11 +14,13 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::{
-    harness::{Ended, Relay, Setup},
+    harness::{Ended, Relay, Setup, not_run},
     oracle::{Found, Oracle},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Set in a process that [`is_apart`] has started.
+const APART: &str = "RELAY_TEST_APART";
 
 /// True in `make test-durability`.
 pub(crate) fn is_long() -> bool {
@@ -28,10 +32,45 @@ pub(crate) fn number(name: &str, otherwise: u64) -> u64 {
     env::var(name).map_or(otherwise, |number| number.parse().unwrap())
 }
 
-/// Says that a test cannot run here, which is not the same as passing.
-pub(crate) fn not_run(what: &str, why: &str) {
-    println!("not run: {what}: {why}");
-    assert!(!is_long(), "not run: {what}: {why}");
+/// Runs a test again as the first process of namespaces of its own: what it mounts and
+/// starts ends with it, however it ends. True in that process, where the test goes on.
+pub(crate) fn is_apart(test: &str) -> bool {
+    if env::var_os(APART).is_some() {
+        thread::spawn(end_with_parent);
+        return true;
+    }
+    let unshare = |user: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(user).args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command
+    };
+    let works = |user: &&[&str]| unshare(user).arg("true").output().is_ok_and(|tried| tried.status.success());
+    // Somebody else than root is root in a namespace of users.
+    let Some(user) = [&[][..], &["--user", "--map-root-user"]].into_iter().find(works) else {
+        not_run("unshare, and the right to make namespaces");
+        return false;
+    };
+    let mut child = unshare(user)
+        .arg(env::current_exe().unwrap())
+        .args([test, "--exact", "--include-ignored", "--nocapture"])
+        .env(APART, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ran = false;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap) {
+        ran |= line == "running 1 test";
+        println!("{line}");
+    }
+    assert!(child.wait().unwrap().success() && ran, "{test} failed, or is not called so");
+    false
+}
+
+/// Nobody writes to standard input; it ends with the process that holds its other end.
+fn end_with_parent() {
+    io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
+    process::exit(1);
 }
 
 pub(crate) async fn durable(level: &str) -> Setup {
@@ -182,7 +221,7 @@ impl Drop for Mount {
             if Command::new("umount").arg(&self.0).output().is_ok_and(|output| output.status.success()) {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(10));
         }
         println!("{} is still mounted", self.0.display());
     }

@@ -1,6 +1,9 @@
 //! Batches and streams of batches: an answer for each item, and the same promise.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use analytics_relay::{
     proto::v1::{
@@ -14,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use tonic_types::StatusExt;
 
-use crate::harness::{Observer, Relay, Setup, batch, eventually, taken, track, track_item};
+use crate::harness::{Client, Observer, Relay, Setup, batch, eventually, taken, track, track_item};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -306,51 +309,86 @@ async fn what_a_full_log_defers_is_a_tail_too() {
     let mut setup = Setup::new().await;
     setup.set("DURABILITY", "synced").set("ANALYTICS_PROVIDER", "segment");
     setup.set("SPOOL_SEGMENT_BYTES", "65536").set("SEGMENT_SPOOL_MAX_BYTES", "200000");
+    setup.set("SPOOL_WHEN_FULL", "reject");
     let relay = setup.start().await;
-    let mut callers = tokio::task::JoinSet::new();
+    let (seen, mut callers) = (Arc::new(Seen::default()), tokio::task::JoinSet::new());
     for _ in 0..4 {
-        let mut client = relay.client();
-        callers.spawn(async move {
-            let (mut observer, mut broken, mut whole) = (Observer::default(), 0, 0);
-            let start = Instant::now();
-            while start.elapsed() < Duration::from_secs(4) {
-                let levels = [Durability::Synced, Durability::Queued, Durability::Written];
-                let item = |index: usize| {
-                    let durability = levels[index % 3].into();
-                    let track = TrackEventRequest { durability, ..track("x", "u") };
-                    TrackBatchItem { item: Some(Item::Track(track)) }
-                };
-                let (ids, request) = batch((0..90).map(item));
-                let response = client.track_batch(request).await.unwrap().into_inner();
-                observer.batch(&ids, &response);
-                let reasons = reasons(&response.answers);
-                let taken = reasons.iter().take_while(|reason| *reason == "accepted").count();
-                assert!(reasons[taken..].iter().all(|reason| reason == "SPOOL_FULL"), "{reasons:?}");
-                match taken {
-                    90 => whole += 1,
-                    0 => tokio::time::sleep(Duration::from_millis(5)).await,
-                    _ => broken += 1,
-                }
-            }
-            (observer, broken, whole)
-        });
+        callers.spawn(send_until_all_was_seen(relay.client(), seen.clone()));
     }
-    // Down and up, so that the log fills and empties.
-    for _ in 0..6 {
+    // Down until the log is full, up until it has room, again and again: it comes to its end
+    // within a batch now and then.
+    let start = Instant::now();
+    while !seen.is_all() {
+        let Counts { whole, none, .. } = seen.counts();
         all(&setup, Some("503"));
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        eventually("a batch that is deferred", || seen.counts().none > none || seen.is_all()).await;
         all(&setup, None);
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        eventually("a batch that is taken", || seen.counts().whole > whole || seen.is_all()).await;
+        assert!(start.elapsed() < 2 * PATIENCE, "{:?}", seen.counts());
     }
-    let (mut observer, mut broken, mut whole) = (Observer::default(), 0, 0);
+    let mut observer = Observer::default();
     while let Some(caller) = callers.join_next().await {
-        let caller = caller.unwrap();
-        observer.add(caller.0);
-        (broken, whole) = (broken + caller.1, whole + caller.2);
+        observer.add(caller.unwrap());
     }
-    println!("{whole} batches whole, {broken} in part, {} items deferred", observer.refused.len());
-    assert!(whole > 0 && !observer.refused.is_empty(), "the log was full now and then");
+    println!("{:?}, {} items deferred", seen.counts(), observer.refused.len());
     let ended = relay.terminate().await;
     observer.check(&setup, Vendor::Segment);
     assert!(ended.balance(Vendor::Segment).is_exact());
+}
+
+/// How batches were answered.
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    whole: u64,
+    /// Deferred from some item on.
+    in_part: u64,
+    /// Deferred from the first item on.
+    none: u64,
+}
+
+#[derive(Default)]
+struct Seen(Mutex<Counts>);
+
+impl Seen {
+    fn counts(&self) -> Counts {
+        *self.0.lock().unwrap()
+    }
+
+    fn is_all(&self) -> bool {
+        let Counts { whole, in_part, none } = self.counts();
+        whole >= 20 && in_part >= 3 && none > 0
+    }
+}
+
+/// Batches of all levels; what a full log leaves out of each is its tail.
+async fn send_until_all_was_seen(mut client: Client, seen: Arc<Seen>) -> Observer {
+    let mut observer = Observer::default();
+    while !seen.is_all() {
+        let levels = [Durability::Synced, Durability::Queued, Durability::Written];
+        let item = |index: usize| {
+            let durability = levels[index % 3].into();
+            let track = TrackEventRequest { durability, ..track("x", "u") };
+            TrackBatchItem { item: Some(Item::Track(track)) }
+        };
+        let (ids, request) = batch((0..90).map(item));
+        let response = client.track_batch(request).await.unwrap().into_inner();
+        observer.batch(&ids, &response);
+        let reasons = reasons(&response.answers);
+        let taken = reasons.iter().take_while(|reason| *reason == "accepted").count();
+        assert!(reasons[taken..].iter().all(|reason| reason == "SPOOL_FULL"), "{reasons:?}");
+        let is_none = taken == 0;
+        {
+            let mut counts = seen.0.lock().unwrap();
+            let count = match taken {
+                90 => &mut counts.whole,
+                0 => &mut counts.none,
+                _ => &mut counts.in_part,
+            };
+            *count += 1;
+        }
+        if is_none {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    observer
 }

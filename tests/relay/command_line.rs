@@ -7,10 +7,11 @@ use serde_json::Value;
 
 use crate::harness::{KEY, Observer, Setup, lines_on_disk, taken};
 
-/// Leaves 20 dead letters of Mixpanel's, half of them rejected by name.
+/// Leaves 20 dead letters of Mixpanel's, half of them rejected by name, and one event
+/// that it took: the others would show a provider in trouble, and no bad events.
 async fn with_dead_letters() -> (Setup, Observer) {
     let mut setup = Setup::new().await;
-    setup.set("MAX_RETRY_ATTEMPTS", "1").set("BATCH_SIZE", "10");
+    setup.set("MAX_RETRY_ATTEMPTS", "1").set("BATCH_SIZE", "11");
     let relay = setup.start().await;
     let mut client = relay.client();
     let mut observer = Observer::default();
@@ -18,6 +19,7 @@ async fn with_dead_letters() -> (Setup, Observer) {
     for _ in 0..10 {
         observer.track(&mut client, "bad", "u").await;
     }
+    observer.track(&mut client, "taken", "u").await;
     relay.dead_lettered(Vendor::Mixpanel, 10).await;
     setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
     for _ in 0..10 {
@@ -68,7 +70,7 @@ async fn a_replay_that_is_repeated_sends_nothing_twice() {
     let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
     assert_eq!(code, 1, "{out}");
     assert!(out.contains("delivered 10") && out.contains("not delivered 10 (invalid)"), "{out}");
-    assert_eq!(setup.sandbox.stats(Vendor::Mixpanel).taken, 10);
+    assert_eq!(setup.sandbox.stats(Vendor::Mixpanel).taken, 11);
 
     setup.sandbox.always(Vendor::Mixpanel, None);
     let (code, out, _) = setup.run(&["dead-letters", "replay", "--reason", "retries_exhausted"]).await;
@@ -81,7 +83,7 @@ async fn a_replay_that_is_repeated_sends_nothing_twice() {
         assert_eq!(setup.sandbox.stats(Vendor::Mixpanel).requests, requests);
     }
     let taken = setup.sandbox.taken(Vendor::Mixpanel);
-    assert_eq!(taken.len(), 20);
+    assert_eq!(taken.len(), 21);
     assert!(taken.iter().all(|taken| taken.copies == 1));
     assert!(taken.iter().all(|taken| observer.accepted.contains(&taken.id)));
     assert_eq!(setup.sandbox.stats(Vendor::Segment).requests, before, "only Mixpanel's were sent");
@@ -93,9 +95,7 @@ async fn a_replay_that_is_repeated_sends_nothing_twice() {
 #[tokio::test]
 async fn a_replay_to_a_provider_that_is_down_or_refuses_its_key_keeps_the_letters() {
     let (mut setup, _) = with_dead_letters().await;
-    for (fault, says) in
-        [("503", "not delivered 20 (retries_exhausted)"), ("401", "refuses its key or address")]
-    {
+    for (fault, says) in [("503", "not delivered 20 (retries_exhausted)"), ("401", "refuses its key: 401")] {
         setup.sandbox.always(Vendor::Mixpanel, Some(fault.parse().unwrap()));
         let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
         assert_eq!((code, out.contains(says)), (1, true), "{fault}: {out}");
@@ -162,6 +162,37 @@ async fn a_replay_beside_a_running_relay_works() {
 }
 
 #[tokio::test]
+async fn the_file_env_is_read_as_it_is_written() {
+    let mut setup = Setup::new().await;
+    for name in ["SEGMENT_WRITE_KEY", "DATA_DIR", "GRPC_PORT"] {
+        setup.vars.remove(name);
+    }
+    let file = setup.data.path().join(".env");
+    let write = |key: &str| {
+        let text = format!("\u{feff}# two\r\nSEGMENT_WRITE_KEY={key} # ours\r\nDATA_DIR='data/$HOME'\r\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("can${ary}");
+    for args in [&["check"][..], &[]] {
+        let (code, out, error) = setup.run(args).await;
+        assert!(code == 1 && error.contains(".env line 2: SEGMENT_WRITE_KEY: got a $"), "{args:?}: {error}");
+        assert!(!format!("{out}{error}").contains("ary"), "no part of a key is told: {error}");
+    }
+    write(&format!("'{KEY}'"));
+    setup.set("GRPC_PORT", "tcp://10.96.0.12:50054");
+    let (code, out, error) = setup.run(&["check"]).await;
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("DATA_DIR=data/$HOME") && out.contains("GRPC_PORT=50054"), "{out}");
+    assert!(out.contains("warning: GRPC_PORT=tcp://10.96.0.12:50054 is ignored: Kubernetes"), "{out}");
+    setup.set("GRPC_PORT", "0");
+    let relay = setup.start().await;
+    Observer::default().tracks(&mut relay.client(), 1).await;
+    taken(&setup, Vendor::Segment, 1).await;
+    relay.terminate().await;
+    assert!(setup.data.path().join("data/$HOME/relay.lock").exists());
+}
+
+#[tokio::test]
 async fn check_shows_settings_masked_and_warns_of_a_misspelling() {
     let mut setup = Setup::new().await;
     setup.set("BACTH_SIZE", "10");
@@ -192,6 +223,11 @@ async fn every_bad_setting_is_reported_and_nothing_starts() {
             assert!(err.contains(wrong), "{wrong} in {err}");
         }
     }
+    // As docker --env-file leaves it: Segment would answer it with a success.
+    setup.set("SEGMENT_WRITE_KEY", &format!("\"{KEY}\""));
+    let (code, _, err) = setup.run(&["serve"]).await;
+    let wrong = "SEGMENT_WRITE_KEY: got a key in quotes, which are no part of it (***), want the key alone";
+    assert!(code == 1 && err.contains(wrong) && !err.contains(KEY), "{err}");
 }
 
 #[tokio::test]
@@ -278,4 +314,122 @@ async fn the_sandbox_command_takes_events_and_misbehaves_on_demand() {
     std::process::Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().unwrap();
     let status = tokio::time::timeout(Duration::from_secs(10), child.wait()).await.unwrap().unwrap();
     assert_eq!(status.code(), Some(0));
+}
+
+fn letters_in(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn dead_letters_are_deleted_as_they_were_shown_and_no_others() {
+    let (setup, _) = with_dead_letters().await;
+    let dir = setup.data_dir().join("dead-letters/mixpanel");
+    let (code, out, err) = setup.run(&["dead-letters", "delete", "--yes"]).await;
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("want --provider, --reason, --since or --until, or --all"), "{err}");
+    let (code, out, _) = setup.run(&["dead-letters", "delete", "--provider", "segment"]).await;
+    assert_eq!((code, out.contains("no dead letters in")), (0, true), "{out}");
+    let (code, _, err) = setup.run(&["dead-letters", "delete", "--reason", "nonsense"]).await;
+    assert_eq!((code, err.contains("retries_exhausted")), (1, true), "{err}");
+
+    let filter = ["dead-letters", "delete", "--reason", "invalid"];
+    let (code, out, _) = setup.run(&filter).await;
+    assert_eq!((code, out.contains("nothing is deleted")), (1, true), "{out}");
+    assert_eq!(lines_on_disk(&dir).len(), 20, "it only shows");
+    let until = out.trim_end().rsplit(' ').next().unwrap().to_owned();
+    assert!(until.ends_with('Z') && out.contains("--yes --until"), "{out}");
+    // Later ones that nobody was shown, in a relay that goes on running.
+    setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=bad".parse().unwrap()));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    for _ in 0..5 {
+        observer.track(&mut relay.client(), "bad", "u").await;
+    }
+    // One that is taken, in the same batch: the others are to blame, and not Mixpanel.
+    for name in ["taken"; 6] {
+        observer.track(&mut relay.client(), name, "u").await;
+    }
+    relay.dead_lettered(Vendor::Mixpanel, 5).await;
+    let (code, out, err) = setup.run(&[&filter[..], &["--yes", "--until", &until]].concat()).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("mixpanel     deleted 10 (invalid)"), "{out}");
+    let left = lines_on_disk(&dir);
+    let count = |reason: &str| left.iter().filter(|letter| letter["reason"] == reason).count();
+    assert_eq!((count("invalid"), count("retries_exhausted")), (5, 10));
+
+    // Those in the file that the relay writes to; it goes on with another one.
+    let (code, out, _) = setup.run(&["dead-letters", "delete", "--all", "--yes"]).await;
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("deleted 5 (invalid)") && out.contains("deleted 10 (retries_exhausted)"), "{out}");
+    assert!(lines_on_disk(&dir).is_empty());
+    observer.track(&mut relay.client(), "bad", "u").await;
+    relay.dead_lettered(Vendor::Mixpanel, 6).await;
+    assert_eq!(lines_on_disk(&dir).len(), 1);
+    let ended = relay.terminate().await;
+    assert!(ended.balance(Vendor::Mixpanel).is_exact());
+}
+
+#[tokio::test]
+async fn dead_letters_are_exported_to_be_replayed_another_day() {
+    let (setup, _) = with_dead_letters().await;
+    let dir = setup.data_dir().join("dead-letters/mixpanel");
+    let (code, out, _) = setup.run(&["dead-letters", "export", "--reason", "retries_exhausted"]).await;
+    assert_eq!((code, letters_in(&out).len()), (0, 10));
+    let file = setup.data.path().join("letters.ndjson");
+    let path = file.to_str().unwrap();
+    let export = ["dead-letters", "export", "--reason", "retries_exhausted", "--out", path];
+    let (code, told, err) = setup.run(&export).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(told, format!("10 dead letter(s) in {path}\n"));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), out, "as on standard output");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let (code, _, err) = setup.run(&export).await;
+    assert_eq!((code, err.contains("is there already")), (1, true), "{err}");
+    let nowhere = ["dead-letters", "export", "--out", "/no/such/dir/letters"];
+    let (code, _, err) = setup.run(&nowhere).await;
+    assert_eq!((code, err.contains("/no/such/dir/letters")), (1, true), "{err}");
+
+    assert_eq!(setup.run(&["dead-letters", "delete", "--all", "--yes"]).await.0, 0);
+    std::fs::copy(&file, dir.join("back.ndjson")).unwrap();
+    // Somebody else's are no letters here.
+    std::fs::create_dir_all(setup.data_dir().join("dead-letters/segment")).unwrap();
+    std::fs::copy(&file, setup.data_dir().join("dead-letters/segment/back.ndjson")).unwrap();
+    let (code, out, err) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("mixpanel     delivered 10") && out.contains("segment      delivered 0"), "{out}");
+    assert!(err.contains("10 letter(s) of another provider are passed over"), "{err}");
+    assert!(lines_on_disk(&dir).is_empty());
+}
+
+#[tokio::test]
+async fn a_replay_tells_of_every_letter_that_it_does_not_send() {
+    let mut setup = Setup::new().await;
+    setup.set("MAX_RETRY_ATTEMPTS", "1").set("BATCH_SIZE", "1").set("ANALYTICS_PROVIDER", "mixpanel");
+    setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
+    let mut ids = Vec::new();
+    // Each in a file of its own: a copy, then another event, under the same id.
+    for user in ["user-1", "user-1", "user-2"] {
+        let relay = setup.start().await;
+        let mut request = crate::harness::track("Order Placed", user);
+        request.event_id = "order-7".to_owned();
+        request.timestamp_ms = 0;
+        relay.client().track_event(request.clone()).await.unwrap();
+        relay.dead_lettered(Vendor::Mixpanel, 1).await;
+        relay.terminate().await;
+        ids.push(request.event_id);
+    }
+    setup.sandbox.always(Vendor::Mixpanel, None);
+    let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!(code, 1, "a person has to look: {out}");
+    for line in [
+        "mixpanel     delivered 1\n",
+        "mixpanel     not sent 1: copies of events that were sent\n",
+        "mixpanel     not sent 1: other events under an id that was sent",
+        ": order-7\n",
+    ] {
+        assert!(out.contains(line), "{line}: {out}");
+    }
+    let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!((code, out.contains("delivered 0\n")), (0, true), "nothing is left: {out}");
 }

@@ -54,7 +54,6 @@ async fn whatever_passes_costs_attempts_and_no_event() {
         "reset-before",
         "reset-after",
         "reset-mid-reply",
-        "redirect=http://127.0.0.1:1/",
     ];
     for vendor in Vendor::ALL {
         let mut setup = Setup::new().await;
@@ -64,23 +63,38 @@ async fn whatever_passes_costs_attempts_and_no_event() {
         let mut observer = Observer::default();
         for row in rows {
             let before = struck(&setup.sandbox, vendor);
-            let requests = setup.sandbox.stats(vendor).requests;
             setup.sandbox.script(vendor, [fault(row), fault(row)]);
             observer.tracks(&mut client, 25).await;
+            let what = format!("two requests of {} struck by {row}", vendor.name());
+            eventually(&what, || struck(&setup.sandbox, vendor) >= before + 2).await;
             all_taken(&setup, &observer).await;
-            // What is cut before its head is complete is not listed as seen.
-            let struck = struck(&setup.sandbox, vendor) - before;
-            let requests = setup.sandbox.stats(vendor).requests - requests;
-            assert!(struck >= 1 || requests >= 2, "{vendor:?} {row}: the fault did not happen");
         }
         let ended = relay.terminate().await;
         assert_eq!(ended.code, 0);
         observer.check_balance(&setup, &ended);
-        assert!(ended.count("batch send failed, retrying") >= rows.len(), "{vendor:?}");
+        assert!(ended.count("batch send failed, retrying") >= 2 * rows.len(), "{vendor:?}");
         for vendor in Vendor::ALL {
             assert_eq!(ended.balance(vendor).delivered, ended.balance(vendor).accepted);
         }
     }
+}
+
+/// It is the same for every event, and none pays for it.
+#[tokio::test]
+async fn a_redirect_pauses_its_provider_and_is_named() {
+    let setup = Setup::new().await;
+    setup.sandbox.always(Vendor::Segment, Some(fault("redirect=https://login.example/sso?canary")));
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 20).await;
+    let paused = relay.log("provider refuses its key or address: it is paused and its events wait").await;
+    let error = paused["error"].as_str().unwrap();
+    assert!(error.contains("307") && error.contains("https://login.example/sso"), "{error}");
+    assert!(!error.contains("canary"), "{error}");
+    taken(&setup, Vendor::Mixpanel, 20).await;
+    let ended = relay.terminate().await;
+    observer.check_balance(&setup, &ended);
+    assert_eq!(ended.balance(Vendor::Segment).spilled, 20);
 }
 
 #[tokio::test]
@@ -88,6 +102,8 @@ async fn a_lost_reply_doubles_requests_and_never_events() {
     let mut setup = Setup::new().await;
     setup.set("MAX_RETRY_ATTEMPTS", "100");
     for vendor in Vendor::ALL {
+        // The first reply is lost for certain, half of the others are.
+        setup.sandbox.script(vendor, [fault("reset-after")]);
         setup.sandbox.always(vendor, Some(fault("50%reset-after")));
     }
     let relay = setup.start().await;
@@ -99,8 +115,14 @@ async fn a_lost_reply_doubles_requests_and_never_events() {
     }
     let ended = relay.terminate().await;
     observer.check_balance(&setup, &ended);
-    let copies: u64 = Vendor::ALL.iter().map(|vendor| observer.check(&setup, *vendor).copies).sum();
-    assert!(copies > 3 * EVENTS as u64, "no reply was lost after its events were taken");
+    for vendor in Vendor::ALL {
+        let account = observer.check(&setup, vendor);
+        assert_eq!(account.delivered, EVENTS as u64, "{vendor:?}");
+        assert!(
+            account.copies > EVENTS as u64,
+            "{vendor:?}: what was taken without a reply was not sent again"
+        );
+    }
 }
 
 #[tokio::test]
@@ -179,7 +201,9 @@ async fn one_bad_event_never_costs_the_other_forty_nine() {
         let account = observer.check(&setup, vendor);
         assert_eq!(account.copies, 49, "{vendor:?}: what a 400 means was misread");
         let requests = setup.sandbox.stats(vendor).requests;
-        assert_eq!(requests, if vendor == Vendor::Mixpanel { 1 } else { 2 }, "{vendor:?}");
+        // Amplitude takes nothing of a request with a bad event. The others go again at
+        // once, and show that it is not Amplitude that is in trouble.
+        assert_eq!(requests, if vendor == Vendor::Mixpanel { 1 } else { 3 }, "{vendor:?}");
     }
 }
 
@@ -206,7 +230,8 @@ async fn partial_failures_are_accounted_for_event_by_event() {
 #[tokio::test]
 async fn amplitudes_429_holds_back_only_the_throttled_user() {
     let mut setup = Setup::new().await;
-    setup.set("FLUSH_INTERVAL_SECONDS", "0.2").set("DRAIN_TIMEOUT_SECONDS", "2");
+    // Each five events are a batch, however slowly they come.
+    setup.set("FLUSH_INTERVAL_SECONDS", "60").set("BATCH_SIZE", "5").set("DRAIN_TIMEOUT_SECONDS", "2");
     setup.sandbox.always(Vendor::Amplitude, Some(fault("throttle-users=slow")));
     let relay = setup.start().await;
     let mut client = relay.client();
@@ -217,12 +242,11 @@ async fn amplitudes_429_holds_back_only_the_throttled_user() {
     taken(&setup, Vendor::Amplitude, 3).await;
     let users: Vec<_> = setup.sandbox.taken(Vendor::Amplitude).into_iter().map(|taken| taken.user).collect();
     assert_eq!(users, ["a", "b", "c"]);
-    sleep(Duration::from_millis(300)).await;
     // Another event of that user would only be refused too.
-    for user in ["slow", "d"] {
+    for user in ["slow", "d", "e", "f", "g"] {
         observer.track(&mut client, "x", user).await;
     }
-    taken(&setup, Vendor::Amplitude, 4).await;
+    taken(&setup, Vendor::Amplitude, 7).await;
     let requests = setup.sandbox.requests(Vendor::Amplitude);
     let refused = requests.iter().filter(|seen| seen.status == Some(429)).count();
     assert_eq!((refused, requests.len()), (1, 3), "the throttled user waits 15 s: {requests:?}");
@@ -230,7 +254,7 @@ async fn amplitudes_429_holds_back_only_the_throttled_user() {
     // A drain cuts the waiting short.
     let ended = relay.terminate().await;
     observer.check_balance(&setup, &ended);
-    assert_eq!(ended.balance(Vendor::Amplitude).delivered, 7);
+    assert_eq!(ended.balance(Vendor::Amplitude).delivered, 10);
 }
 
 #[tokio::test]
@@ -241,7 +265,9 @@ async fn a_bad_key_pauses_the_provider_and_burns_no_event() {
         (Vendor::Segment, "401"),
         (Vendor::Segment, "404"),
     ] {
-        let setup = Setup::new().await;
+        let mut setup = Setup::new().await;
+        // No probe comes due, however long this takes.
+        setup.set("INITIAL_RETRY_DELAY_MS", "600000").set("MAX_RETRY_DELAY_MS", "600000");
         setup.sandbox.always(vendor, Some(fault(row)));
         let relay = setup.start().await;
         let mut observer = Observer::default();
@@ -255,7 +281,7 @@ async fn a_bad_key_pauses_the_provider_and_burns_no_event() {
         assert_eq!(ended.code, 0);
         observer.check_balance(&setup, &ended);
         assert_eq!(ended.balance(vendor).spilled, EVENTS as u64, "{vendor:?}");
-        assert!(ended.took < Duration::from_secs(3), "nothing is won by waiting: {:?}", ended.took);
+        assert!(ended.took < Duration::from_secs(5), "nothing is won by waiting: {:?}", ended.took);
 
         // The key is mended and the relay started again.
         setup.sandbox.always(vendor, None);
@@ -285,11 +311,13 @@ async fn an_outage_ends_without_a_storm_and_without_a_loss() {
     setup.sandbox.go_down().await;
     observer.tracks(&mut client, 400).await;
     relay.log("batch send failed, retrying").await;
+    // The first attempts are meant to come quickly.
     sleep(Duration::from_millis(500)).await;
-    let attempts_before = relay.metric("relay_batches_total", &["mixpanel", "unavailable"]).await;
+    let attempts = async || relay.metric("relay_batches_total", &["mixpanel", "unavailable"]).await;
+    let (before, start) = (attempts().await, Instant::now());
     sleep(Duration::from_millis(1000)).await;
-    let attempts = relay.metric("relay_batches_total", &["mixpanel", "unavailable"]).await - attempts_before;
-    assert!(attempts <= 40.0, "{attempts} requests in a second to a provider that is down");
+    let (attempts, seconds) = (attempts().await - before, start.elapsed().as_secs_f64());
+    assert!(attempts <= 40.0 * seconds, "{attempts} requests in {seconds} s to a provider that is down");
     assert!(relay.metric("relay_oldest_event_age_seconds", &["mixpanel"]).await >= 1.0);
     let before = setup.sandbox.stats(Vendor::Mixpanel).requests;
     setup.sandbox.come_back().await.unwrap();
@@ -431,12 +459,15 @@ async fn a_certificate_that_is_wrong_gets_no_byte() {
 #[tokio::test]
 async fn dead_letters_that_do_not_fit_are_counted_as_dropped() {
     let mut setup = Setup::new().await;
-    setup.set("DEAD_LETTERS_MAX_BYTES", "2000").set("BATCH_SIZE", "1");
-    setup.sandbox.always(Vendor::Mixpanel, Some(fault("reject-every=1")));
+    setup.set("DEAD_LETTERS_MAX_BYTES", "2000").set("BATCH_SIZE", "2");
+    setup.sandbox.always(Vendor::Mixpanel, Some(fault("reject-name=bad")));
     let relay = setup.start().await;
     let mut observer = Observer::default();
-    observer.tracks(&mut relay.client(), 30).await;
-    taken(&setup, Vendor::Segment, 30).await;
+    for _ in 0..30 {
+        observer.track(&mut relay.client(), "good", "u").await;
+        observer.track(&mut relay.client(), "bad", "u").await;
+    }
+    taken(&setup, Vendor::Segment, 60).await;
     relay.log("events lost: they could not become dead letters").await;
     let ended = relay.terminate().await;
     let balance = ended.balance(Vendor::Mixpanel);
@@ -468,14 +499,16 @@ async fn a_provider_that_drips_holds_few_connections() {
 #[tokio::test]
 async fn dead_letters_that_cannot_be_written_wait() {
     let mut setup = Setup::new().await;
-    setup.set("BATCH_SIZE", "10");
-    setup.sandbox.always(Vendor::Mixpanel, Some(fault("reject-every=1")));
+    setup.set("BATCH_SIZE", "11");
+    setup.sandbox.always(Vendor::Mixpanel, Some(fault("reject-name=bad")));
     let relay = setup.start().await;
     let letters = setup.data_dir().join("dead-letters/mixpanel");
     std::fs::remove_dir(&letters).unwrap();
     std::fs::write(&letters, "in the way").unwrap();
     let mut observer = Observer::default();
-    observer.tracks(&mut relay.client(), 10).await;
+    for name in ["good"].into_iter().chain(["bad"; 10]) {
+        observer.track(&mut relay.client(), name, "u").await;
+    }
     relay.log("dead letters cannot be written").await;
     assert_eq!(relay.metric("relay_in_flight_events", &["mixpanel"]).await, 10.0);
     std::fs::remove_file(&letters).unwrap();
@@ -492,13 +525,8 @@ async fn dead_letters_that_cannot_be_written_wait() {
 async fn callers_cannot_use_up_the_file_descriptors() {
     let mut setup = Setup::new().await;
     setup.set("GRPC_MAX_CONNECTIONS", "10000");
-    let mut command = tokio::process::Command::new("sh");
-    command
-        .args(["-c", "ulimit -n 64; exec \"$0\"", env!("CARGO_BIN_EXE_analytics-relay")])
-        .env_clear()
-        .envs(&setup.vars)
-        .current_dir(setup.data.path())
-        .kill_on_drop(true);
+    let mut command = setup.command_of("/bin/sh");
+    command.args(["-c", "ulimit -n 64; exec \"$0\""]).arg(Setup::binary());
     let relay = Relay::spawn(command).await;
     relay.log("the limit of open files leaves room for fewer connections").await;
     let mut client = relay.client();
@@ -509,11 +537,13 @@ async fn callers_cannot_use_up_the_file_descriptors() {
         let connecting = tokio::net::TcpStream::connect(relay.grpc_addr);
         flood.extend(timeout(Duration::from_millis(200), connecting).await);
     }
+    assert!(flood.len() > 16, "{} connections are no flood", flood.len());
     setup.sandbox.always(Vendor::Mixpanel, Some(fault("reject-every=2")));
     observer.tracks(&mut client, 50).await;
     all_taken_or_dead(&relay, &setup, 51).await;
-    // A quarter more for probes.
-    assert!(relay.metric("relay_connections", &[]).await <= 20.0);
+    // And a quarter more for probes.
+    let served = relay.metric("relay_connections", &[]).await;
+    assert!(served > 1.0 && served <= 20.0, "{served} are served");
     drop(flood);
     let start = Instant::now();
     loop {

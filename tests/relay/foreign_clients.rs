@@ -1,6 +1,6 @@
 //! The batching clients in `examples/python` and `examples/node`, where their
-//! language and its gRPC package are present (`PYTHON` and `NODE` name others
-//! than those on the path).
+//! language and its gRPC package are present (`RELAY_PYTHON` and `RELAY_NODE` name
+//! others than those on the path).
 
 use std::{env, path::Path, process::Stdio, time::Duration};
 
@@ -8,7 +8,7 @@ use analytics_relay::providers::sandbox::Vendor;
 use serde_json::Value;
 use tokio::{process::Command, time::timeout};
 
-use crate::harness::{Setup, taken};
+use crate::harness::{Setup, not_run, taken};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -23,8 +23,10 @@ async fn output(mut command: Command) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
-fn program(variable: &str, otherwise: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(env::var_os(variable).unwrap_or_else(|| otherwise.into()));
+/// The program of a language: `RELAY_<language>`, or the one on the path.
+pub(crate) fn program(language: &str, otherwise: &str, args: &[&str]) -> Command {
+    let chosen = env::var_os(format!("RELAY_{language}"));
+    let mut command = Command::new(chosen.unwrap_or_else(|| otherwise.into()));
     command.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
     command
 }
@@ -51,24 +53,11 @@ async fn check(setup: &Setup, counters: &str) {
 
 #[tokio::test]
 async fn the_python_client_sends_all_and_says_so() {
-    if output(program("PYTHON", "python3", &["-c", "import grpc, grpc_tools"])).await.is_none() {
-        println!("not run: Python with grpcio and grpcio-tools is not here");
-        return;
+    if output(program("PYTHON", "python3", &["-c", "import google.protobuf, h2"])).await.is_none() {
+        return not_run("the Python client: Python with protobuf and h2");
     }
     let setup = Setup::new().await;
     let relay = setup.start().await;
-    let stubs = setup.data.path().to_str().unwrap().to_owned();
-    let (python_out, grpc_out) = (format!("--python_out={stubs}"), format!("--grpc_python_out={stubs}"));
-    let compile = [
-        "-m",
-        "grpc_tools.protoc",
-        "-I",
-        "proto",
-        &python_out,
-        &grpc_out,
-        "proto/analytics/v1/analytics.proto",
-    ];
-    output(program("PYTHON", "python3", &compile)).await.expect("the stubs are made");
     let script = r#"
 import json, sys
 from analytics_relay import Analytics
@@ -78,12 +67,12 @@ for number in range(1000):
         "total": 49.9, "items": ["book", "pen"], "shipping": {"city": "Turin", "days": 2}, "coupon": None})
 analytics.identify("user-1", {"plan": "pro", "trial_ends": None})
 analytics.track("", "user-1")
-assert analytics.flush(30)
-print(json.dumps(analytics.close(30)))
+assert analytics.flush(30) and analytics.close(30)
+print(json.dumps(analytics.counters()))
 "#;
     let mut run = program("PYTHON", "python3", &["-c", script, &relay.grpc_addr.to_string()]);
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python");
-    run.env("PYTHONPATH", format!("{}:{stubs}", examples.display())).env("PYTHONDONTWRITEBYTECODE", "1");
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python");
+    run.env("PYTHONPATH", package).env("PYTHONDONTWRITEBYTECODE", "1");
     let counters = output(run).await.expect("the script ends well");
     check(&setup, &counters).await;
     relay.terminate().await;
@@ -91,15 +80,13 @@ print(json.dumps(analytics.close(30)))
 
 #[tokio::test]
 async fn the_node_client_sends_all_and_says_so() {
-    let packages = "require('@grpc/grpc-js'); require('@grpc/proto-loader')";
-    if output(program("NODE", "node", &["-e", packages])).await.is_none() {
-        println!("not run: Node with @grpc/grpc-js and @grpc/proto-loader is not here");
-        return;
+    if output(program("NODE", "node", &["-e", "require('./examples/node')"])).await.is_none() {
+        return not_run("the Node client: Node with @grpc/grpc-js and @grpc/proto-loader");
     }
     let setup = Setup::new().await;
     let relay = setup.start().await;
     let script = r"
-const { Analytics } = require('./examples/node/analytics-relay.js')
+const { Analytics } = require('./examples/node')
 const analytics = new Analytics(process.argv[1])
 for (let number = 0; number < 1000; number++) {
   analytics.track(`Order ${number}`, { userId: 'user-1', properties: {

@@ -1,77 +1,51 @@
-//! One provider's trouble stays its own.
+//! One provider's trouble stays its own. By how much it moves the others' times, which
+//! nobody can say on a busy machine, `make test-isolation` measures.
 
-use std::time::{Duration, Instant};
+use analytics_relay::providers::sandbox::{Fault, Sandbox, Vendor};
 
-use analytics_relay::providers::sandbox::Vendor;
-use tokio::time::sleep;
-
-use crate::harness::{Observer, Setup, taken, track};
+use crate::harness::{Observer, Setup, eventually, taken};
 
 const EVENTS: usize = 600;
+const MORE: usize = 20;
 
-/// Accept latency under a steady load, and how long after the last answer the
-/// healthy providers had everything.
-struct Run {
-    accept_p50: Duration,
-    accept_p99: Duration,
-    lag: Duration,
-}
-
-async fn run(fault: Option<&str>) -> Run {
-    let mut setup = Setup::new().await;
-    setup.set("MAX_RETRY_ATTEMPTS", "2").set("DRAIN_TIMEOUT_SECONDS", "1");
-    match fault {
-        Some("down") => {
-            // Only Mixpanel goes down: it gets a sandbox of its own.
-            let gone = analytics_relay::providers::sandbox::Sandbox::start(Default::default()).await.unwrap();
-            setup.set("MIXPANEL_BASE_URL", &gone.url());
-            gone.go_down().await;
-        }
-        Some(fault) => setup.sandbox.always(Vendor::Mixpanel, Some(fault.parse().unwrap())),
-        None => {}
-    }
-    let relay = setup.start().await;
-    let mut client = relay.client();
-    let mut observer = Observer::default();
-    observer.tracks(&mut client, 50).await;
-    let mut latencies = Vec::with_capacity(EVENTS);
-    for index in 0..EVENTS {
-        let request = track("x", &format!("user-{}", index % 9));
-        let id = request.event_id.clone();
-        let start = Instant::now();
-        client.track_event(request).await.unwrap();
-        latencies.push(start.elapsed());
-        observer.accepted.insert(id);
-        sleep(Duration::from_millis(1)).await;
-    }
-    let last = Instant::now();
-    for vendor in [Vendor::Amplitude, Vendor::Segment] {
-        taken(&setup, vendor, observer.accepted.len() as u64).await;
-    }
-    let lag = last.elapsed();
-    if fault.is_some() {
-        let delivered = relay.metric("relay_events_total", &["mixpanel", "\"delivered\""]).await;
-        assert!(delivered < 1.0, "the fault did not happen");
-    }
-    let ended = relay.terminate().await;
-    assert_eq!(ended.code, 0, "{:?}", ended.balance(Vendor::Mixpanel));
-    observer.check_balance(&setup, &ended);
-    latencies.sort_unstable();
-    Run { accept_p50: latencies[EVENTS / 2], accept_p99: latencies[EVENTS * 99 / 100], lag }
-}
-
-/// Latencies of a shared machine are noisy, so the bounds are wide: a handler
-/// that waited for the provider would take a second, not a few milliseconds.
+/// The provider in trouble is in the middle of one thing throughout, be it an answer
+/// that does not come or the wait before the next attempt; meanwhile every call is
+/// answered, and the others get everything. Whoever waited for it would wait for ever.
 #[tokio::test]
-async fn a_provider_that_is_stalled_or_dead_moves_neither_callers_nor_the_others() {
-    let healthy = run(None).await;
-    for fault in ["stall", "503", "down"] {
-        let faulty = run(Some(fault)).await;
-        let within = |now: Duration, then: Duration| now <= then * 2 + Duration::from_millis(20);
-        assert!(within(faulty.accept_p50, healthy.accept_p50), "{fault}: {:?}", faulty.accept_p50);
-        assert!(within(faulty.accept_p99, healthy.accept_p99), "{fault}: {:?}", faulty.accept_p99);
-        let lag_max = healthy.lag * 2 + Duration::from_millis(300);
-        assert!(faulty.lag <= lag_max, "{fault}: {:?} against {:?}", faulty.lag, healthy.lag);
+async fn callers_and_the_others_wait_for_nothing_of_a_provider_in_trouble() {
+    for trouble in ["stall", "503", "429", "401", "drip=600000", "down"] {
+        let mut setup = Setup::new().await;
+        for name in ["INITIAL_RETRY_DELAY_MS", "MAX_RETRY_DELAY_MS"] {
+            setup.set(name, "600000");
+        }
+        setup.set("REQUEST_TIMEOUT_SECONDS", "120").set("DRAIN_TIMEOUT_SECONDS", "1");
+        // Alone in its sandbox, so that it alone can go away.
+        let alone = Sandbox::start(Default::default()).await.unwrap();
+        setup.set("MIXPANEL_BASE_URL", &alone.url());
+        let is_down = trouble == "down";
+        if is_down {
+            alone.go_down().await;
+        } else {
+            alone.always(Vendor::Mixpanel, Some(trouble.parse::<Fault>().unwrap()));
+        }
+        let relay = setup.start().await;
+        let (mut client, mut observer) = (relay.client(), Observer::default());
+        observer.tracks(&mut client, MORE).await;
+        if is_down {
+            relay.log("batch send failed, retrying").await;
+        } else {
+            eventually("the trouble", || alone.stats(Vendor::Mixpanel).requests > 0).await;
+        }
+
+        observer.tracks(&mut client, EVENTS).await;
+        for other in [Vendor::Amplitude, Vendor::Segment] {
+            taken(&setup, other, (MORE + EVENTS) as u64).await;
+        }
+        let outcomes = relay.metric("relay_events_total", &["mixpanel"]).await;
+        assert_eq!(outcomes, 0.0, "{trouble}: it was over");
+        let requests = alone.stats(Vendor::Mixpanel).requests;
+        assert!(requests <= 8, "{trouble}: {requests} requests, more than may be under way");
+        assert_eq!(relay.terminate().await.code, 0, "{trouble}");
     }
 }
 

@@ -108,10 +108,12 @@ async fn what_is_on_disk_is_for_us_alone() {
     use std::os::unix::fs::PermissionsExt;
     let mut setup = Setup::new().await;
     setup.set("DRAIN_TIMEOUT_SECONDS", "1");
-    setup.sandbox.always(Vendor::Mixpanel, Some("reject-every=1".parse().unwrap()));
+    setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=bad".parse().unwrap()));
     setup.sandbox.always(Vendor::Segment, Some("401".parse().unwrap()));
     let relay = setup.start().await;
-    Observer::default().tracks(&mut relay.client(), 3).await;
+    for name in ["good", "bad"] {
+        Observer::default().track(&mut relay.client(), name, "u").await;
+    }
     relay.log("events become dead letters").await;
     relay.terminate().await;
     let mut files = 0;

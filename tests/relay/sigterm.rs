@@ -6,9 +6,9 @@ use std::{
 };
 
 use analytics_relay::providers::sandbox::{Fault, Vendor};
-use tokio::{io::AsyncWriteExt, task::JoinSet, time::sleep};
+use tokio::{io::AsyncWriteExt, process::Command, task::JoinSet, time::sleep};
 
-use crate::harness::{Observer, Setup, taken};
+use crate::harness::{Observer, Relay, Setup, taken};
 
 /// How often the relay is terminated at a random moment; `make test-sigterm`
 /// sets 200.
@@ -18,6 +18,12 @@ fn runs() -> usize {
 
 /// How long a drain may go on past its deadline.
 const OVERSHOOT_MAX: Duration = Duration::from_millis(500);
+/// The same on a machine that is busy with something else.
+const OVERSHOOT_BUSY_MAX: Duration = Duration::from_secs(2);
+/// A drain that waits for nothing, as against the 8 s that it may take.
+const PROMPT: Duration = Duration::from_secs(5);
+/// Runs beyond [`runs`] until everything has happened once.
+const MORE_RUNS: usize = 60;
 
 /// A small generator, so that a run can be repeated by its seed.
 struct Random(u64);
@@ -32,7 +38,7 @@ impl Random {
 }
 
 /// Callers that send until they are refused for good.
-fn callers(relay: &crate::harness::Relay, count: usize) -> JoinSet<Observer> {
+fn callers(relay: &Relay, count: usize) -> JoinSet<Observer> {
     let mut callers = JoinSet::new();
     for caller in 0..count {
         let mut client = relay.client();
@@ -64,8 +70,12 @@ async fn a_sigterm_at_any_moment_under_load_balances_exactly() {
     println!("RELAY_SEED={seed} RELAY_SIGTERM_RUNS={}; events are counted once for each provider", runs());
     let mut random = Random(seed);
     let (mut accepted, mut spilled, mut retried, mut delivered_after) = (0, 0, 0, 0);
-    let (mut dead_lettered, mut lost_replies) = (0, 0);
-    for run in 0..runs() {
+    let (mut dead_lettered, mut lost_replies, mut overshoots) = (0, 0, Vec::new());
+    for run in 0..runs() + MORE_RUNS {
+        let has_all = spilled > 0 && retried > 0 && dead_lettered > 0 && lost_replies > 0;
+        if run >= runs() && has_all {
+            break;
+        }
         let mut setup = Setup::new().await;
         setup.set("DRAIN_TIMEOUT_SECONDS", "1").set("MAX_RETRY_ATTEMPTS", "100");
         setup.set("LOG_LEVEL", "info");
@@ -101,7 +111,8 @@ async fn a_sigterm_at_any_moment_under_load_balances_exactly() {
         let observer = join(callers).await;
         let context = format!("run {run}, {chosen:?}, down: {down}");
         assert_eq!(ended.code, 0, "{context}: {:#?}", ended.logs.last());
-        assert!(ended.took <= Duration::from_secs(1) + OVERSHOOT_MAX, "{context}: {:?}", ended.took);
+        assert!(ended.took <= Duration::from_secs(1) + OVERSHOOT_BUSY_MAX, "{context}: {:?}", ended.took);
+        overshoots.push(ended.took.saturating_sub(Duration::from_secs(1)));
         for vendor in Vendor::ALL {
             let (account, balance) = (observer.check(&setup, vendor), ended.balance(vendor));
             assert!(balance.is_exact() && balance.dropped == 0, "{context}: {vendor:?} {balance:?}");
@@ -147,10 +158,14 @@ async fn a_sigterm_at_any_moment_under_load_balances_exactly() {
             delivered_after += ended.balance(vendor).delivered;
         }
     }
+    overshoots.sort();
+    let (overshoot, most) = (overshoots[overshoots.len() * 9 / 10], overshoots[overshoots.len() - 1]);
     println!(
         "accepted {accepted}, dead-lettered {dead_lettered}, spilled {spilled}, reloaded and delivered \
-         {delivered_after}, retries {retried}, providers that lost replies {lost_replies}"
+         {delivered_after}, retries {retried}, providers that lost replies {lost_replies}; past the deadline \
+         p90 {overshoot:?}, max {most:?}"
     );
+    assert!(overshoot <= OVERSHOOT_MAX, "past the deadline: {overshoots:?}");
     assert!(spilled > 0 && retried > 0 && dead_lettered > 0 && lost_replies > 0, "no fault happened");
     assert_eq!(delivered_after, spilled);
 }
@@ -164,7 +179,7 @@ async fn a_short_batch_is_flushed_on_sigterm() {
     observer.tracks(&mut relay.client(), 7).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.code, 0);
-    assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.took < PROMPT, "{:?}", ended.took);
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Segment).delivered, 7);
     let messages: Vec<_> = ended.logs.iter().filter_map(|line| line["message"].as_str()).collect();
@@ -186,7 +201,7 @@ async fn a_backoff_is_cut_short_for_one_prompt_attempt() {
     observer.tracks(&mut relay.client(), 5).await;
     relay.log("batch send failed, retrying").await;
     let ended = relay.terminate().await;
-    assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.took < PROMPT, "{:?}", ended.took);
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 5);
 }
@@ -201,7 +216,7 @@ async fn at_the_deadline_the_rest_is_spilled_and_reloaded_at_the_next_start() {
     observer.tracks(&mut relay.client(), 200).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.code, 0);
-    assert!(ended.took <= Duration::from_secs(1) + OVERSHOOT_MAX, "{:?}", ended.took);
+    assert!(ended.took <= Duration::from_secs(1) + OVERSHOOT_BUSY_MAX, "{:?}", ended.took);
     assert!(ended.took >= Duration::from_millis(800), "it used the time that it has");
     assert_eq!(ended.count("drain deadline: what is left is spilled"), 1);
     observer.check_balance(&setup, &ended);
@@ -253,21 +268,81 @@ async fn a_second_signal_skips_to_the_spill() {
     relay.log("draining").await;
     sleep(Duration::from_millis(300)).await;
     let ended = relay.terminate().await;
-    assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.took < PROMPT, "{:?}", ended.took);
     assert_eq!((ended.code, ended.count("second signal: what is left is spilled")), (0, 1));
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Mixpanel).spilled, 30);
 }
 
 #[tokio::test]
-async fn sigint_drains_too() {
+async fn every_signal_that_asks_to_stop_drains() {
+    for signal in ["INT", "HUP", "QUIT"] {
+        let mut setup = Setup::new().await;
+        setup.set("FLUSH_INTERVAL_SECONDS", "60");
+        let relay = setup.start().await;
+        let mut observer = Observer::default();
+        observer.tracks(&mut relay.client(), 3).await;
+        relay.signal(signal);
+        let ended = relay.ended(Instant::now()).await;
+        assert_eq!(ended.code, 0, "SIG{signal}");
+        let told = ended.logs.iter().find(|line| line["message"] == "shutdown signal received").unwrap();
+        assert_eq!(told["signal"], format!("SIG{signal}"));
+        observer.check_balance(&setup, &ended);
+        assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 3);
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_of_any_kind_skips_to_the_spill() {
+    for (first, second) in [("HUP", "QUIT"), ("QUIT", "INT"), ("INT", "HUP")] {
+        let mut setup = Setup::new().await;
+        setup.set("DRAIN_TIMEOUT_SECONDS", "20").set("REQUEST_TIMEOUT_SECONDS", "60");
+        setup.sandbox.always(Vendor::Mixpanel, Some("stall".parse().unwrap()));
+        let relay = setup.start().await;
+        let mut observer = Observer::default();
+        observer.tracks(&mut relay.client(), 7).await;
+        relay.signal(first);
+        relay.log("draining").await;
+        relay.signal(second);
+        let ended = relay.ended(Instant::now()).await;
+        assert!(ended.took < Duration::from_secs(4), "{first}, {second}: {:?}", ended.took);
+        assert_eq!((ended.code, ended.count("second signal: what is left is spilled")), (0, 1));
+        let balance = ended.balance(Vendor::Mixpanel);
+        assert!(balance.is_exact() && balance.spilled == 7, "{balance:?}");
+        assert_eq!(observer.check(&setup, Vendor::Mixpanel).spilled, 7);
+    }
+}
+
+/// A start waits for a file that never ends, as on a disk that hangs.
+#[tokio::test]
+async fn a_start_that_hangs_is_ended_two_seconds_after_the_deadline() {
+    let mut setup = Setup::new().await;
+    let pipe = setup.data.path().join("tls.crt");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    setup.set("DRAIN_TIMEOUT_SECONDS", "1").set("GRPC_TLS_CERT_FILE", pipe.to_str().unwrap());
+    setup.set("GRPC_TLS_KEY_FILE", pipe.to_str().unwrap());
+    let relay = Relay::launch(setup.command());
+    relay.log("configuration").await;
+    relay.signal("TERM");
+    let ended = relay.ended(Instant::now()).await;
+    assert_eq!(ended.code, 1, "nothing was taken, nothing is lost");
+    let (min, max) = (Duration::from_secs(1), Duration::from_millis(3_500));
+    assert!(ended.took >= min && ended.took <= max, "{:?}", ended.took);
+    assert_eq!(ended.count("shutdown signal received"), 1);
+}
+
+#[tokio::test]
+async fn under_nohup_a_hangup_is_ignored() {
     let setup = Setup::new().await;
-    let relay = setup.start().await;
+    let mut nohup = Command::new("/bin/sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\""]).arg(Setup::binary());
+    nohup.env_clear().envs(&setup.vars).current_dir(setup.data.path()).kill_on_drop(true);
+    let relay = Relay::spawn(nohup).await;
+    relay.signal("HUP");
     let mut observer = Observer::default();
     observer.tracks(&mut relay.client(), 3).await;
-    relay.signal("INT");
-    let ended = relay.ended(Instant::now()).await;
-    assert_eq!(ended.code, 0);
+    let ended = relay.terminate().await;
+    assert_eq!((ended.code, ended.count("shutdown signal received")), (0, 1));
     observer.check_balance(&setup, &ended);
 }
 
@@ -320,7 +395,7 @@ async fn a_caller_that_holds_its_stream_open_does_not_hold_up_the_drain() {
     observer.tracks(&mut relay.client(), 20).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.code, 0);
-    assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+    assert!(ended.took < PROMPT, "{:?}", ended.took);
     observer.check_balance(&setup, &ended);
     assert_eq!(ended.balance(Vendor::Mixpanel).delivered, 20);
     assert_eq!(stream.message().await.unwrap().unwrap().status, 2, "the watcher was told");

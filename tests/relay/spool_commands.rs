@@ -315,12 +315,89 @@ async fn repair_beside_a_relay_keeps_what_is_damaged_and_touches_nothing_else() 
 #[tokio::test]
 async fn without_a_spool_the_commands_say_so() {
     let setup = Setup::new().await;
-    for command in ["list", "verify", "export", "repair"] {
-        let (code, out, err) = setup.run(&["spool", command]).await;
-        assert_eq!((code, out.as_str()), (1, ""), "{command}");
-        assert!(err.contains("there is no spool in") && err.contains("data/spool"), "{command}: {err}");
+    for command in [&["list"][..], &["verify"], &["export"], &["repair"], &["forget", "segment"]] {
+        let (code, out, err) = setup.run(&[&["spool"], command].concat()).await;
+        assert_eq!((code, out.as_str()), (1, ""), "{command:?}");
+        assert!(err.contains("there is no spool in") && err.contains("data/spool"), "{command:?}: {err}");
     }
     assert!(!setup.data_dir().exists(), "looking makes nothing");
     let (code, out, _) = setup.run(&["explain", "some-event"]).await;
     assert_eq!((code, out.contains("there is no spool")), (1, true), "{out}");
+}
+
+/// A log with 200 events for Segment, which was then taken out.
+async fn segment_is_taken_out() -> Setup {
+    let mut setup = durable().await;
+    let (relay, _) = segment_is_behind(&setup, 200).await;
+    relay.terminate().await;
+    setup.set("ANALYTICS_PROVIDER", "mixpanel,amplitude");
+    setup
+}
+
+/// What `spool forget` says when it does nothing, and its exit code 1.
+async fn is_not_forgotten(setup: &Setup, args: &[&str]) -> String {
+    let (code, out, err) = setup.run(&[&["spool", "forget"], args].concat()).await;
+    assert_eq!((code, out.as_str()), (1, ""), "{args:?}: {err}");
+    err
+}
+
+#[tokio::test]
+async fn a_provider_that_was_taken_out_is_told_of_and_forgotten_beside_the_relay() {
+    let setup = segment_is_taken_out().await;
+    let relay = setup.start().await;
+    let health = relay.page("/healthz").await.1;
+    assert!(
+        health.starts_with("DEGRADED: the spool keeps 200 events of segment")
+            && health.contains("analytics-relay spool forget segment"),
+        "{health}"
+    );
+    assert_eq!(relay.metric("relay_spool_unnamed_events", &[]).await, 200.0);
+
+    let err = is_not_forgotten(&setup, &["segment"]).await;
+    assert!(err.contains("200 event(s)") && err.contains("--yes") && err.contains("spool export"), "{err}");
+    let err = is_not_forgotten(&setup, &["mixpanel", "--yes"]).await;
+    assert!(err.contains("it is among the vendors in ANALYTICS_PROVIDER"), "{err}");
+    let err = is_not_forgotten(&setup, &["segmnet", "--yes"]).await;
+    assert!(err.contains("no such provider, only amplitude, mixpanel, segment"), "{err}");
+    assert!(is_not_forgotten(&setup, &[]).await.contains("<PROVIDER>"));
+    assert_eq!(relay.metric("relay_spool_unnamed_events", &[]).await, 200.0, "nothing was done");
+
+    let (code, out, err) = setup.run(&["spool", "forget", "segment", "--yes"]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert_eq!(out, "segment: forgotten, with 200 event(s) that it had not got\n");
+    let ended = relay.metric("relay_spool_unnamed_ended_total", &["dropped", "forgotten"]).await;
+    assert_eq!(ended, 200.0);
+    let start = Instant::now();
+    while relay.page("/healthz").await.1 != "SERVING" {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", relay.page("/healthz").await.1);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 50).await;
+    relay.terminate().await;
+    let (_, out, _) = setup.run(&["spool", "list"]).await;
+    assert!(!out.contains("segment  "), "{out}");
+    assert!(setup.start().await.terminate().await.balance(Vendor::Mixpanel).is_exact());
+}
+
+#[tokio::test]
+async fn a_provider_is_forgotten_without_a_relay_and_never_one_that_a_relay_delivers_to() {
+    let mut setup = segment_is_taken_out().await;
+    let (code, out, err) = setup.run(&["spool", "forget", "segment", "--yes"]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(!spool(&setup).join("cursors/segment.cursor").exists());
+    let err = is_not_forgotten(&setup, &["segment", "--yes"]).await;
+    assert!(err.contains("no such provider, only amplitude, mixpanel"), "{err}");
+
+    // Somebody asks from an environment that is not the relay's.
+    let relay = setup.start().await;
+    setup.set("ANALYTICS_PROVIDER", "mixpanel");
+    let err = is_not_forgotten(&setup, &["amplitude", "--yes"]).await;
+    assert!(err.contains("the running relay delivers to it"), "{err}");
+    let names = files(&spool(&setup).join("cursors"));
+    assert_eq!(names.len(), 2, "no request is left behind: {names:?}");
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 10).await;
+    taken(&setup, Vendor::Amplitude, 200 + 10).await;
+    relay.terminate().await;
 }

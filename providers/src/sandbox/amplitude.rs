@@ -15,10 +15,9 @@ use hyper::{Method, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::TakenKind;
 use super::contract::{Coding, Judgement, Request, Terms, depth, present, text};
 use super::fault::Fault;
-use super::record::Arrival;
+use super::record::{Arrival, TakenKind};
 
 const ID_MIN_CHARS: u64 = 5;
 const NESTED_MAX_DEPTH: usize = 40;

@@ -115,12 +115,15 @@ impl Content {
 impl Request<'_> {
     /// Whether it carries Basic credentials of `key` and an empty password.
     pub(super) fn has_basic_key(&self, key: &str) -> bool {
+        self.basic_user().is_some_and(|user| user == key.as_bytes())
+    }
+
+    /// The user name of Basic credentials with an empty password.
+    pub(super) fn basic_user(&self) -> Option<Vec<u8>> {
         let credentials = self.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let Some((scheme, encoded)) = credentials.and_then(|value| value.split_once(' ')) else {
-            return false;
-        };
-        let decoded = STANDARD.decode(encoded).unwrap_or_default();
-        scheme.eq_ignore_ascii_case("basic") && decoded.strip_suffix(b":") == Some(key.as_bytes())
+        let (scheme, encoded) = credentials?.split_once(' ')?;
+        let decoded = STANDARD.decode(encoded).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+        decoded.strip_suffix(b":").map(<[u8]>::to_vec)
     }
 
     /// Whether its content type is JSON, with or without parameters.

@@ -9,9 +9,10 @@ use serde_json::json;
 
 use super::contract::parameter;
 use super::fault::Fault;
+use super::record::Stats;
 use super::reply::ReplyBody;
 use super::state::State;
-use super::{Stats, Vendor};
+use crate::registry::Vendor;
 
 const BODY_MAX_BYTES: usize = 1024 * 1024;
 

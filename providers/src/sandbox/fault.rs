@@ -100,6 +100,12 @@ pub enum Fault {
         /// Size of the answer's body.
         bytes: u64,
     },
+    /// Behaves, and the body of the answer comes in this encoding, as from something on
+    /// the way: `encoded=gzip`. Of any other than gzip there is only the name.
+    Encoded {
+        /// The `Content-Encoding` header.
+        coding: String,
+    },
     /// Takes nothing, answers 307: `redirect=http://127.0.0.1:1/`.
     Redirect {
         /// The `Location` header.
@@ -175,6 +181,12 @@ impl FromStr for Fault {
             "junk" => bare(Self::Junk),
             "junk-json" => bare(Self::JunkJson),
             "huge-body" => Ok(Self::HugeBody { bytes: number()? }),
+            "encoded" => match string()? {
+                coding if HeaderValue::from_str(coding).is_ok() => {
+                    Ok(Self::Encoded { coding: coding.to_owned() })
+                }
+                _ => Err(error("a name that fits in a header")),
+            },
             "redirect" => match string()? {
                 location if HeaderValue::from_str(location).is_ok() => {
                     Ok(Self::Redirect { location: location.to_owned() })
@@ -184,7 +196,7 @@ impl FromStr for Fault {
             _ => Err(error(
                 "STATUS, N%FAULT, reject-every=N, reject-name=NAME, fail-name=NAME, throttle-users=A,B, daily-quota=A,B, \
                  silence-devices=A,B, body-limit=BYTES, delay=MS, stall, drip=MS, reset-before, reset-after, \
-                 reset-mid-reply, junk, junk-json, huge-body=BYTES or redirect=URL",
+                 reset-mid-reply, junk, junk-json, huge-body=BYTES, encoded=CODING or redirect=URL",
             )),
         }
     }
@@ -219,6 +231,7 @@ impl fmt::Display for Fault {
             Self::Junk => f.write_str("junk"),
             Self::JunkJson => f.write_str("junk-json"),
             Self::HugeBody { bytes } => write!(f, "huge-body={bytes}"),
+            Self::Encoded { coding } => write!(f, "encoded={coding}"),
             Self::Redirect { location } => write!(f, "redirect={location}"),
             Self::Percent { percent, fault } => write!(f, "{percent}%{fault}"),
         }
@@ -294,6 +307,7 @@ mod tests {
             "junk",
             "junk-json",
             "huge-body=1000000",
+            "encoded=gzip",
             "redirect=http://127.0.0.1:1/a%20b?c=d",
             "10%503",
             "30%reset-after",

@@ -5,7 +5,10 @@
 //! characters a name, 8 KiB and 3 levels a nested value.
 //!
 //! `/import` answers row by row: the good rows of a 400 with `failed_records` are
-//! in. `/engage` answers 200 if a single record is good and never says which.
+//! in. A time up to an hour ahead becomes the time of arrival, so such an event is
+//! not recognised when it comes again. `/engage` answers 200 if a single record is
+//! good and never says which; that a token is nobody's, or somebody else's, it does
+//! not say at all.
 //!
 //! Documented at docs.mixpanel.com/reference (import events, identities, user
 //! profiles) and in Mixpanel's OpenAPI file, as of August 2026.
@@ -14,9 +17,8 @@ use hyper::{Method, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::TakenKind;
 use super::contract::{Coding, Judgement, Request, Terms, depth, text};
-use super::record::Arrival;
+use super::record::{Arrival, TakenKind};
 
 const BODY_MAX_BYTES: usize = 2 * 1024 * 1024;
 const ROWS_MAX: usize = 2000;
@@ -206,7 +208,7 @@ fn import_object(
 
     let time = properties.get("time").and_then(Value::as_i64);
     let time = time.ok_or_else(|| ("properties.time".to_owned(), "want an integer"))?;
-    check_time(time, terms.now_ms).map_err(|message| ("properties.time".to_owned(), message))?;
+    let time = check_time(time, terms.now_ms).map_err(|message| ("properties.time".to_owned(), message))?;
 
     let distinct_id = properties.get("distinct_id").and_then(Value::as_str);
     let distinct_id = distinct_id.ok_or_else(|| ("properties.distinct_id".to_owned(), "want a string"))?;
@@ -243,18 +245,19 @@ fn import_object(
     }))
 }
 
-/// Accepts seconds or milliseconds: what would be too far ahead in seconds is
-/// taken for milliseconds, which no time since 1971 is ambiguous about.
-fn check_time(time: i64, now_ms: i64) -> Result<(), &'static str> {
+/// The time that the event gets. Accepts seconds or milliseconds: what would be too
+/// far ahead in seconds is taken for milliseconds, which no time since 1971 is
+/// ambiguous about.
+fn check_time(time: i64, now_ms: i64) -> Result<i64, &'static str> {
     let latest_s = now_ms / 1000 + AHEAD_MAX_S;
-    let time_s = if time > latest_s { time / 1000 } else { time };
-    if time_s < YEAR_1971_S {
+    let time_ms = if time > latest_s { time } else { time.saturating_mul(1000) };
+    if time_ms / 1000 < YEAR_1971_S {
         return Err("is before 1971");
     }
-    if time_s > latest_s {
+    if time_ms / 1000 > latest_s {
         return Err("is more than an hour ahead");
     }
-    Ok(())
+    Ok(time_ms.min(now_ms))
 }
 
 fn is_insert_id(id: &str) -> bool {
@@ -325,21 +328,21 @@ fn engage(request: &Request<'_>, terms: &Terms<'_>) -> Judgement {
     };
 
     let mut taken = Vec::with_capacity(records.len());
+    let mut good = 0;
     let mut first_error = None;
     for raw in &records {
         match engage_record(raw.get(), terms) {
-            Ok(arrival) => taken.push(arrival),
-            Err(Invalid::Token) => {
-                let body = refusal(request.path, 401);
-                return Judgement { events: records.len(), ..Judgement::refuse(401, body) };
+            Ok(arrival) => {
+                good += 1;
+                taken.extend(arrival);
             }
-            Err(Invalid::Record(error)) => first_error = first_error.or(Some(error)),
+            Err(error) => first_error = first_error.or(Some(error)),
         }
     }
 
     // One good record hides all the bad ones.
     let body = match first_error {
-        Some(error) if taken.is_empty() => json!({"status": 0, "error": error}),
+        Some(error) if good == 0 => json!({"status": 0, "error": error}),
         _ => json!({"status": 1, "error": null}),
     };
     let rejected = (records.len() - taken.len()) as u64;
@@ -377,38 +380,30 @@ fn spoken(request: &Request<'_>, verbose: Value) -> Value {
     }
 }
 
-/// Why a record of `/engage` is not taken.
-enum Invalid {
-    /// Names another project: refuses the whole request.
-    Token,
-    Record(&'static str),
-}
-
-fn engage_record(raw: &str, terms: &Terms<'_>) -> Result<Arrival, Invalid> {
-    let check = |good: bool, error| if good { Ok(()) } else { Err(Invalid::Record(error)) };
+/// The update, or None if it is another project's.
+fn engage_record(raw: &str, terms: &Terms<'_>) -> Result<Option<Arrival>, &'static str> {
+    let check = |good: bool, error| if good { Ok(()) } else { Err(error) };
 
     check(raw.len() <= ROW_MAX_BYTES, "want at most 1 MB")?;
     let Ok(Value::Object(record)) = serde_json::from_str(raw) else {
-        return Err(Invalid::Record("want a JSON object"));
+        return Err("want a JSON object");
     };
-    match record.get("$token") {
-        Some(Value::String(token)) if token == terms.key => {}
-        Some(Value::String(_)) => return Err(Invalid::Token),
-        _ => return Err(Invalid::Record("$token, missing or empty")),
-    }
+    let token = text(&record, "$token");
+    check(!token.is_empty(), "$token, missing or empty")?;
     let distinct_id = text(&record, "$distinct_id");
     check(!distinct_id.is_empty(), "$distinct_id, missing or empty")?;
     check(!FORBIDDEN_IDS.contains(&distinct_id), "$distinct_id, is not an id")?;
 
     let mut operations = OPERATIONS.iter().filter_map(|name| Some((*name, record.get(*name)?)));
     let (Some((operation, operand)), None) = (operations.next(), operations.next()) else {
-        return Err(Invalid::Record("want exactly one operation"));
+        return Err("want exactly one operation");
     };
-    check_operation(operation, operand).map_err(Invalid::Record)?;
+    check_operation(operation, operand)?;
 
     let rejected = terms.fault.is_some_and(|fault| fault.rejects("", distinct_id, ""));
     check(!rejected, "refused by the sandbox on request")?;
-    Ok(Arrival {
+    // Lost without a word, unless there is such a project.
+    Ok((token == terms.key).then(|| Arrival {
         // The vendor applies a profile update as often as it comes.
         dedup_key: None,
         id: String::new(),
@@ -416,7 +411,7 @@ fn engage_record(raw: &str, terms: &Terms<'_>) -> Result<Arrival, Invalid> {
         user: distinct_id.to_owned(),
         name: String::new(),
         event: raw.into(),
-    })
+    }))
 }
 
 fn check_operation(operation: &str, operand: &Value) -> Result<(), &'static str> {
@@ -656,6 +651,18 @@ mod tests {
         assert_eq!(engage(good.clone()).gzip().judge(judge).status, 400);
         let stranger = json!([{"$token": "another", "$distinct_id": "user-1", "$unset": ["plan"]}, good[0]]);
         let judgement = engage(stranger).judge(judge);
-        assert_eq!((judgement.status, judgement.taken.len()), (401, 0));
+        assert_eq!((judgement.status, &judgement.body["status"]), (200, &json!(1)));
+        assert_eq!((judgement.taken.len(), judgement.rejected), (1, 1));
+    }
+
+    #[test]
+    fn a_time_that_is_ahead_becomes_the_time_of_arrival() {
+        let dedup_key = |time: i64| {
+            let mut judgement = import(json!([with("time", json!(time))])).judge(judge);
+            judgement.taken.remove(0).dedup_key
+        };
+        assert_eq!(dedup_key(NOW_MS + 3_000_000), dedup_key(NOW_MS));
+        assert_eq!(dedup_key(NOW_MS / 1000), dedup_key(NOW_MS));
+        assert_ne!(dedup_key(NOW_MS - 1), dedup_key(NOW_MS));
     }
 }

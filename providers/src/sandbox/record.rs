@@ -2,11 +2,81 @@
 
 use std::collections::HashMap;
 
-use super::{Seen, Stats, Taken, TakenKind};
+use serde::Serialize;
 
 const TAKEN_MAX: usize = 2_000_000;
 const SEEN_MAX: usize = 200_000;
 const BODIES_MAX_BYTES: usize = 256 * 1024 * 1024;
+
+/// One event a vendor took, however often it arrived.
+#[derive(Debug, Clone, Serialize)]
+pub struct Taken {
+    /// `$insert_id`, `insert_id` or `messageId`. Empty for a Mixpanel profile
+    /// update, which has none, and for an Amplitude event sent without one.
+    pub id: String,
+    /// What the event is.
+    pub kind: TakenKind,
+    /// Whose it is: `distinct_id`; `user_id`, else `device_id`; `userId`, else
+    /// `anonymousId`.
+    pub user: String,
+    /// The event's name; empty for an identify.
+    pub name: String,
+    /// The event as it was received the first time.
+    pub event: serde_json::Value,
+    /// How many times it arrived and was accepted; 1 is once.
+    pub copies: u32,
+}
+
+/// What a [`Taken`] event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TakenKind {
+    /// Something somebody did.
+    Track,
+    /// A change to what is known of a user. One record of Mixpanel's `/engage`
+    /// is one of these, so an identify that sets and unsets makes two.
+    Identify,
+}
+
+/// One request a vendor saw, whatever came of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Seen {
+    /// The path, without the query.
+    pub path: String,
+    /// The status of the answer. None: no answer was begun, because the
+    /// connection was cut or the client gave up first.
+    pub status: Option<u16>,
+    /// Events in the request; 0 if the request could not be read that far.
+    pub events: usize,
+    /// Size of the body after decompression.
+    pub body_bytes: usize,
+    /// When the head arrived, since the sandbox started.
+    pub at_ms: u64,
+    /// The fault in force for this request, as text. For one of
+    /// [`Fault::Percent`](super::Fault::Percent) that struck, the fault inside it.
+    pub fault: Option<String>,
+    /// The body after decompression, if [`Options::keep_bodies`](super::Options::keep_bodies).
+    pub body: Option<String>,
+}
+
+/// A vendor's counters since the start or the last reset.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Stats {
+    /// Requests that arrived with their head complete.
+    pub requests: u64,
+    /// Different events taken.
+    pub taken: u64,
+    /// Arrivals of an event that had been taken before.
+    pub duplicates: u64,
+    /// Events refused or discarded one by one. The events of a request refused
+    /// as a whole are in none of these counters.
+    pub rejected: u64,
+    /// The most requests that were in progress at the same time, from their
+    /// head to the end of the answer.
+    pub in_flight_max: u64,
+    /// Connections that carried at least one request for this vendor.
+    pub connections: u64,
+}
 
 /// One event that passed its vendor's rules.
 pub(super) struct Arrival {

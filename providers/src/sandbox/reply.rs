@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
-use super::serve::Line;
+use super::line::Line;
 use super::state::InFlight;
 
 /// How long the first half of an answer may take to reach the client before the

@@ -4,9 +4,8 @@
 //! event, 2500 events.
 //!
 //! Answers 200 to nearly everything and discards afterwards, without a word, what
-//! it cannot use; such events are counted as rejected here. One exception, for
-//! the sandbox to be of use: a wrong write key is refused with 401, where the
-//! vendor would accept it and lose the events.
+//! it cannot use; such events are counted as rejected here. So are all events of a
+//! request with a write key that is nobody's.
 //!
 //! Documented at segment.com/docs/connections/sources/catalog/libraries/server/http-api
 //! and on its page of discard reasons, as of November 2025.
@@ -17,9 +16,8 @@ use hyper::{Method, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::TakenKind;
 use super::contract::{Coding, Judgement, Request, Terms, present, text};
-use super::record::Arrival;
+use super::record::{Arrival, TakenKind};
 
 const BODY_MAX_BYTES: usize = 500_000;
 const EVENT_MAX_BYTES: usize = 32 * 1024;
@@ -28,7 +26,7 @@ const MESSAGE_ID_MAX_CHARS: usize = 100;
 
 /// Judges a request.
 pub(super) fn judge(request: &Request<'_>, terms: &Terms<'_>) -> Judgement {
-    let items = match batch(request, terms) {
+    let items = match batch(request) {
         Ok(items) => items,
         Err((status, error)) => return Judgement::refuse(status, refusal_saying(status, error)),
     };
@@ -38,9 +36,12 @@ pub(super) fn judge(request: &Request<'_>, terms: &Terms<'_>) -> Judgement {
         return Judgement { events, ..Judgement::refuse(400, body) };
     }
 
-    // Beyond the limit the whole batch is accepted, then discarded.
+    // Beyond the limit, or with a wrong key, the whole batch is accepted, then
+    // discarded.
     let taken: Vec<_> = match events {
-        0..=EVENTS_MAX => items.iter().filter_map(|item| event(item.get(), terms)).collect(),
+        0..=EVENTS_MAX if request.has_basic_key(terms.key) => {
+            items.iter().filter_map(|item| event(item.get(), terms)).collect()
+        }
         _ => Vec::new(),
     };
     let rejected = (events - taken.len()) as u64;
@@ -58,12 +59,12 @@ fn refusal_saying(status: u16, error: &str) -> Value {
 }
 
 /// The items, unless the request as a whole is wrong.
-fn batch<'a>(request: &Request<'a>, terms: &Terms<'_>) -> Result<Vec<&'a RawValue>, (u16, &'static str)> {
+fn batch<'a>(request: &Request<'a>) -> Result<Vec<&'a RawValue>, (u16, &'static str)> {
     if request.method != Method::POST {
         return Err((405, "Method Not Allowed"));
     }
-    if !request.has_basic_key(terms.key) {
-        return Err((401, "Unauthorized"));
+    if request.basic_user().is_none_or(|key| key.is_empty()) {
+        return Err((400, "writeKey, missing or empty"));
     }
     if !request.is_json() {
         return Err((400, "want Content-Type application/json"));
@@ -179,7 +180,9 @@ mod tests {
         let body = |body: Value| Sample::new("/v1/batch", body);
         let sent_at = "2026-01-01T00:00:01Z";
         let wrong = [
-            (batch(json!([event("a")])).header("authorization", "Basic bm9wZTo="), 401),
+            // No user name.
+            (batch(json!([event("a")])).header("authorization", "Basic Og=="), 400),
+            (batch(json!([event("a")])).header("authorization", "Bearer token"), 400),
             (batch(json!([event("a")])).header("content-type", "text/plain"), 400),
             (batch(json!([event("a")])).header("content-encoding", "br"), 400),
             (body(json!({"batch": [event("a")]})), 400),
@@ -237,6 +240,13 @@ mod tests {
         let judgement = batch(Value::from_iter(vec![tiny.clone(); 2501])).judge(judge);
         assert_eq!((judgement.status, judgement.taken.len(), judgement.rejected), (200, 0, 2501));
         assert_eq!(batch(Value::from_iter(vec![tiny; 2500])).judge(judge).taken.len(), 2500);
+    }
+
+    #[test]
+    fn all_events_under_a_wrong_key_are_lost_behind_a_success() {
+        let judgement = batch(json!([event("a")])).header("authorization", "Basic bm9wZTo=").judge(judge);
+        assert_eq!((judgement.status, &judgement.body), (200, &json!({"success": true})));
+        assert_eq!((judgement.taken.len(), judgement.rejected), (0, 1));
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, warn};
 
-use super::Vendor;
+use super::line::Line;
 use super::service::answer;
 use super::state::State;
 
@@ -83,27 +82,6 @@ async fn connection(stream: TcpStream, state: Arc<State>) {
     }
 }
 
-/// What a connection's requests know of it.
-#[derive(Default)]
-pub(super) struct Line {
-    reset: AtomicBool,
-    /// A bit for each vendor that has had a request on it.
-    vendors: AtomicU8,
-}
-
-impl Line {
-    /// Has the connection end in a TCP RST instead of a FIN.
-    pub(super) fn reset(&self) {
-        self.reset.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the vendor has not had a request on this connection before.
-    pub(super) fn is_new_to(&self, vendor: Vendor) -> bool {
-        let bit = 1 << vendor as u8;
-        self.vendors.fetch_or(bit, Ordering::Relaxed) & bit == 0
-    }
-}
-
 /// A stream that can be made to end in a reset.
 struct Socket {
     stream: TcpStream,
@@ -112,7 +90,7 @@ struct Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.line.reset.load(Ordering::Relaxed)
+        if self.line.is_reset()
             // Closing with unsent data discarded is what sends a RST.
             && let Err(error) = self.stream.set_zero_linger()
         {
@@ -154,7 +132,7 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // A FIN first would look like an orderly end.
-        if self.line.reset.load(Ordering::Relaxed) {
+        if self.line.is_reset() {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_shutdown(cx)

@@ -1,23 +1,28 @@
 //! One request: who it is for, which fault it meets, what is taken, what is said.
 
 use std::error::Error;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzEncoder;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::contract::{CONTENT_MAX_BYTES, Content, Judgement, Request, Terms, readable};
 use super::fault::Fault;
+use super::line::Line;
+use super::record::Seen;
 use super::reply::{Cut, ReplyBody};
-use super::serve::Line;
 use super::state::State;
-use super::{Seen, Vendor, amplitude, control, mixpanel, segment};
+use super::{amplitude, control, mixpanel, segment};
+use crate::registry::Vendor;
 
 /// A client that waits longer than this has no timeout worth testing.
 const STALL: Duration = Duration::from_secs(120);
@@ -108,7 +113,11 @@ pub(super) async fn answer(
         Some(reply) => reply,
         None => {
             state.desk(vendor).record.take(judgement.taken, judgement.rejected);
-            Reply::json(judgement.status, &judgement.body)
+            let reply = Reply::json(judgement.status, &judgement.body);
+            match &fault {
+                Some(Fault::Encoded { coding }) => reply.encoded(coding),
+                _ => reply,
+            }
         }
     };
     if fault == Some(Fault::ResetAfter) {
@@ -197,6 +206,17 @@ impl Reply {
             self.headers.insert(name, value);
         }
         self
+    }
+
+    /// In an encoding; as it is in one that is not known here.
+    fn encoded(mut self, coding: &str) -> Self {
+        if coding == "gzip" {
+            let mut body = Vec::new();
+            let read = GzEncoder::new(&*self.body, Compression::fast()).read_to_end(&mut body);
+            read.expect("memory can be read");
+            self.body = body.into();
+        }
+        self.with(CONTENT_ENCODING, Some(coding))
     }
 
     fn into_response(self, body: impl FnOnce(Bytes) -> ReplyBody) -> Response<ReplyBody> {

@@ -1,12 +1,38 @@
 //! What the sandbox's connections share: one desk a vendor.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::fault::Fault;
 use super::record::Record;
 use super::script::Script;
-use super::{Options, Vendor};
+use crate::registry::Vendor;
+
+/// How to start a [`Sandbox`](super::Sandbox).
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where to listen; port 0 takes any free one.
+    pub addr: SocketAddr,
+    /// The one key all three vendors accept. Any other gets what the vendor makes of a
+    /// wrong key, which at Segment and at Mixpanel's `/engage` is a success.
+    pub key: String,
+    /// Keep the text of requests in [`Seen::body`](super::Seen::body), up to 256 MiB a vendor.
+    pub keep_bodies: bool,
+    /// Seeds the dice of [`Fault::Percent`], so that a run can be repeated.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            key: "sandbox-key".to_owned(),
+            keep_bodies: true,
+            seed: 0x5EED_CAFE,
+        }
+    }
+}
 
 /// Shared by all connections, and by the [`Sandbox`](super::Sandbox) itself.
 pub(super) struct State {

@@ -1,22 +1,30 @@
 //! What others may see of a lane.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering},
+};
 
-use super::ProviderState;
+use crate::delivery::gate::ProviderState;
+
+/// Most characters of a trouble that are told.
+const TROUBLE_CHARS_MAX: usize = 200;
 
 /// What others may see of a lane.
 #[derive(Debug)]
 pub(crate) struct LaneStatus {
     pub(crate) provider: &'static str,
-    pub(super) events: AtomicUsize,
-    pub(super) bytes: AtomicUsize,
-    pub(super) reloaded: AtomicUsize,
+    events: AtomicUsize,
+    bytes: AtomicUsize,
+    reloaded: AtomicUsize,
     /// 0 if there is none.
-    pub(super) oldest_accepted_ms: AtomicI64,
-    pub(super) state: AtomicU8,
-    pub(super) dead_letters_fail: AtomicBool,
-    pub(super) full: AtomicBool,
-    pub(super) cannot_read: AtomicBool,
+    oldest_accepted_ms: AtomicI64,
+    state: AtomicU8,
+    /// The last trouble, in our words and the provider's.
+    trouble: Mutex<String>,
+    dead_letters_fail: AtomicBool,
+    full: AtomicBool,
+    cannot_read: AtomicBool,
 }
 
 impl LaneStatus {
@@ -28,10 +36,43 @@ impl LaneStatus {
             reloaded: AtomicUsize::new(0),
             oldest_accepted_ms: AtomicI64::new(0),
             state: AtomicU8::new(0),
+            trouble: Mutex::default(),
             dead_letters_fail: AtomicBool::new(false),
             full: AtomicBool::new(false),
             cannot_read: AtomicBool::new(false),
         }
+    }
+
+    pub(super) fn publish(
+        &self,
+        events: usize,
+        bytes: usize,
+        reloaded: usize,
+        oldest_accepted_ms: Option<i64>,
+        state: ProviderState,
+    ) {
+        self.events.store(events, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.reloaded.store(reloaded, Ordering::Relaxed);
+        self.oldest_accepted_ms.store(oldest_accepted_ms.unwrap_or(0), Ordering::Relaxed);
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn tell_trouble(&self, trouble: &str) {
+        let told = trouble.chars().take(TROUBLE_CHARS_MAX).collect();
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    }
+
+    pub(super) fn set_dead_letters_fail(&self, fail: bool) {
+        self.dead_letters_fail.store(fail, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_cannot_read(&self, cannot_read: bool) {
+        self.cannot_read.store(cannot_read, Ordering::Relaxed);
     }
 
     /// Events in the lane.
@@ -49,7 +90,9 @@ impl LaneStatus {
         self.reloaded.load(Ordering::Relaxed)
     }
 
-    /// When the oldest of them was accepted, in Unix milliseconds.
+    /// When the oldest event that the provider has not got was accepted, in Unix
+    /// milliseconds: of those in the lane, and of those in the log that it has to
+    /// read yet.
     pub(crate) fn oldest_accepted_ms(&self) -> Option<i64> {
         Some(self.oldest_accepted_ms.load(Ordering::Relaxed)).filter(|oldest_ms| *oldest_ms != 0)
     }
@@ -72,5 +115,16 @@ impl LaneStatus {
     /// How the provider is doing.
     pub(crate) fn state(&self) -> ProviderState {
         ProviderState::from_index(self.state.load(Ordering::Relaxed))
+    }
+
+    /// What is the matter with the provider, in a few words, if something is.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        match self.state() {
+            ProviderState::Sending => None,
+            ProviderState::Suspended => Some("is suspended by an operator".to_owned()),
+            ProviderState::Failing | ProviderState::Refusing | ProviderState::Paused => {
+                Some(self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            }
+        }
     }
 }

@@ -2,11 +2,14 @@
 //! script and a clock that is paused.
 
 use std::{
-    collections::VecDeque,
-    sync::{Mutex, OnceLock, atomic::AtomicI64},
+    collections::{HashSet, VecDeque},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
-use analytics_relay_providers::{BatchLimits, Rejection};
+use analytics_relay_providers::{BatchLimits, Event, Rejection};
 use async_trait::async_trait;
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -17,10 +20,13 @@ use crate::{
         dead_letter::DeadLetter,
         test_support::{accepted_at, identify, track, track_of},
     },
+    queue::{Place, Queued},
+    reasons::{DeadLetterReason, DropReason},
     telemetry::LaneFamilies,
 };
 
 mod durable;
+mod refusing;
 
 const SETTINGS: LaneSettings = LaneSettings {
     retry: RetryRule {
@@ -34,11 +40,14 @@ const SETTINGS: LaneSettings = LaneSettings {
 };
 
 type Answer = Box<dyn FnOnce(&[Event]) -> Result<Vec<Verdict>, SendError> + Send>;
+type Rule = Box<dyn Fn(&[Event]) -> Result<Vec<Verdict>, SendError> + Send + Sync>;
 
-/// Answers by script; when that has run out, delivers.
-#[derive(Default)]
+/// Answers by script; when that has run out, by its rule.
 struct Scripted {
     answers: Mutex<VecDeque<Answer>>,
+    rule: Rule,
+    /// Identifies go elsewhere than tracks.
+    two_endpoints: bool,
     /// When each request came, and the ids in it.
     requests: Mutex<Vec<(Instant, Vec<String>)>>,
 }
@@ -54,7 +63,7 @@ impl Provider for Scripted {
     }
 
     fn endpoint(&self, event: &Event) -> Endpoint {
-        Endpoint(u8::from(event.is_identify()))
+        Endpoint(u8::from(self.two_endpoints && event.is_identify()))
     }
 
     async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
@@ -63,9 +72,22 @@ impl Provider for Scripted {
         let answer = self.answers.lock().unwrap().pop_front();
         match answer {
             Some(answer) => answer(batch),
-            None => Ok(vec![Verdict::Delivered; batch.len()]),
+            None => (self.rule)(batch),
         }
     }
+}
+
+fn deliver(batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
+    Ok(vec![Verdict::Delivered; batch.len()])
+}
+
+/// What the disk makes of dead letters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Disk {
+    #[default]
+    Writes,
+    Fails(DropReason),
+    Hangs,
 }
 
 /// Keeps what ended.
@@ -73,6 +95,8 @@ impl Provider for Scripted {
 struct Kept {
     delivered: Mutex<Vec<String>>,
     dead: Mutex<Vec<DeadLetter>>,
+    dropped: Mutex<Vec<(DropReason, usize)>>,
+    disk: Mutex<Disk>,
 }
 
 #[async_trait]
@@ -82,11 +106,24 @@ impl Recorder for Kept {
     }
 
     async fn dead_lettered(&self, letters: Vec<DeadLetter>) -> Result<(), DropReason> {
-        self.dead.lock().unwrap().extend(letters);
+        let disk = *self.disk.lock().unwrap();
+        match disk {
+            Disk::Writes => self.dead.lock().unwrap().extend(letters),
+            Disk::Fails(why) => return Err(why),
+            Disk::Hangs => std::future::pending().await,
+        }
         Ok(())
     }
 
-    fn dropped(&self, _: DropReason, _: usize) {}
+    fn dropped(&self, reason: DropReason, events: usize) {
+        self.dropped.lock().unwrap().push((reason, events));
+    }
+}
+
+impl Kept {
+    fn counts(&self) -> (usize, usize) {
+        (self.delivered.lock().unwrap().len(), self.dead.lock().unwrap().len())
+    }
 }
 
 struct Running {
@@ -100,21 +137,45 @@ struct Running {
 
 impl Running {
     fn start(answers: Vec<Answer>) -> Self {
-        let provider = Arc::new(Scripted { answers: Mutex::new(answers.into()), ..Scripted::default() });
+        Self::start_by(answers, Box::new(deliver), true)
+    }
+
+    /// With a provider that answers by a rule.
+    fn start_by(answers: Vec<Answer>, rule: Rule, two_endpoints: bool) -> Self {
+        Self::start_with(answers, rule, two_endpoints, watch::Sender::new(false).subscribe())
+    }
+
+    /// With a provider that takes everything, if a person lets it.
+    fn start_suspended(suspended: watch::Receiver<bool>) -> Self {
+        Self::start_with(Vec::new(), Box::new(deliver), true, suspended)
+    }
+
+    fn start_with(
+        answers: Vec<Answer>,
+        rule: Rule,
+        two_endpoints: bool,
+        suspended: watch::Receiver<bool>,
+    ) -> Self {
+        let (answers, requests) = (Mutex::new(answers.into()), Mutex::default());
+        let provider = Arc::new(Scripted { answers, rule, two_endpoints, requests });
         let kept = Arc::new(Kept::default());
         let status = Arc::new(LaneStatus::new("scripted"));
         let stop = Stop::default();
-        let lane = Lane::new(
+        let (inbox, receiver) = LaneInbox::new(50);
+        let mut lane = Lane::new(
             provider.clone(),
             SETTINGS,
-            kept.clone(),
-            LaneFamilies::default().of("scripted"),
-            status.clone(),
+            LaneSource::memory(receiver),
+            LaneObservers {
+                recorder: kept.clone(),
+                metrics: LaneFamilies::default().of("scripted"),
+                status: status.clone(),
+            },
             Clock::system(),
             stop.clone(),
         );
-        let (inbox, receiver) = LaneInbox::new(50);
-        let lane = tokio::spawn(lane.run(receiver));
+        lane.suspend_while(suspended);
+        let lane = tokio::spawn(lane.run());
         Self { provider, kept, status, stop, inbox, lane }
     }
 
@@ -221,38 +282,6 @@ async fn a_failing_provider_is_probed_one_small_request_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_key_counts_no_attempt_and_is_probed_every_thirty_seconds() {
-    let refuse = || answer(|_| Err(SendError::Unauthorized { detail: "401".into() }));
-    let lane = Running::start((0..10).map(|_| refuse()).collect());
-    lane.send(&tracks(20)).await;
-    sleep(Duration::from_secs(5)).await;
-    assert_eq!(lane.status.state(), ProviderState::Paused);
-    let status = lane.status.clone();
-    let (provider, kept) = lane.finish().await;
-    assert_eq!((kept.delivered.lock().unwrap().len(), kept.dead.lock().unwrap().len()), (20, 0));
-    assert_eq!(status.state(), ProviderState::Sending);
-    for pair in provider.requests.lock().unwrap().windows(2) {
-        assert_eq!((pair[1].0 - pair[0].0).as_secs(), 30);
-    }
-}
-
-/// As behind a proxy that forwards only one of a vendor's paths.
-#[tokio::test(start_paused = true)]
-async fn an_endpoint_that_refuses_us_does_not_stop_the_other() {
-    let refuse = || answer(|_| Err(SendError::Unauthorized { detail: "404".into() }));
-    let lane = Running::start(vec![refuse()]);
-    lane.send(&[identify("ann")]).await;
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(lane.status.state(), ProviderState::Paused);
-    lane.send(&tracks(3)).await;
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(lane.kept.delivered.lock().unwrap().len(), 3);
-    assert_eq!(lane.status.state(), ProviderState::Paused, "the worst of its endpoints");
-    let (_, kept) = lane.finish().await;
-    assert_eq!(kept.delivered.lock().unwrap().len(), 4);
-}
-
-#[tokio::test(start_paused = true)]
 async fn verdicts_are_taken_event_by_event() {
     let events = ["a", "b", "c", "d"].map(|user| track_of("x", user));
     let verdicts = vec![
@@ -332,17 +361,20 @@ async fn forced_to_stop_a_lane_gives_back_what_is_under_way() {
         }
     }
     let running = Running::start(Vec::new());
+    let (inbox, receiver) = LaneInbox::new(50);
     let lane = Lane::new(
         Arc::new(Never),
         SETTINGS,
-        running.kept.clone(),
-        LaneFamilies::default().of("never"),
-        running.status.clone(),
+        LaneSource::memory(receiver),
+        LaneObservers {
+            recorder: running.kept.clone(),
+            metrics: LaneFamilies::default().of("never"),
+            status: running.status.clone(),
+        },
         Clock::system(),
         running.stop.clone(),
     );
-    let (inbox, receiver) = LaneInbox::new(50);
-    let lane = tokio::spawn(lane.run(receiver));
+    let lane = tokio::spawn(lane.run());
     let queued = |event: Event| Queued { event, place: Place::MEMORY };
     inbox.send(tracks(25).into_iter().map(queued).collect()).await;
     sleep(Duration::from_secs(1)).await;

@@ -27,24 +27,30 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use super::{
-    SpoolError,
+    error::SpoolError,
     frame::{FORMAT_VERSION, SEQ_MAX, crc_without, u32_at, u64_at},
     fs::{SpoolFile, SpoolFs},
+    layout::unfinished,
     quarantine::Quarantine,
     scan::last_not_zero,
-    unfinished,
 };
 
 /// Bytes of a slot.
 pub(crate) const SLOT_BYTES: usize = 262_144;
 /// Ending of cursor files.
 pub(crate) const ENDING: &str = ".cursor";
+/// Ending of files that ask a running relay to let go of a cursor.
+pub(crate) const FORGET_ENDING: &str = ".forget";
+/// After this time a cursor is written even if nothing has ended, so that it
+/// says what time it is.
+const SEEN_INTERVAL_MS: i64 = 10 * 60 * 1000;
 const SLOT_HEADER_BYTES: usize = 32;
 const SLOT_MARK: [u8; 8] = *b"ARCURSR\xFE";
 const CRC: Range<usize> = 12..16;
@@ -69,6 +75,9 @@ pub(crate) struct Cursor {
     ahead_events: u64,
     /// Events that have ended, by how.
     totals: BTreeMap<EndedAs, u64>,
+    /// When it was last written under a wall clock that could be trusted: Unix
+    /// milliseconds.
+    seen_ms: Option<i64>,
 }
 
 /// A cursor's form in a file.
@@ -82,12 +91,22 @@ pub(crate) struct Saved {
     /// on. What does not fit is left out, from the highest, and not counted: at
     /// the next start those go to the provider again.
     ahead: Vec<u64>,
+    /// Earlier relays did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seen_ms: Option<i64>,
 }
 
 impl Cursor {
     /// For a provider that has got nothing before `since`.
     pub(crate) fn new(since: u64) -> Self {
-        Self { since, lowest: since, ahead: BTreeMap::new(), ahead_events: 0, totals: BTreeMap::new() }
+        Self {
+            since,
+            lowest: since,
+            ahead: BTreeMap::new(),
+            ahead_events: 0,
+            totals: BTreeMap::new(),
+            seen_ms: None,
+        }
     }
 
     /// Notes that a range of events has ended. Returns how many of them had
@@ -150,6 +169,11 @@ impl Cursor {
         seq < self.lowest || self.ahead.range(..=seq).next_back().is_some_and(|(_, end)| seq < *end)
     }
 
+    /// When it was last written under a wall clock that could be trusted.
+    pub(crate) fn seen_ms(&self) -> Option<i64> {
+        self.seen_ms
+    }
+
     /// Events that have ended, by how.
     pub(crate) fn totals(&self) -> &BTreeMap<EndedAs, u64> {
         &self.totals
@@ -172,6 +196,7 @@ impl Cursor {
             lowest: self.lowest,
             totals: self.totals.clone(),
             ahead: Vec::new(),
+            seen_ms: self.seen_ms,
         };
         let mut room = SLOT_BYTES - SLOT_HEADER_BYTES - FIELDS_BYTES_MAX;
         let mut at = self.lowest;
@@ -199,7 +224,7 @@ impl Cursor {
 
     /// `None` if it contradicts itself.
     fn restore(saved: Saved) -> Option<Self> {
-        let Saved { since, lowest, totals, ahead: runs, .. } = saved;
+        let Saved { since, lowest, totals, ahead: runs, seen_ms, .. } = saved;
         let (mut ahead, mut ahead_events, mut at) = (BTreeMap::new(), 0, lowest);
         for run in runs.chunks(2) {
             let [gap, length] = *run else { return None };
@@ -208,7 +233,8 @@ impl Cursor {
             ahead.insert(first, at);
             ahead_events += length;
         }
-        (since <= lowest && at <= SEQ_MAX).then_some(Self { since, lowest, ahead, ahead_events, totals })
+        let is_sound = since <= lowest && at <= SEQ_MAX;
+        is_sound.then_some(Self { since, lowest, ahead, ahead_events, totals, seen_ms })
     }
 }
 
@@ -288,7 +314,8 @@ pub(crate) fn newest(slots: &[Slot; 2]) -> Option<(usize, u64, &Cursor)> {
 pub(crate) struct CursorFile {
     pub(crate) provider: String,
     pub(crate) cursor: Cursor,
-    file: Box<dyn SpoolFile>,
+    /// Shared with whoever syncs it.
+    file: Arc<dyn SpoolFile>,
     generation: u64,
     /// The slot that is written next.
     slot: usize,
@@ -298,6 +325,11 @@ pub(crate) struct CursorFile {
     changed: bool,
     /// What was written last is not synced.
     unsynced: bool,
+    /// `lowest` of the slot that is being synced: until that is over neither slot
+    /// is written.
+    syncing: Option<u64>,
+    /// Its file is gone: it holds nothing back any more.
+    forgotten: bool,
 }
 
 impl CursorFile {
@@ -355,12 +387,14 @@ impl CursorFile {
         let file = Self {
             provider: provider.to_owned(),
             cursor,
-            file,
+            file: file.into(),
             generation,
             slot: 1 - place,
             synced,
             changed: damaged,
             unsynced: false,
+            syncing: None,
+            forgotten: false,
         };
         Ok((file, false))
     }
@@ -378,12 +412,14 @@ impl CursorFile {
         Ok(Self {
             provider: provider.to_owned(),
             cursor,
-            file,
+            file: file.into(),
             generation: 1,
             slot: 1,
             synced: [since; 2],
             changed: false,
             unsynced: false,
+            syncing: None,
+            forgotten: false,
         })
     }
 
@@ -394,9 +430,18 @@ impl CursorFile {
         ended
     }
 
+    /// Notes what time it is, by a wall clock that can be trusted.
+    pub(crate) fn saw(&mut self, now_ms: i64) {
+        let is_due = |seen_ms: i64| now_ms.saturating_sub(seen_ms) > SEEN_INTERVAL_MS;
+        self.changed |= self.cursor.seen_ms.is_none_or(is_due) && !self.forgotten;
+        if self.changed {
+            self.cursor.seen_ms = Some(now_ms);
+        }
+    }
+
     /// Writes the cursor if it has changed: it then survives the process.
     pub(crate) fn write(&mut self) -> io::Result<()> {
-        if self.changed {
+        if self.changed && self.syncing.is_none() && !self.forgotten {
             self.write_slot()?;
         }
         Ok(())
@@ -415,23 +460,59 @@ impl CursorFile {
     /// Makes the cursor survive the machine. Twice after each change, so that
     /// what may be removed stands in both slots.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
+        match self.begin_sync()? {
+            Some(file) => self.end_sync(file.sync_data()),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes what is to survive the machine, and gives the file that has to be
+    /// synced for it, if there is something to sync and nobody is about it.
+    pub(crate) fn begin_sync(&mut self) -> io::Result<Option<Arc<dyn SpoolFile>>> {
+        if self.syncing.is_some() || self.forgotten {
+            return Ok(None);
+        }
         if self.changed || self.safe_lowest() < self.cursor.lowest {
             self.write_slot()?;
         }
-        if self.unsynced {
-            // After a failure nobody knows what is on disk, and a second sync
-            // would say nothing about it: the slot is written again.
-            self.file.sync_data().inspect_err(|_| self.changed = true)?;
-            self.synced[self.slot] = self.cursor.lowest;
-            self.slot = 1 - self.slot;
-            self.unsynced = false;
+        if !self.unsynced {
+            return Ok(None);
         }
+        self.syncing = Some(self.cursor.lowest);
+        Ok(Some(self.file.clone()))
+    }
+
+    /// Notes what came of the sync that [`CursorFile::begin_sync`] asked for.
+    pub(crate) fn end_sync(&mut self, synced: io::Result<()>) -> io::Result<()> {
+        let Some(lowest) = self.syncing.take() else { return Ok(()) };
+        // After a failure nobody knows what is on disk, and a second sync
+        // would say nothing about it: the slot is written again.
+        synced.inspect_err(|_| self.changed = true)?;
+        self.synced[self.slot] = lowest;
+        self.slot = 1 - self.slot;
+        self.unsynced = false;
         Ok(())
     }
 
-    /// Every event below this has ended, whichever slot is read after a crash.
+    /// Removes the file: the provider has no place in the log any more.
+    pub(crate) fn forget(&mut self, fs: &dyn SpoolFs, dir: &Path) -> io::Result<()> {
+        match fs.remove(&Self::path(dir, &self.provider)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        self.forgotten = true;
+        fs.sync_dir(dir)
+    }
+
+    /// True once its file is gone.
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.forgotten
+    }
+
+    /// Every event below this has ended, whichever slot is read after a crash;
+    /// nothing is left of one that is forgotten.
     pub(crate) fn safe_lowest(&self) -> u64 {
-        self.synced[0].min(self.synced[1])
+        if self.forgotten { u64::MAX } else { self.synced[0].min(self.synced[1]) }
     }
 }
 

@@ -27,7 +27,7 @@
 //! | 12 | 4 | CRC of all other bytes of the frame |
 //! | 16 | 8 | sequence number; of an attempt: that of the next event |
 //! | 24 | 8 | accepted at, or attempted at: Unix milliseconds |
-//! | 32 | | the event id, then the payload: one JSON object, an `Event` as in dead letters, or an [`Attempt`](super::Attempt) |
+//! | 32 | | the event id, then the payload: one JSON object, an `Event` as in dead letters, or an [`Attempt`](super::command::Attempt) |
 //!
 //! Events are numbered without gaps, so what is missing can be counted. The
 //! bytes of the markers occur in no payload, so after a damaged range the next

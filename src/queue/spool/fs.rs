@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::delivery::files;
+use crate::files;
 
 /// A file system.
 pub(crate) trait SpoolFs: fmt::Debug + Send + Sync {

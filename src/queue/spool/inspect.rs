@@ -1,6 +1,6 @@
 //! Reads a log from outside, for the operator's commands: one that a relay is
 //! writing, or one that nobody uses. Nothing here writes, but for
-//! [`SpoolDir::repair`], and nothing here is ever removed.
+//! [`SpoolDir::repair`], and nothing is ever removed, but by [`SpoolDir::forget`].
 //!
 //! Beside a relay everything may move. Segments may be removed and begun, so
 //! what is not there any more is passed over. A cursor or the end of the newest
@@ -8,25 +8,28 @@
 //! looked at again.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
-    LOCK, SpoolError, SpoolLock,
-    cursor::{Cursor, CursorFile, ENDING as CURSOR_ENDING, Slot, newest, read_slots},
+    cursor::{Cursor, CursorFile, ENDING as CURSOR_ENDING, FORGET_ENDING, Slot, newest, read_slots},
+    error::SpoolError,
     frame::{Frame, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
     fs::{RealFs, SpoolFile, SpoolFs},
     index::{Index, Segment},
-    log::{Log, LogDirs, LogLimits, Recovery},
+    layout::LogDirs,
+    lock::{LOCK, SpoolLock},
+    log::{Log, LogLimits, Recovery},
     quarantine::Quarantine,
     scan::{Item, Scanner},
 };
+use crate::files::Lock;
 
 mod hop;
 #[cfg(test)]
@@ -41,6 +44,8 @@ const KEPT_ENDING: &str = ".bin";
 /// How often, and after which pause, what looks damaged is looked at again.
 const LOOKS: u32 = 5;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long a running relay has to answer: it looks each second.
+const FORGET_PATIENCE: Duration = Duration::from_secs(15);
 
 /// The directory of a log.
 #[derive(Debug, Clone)]
@@ -140,6 +145,16 @@ pub(crate) struct PassedOver {
     pub(crate) damaged_ranges: u64,
 }
 
+/// What became of the wish to have a provider forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forgotten {
+    Done,
+    /// A relay is running, and delivers to it.
+    Refused,
+    /// A relay is running, and does not answer.
+    NoAnswer,
+}
+
 /// What a repair did.
 #[derive(Debug, Default)]
 pub(crate) struct Repair {
@@ -182,11 +197,9 @@ impl SpoolDir {
         };
         // Shared, so that two who ask do not take each other for a relay, and
         // for no longer than this: a relay that starts must get it.
-        match file.try_lock_shared() {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(source)) => Err(SpoolError::at(&path, source)),
-        }
+        let lock = Lock::of(file.try_lock_shared()).map_err(|source| SpoolError::at(&path, source))?;
+        // Without locks no relay uses it.
+        Ok(matches!(lock, Lock::Theirs))
     }
 
     /// The log at a glance. Reads the newest segment, and of the others their
@@ -365,6 +378,41 @@ impl SpoolDir {
         trace::trace(self, &segments, id, threads)
     }
 
+    /// Removes the cursor of a provider, so that nothing in the log is for it any
+    /// more. A relay that is running is asked to do it, which it does within
+    /// seconds, but for a provider that it delivers to.
+    pub(crate) fn forget(&self, provider: &str) -> Result<Forgotten, SpoolError> {
+        let dir = &self.dirs.cursors;
+        let at = |source| SpoolError::at(dir, source);
+        let cursor = CursorFile::path(dir, provider);
+        let lock = match SpoolLock::acquire(&self.dirs.root) {
+            Ok(lock) => lock,
+            Err(SpoolError::Busy(_)) => return self.ask_to_forget(provider),
+            Err(error) => return Err(error),
+        };
+        RealFs.remove(&cursor).map_err(at)?;
+        RealFs.sync_dir(dir).map_err(at)?;
+        drop(lock);
+        Ok(Forgotten::Done)
+    }
+
+    fn ask_to_forget(&self, provider: &str) -> Result<Forgotten, SpoolError> {
+        let at = |source| SpoolError::at(&self.dirs.cursors, source);
+        let request = self.dirs.cursors.join(format!("{provider}{FORGET_ENDING}"));
+        RealFs.create(&request).map_err(at)?;
+        let asked = Instant::now();
+        while request.exists() && asked.elapsed() < FORGET_PATIENCE {
+            thread::sleep(LOOK_AGAIN);
+        }
+        // Nobody may find it later and act on it.
+        match RealFs.remove(&request) {
+            Ok(()) => Ok(Forgotten::NoAnswer),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(error)),
+            Err(_) if CursorFile::path(&self.dirs.cursors, provider).exists() => Ok(Forgotten::Refused),
+            Err(_) => Ok(Forgotten::Done),
+        }
+    }
+
     /// Copies every damaged range to quarantine. If no relay is running, the
     /// log is opened first as a relay would, which cuts off a torn end and
     /// writes cursors anew; else the newest segment is left to the relay.
@@ -379,7 +427,7 @@ impl SpoolDir {
         if dir.is_ours {
             dir.recover(limits, now_ms, &mut repair)?;
         }
-        dir.keep_damaged(&mut repair)?;
+        dir.keep_damaged(limits, &mut repair)?;
         drop(lock);
         Ok(repair)
     }
@@ -404,10 +452,12 @@ impl SpoolDir {
         Ok(())
     }
 
-    fn keep_damaged(&self, repair: &mut Repair) -> Result<(), SpoolError> {
+    fn keep_damaged(&self, limits: LogLimits, repair: &mut Repair) -> Result<(), SpoolError> {
         let in_quarantine = |source| SpoolError::at(&self.dirs.quarantine, source);
         RealFs.create_dir(&self.dirs.quarantine).map_err(in_quarantine)?;
-        let mut quarantine = Quarantine::open(&RealFs, &self.dirs.quarantine).map_err(in_quarantine)?;
+        let bytes_max = limits.quarantine_bytes_max();
+        let opened = Quarantine::open(&RealFs, &self.dirs.quarantine, bytes_max);
+        let mut quarantine = opened.map_err(in_quarantine)?;
         for segment in self.segments()?.into_iter().filter(|segment| self.is_ours || !is_newest(*segment)) {
             let Some(file) = self.open_segment(segment)? else { continue };
             self.refuse_newer(segment, &*file)?;

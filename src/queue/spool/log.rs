@@ -21,54 +21,38 @@
 //! - Only the newest segment can have a torn end. It is copied to quarantine
 //!   before it is cut. Damage anywhere else is found when it is read.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, io, ops::Range, path::Path, sync::Arc, time::Instant};
 
 use tracing::{error, info, warn};
 
 use super::{
-    SpoolError,
-    cursor::{CursorFile, ENDING as CURSOR_ENDING, EndedAs},
+    cursor::{CursorFile, ENDING as CURSOR_ENDING, EndedAs, FORGET_ENDING},
+    error::SpoolError,
     frame::{Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
     fs::{SpoolFile, SpoolFs},
     index::{Index, Segment},
-    quarantine::Quarantine,
-    reader::DamagedRange,
+    layout::{LogDirs, UNFINISHED, unfinished},
+    quarantine::{DamagedRange, Quarantine},
     scan::{Item, Scanner},
-    unfinished,
 };
+use crate::telemetry::LogBudget;
 
 /// Limits of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LogLimits {
+pub struct LogLimits {
     /// Bytes of a segment, reserved when it is made.
-    pub(crate) segment_bytes: u64,
+    pub segment_bytes: u64,
     /// Most bytes of all segments.
-    pub(crate) bytes_max: u64,
+    pub bytes_max: u64,
 }
 
-/// The directories of a log.
-#[derive(Debug, Clone)]
-pub(crate) struct LogDirs {
-    pub(crate) root: PathBuf,
-    pub(crate) segments: PathBuf,
-    pub(crate) cursors: PathBuf,
-    pub(crate) quarantine: PathBuf,
-}
+impl LogLimits {
+    /// Quarantine may take a tenth of what the segments may, and this much at least.
+    const QUARANTINE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
-impl LogDirs {
-    pub(crate) fn new(root: &Path) -> Self {
-        Self {
-            root: root.to_owned(),
-            segments: root.join("segments"),
-            cursors: root.join("cursors"),
-            quarantine: root.join("quarantine"),
-        }
+    /// Most bytes of all that is in quarantine.
+    pub(crate) fn quarantine_bytes_max(self) -> u64 {
+        (self.bytes_max / 10).max(Self::QUARANTINE_BYTES_MIN)
     }
 }
 
@@ -113,6 +97,9 @@ pub(crate) struct Log {
     unkept: BTreeSet<DamagedRange>,
     /// Calls in a row that failed.
     failures: u32,
+    /// See [`Log::last_seen_ms`].
+    last_seen_ms: Option<i64>,
+    cursor_lines: LogBudget,
 }
 
 /// What opening a log found.
@@ -146,16 +133,16 @@ impl Log {
         }
         fs.sync_dir(&dirs.root).map_err(|source| SpoolError::at(&dirs.root, source))?;
         let in_segments = |source| SpoolError::at(&dirs.segments, source);
-        let mut quarantine = Quarantine::open(&*fs, &dirs.quarantine)
+        let mut quarantine = Quarantine::open(&*fs, &dirs.quarantine, limits.quarantine_bytes_max())
             .map_err(|source| SpoolError::at(&dirs.quarantine, source))?;
 
         let known = quarantine.ranges();
         let mut segments = list_segments(&*fs, &dirs.segments).map_err(in_segments)?;
         check_headers(&*fs, dirs, &segments, &mut quarantine)?;
-        let mut active = None;
+        let (mut active, mut newest_ms) = (None, None);
         if let Some(newest) = segments.last_mut() {
-            active =
-                repair_newest(&*fs, dirs, newest, &mut quarantine, &mut recovery).map_err(in_segments)?;
+            let repaired = repair_newest(&*fs, dirs, newest, &mut quarantine, &mut recovery);
+            (active, newest_ms) = repaired.map_err(in_segments)?;
         }
         let next_seq = segments.last().map_or(1, |segment| segment.end_seq);
         let oldest_seq = segments.first().map_or(next_seq, |segment| segment.first_seq);
@@ -172,11 +159,24 @@ impl Log {
         recovery.damaged = quarantine.ranges() - known;
         // A number is never used twice, even if the end of the log was lost.
         let next_seq = cursors.iter().map(|file| file.cursor.end_seq()).fold(next_seq, u64::max);
+        let last_seen_ms = cursors.iter().filter_map(|file| file.cursor.seen_ms()).max().or(newest_ms);
 
         let index = Arc::new(Index::new(segments, next_seq));
         let (fs, dirs) = (fs.clone(), dirs.clone());
         let unkept = BTreeSet::new();
-        let mut log = Self { fs, dirs, limits, index, active, cursors, quarantine, unkept, failures: 0 };
+        let mut log = Self {
+            fs,
+            dirs,
+            limits,
+            index,
+            active,
+            cursors,
+            quarantine,
+            unkept,
+            failures: 0,
+            last_seen_ms,
+            cursor_lines: LogBudget::default(),
+        };
         if log.active.is_none() {
             match log.begin_segment(now_ms) {
                 Ok(()) => {}
@@ -196,6 +196,18 @@ impl Log {
     /// The number of the next event.
     pub(crate) fn next_seq(&self) -> u64 {
         self.index.next_seq()
+    }
+
+    /// What time it was when the log was last written, before it was opened: by a
+    /// wall clock that could be trusted, as far as that is known. `None` for a log
+    /// that was just made.
+    pub(crate) fn last_seen_ms(&self) -> Option<i64> {
+        self.last_seen_ms
+    }
+
+    /// Notes what time it is, by a wall clock that can be trusted.
+    pub(crate) fn saw(&mut self, now_ms: i64) {
+        self.cursors.iter_mut().for_each(|cursor| cursor.saw(now_ms));
     }
 
     /// Appends a group of sealed frames of `events` events, the first of them
@@ -339,6 +351,49 @@ impl Log {
         segments > 1 && half && bytes + self.limits.segment_bytes > self.limits.bytes_max
     }
 
+    /// True if there is room for one more segment at most.
+    pub(crate) fn is_short_of_room(&self) -> bool {
+        let (bytes, segments) = self.index.size();
+        segments > 1 && bytes + 2 * self.limits.segment_bytes > self.limits.bytes_max
+    }
+
+    /// Removes the oldest segment, unless a cursor before a place holds it; those
+    /// from there on let go of it. Returns whether room was made, and how many
+    /// events each of them gave up.
+    pub(crate) fn make_room(&mut self, from: usize, ended_as: &EndedAs) -> (bool, Vec<(usize, u64)>) {
+        let Some(segment) = self.index.oldest_sealed() else { return (false, Vec::new()) };
+        let holds = |file: &CursorFile| !file.is_forgotten() && file.cursor.lowest() < segment.end_seq;
+        if self.cursors.iter().take(from).any(holds) {
+            return (false, Vec::new());
+        }
+        let holders: Vec<usize> = (from..self.cursors.len()).filter(|at| holds(&self.cursors[*at])).collect();
+        let given_up = holders.into_iter().map(|place| {
+            let lowest = self.cursors[place].cursor.lowest();
+            (place, self.end(place, lowest..segment.end_seq, ended_as))
+        });
+        let given_up = given_up.collect();
+        // Once for each slot.
+        self.sync_cursors();
+        self.sync_cursors();
+        (self.index.oldest_seq() > segment.first_seq, given_up)
+    }
+
+    /// Lets a cursor go, with everything that has not ended at it.
+    pub(crate) fn forget(&mut self, place: usize) -> io::Result<()> {
+        self.cursors[place].forget(&*self.fs, &self.dirs.cursors)
+    }
+
+    /// Providers whose cursors somebody asks to let go of.
+    pub(crate) fn asked_to_forget(&self) -> io::Result<Vec<String>> {
+        let names = self.fs.list(&self.dirs.cursors)?;
+        Ok(names.iter().filter_map(|name| name.strip_suffix(FORGET_ENDING)).map(str::to_owned).collect())
+    }
+
+    /// Answers that: whoever asks looks whether the cursor is there still.
+    pub(crate) fn answer_forget(&self, provider: &str) -> io::Result<()> {
+        self.fs.remove(&self.dirs.cursors.join(format!("{provider}{FORGET_ENDING}")))
+    }
+
     /// The cursors, of providers that are not named too.
     pub(crate) fn cursors(&self) -> &[CursorFile] {
         &self.cursors
@@ -347,6 +402,11 @@ impl Log {
     /// Damaged ranges so far.
     pub(crate) fn damaged_ranges(&self) -> u64 {
         self.quarantine.ranges() + self.unkept.len() as u64
+    }
+
+    /// What is kept of them.
+    pub(crate) fn quarantine_status(&self) -> &Quarantine {
+        &self.quarantine
     }
 
     /// Notes that events ended at a provider, by its place in
@@ -359,8 +419,14 @@ impl Log {
     pub(crate) fn write_cursors(&mut self) {
         for cursor in &mut self.cursors {
             if let Err(error) = cursor.write() {
-                warn!(provider = cursor.provider, %error, "cursor cannot be written");
+                // Tried again each time, many times a second.
+                if self.cursor_lines.takes(0, Instant::now()) {
+                    warn!(provider = cursor.provider, %error, "cursor cannot be written");
+                }
             }
+        }
+        if let Some(held) = self.cursor_lines.due(Instant::now()) {
+            warn!(lines = held.lines, "cursor cannot be written");
         }
     }
 
@@ -372,6 +438,33 @@ impl Log {
                 warn!(provider = cursor.provider, %error, "cursor cannot be synced");
             }
         }
+        self.remove_passed();
+    }
+
+    /// Writes the cursors, and gives the files that somebody else is to sync, by
+    /// the places of their cursors. Until [`Log::end_cursor_sync`] is told what
+    /// came of it those cursors are not written.
+    pub(crate) fn begin_cursor_syncs(&mut self) -> Vec<(usize, Arc<dyn SpoolFile>)> {
+        let mut files = Vec::new();
+        for (place, cursor) in self.cursors.iter_mut().enumerate() {
+            match cursor.begin_sync() {
+                Ok(file) => files.extend(file.map(|file| (place, file))),
+                Err(error) => warn!(provider = cursor.provider, %error, "cursor cannot be written"),
+            }
+        }
+        files
+    }
+
+    /// Notes what came of a cursor's sync.
+    pub(crate) fn end_cursor_sync(&mut self, place: usize, synced: io::Result<()>) {
+        let cursor = &mut self.cursors[place];
+        if let Err(error) = cursor.end_sync(synced) {
+            warn!(provider = cursor.provider, %error, "cursor cannot be synced");
+        }
+    }
+
+    /// Removes the segments that all cursors on disk have passed.
+    pub(crate) fn remove_passed(&mut self) {
         self.keep_damaged();
         let Some(passed) = self.cursors.iter().map(CursorFile::safe_lowest).min() else { return };
         while let Some(segment) = self.index.oldest_sealed().filter(|segment| segment.end_seq <= passed) {
@@ -426,7 +519,7 @@ fn is_full(error: &io::Error) -> bool {
 
 fn remove_unfinished(fs: &dyn SpoolFs, dir: &Path) -> io::Result<()> {
     for name in fs.list(dir)? {
-        if name.ends_with(super::UNFINISHED) {
+        if name.ends_with(UNFINISHED) {
             fs.remove(&dir.join(name))?;
         }
     }
@@ -482,18 +575,19 @@ fn check_headers(
 /// Finds the end of the newest segment, and cuts off what stands torn behind
 /// it. What is found then is on disk for certain. A segment whose end cannot be
 /// cut, because there is no room for a copy or the disk does not give all of it
-/// back, is not written to any more.
+/// back, is not written to any more. Also says when the newest frame was written.
 fn repair_newest(
     fs: &dyn SpoolFs,
     dirs: &LogDirs,
     segment: &mut Segment,
     quarantine: &mut Quarantine,
     recovery: &mut Recovery,
-) -> io::Result<Option<Active>> {
+) -> io::Result<(Option<Active>, Option<i64>)> {
     let path = segment.path(&dirs.segments);
     let file = fs.open(&path)?;
     let length = file.len()?;
     let mut end_seq = segment.first_seq;
+    let mut newest_ms = None;
     let mut used = length.min(SEGMENT_HEADER_BYTES as u64);
     let mut torn = 0;
     let mut scanner = Scanner::new(&*file, used, length).reading_around();
@@ -504,6 +598,7 @@ fn repair_newest(
                 // An attempt has the number of the next event: those before it
                 // were there, even if they cannot be read.
                 end_seq = end_seq.max(frame.seq + u64::from(frame.kind == Kind::Event));
+                newest_ms = Some(frame.time_ms);
                 torn = 0;
             }
             // Damage, if a frame follows; the torn end otherwise.
@@ -525,7 +620,7 @@ fn repair_newest(
         // be read counts as one event at least.
         let end_seq = end_seq.max(segment.first_seq + 1);
         *segment = Segment { end_seq, used, allocated: length, ..*segment };
-        return Ok(None);
+        return Ok((None, newest_ms));
     }
     if torn > 0 {
         warn!(
@@ -546,7 +641,7 @@ fn repair_newest(
     }
     file.sync_data()?;
     *segment = Segment { end_seq, used, allocated: file.len()?, ..*segment };
-    Ok(Some(Active { file, used, unsynced: false }))
+    Ok((Some(Active { file, used, unsynced: false }), newest_ms))
 }
 
 /// The providers that are named and those that have a cursor, in that order.
@@ -554,7 +649,8 @@ fn cursor_names(fs: &dyn SpoolFs, dirs: &LogDirs, providers: &[&str]) -> Result<
     let mut names: Vec<String> = providers.iter().map(|name| (*name).to_owned()).collect();
     let files = fs.list(&dirs.cursors).map_err(|source| SpoolError::at(&dirs.cursors, source))?;
     for name in files.iter().filter_map(|name| name.strip_suffix(CURSOR_ENDING)) {
-        if !names.iter().any(|known| known == name) {
+        // A name that is hidden, or none, is no provider's.
+        if !name.is_empty() && !name.starts_with('.') && !names.iter().any(|known| known == name) {
             names.push(name.to_owned());
         }
     }

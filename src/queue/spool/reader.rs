@@ -9,7 +9,8 @@ use super::{
     frame::{Kind, SEGMENT_HEADER_BYTES},
     fs::{SpoolFile, SpoolFs},
     index::{Index, Segment},
-    log::LogDirs,
+    layout::LogDirs,
+    quarantine::DamagedRange,
     scan::{Item, Scanner},
 };
 use crate::queue::Durability;
@@ -23,15 +24,6 @@ const EVENTS_AT_A_STRETCH: usize = 100;
 pub(crate) struct LoggedEvent {
     pub(crate) seq: u64,
     pub(crate) event: Event,
-}
-
-/// A range of a segment that cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct DamagedRange {
-    /// First number of the segment.
-    pub(crate) segment: u64,
-    pub(crate) at: u64,
-    pub(crate) bytes: u64,
 }
 
 /// What one read gave.

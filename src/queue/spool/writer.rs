@@ -3,12 +3,18 @@
 //! It takes what has come together, writes it as one group with one sync,
 //! answers every caller of the group, and offers the events to the queue in
 //! their order. Lanes tell it what became of events; it notes that in the
-//! cursors and, for `explain`, in the log.
+//! cursors and, for `explain`, in the log. Nobody waits for the cursors, so
+//! another thread syncs them.
+//!
+//! **Room.** The cursors of providers that are not named any more hold events
+//! too. They never make it refuse one: whoever looks after them is told to let go
+//! while there is room for a segment yet, and if that comes too late the thread
+//! lets go itself.
 
 use std::{
-    ops::Range,
+    io,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
@@ -16,22 +22,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use analytics_relay_providers::Event;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{
-    Attempt, SharedStatus, SpoolSettings, WhenFull,
-    cursor::EndedAs,
+    age::AgeCheck,
+    command::{Append, Attempt, Command},
     frame::{self, Frame, Kind},
+    index::Segment,
     log::{AppendError, Log},
-    reader::DamagedRange,
+    settings::{SpoolSettings, WhenFull},
+    status::{CursorStatus, SharedStatus},
+    syncer::{CursorSyncer, Synced},
 };
 use crate::{
     ledger::Ledger,
     queue::{Durability, Place, Queued, Refused, memory::QueueSender},
     reasons::{DropReason, Outcome},
-    telemetry::SpoolMetrics,
+    telemetry::{HeldBack, LogBudget, SpoolMetrics},
     time::Clock,
 };
 
@@ -48,44 +56,6 @@ const GATHER_STEP: Duration = Duration::from_micros(200);
 /// Bytes of attempts that wait for the next group, at most; beyond, they are
 /// written by themselves.
 const ATTEMPTS_BYTES_MAX: usize = 64 * 1024;
-
-/// What the thread is asked to do.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Append(Append),
-    /// For `explain`.
-    Attempted {
-        at_ms: i64,
-        attempt: Attempt,
-        _permit: OwnedSemaphorePermit,
-    },
-    /// How events ended at the provider of a cursor.
-    Ended {
-        cursor: usize,
-        ended_as: EndedAs,
-        ranges: Vec<Range<u64>>,
-    },
-    /// Damage that a reader met.
-    Damaged(DamagedRange),
-    /// Take no more events; answered when those before are in the queue.
-    CloseIntake(oneshot::Sender<()>),
-    /// Sync everything and end; answered with the events that are left, by
-    /// cursor.
-    Close(oneshot::Sender<Vec<u64>>),
-}
-
-/// An event to append.
-#[derive(Debug)]
-pub(crate) struct Append {
-    pub(crate) event: Event,
-    /// Encoded, without its number.
-    pub(crate) frame: Vec<u8>,
-    pub(crate) wanted: Durability,
-    /// Why one before it in its row was refused, if one was.
-    pub(crate) row: Option<Arc<OnceLock<Refused>>>,
-    /// Gone if the caller was answered already.
-    pub(crate) answer: Option<oneshot::Sender<Result<Durability, Refused>>>,
-}
 
 /// See the module.
 pub(crate) struct Writer {
@@ -111,6 +81,13 @@ pub(crate) struct Writer {
     never_synced_events: u64,
     /// A failure was told.
     told: bool,
+    syncer: CursorSyncer,
+    ages: AgeCheck,
+    /// It was told that the wall clock cannot be trusted.
+    told_of_clock: bool,
+    /// Copies that quarantine has removed, as far as they are counted.
+    quarantine_removed: u64,
+    lost_lines: LogBudget,
 }
 
 /// Events that are written together.
@@ -133,6 +110,7 @@ impl Writer {
         let half_a_segment = usize::try_from(settings.limits.segment_bytes / 2).unwrap_or(usize::MAX);
         Self {
             group_bytes: settings.group_bytes.min(half_a_segment),
+            ages: AgeCheck::new(log.last_seen_ms(), settings.retention),
             log,
             settings,
             queue,
@@ -149,6 +127,10 @@ impl Writer {
             unsynced_events: 0,
             never_synced_events: 0,
             told: false,
+            syncer: CursorSyncer::start(),
+            told_of_clock: false,
+            quarantine_removed: 0,
+            lost_lines: LogBudget::default(),
         }
     }
 
@@ -172,6 +154,7 @@ impl Writer {
             };
             is_published = false;
             self.commit();
+            self.end_cursor_syncs(false);
             let now = Instant::now();
             if now >= sync_at || closing.is_some() {
                 self.sync();
@@ -181,7 +164,8 @@ impl Writer {
             if now >= publish_at || closing.is_some() {
                 self.log.write_cursors();
                 self.publish();
-                (publish_at, is_published) = (now + CURSOR_INTERVAL, true);
+                // What is held back by a sync is written when that is over.
+                (publish_at, is_published) = (now + CURSOR_INTERVAL, !self.syncer.is_busy());
             }
             if let Some(answer) = closing {
                 let next_seq = self.log.next_seq();
@@ -227,9 +211,8 @@ impl Writer {
             Command::Append(append) => self.take_append(append),
             Command::Attempted { at_ms, attempt, .. } => self.take_attempt(at_ms, &attempt),
             Command::Ended { cursor, ended_as, ranges } => {
-                for range in ranges {
-                    self.log.end(cursor, range, &ended_as);
-                }
+                let ended = ranges.into_iter().map(|range| self.log.end(cursor, range, &ended_as)).sum();
+                self.count_unnamed(cursor, &ended_as, ended);
             }
             Command::Damaged(range) => {
                 if self.log.quarantine(range.segment, range.at, range.bytes) {
@@ -306,7 +289,11 @@ impl Writer {
             return;
         }
         self.company = appends.len();
-        match self.write_group(&appends) {
+        let mut written = self.write_group(&appends);
+        while written == Err(AppendError::Full) && self.make_room() {
+            written = self.write_group(&appends);
+        }
+        match written {
             Ok(()) => self.accept(appends),
             Err(error) => self.give_up(appends, error),
         }
@@ -351,8 +338,8 @@ impl Writer {
         self.metrics.accepted.inc_by(appends.len() as u64);
         let mut skipped = None;
         for (seq, append) in (first_seq..).zip(appends) {
+            self.status.leave(append.memory_bytes());
             let Append { event, wanted, answer, .. } = append;
-            self.status.leave(&event);
             if let Some(answer) = answer {
                 // Callers that are gone ask again, with the same id.
                 let _ = answer.send(Ok(wanted));
@@ -391,9 +378,9 @@ impl Writer {
 
     /// Tells the caller. One that was answered `QUEUED` was promised the memory
     /// and no more: there its event stays, if there is room.
-    fn refuse(&self, append: Append, refused: Refused) {
+    fn refuse(&mut self, append: Append, refused: Refused) {
+        self.status.leave(append.memory_bytes());
         let Append { event, row, answer, .. } = append;
-        self.status.leave(&event);
         if let Some(answer) = answer {
             // The first of them stands for the row.
             row.map(|row| row.set(refused));
@@ -403,8 +390,17 @@ impl Writer {
         }
         self.metrics.accepted.inc();
         if self.queue.offer(Queued { event, place: Place::MEMORY }).is_err() {
-            error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
+            if self.lost_lines.takes(1, Instant::now()) {
+                error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
+            }
             self.ledgers.iter().for_each(|ledger| ledger.ended(Outcome::Dropped(DropReason::SpoolFailed), 1));
+        }
+    }
+
+    /// The line that stands for those which were too many in their second.
+    fn sum_up(held: Option<HeldBack>) {
+        if let Some(HeldBack { lines, events }) = held {
+            error!(event_count = events, lines, reason = DropReason::SpoolFailed.name(), "events lost");
         }
     }
 
@@ -416,6 +412,20 @@ impl Writer {
     /// Once a second: what was written without a sync, the cursors, and the
     /// segments that nobody needs.
     fn sync(&mut self) {
+        Self::sum_up(self.lost_lines.due(Instant::now()));
+        self.sync_events();
+        self.answer_forget_requests();
+        self.note_time();
+        // One that is not over yet is waited for.
+        if !self.syncer.is_busy() {
+            match self.log.begin_cursor_syncs() {
+                files if files.is_empty() => self.log.remove_passed(),
+                files => self.syncer.begin(files),
+            }
+        }
+    }
+
+    fn sync_events(&mut self) {
         if !self.attempts.is_empty() {
             self.write_attempts();
         }
@@ -426,14 +436,106 @@ impl Writer {
             self.never_synced_events += std::mem::take(&mut self.unsynced_events);
         }
         self.log.try_again(self.clock.now_ms());
-        self.log.sync_cursors();
+    }
+
+    /// Takes note of what the cursors' syncs have come to.
+    fn end_cursor_syncs(&mut self, waits: bool) {
+        let Some(synced): Option<Synced> = self.syncer.ended(waits) else { return };
+        for (place, synced) in synced {
+            self.log.end_cursor_sync(place, synced);
+        }
+        self.log.remove_passed();
+    }
+
+    /// Notes in the cursors what time it is, for the next start.
+    fn note_time(&mut self) {
+        let now_ms = self.clock.now_ms();
+        if self.ages.judges(now_ms, Instant::now()) {
+            self.log.saw(now_ms);
+            self.told_of_clock = false;
+        } else if !std::mem::replace(&mut self.told_of_clock, true) {
+            error!(
+                last_seen_ms = self.log.last_seen_ms(),
+                now_ms,
+                "the wall clock is not where it must be: no event expires until it is, or goes on from there for an hour"
+            );
+        }
     }
 
     fn finish(mut self) {
-        self.sync();
-        // Until nothing more can be removed.
+        self.end_cursor_syncs(true);
+        self.sync_events();
+        Self::sum_up(self.lost_lines.rest());
+        // Until nothing more can be removed: once for each slot.
+        self.log.sync_cursors();
         self.log.sync_cursors();
         self.publish();
+    }
+
+    /// Makes room for a group, if that is possible: what everybody has passed need
+    /// not wait for the next second, and providers that are not named let go.
+    fn make_room(&mut self) -> bool {
+        self.end_cursor_syncs(true);
+        let ended_as = Outcome::Dropped(DropReason::SpoolFull).key();
+        let (is_made, given_up) = self.log.make_room(self.status.named().len(), &ended_as);
+        for (place, event_count) in given_up {
+            let provider = &self.status.cursors[place].provider;
+            let reason = DropReason::SpoolFull.name();
+            error!(
+                provider,
+                event_count, reason, "events of a provider that is not named are lost: the spool is full"
+            );
+            self.count_unnamed(place, &ended_as, event_count);
+        }
+        is_made
+    }
+
+    /// Counts what ended at a provider that is not named; the others have their
+    /// ledgers.
+    fn count_unnamed(&self, place: usize, ended_as: &str, events: u64) {
+        if place < self.status.named().len() || events == 0 {
+            return;
+        }
+        if let Some(outcome) = Outcome::all().find(|outcome| outcome.key() == ended_as) {
+            self.metrics.unnamed_ended(outcome, events);
+        }
+    }
+
+    /// Lets cursors go that an operator asks for, of providers that are not named.
+    fn answer_forget_requests(&mut self) {
+        let asked = self.log.asked_to_forget().unwrap_or_else(|error| {
+            warn!(%error, "the directory of the cursors cannot be read");
+            Vec::new()
+        });
+        for provider in asked {
+            let is_it = |file: &CursorStatus| file.provider == provider && !file.is_forgotten();
+            let place = self.status.unnamed().iter().position(is_it);
+            let answered = match place.map(|place| self.status.named().len() + place) {
+                Some(place) => self.forget(place),
+                None => {
+                    warn!(provider, "a provider that events are delivered to is not forgotten");
+                    Ok(())
+                }
+            };
+            // Without an answer it is asked again.
+            if let Err(error) = answered.and_then(|()| self.log.answer_forget(&provider)) {
+                warn!(provider, %error, "a cursor cannot be removed");
+            }
+        }
+    }
+
+    fn forget(&mut self, place: usize) -> io::Result<()> {
+        self.end_cursor_syncs(true);
+        self.log.forget(place)?;
+        let ended_as = Outcome::Dropped(DropReason::Forgotten).key();
+        let event_count = self.log.end(place, 0..self.log.next_seq(), &ended_as);
+        self.count_unnamed(place, &ended_as, event_count);
+        self.status.cursors[place].forget();
+        warn!(
+            provider = self.status.cursors[place].provider,
+            event_count, "a provider is forgotten, with its events that had not ended"
+        );
+        Ok(())
     }
 
     fn publish(&mut self) {
@@ -445,18 +547,43 @@ impl Writer {
         self.status.broken.send_if_modified(|broken| std::mem::replace(broken, is_broken) != is_broken);
         self.status.full.store(self.is_full() || self.over_a_cap(), Ordering::Relaxed);
         self.status.damaged_ranges.store(self.log.damaged_ranges(), Ordering::Relaxed);
+        let quarantine = self.log.quarantine_status();
+        self.status.quarantine_bytes.store(quarantine.bytes(), Ordering::Relaxed);
+        let removed = quarantine.removed();
+        self.metrics
+            .quarantine_removed
+            .inc_by(removed - std::mem::replace(&mut self.quarantine_removed, removed));
         let unsynced = self.unsynced_events + self.never_synced_events;
         self.status.unsynced_events.store(unsynced, Ordering::Relaxed);
         let mut over_cap = false;
-        for (file, shared) in self.log.cursors().iter().zip(&self.status.cursors) {
+        for (place, (file, shared)) in self.log.cursors().iter().zip(&self.status.cursors).enumerate() {
+            if shared.is_forgotten() {
+                shared.pending.store(0, Ordering::Relaxed);
+                continue;
+            }
             let lowest = file.cursor.lowest();
             let backlog_bytes = self.log.index().bytes_from(lowest);
             shared.lowest.store(lowest, Ordering::Relaxed);
             shared.pending.store(file.cursor.pending(next_seq), Ordering::Relaxed);
-            shared.bytes.store(backlog_bytes, Ordering::Relaxed);
+            if shared.set_bytes(backlog_bytes) {
+                let (provider, bytes_max) = (&shared.provider, shared.bytes_max);
+                let when_full = self.settings.when_full.name();
+                warn!(
+                    provider,
+                    backlog_bytes,
+                    bytes_max,
+                    when_full,
+                    "a provider has used up half of its share of the spool"
+                );
+            }
             let over = backlog_bytes > shared.bytes_max;
             over_cap |= over;
-            shared.give_up(self.surplus(over, lowest));
+            let is_named = place < self.status.named().len();
+            shared.give_up(if is_named {
+                self.surplus(over, lowest)
+            } else {
+                self.surplus_of_unnamed(lowest)
+            });
         }
         self.status.over_cap.store(over_cap, Ordering::Relaxed);
     }
@@ -478,4 +605,16 @@ impl Writer {
         let needed = self.log.is_nearly_full() && index.oldest_seq() == segment.first_seq;
         if over || needed { segment.end_seq } else { 0 }
     }
+
+    /// The same for one that is not named: it lets go sooner, and whatever the
+    /// operator wants of the others.
+    fn surplus_of_unnamed(&self, lowest: u64) -> u64 {
+        let index = self.log.index();
+        let holds_oldest = |segment: &Segment| segment.first_seq == index.oldest_seq();
+        let oldest = index.find(lowest).filter(holds_oldest).filter(|_| self.log.is_short_of_room());
+        oldest.map_or(0, |segment| segment.end_seq)
+    }
 }
+
+#[cfg(test)]
+mod tests;

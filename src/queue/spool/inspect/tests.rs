@@ -7,7 +7,7 @@ use super::*;
 use crate::queue::{
     Durability,
     spool::{
-        Attempt,
+        command::Attempt,
         frame::{FRAME_HEADER_BYTES, crc_without, find_mark},
         scan::last_not_zero,
     },

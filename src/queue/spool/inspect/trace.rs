@@ -16,11 +16,12 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{SpoolDir, hop::Hopper};
-use crate::queue::{
-    Durability,
-    spool::{Attempt, SpoolError, index::Segment},
+use super::{
+    super::{command::Attempt, error::SpoolError, index::Segment},
+    SpoolDir,
+    hop::Hopper,
 };
+use crate::queue::Durability;
 
 /// One acceptance of an event. A caller that asked again made another.
 #[derive(Debug, Clone, PartialEq, Eq)]

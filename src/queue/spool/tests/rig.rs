@@ -12,11 +12,12 @@ use analytics_relay_providers::{Event, EventId, EventKind, EventParts, Propertie
 use fastrand::Rng;
 
 use super::super::{
-    SpoolError, UNFINISHED,
+    SpoolError,
     cursor::{CursorFile, EndedAs},
     frame::{Frame, Kind, seal},
     index::Segment,
-    log::{AppendError, Log, LogDirs, LogLimits, Recovery},
+    layout::{LogDirs, UNFINISHED},
+    log::{AppendError, Log, LogLimits, Recovery},
     reader::{Chunk, LogReader},
     sim::SimFs,
 };

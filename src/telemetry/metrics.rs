@@ -1,24 +1,18 @@
-//! Logs, and every metric's name, unit and meaning in one place.
+//! Every metric's name, unit and meaning in one place.
 //!
 //! [`METRICS`] is the list; registering, `docs/operations.md` and a test follow
 //! it. Labels come from closed sets: what a caller chooses, an event's name
 //! above all, is never a label.
 
-use std::{
-    fmt,
-    io::{self, IsTerminal},
-    panic,
-    sync::OnceLock,
-};
+use std::{fmt, sync::OnceLock};
 
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use tracing::error;
-use tracing_subscriber::EnvFilter;
 
+use super::{VERSION, log_writer};
 use crate::{
     ledger::Ledger,
     reasons::{Mended, Outcome, RefusalReason},
@@ -47,10 +41,16 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 48] = [
+pub const METRICS: [MetricInfo; 54] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
+    metric(
+        "relay_log_lines_lost_total",
+        "",
+        "lines",
+        "Log lines that nobody read in time, or that could not be written",
+    ),
     metric("relay_requests_total", "method,code", "calls", "gRPC calls answered, by status code"),
     metric("relay_accept_duration_seconds", "method", "seconds", "Time from a call's head to its answer"),
     metric("relay_handler_panics_total", "", "panics", "Calls that a defect answered with INTERNAL"),
@@ -116,7 +116,7 @@ pub const METRICS: [MetricInfo; 48] = [
         "relay_provider_state",
         "provider,state",
         "0 or 1",
-        "1 for the state the provider is in: sending, failing (no request gets through) or paused (it refuses our key or address)",
+        "1 for the state the provider is in: sending, failing (no request gets through), refusing (it answers and takes nothing), paused (it refuses our key or address) or suspended (by a person)",
     ),
     metric(
         "relay_batches_total",
@@ -205,6 +205,31 @@ pub const METRICS: [MetricInfo; 48] = [
         "ranges",
         "Damaged ranges of the spool that are kept in quarantine",
     ),
+    metric("relay_spool_quarantine_bytes", "", "bytes", "Bytes of all that is in quarantine"),
+    metric(
+        "relay_spool_quarantine_removed_total",
+        "",
+        "ranges",
+        "Copies of damaged ranges that were removed from quarantine, because it was full",
+    ),
+    metric(
+        "relay_spool_filling",
+        "provider",
+        "0 or 1",
+        "1 while the provider's backlog takes more than half of its share of the spool",
+    ),
+    metric(
+        "relay_spool_unnamed_events",
+        "",
+        "events",
+        "Events in the spool that have not ended at providers which are not named any more",
+    ),
+    metric(
+        "relay_spool_unnamed_ended_total",
+        "outcome,reason",
+        "events",
+        "Events that ended at providers which are not named any more",
+    ),
     metric(
         "relay_spool_state",
         "state",
@@ -212,9 +237,6 @@ pub const METRICS: [MetricInfo; 48] = [
         "1 for the state the spool is in: writing, full (events are refused) or failed (the disk fails, events are refused)",
     ),
 ];
-
-/// Version of the relay.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// Tells a live value.
@@ -241,6 +263,7 @@ impl Telemetry {
         let build: Family<Labels<1>, Gauge> = telemetry.register("relay_build_info");
         build.get_or_create(&[("version", VERSION)]).set(1);
         telemetry.register::<Gauge>("relay_start_time_seconds").set(start_time_ms / 1000);
+        telemetry.register_as("relay_log_lines_lost_total", log_writer::lines_lost());
         telemetry
     }
 
@@ -299,11 +322,18 @@ impl Telemetry {
 
     /// Registers what the spool's thread counts.
     pub(crate) fn spool(&mut self, accepted: Counter) -> SpoolMetrics {
-        SpoolMetrics {
+        let metrics = SpoolMetrics {
             accepted,
             groups: self.register("relay_spool_groups_total"),
             sync_duration: self.register_as("relay_spool_sync_duration_seconds", fast()),
+            quarantine_removed: self.register("relay_spool_quarantine_removed_total"),
+            unnamed_ended: self.register("relay_spool_unnamed_ended_total"),
+        };
+        // From the start on, so that a rise from nothing shows.
+        for outcome in Outcome::all().filter(|outcome| *outcome != Outcome::Spilled) {
+            metrics.unnamed_ended(outcome, 0);
         }
+        metrics
     }
 
     /// Registers the state of the spool, one gauge for each.
@@ -476,6 +506,24 @@ pub(crate) struct SpoolMetrics {
     pub(crate) accepted: Counter,
     pub(crate) groups: Counter,
     pub(crate) sync_duration: Histogram,
+    pub(crate) quarantine_removed: Counter,
+    unnamed_ended: Family<Labels<2>, Counter>,
+}
+
+impl SpoolMetrics {
+    /// Counts events that ended at a provider that is not named; its name may be
+    /// anything, so it is no label.
+    pub(crate) fn unnamed_ended(&self, outcome: Outcome, events: u64) {
+        let label = [("outcome", outcome.name()), ("reason", outcome.reason())];
+        self.unnamed_ended.get_or_create_owned(&label).inc_by(events);
+    }
+}
+
+#[cfg(test)]
+impl Default for SpoolMetrics {
+    fn default() -> Self {
+        Telemetry::new(0).spool(Counter::default())
+    }
 }
 
 /// What lanes count, for all providers.
@@ -542,91 +590,9 @@ impl LaneMetrics {
     }
 }
 
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For a person at a terminal.
-    Pretty,
-}
-
-impl LogFormat {
-    /// Pretty on a terminal, else JSON.
-    pub fn for_stdout() -> Self {
-        if io::stdout().is_terminal() { Self::Pretty } else { Self::Json }
-    }
-}
-
-/// Sends logs to standard output, and panics to the logs. Once in a process.
-///
-/// `level` is a level, which is then ours alone (what our dependencies have to
-/// say starts at `warn`), or directives as `tracing-subscriber` reads them.
-pub fn init_logs(level: &str, format: LogFormat) {
-    init_logs_to(io::stdout, io::stdout().is_terminal(), level, format);
-}
-
-/// As [`init_logs`], for a command whose standard output is its result.
-pub(crate) fn init_logs_to_stderr(level: &str, format: LogFormat) {
-    init_logs_to(io::stderr, io::stderr().is_terminal(), level, format);
-}
-
-fn init_logs_to<W: io::Write + 'static>(
-    writer: fn() -> W,
-    is_terminal: bool,
-    level: &str,
-    format: LogFormat,
-) {
-    let filter = parse_level(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(is_terminal);
-    // A second call is a test's or an example's; the first one's logs stand.
-    let _ = match format {
-        LogFormat::Json => {
-            logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
-        }
-        LogFormat::Pretty => logs.with_target(false).try_init(),
-    };
-    panic::set_hook(Box::new(|panic| {
-        let payload = panic.payload();
-        let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
-            (Some(message), _) => message,
-            (None, Some(message)) => message.as_str(),
-            (None, None) => "no message",
-        };
-        let location = panic.location().map(ToString::to_string).unwrap_or_default();
-        error!(message_of_panic = message, location, "a defect: code panicked");
-    }));
-}
-
-/// Reads a level or directives.
-pub fn parse_level(level: &str) -> Result<EnvFilter, String> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let level = level.trim().to_ascii_lowercase();
-    let directives = if LEVELS.contains(&level.as_str()) {
-        let theirs = if matches!(level.as_str(), "off" | "error") { level.as_str() } else { "warn" };
-        format!("{theirs},analytics_relay={level},analytics_relay_providers={level}")
-    } else if level.contains(['=', ',']) {
-        level
-    } else {
-        return Err(format!(
-            "one of {} or directives such as \"info,analytics_relay=debug\"",
-            LEVELS.join(", ")
-        ));
-    };
-    EnvFilter::try_new(directives).map_err(|error| format!("directives that can be read ({error})"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_level_is_ours_and_leaves_dependencies_at_warn() {
-        let filter = parse_level("debug").unwrap().to_string();
-        assert!(filter.contains("analytics_relay=debug") && filter.contains("warn"), "{filter}");
-        assert!(parse_level("info,h2=trace").is_ok());
-        assert!(parse_level("verbose").is_err());
-    }
 
     #[test]
     fn names_follow_the_conventions_of_their_kind() {
@@ -638,7 +604,7 @@ mod tests {
 
     #[test]
     fn every_metric_is_documented_for_operators() {
-        let page = include_str!("../docs/operations.md");
+        let page = include_str!("../../docs/operations.md");
         for info in METRICS {
             let row = page.lines().find(|line| line.starts_with(&format!("| `{}`", info.name)));
             let row = row.unwrap_or_else(|| panic!("{} is not in docs/operations.md", info.name));

@@ -1,0 +1,330 @@
+//! What a lane makes of the answers to its requests.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
+
+use analytics_relay_providers::{Rejection, SendError, Verdict, http::RETRY_AFTER_MAX};
+use tokio::{
+    task::{Id, JoinError},
+    time::Instant,
+};
+use tracing::{info, warn};
+
+use super::{Lane, Line, Sent, millis, next_attempts};
+use crate::{
+    delivery::{
+        backlog::{Waiting, ordered_user},
+        gate::{ProviderState, Refusal},
+        routes::{Kind, Route},
+    },
+    reasons::DeadLetterReason,
+};
+
+/// What a provider's verdicts make of a request's events, in order.
+#[derive(Default)]
+struct Sorted {
+    delivered: Vec<Waiting>,
+    /// Named by the provider as events that it will never take.
+    accused: Vec<(Waiting, DeadLetterReason, String)>,
+    dead: Vec<(Waiting, DeadLetterReason, String)>,
+    again: Vec<Waiting>,
+    held: Vec<(Waiting, Duration, String)>,
+}
+
+impl Lane {
+    pub(super) async fn settle(
+        &mut self,
+        answered: Result<(Id, Result<Vec<Verdict>, SendError>), JoinError>,
+    ) {
+        let (id, answer) = match answered {
+            Ok((id, answer)) => (id, answer),
+            Err(error) => {
+                let detail = "the provider's code panicked".to_owned();
+                (error.id(), Err(SendError::Unavailable { retry_after: None, detail }))
+            }
+        };
+        let sent = self.sent.remove(&id).expect("every request that runs is in `sent`");
+        self.metrics.attempts.inc_by(sent.events.len() as u64);
+        self.metrics.request.observe(sent.at.elapsed().as_secs_f64());
+        match checked(answer, sent.events.len()) {
+            Ok(verdicts) => self.settle_verdicts(sent, verdicts).await,
+            Err(SendError::Unavailable { retry_after, detail }) => {
+                self.metrics.batch("unavailable");
+                self.retry_later(sent, retry_after, detail);
+            }
+            Err(SendError::TooLarge { detail }) => {
+                self.metrics.batch("too_large");
+                self.settle_refused(sent, Refusal::Content, DeadLetterReason::TooLarge, detail);
+            }
+            Err(SendError::Refused { detail }) => {
+                self.metrics.batch("refused");
+                self.settle_refused(sent, Refusal::Content, DeadLetterReason::Invalid, detail);
+            }
+            Err(SendError::Unauthorized { detail }) => {
+                self.metrics.batch("unauthorized");
+                self.settle_refused(sent, Refusal::Account, DeadLetterReason::Invalid, detail);
+            }
+            Err(SendError::Misdirected { detail }) => {
+                self.metrics.batch("misdirected");
+                self.settle_refused(sent, Refusal::Address, DeadLetterReason::Invalid, detail);
+            }
+        }
+    }
+
+    /// The provider answered for each event.
+    async fn settle_verdicts(&mut self, sent: Sent, verdicts: Vec<Verdict>) {
+        let Sent { route, events, at } = sent;
+        let (now, event_count, attempt) = (Instant::now(), events.len(), attempt_of(&events));
+        let mut sorted = sort(events, verdicts);
+        self.note_delivered(route, at, &sorted.delivered);
+        for (waiting, after, detail) in std::mem::take(&mut sorted.held) {
+            self.note_attempts([(&waiting, waiting.history().attempts)], "held", &detail);
+            let is_exhausted = self.settings.retry.is_exhausted(waiting.history().attempts);
+            match self.next_cycle(waiting, is_exhausted) {
+                Cycle::GoesOn(waiting) | Cycle::BeginsAgain(waiting) => {
+                    self.metrics.retries.inc();
+                    self.backlog.throttle(route.endpoint, waiting, now + after);
+                }
+                Cycle::Over(waiting) => {
+                    sorted.dead.push((waiting, DeadLetterReason::RetriesExhausted, detail));
+                }
+                Cycle::Parked => {}
+            }
+        }
+
+        let delivered = sorted.delivered.len();
+        self.metrics.batch(if delivered == event_count { "delivered" } else { "partial" });
+        let duration_ms = millis(at.elapsed());
+        if delivered == event_count {
+            if self.lines.take(Line::Flushed, event_count) {
+                info!(
+                    provider = self.provider.name(),
+                    event_count, attempt, duration_ms, "batch flushed successfully"
+                );
+            }
+        } else if self.lines.take(Line::InPart, event_count) {
+            let rejected = sorted.accused.iter().chain(&sorted.dead);
+            warn!(
+                provider = self.provider.name(),
+                delivered,
+                rejected = sorted.accused.len() + sorted.dead.len(),
+                sent_again = event_count - delivered - sorted.accused.len() - sorted.dead.len(),
+                attempt,
+                duration_ms,
+                detail = rejected.map(|(.., detail)| detail.as_str()).next().unwrap_or_default(),
+                "batch taken in part"
+            );
+        }
+        self.note_attempts(next_attempts(&sorted.again), "resend", "");
+        self.backlog.put_back(route.endpoint, sorted.again);
+        let works: BTreeSet<Kind> = sorted.delivered.iter().map(|waiting| Kind::of(&waiting.event)).collect();
+        self.deliver(sorted.delivered).await;
+        // In a request of which others of its kind were taken, what is named is to
+        // blame.
+        let (convicted, accused) = sorted
+            .accused
+            .into_iter()
+            .partition::<Vec<_>, _>(|(waiting, ..)| works.contains(&Kind::of(&waiting.event)));
+        sorted.dead.extend(convicted);
+        self.bury(route.endpoint, sorted.dead);
+        self.accuse(route, at, Refusal::Content, accused);
+    }
+
+    /// The provider took these: it works, as far as they show it.
+    fn note_delivered(&mut self, route: Route, sent_at: Instant, delivered: &[Waiting]) {
+        if delivered.is_empty() {
+            self.gate(route).answered();
+            return;
+        }
+        self.gate(route).delivered();
+        self.budget.deposit();
+        if let Some(kind) = route.apart {
+            self.bring_back(route.endpoint, kind);
+        }
+        let mut noted = None;
+        for waiting in delivered {
+            let kind = Kind::of(&waiting.event);
+            if noted != Some(kind) {
+                self.doubts.entry((route.endpoint, kind)).or_default().delivered(sent_at);
+                noted = Some(kind);
+            }
+        }
+    }
+
+    /// Nothing was taken, or it is not known: all of it goes again, later.
+    fn retry_later(&mut self, sent: Sent, retry_after: Option<Duration>, detail: String) {
+        let (now, event_count) = (Instant::now(), sent.events.len());
+        let (route, attempt) = (sent.route, attempt_of(&sent.events));
+        let deliveries = self.gate(route).deliveries();
+        let is_logged = self.source.is_logged() && sent.events.iter().all(|it| it.place.log_seq().is_some());
+        let down_for = self.gate(route).down_for(now).filter(|_| is_logged);
+        let rule = self.settings.retry;
+        let backoff = match down_for {
+            // The log keeps events for as long as it lasts: the provider is probed,
+            // with one event or another.
+            Some(down_for) => rule.probe_delay(down_for, &mut self.rng).max(retry_after.unwrap_or_default()),
+            None if is_logged && rule.is_exhausted(attempt) => {
+                rule.park_delay(&mut self.rng).max(retry_after.unwrap_or_default())
+            }
+            None => rule.delay(attempt, retry_after, &mut self.rng),
+        };
+        let delay = backoff.max(self.budget.withdraw(now));
+        self.gate(route).failed(now, delay, retry_after.is_some());
+        if self.gate(route).state() != ProviderState::Sending {
+            self.status.tell_trouble(&format!("does not take events: {detail}"));
+        }
+        self.note_attempts(next_attempts(&sent.events), "unavailable", &detail);
+
+        let are_others = self.are_others(event_count);
+        let mut dead = Vec::new();
+        for mut waiting in sent.events {
+            let history = waiting.history_mut();
+            if history.attempts == 0 {
+                history.deliveries_before = deliveries;
+            }
+            history.attempts += 1;
+            let is_exhausted = self.settings.retry.is_exhausted(history.attempts);
+            match self.next_cycle(waiting, is_exhausted) {
+                Cycle::GoesOn(waiting) => {
+                    self.metrics.retries.inc();
+                    self.backlog.hold(route.endpoint, waiting, now + delay);
+                }
+                Cycle::BeginsAgain(mut waiting) => {
+                    self.metrics.retries.inc();
+                    if waiting.history().deliveries_before < deliveries {
+                        // Others got through: one of these may be poison that
+                        // the provider does not name.
+                        waiting.history_mut().together_max = event_count.div_ceil(2);
+                    }
+                    // The next probe takes others, if there are any.
+                    let turns = if are_others { 2 } else { 1 };
+                    self.backlog.hold(route.endpoint, waiting, now + turns * delay);
+                }
+                Cycle::Over(waiting) => {
+                    dead.push((waiting, DeadLetterReason::RetriesExhausted, detail.clone()));
+                }
+                Cycle::Parked => {}
+            }
+        }
+        if dead.len() < event_count && self.lines.take(Line::Retrying, event_count) {
+            warn!(
+                provider = self.provider.name(),
+                attempt,
+                event_count,
+                retry_in_ms = millis(delay),
+                error = detail,
+                "batch send failed, retrying"
+            );
+        }
+        self.bury(route.endpoint, dead);
+    }
+
+    /// True if the lane has more than so many events that are out.
+    pub(super) fn are_others(&self, out: usize) -> bool {
+        self.backlog.events() > out || self.source.is_behind()
+    }
+
+    /// What becomes of an event after an attempt that failed. Attempts of a
+    /// drain come faster than the cycle means them to, so the next run begins a
+    /// new one. What stands in the log begins one as often as need be, until its
+    /// retention ends.
+    fn next_cycle(&mut self, mut waiting: Waiting, is_exhausted: bool) -> Cycle {
+        let is_logged = self.source.is_logged() && waiting.place.log_seq().is_some();
+        if self.draining && (is_exhausted || is_logged) {
+            self.parked.push(waiting);
+            Cycle::Parked
+        } else if !is_exhausted {
+            Cycle::GoesOn(waiting)
+        } else if is_logged {
+            waiting.history_mut().attempts = 0;
+            Cycle::BeginsAgain(waiting)
+        } else {
+            Cycle::Over(waiting)
+        }
+    }
+}
+
+/// What becomes of an event after an attempt that failed.
+enum Cycle {
+    /// It is sent again.
+    GoesOn(Waiting),
+    /// It is sent again, later, in a cycle of its own.
+    BeginsAgain(Waiting),
+    /// That was the last attempt.
+    Over(Waiting),
+    /// It is not sent again in this run.
+    Parked,
+}
+
+/// Sorts events by their verdicts.
+fn sort(events: Vec<Waiting>, verdicts: Vec<Verdict>) -> Sorted {
+    let mut sorted = Sorted { delivered: Vec::with_capacity(events.len()), ..Sorted::default() };
+    // From the newest: an identify must not follow a newer one of its user.
+    let mut superseding = HashSet::new();
+    for (mut waiting, verdict) in events.into_iter().zip(verdicts).rev() {
+        let user = ordered_user(&waiting.event).map(str::to_owned);
+        let superseded = user.as_ref().is_some_and(|user| superseding.contains(user));
+        let goes_on = match verdict {
+            Verdict::Delivered => true,
+            Verdict::Resend => !superseded,
+            Verdict::Rejected { .. } | Verdict::Hold { .. } => false,
+        };
+        if !goes_on {
+            waiting.history_mut().attempts += 1;
+        }
+        match verdict {
+            Verdict::Delivered => {
+                superseding.extend(user);
+                sorted.delivered.push(waiting);
+            }
+            Verdict::Rejected { reason: Rejection::Invalid, detail } => {
+                sorted.accused.push((waiting, DeadLetterReason::Invalid, detail));
+            }
+            Verdict::Rejected { reason, detail } => sorted.dead.push((waiting, reason.into(), detail)),
+            Verdict::Resend | Verdict::Hold { .. } if superseded => {
+                let detail = "a newer identify of the same user was delivered".to_owned();
+                sorted.dead.push((waiting, DeadLetterReason::Superseded, detail));
+            }
+            Verdict::Resend => sorted.again.push(waiting),
+            Verdict::Hold { after, detail } => sorted.held.push((waiting, after, detail)),
+        }
+    }
+    sorted.accused.reverse();
+    sorted.dead.reverse();
+    sorted.again.reverse();
+    sorted
+}
+
+/// An answer that can be acted upon: a verdict for each event, not only such as
+/// ask for the same request again, and no wait that never ends.
+fn checked(answer: Result<Vec<Verdict>, SendError>, events: usize) -> Result<Vec<Verdict>, SendError> {
+    let unusable = |detail| Err(SendError::Unavailable { retry_after: None, detail });
+    match answer {
+        Ok(verdicts) if verdicts.len() != events => {
+            unusable(format!("the provider's code gave {} verdicts for {events} events", verdicts.len()))
+        }
+        Ok(verdicts) if verdicts.iter().all(|verdict| *verdict == Verdict::Resend) => {
+            unusable("the provider's code asks for the same request again".to_owned())
+        }
+        Ok(mut verdicts) => {
+            for verdict in &mut verdicts {
+                if let Verdict::Hold { after, .. } = verdict {
+                    *after = (*after).min(RETRY_AFTER_MAX);
+                }
+            }
+            Ok(verdicts)
+        }
+        Err(SendError::Unavailable { retry_after, detail }) => {
+            let retry_after = retry_after.map(|after| after.min(RETRY_AFTER_MAX));
+            Err(SendError::Unavailable { retry_after, detail })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The attempt that a request is, for its oldest event.
+fn attempt_of(events: &[Waiting]) -> u32 {
+    events.iter().map(|waiting| waiting.history().attempts).max().unwrap_or(0) + 1
+}

@@ -1,0 +1,319 @@
+//! A provider that refuses: bad events are told from a provider in trouble, in
+//! simulated time.
+
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::delivery::gate::ProviderState;
+
+/// The provider's answer to a request that it takes nothing of.
+fn refuse(detail: &str) -> Result<Vec<Verdict>, SendError> {
+    Err(SendError::Refused { detail: detail.to_owned() })
+}
+
+fn is_bad(event: &Event) -> bool {
+    event.name() == Some("bad")
+}
+
+/// Refuses what has a bad event in it.
+fn refuse_bad(batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
+    if batch.iter().any(is_bad) { refuse("400 no") } else { deliver(batch) }
+}
+
+fn bad(count: usize) -> Vec<Event> {
+    (0..count).map(|_| track("bad")).collect()
+}
+
+fn identifies(count: usize) -> Vec<Event> {
+    (0..count).map(|index| identify(&format!("user-{index}"))).collect()
+}
+
+/// A switch for a provider's trouble, and a rule that is in force while it is on.
+fn trouble(
+    rule: impl Fn(&[Event]) -> Result<Vec<Verdict>, SendError> + Send + Sync + 'static,
+) -> (Arc<AtomicBool>, Rule) {
+    let on = Arc::new(AtomicBool::new(true));
+    let is_on = on.clone();
+    let rule = move |batch: &[Event]| if is_on.load(Ordering::SeqCst) { rule(batch) } else { deliver(batch) };
+    (on, Box::new(rule))
+}
+
+/// However the provider words it: nothing becomes a dead letter, it is left alone but
+/// for a small probe, and gets everything once when it takes events again.
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_refuses_everything_costs_no_event() {
+    let named = |batch: &[Event]| {
+        let verdict = Verdict::Rejected { reason: Rejection::Invalid, detail: "400 nope".into() };
+        Ok(vec![verdict; batch.len()])
+    };
+    let rules: Vec<(ProviderState, Rule)> = vec![
+        (ProviderState::Refusing, Box::new(|_| refuse("400 nope"))),
+        (ProviderState::Refusing, Box::new(named)),
+        (ProviderState::Refusing, Box::new(|_| Err(SendError::TooLarge { detail: "413 nope".into() }))),
+        (ProviderState::Paused, Box::new(|_| Err(SendError::Unauthorized { detail: "401 nope".into() }))),
+    ];
+    for (state, rule) in rules {
+        let (on, rule) = trouble(rule);
+        let lane = Running::start_by(Vec::new(), rule, true);
+        for _ in 0..10 {
+            lane.send(&tracks(60)).await;
+            sleep(Duration::from_millis(10)).await;
+        }
+        sleep(Duration::from_secs(600)).await;
+        assert_eq!(lane.kept.counts(), (0, 0), "{state:?}");
+        assert_eq!(lane.status.state(), state);
+        assert!(lane.status.trouble().unwrap().contains("nope"), "{:?}", lane.status.trouble());
+        let requests = lane.provider.requests.lock().unwrap().clone();
+        assert!(requests.len() < 160, "{state:?}: {} requests in ten minutes", requests.len());
+        assert!(requests[20..].iter().all(|(_, ids)| ids.len() == 1), "small probes");
+        let probed: HashSet<&String> = requests[20..].iter().flat_map(|(_, ids)| ids).collect();
+        assert!(probed.len() > 10, "and not always the same one: {}", probed.len());
+
+        on.store(false, Ordering::SeqCst);
+        let (_, kept) = lane.finish().await;
+        assert_eq!(kept.counts(), (600, 0), "{state:?}");
+        let ids: HashSet<_> = kept.delivered.lock().unwrap().iter().cloned().collect();
+        assert_eq!(ids.len(), 600, "each once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_that_begins_in_a_stream_of_good_events_costs_none_of_them() {
+    let (on, rule) = trouble(|_| refuse("400 nope"));
+    on.store(false, Ordering::SeqCst);
+    let lane = Running::start_by(Vec::new(), rule, true);
+    for second in 0..300 {
+        on.store((60..240).contains(&second), Ordering::SeqCst);
+        lane.send(&tracks(4)).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    let status = lane.status.clone();
+    let (_, kept) = lane.finish().await;
+    assert_eq!(kept.counts(), (1200, 0));
+    assert_eq!(status.state(), ProviderState::Sending);
+}
+
+/// The good ones do not wait for the bad ones, which end although the provider names
+/// none.
+#[tokio::test(start_paused = true)]
+async fn bad_events_among_good_ones_become_dead_letters_within_seconds() {
+    let lane = Running::start_by(Vec::new(), Box::new(refuse_bad), true);
+    let start = Instant::now();
+    for round in 0..10 {
+        lane.send(&[tracks(20 + round), bad(2), tracks(20)].concat()).await;
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(lane.status.state(), ProviderState::Sending);
+    }
+    let (_, kept) = lane.finish().await;
+    assert_eq!(kept.counts(), (445, 20));
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    let dead = kept.dead.lock().unwrap();
+    assert!(dead.iter().all(|letter| letter.reason == DeadLetterReason::Invalid && is_bad(&letter.event)));
+    assert!(dead.iter().all(|letter| letter.detail == "400 no" && (2..=5).contains(&letter.attempts)));
+}
+
+/// Many bad ones before the good ones: a probe finds one of those, and in time all
+/// of the bad ones are told.
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_bad_events_does_not_bar_the_way_of_the_others() {
+    let lane = Running::start_by(Vec::new(), Box::new(refuse_bad), true);
+    lane.send(&bad(200)).await;
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(lane.status.state(), ProviderState::Refusing, "nothing else could be said so far");
+    assert_eq!(lane.kept.counts(), (0, 0));
+    let start = Instant::now();
+    let mut worst = Duration::ZERO;
+    for sent in 1..=1200 {
+        lane.send(&tracks(1)).await;
+        let sent_at = Instant::now();
+        while sent % 100 == 0 && lane.kept.counts().0 < sent {
+            sleep(Duration::from_millis(100)).await;
+        }
+        worst = worst.max(sent_at.elapsed());
+        sleep(Duration::from_secs(1)).await;
+    }
+    let (_, kept) = lane.finish().await;
+    assert_eq!(kept.counts(), (1200, 200));
+    assert!(worst < Duration::from_secs(120), "a good one waited {worst:?}");
+    assert!(start.elapsed() < Duration::from_secs(3000), "{:?}", start.elapsed());
+}
+
+/// A few, and nothing to compare them with: they end as others do after five
+/// attempts, and nobody is called.
+#[tokio::test(start_paused = true)]
+async fn a_bad_event_that_is_alone_becomes_a_dead_letter_after_its_attempts() {
+    let lane = Running::start_by(Vec::new(), Box::new(refuse_bad), true);
+    let start = Instant::now();
+    lane.send(&bad(2)).await;
+    while lane.kept.counts().1 < 2 {
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(lane.status.state(), ProviderState::Sending);
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+    let (_, kept) = lane.finish().await;
+    assert!(kept.dead.lock().unwrap().iter().all(|letter| letter.attempts == 5));
+}
+
+/// Identifies and tracks go to one endpoint, and only identifies are refused.
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_is_refused_waits_and_holds_up_no_other() {
+    let (on, rule) = trouble(|batch| {
+        if batch.iter().any(Event::is_identify) { refuse("400 no profiles") } else { deliver(batch) }
+    });
+    let lane = Running::start_by(Vec::new(), rule, false);
+    let mut sent = 0;
+    for round in 0..30 {
+        lane.send(&[tracks(5), identifies(5), tracks(5)].concat()).await;
+        sent += 10;
+        sleep(Duration::from_secs(2)).await;
+        if round > 5 {
+            assert_eq!(lane.kept.counts(), (sent, 0), "round {round}: tracks go on");
+        }
+    }
+    assert_eq!(lane.status.state(), ProviderState::Refusing);
+    assert_eq!(lane.status.trouble().unwrap(), "refuses every identify: 400 no profiles");
+    let requests = lane.provider.requests.lock().unwrap().len();
+    on.store(false, Ordering::SeqCst);
+    let status = lane.status.clone();
+    let (provider, kept) = lane.finish().await;
+    assert_eq!(kept.counts(), (450, 0));
+    assert_eq!(status.state(), ProviderState::Sending);
+    let back = provider.requests.lock().unwrap().len() - requests;
+    assert!(back < 40, "{back} requests for 150 that had waited");
+}
+
+/// As behind a firewall that does not like one event's words and answers as the
+/// provider answers a wrong key.
+#[tokio::test(start_paused = true)]
+async fn one_event_that_a_firewall_refuses_becomes_a_dead_letter_and_the_others_get_through() {
+    let rule: Rule = Box::new(|batch| {
+        let detail = "403 blocked".to_owned();
+        if batch.iter().any(is_bad) { Err(SendError::Unauthorized { detail }) } else { deliver(batch) }
+    });
+    let lane = Running::start_by(Vec::new(), rule, true);
+    let start = Instant::now();
+    lane.send(&[tracks(20), bad(1), tracks(29)].concat()).await;
+    for _ in 0..60 {
+        lane.send(&tracks(1)).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    let (_, kept) = lane.finish().await;
+    assert_eq!(kept.counts(), (109, 1));
+    assert!(start.elapsed() < Duration::from_secs(90), "{:?}", start.elapsed());
+}
+
+/// A wrong key at one endpoint says that nothing is kept at the others either,
+/// whatever they answer.
+#[tokio::test(start_paused = true)]
+async fn a_refused_key_stops_the_whole_account() {
+    let (on, rule) = trouble(|batch| {
+        let detail = "401 who are you".to_owned();
+        if batch[0].is_identify() { deliver(batch) } else { Err(SendError::Unauthorized { detail }) }
+    });
+    let lane = Running::start_by(Vec::new(), rule, true);
+    lane.send(&tracks(3)).await;
+    sleep(Duration::from_secs(1)).await;
+    lane.send(&identifies(30)).await;
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(lane.kept.counts(), (0, 0));
+    assert_eq!(lane.status.state(), ProviderState::Paused);
+    assert_eq!(lane.status.trouble().unwrap(), "refuses its key: 401 who are you");
+    let requests = lane.provider.requests.lock().unwrap().len();
+    assert!((15..130).contains(&requests), "probed, and each time a little later: {requests}");
+    on.store(false, Ordering::SeqCst);
+    let (_, kept) = lane.finish().await;
+    assert_eq!(kept.counts(), (33, 0));
+}
+
+/// What is refused when the relay stops is left for its next start, and not tried to
+/// the last one.
+#[tokio::test(start_paused = true)]
+async fn a_drain_burns_nothing_that_is_refused() {
+    for already in [true, false] {
+        let (on, rule) = trouble(|_| refuse("400 nope"));
+        on.store(already, Ordering::SeqCst);
+        let lane = Running::start_by(Vec::new(), rule, true);
+        if already {
+            lane.send(&tracks(100)).await;
+            sleep(Duration::from_secs(60)).await;
+        }
+        on.store(true, Ordering::SeqCst);
+        let before = lane.provider.requests.lock().unwrap().len();
+        lane.stop.drain();
+        lane.send(&tracks(100)).await;
+        drop(lane.inbox);
+        let leftover = lane.lane.await.unwrap();
+        assert_eq!(leftover.events.len(), if already { 200 } else { 100 });
+        assert_eq!(lane.kept.counts(), (0, 0));
+        let requests = lane.provider.requests.lock().unwrap().len() - before;
+        assert!(requests < 30, "{requests} requests in a drain");
+    }
+}
+
+/// Nothing is sent to a provider that a person has stopped; it waits, and is left for
+/// the next start.
+#[tokio::test(start_paused = true)]
+async fn a_suspended_provider_gets_nothing_until_it_is_resumed() {
+    for resumed in [true, false] {
+        let (switch, suspended) = watch::channel(true);
+        let lane = Running::start_suspended(suspended);
+        lane.send(&tracks(60)).await;
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(lane.provider.requests.lock().unwrap().len(), 0);
+        assert_eq!(lane.status.state(), ProviderState::Suspended);
+        if resumed {
+            switch.send(false).unwrap();
+            let (_, kept) = lane.finish().await;
+            assert_eq!(kept.counts(), (60, 0));
+            continue;
+        }
+        lane.stop.drain();
+        drop(lane.inbox);
+        assert_eq!(lane.lane.await.unwrap().events.len(), 60);
+        assert_eq!(lane.provider.requests.lock().unwrap().len(), 0);
+    }
+}
+
+/// The disk of one lane's dead letters hangs, or is full: the lane sends on, and
+/// takes in what comes.
+#[tokio::test(start_paused = true)]
+async fn a_lane_does_not_wait_for_the_disk_of_its_dead_letters() {
+    for disk in [Disk::Hangs, Disk::Fails(DropReason::DeadLetterFailed)] {
+        let lane = Running::start_by(Vec::new(), Box::new(refuse_bad), true);
+        *lane.kept.disk.lock().unwrap() = disk;
+        lane.send(&[bad(1), tracks(9)].concat()).await;
+        let start = Instant::now();
+        for round in 1..=200 {
+            lane.send(&tracks(10)).await;
+            sleep(Duration::from_millis(100)).await;
+            assert!(lane.kept.counts().0 >= 10 * (round - 1), "{disk:?}: round {round}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(21), "{disk:?}: {:?}", start.elapsed());
+        assert_eq!(lane.kept.counts(), (2009, 0));
+        assert_eq!((lane.status.events(), lane.status.dead_letters_fail()), (1, disk != Disk::Hangs));
+        lane.stop.drain();
+        sleep(Duration::from_secs(8)).await;
+        lane.stop.force();
+        drop(lane.inbox);
+        assert_eq!(lane.lane.await.unwrap().events.len(), 1, "it is spilled");
+    }
+}
+
+/// A full lane whose letters' disk hangs has a bound; beyond it events are lost and
+/// counted, and nobody waits.
+#[tokio::test(start_paused = true)]
+async fn what_a_full_lane_and_its_disk_have_no_room_for_is_counted() {
+    let lane = Running::start_by(Vec::new(), Box::new(|_| refuse("400 nope")), true);
+    *lane.kept.disk.lock().unwrap() = Disk::Hangs;
+    for _ in 0..240 {
+        lane.send(&tracks(50)).await;
+        sleep(Duration::from_millis(10)).await;
+    }
+    let dropped = lane.kept.dropped.lock().unwrap().clone();
+    assert!(dropped.iter().all(|(reason, _)| *reason == DropReason::DeadLettersStalled));
+    assert_eq!(dropped.iter().map(|(_, events)| events).sum::<usize>(), 1000);
+    assert_eq!(lane.status.events(), 11_000);
+    lane.stop.force();
+    drop(lane.inbox);
+    assert_eq!(lane.lane.await.unwrap().events.len(), 11_000);
+}

@@ -1,0 +1,44 @@
+//! Where an event of a lane goes: what shares a route shares requests, a queue and
+//! a gate.
+
+use analytics_relay_providers::{Endpoint, Event, EventKind};
+
+/// One of the ways of a lane's events to their provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Route {
+    pub(crate) endpoint: Endpoint,
+    /// A kind that the provider refuses is kept apart from what it takes.
+    pub(crate) apart: Option<Kind>,
+}
+
+impl Route {
+    /// Of all kinds that are not kept apart.
+    pub(crate) fn to(endpoint: Endpoint) -> Self {
+        Self { endpoint, apart: None }
+    }
+}
+
+/// A kind of event, as far as a provider may refuse one and take another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    Track,
+    Identify,
+}
+
+impl Kind {
+    /// The kind of an event.
+    pub(crate) fn of(event: &Event) -> Self {
+        match event.kind() {
+            EventKind::Track { .. } => Self::Track,
+            EventKind::Identify => Self::Identify,
+        }
+    }
+
+    /// The kind's name in logs.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Track => "track",
+            Self::Identify => "identify",
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What must hold for any bytes on the disk and from callers. Each target takes a
+//! fuzzer's bytes and panics when something does not hold; `fuzz/` calls them.
+//!
+//! Formats with a checksum are fuzzed behind it too: the bytes then say what a
+//! file holds, and the checksum is put right.
+
+#![allow(missing_docs, clippy::missing_panics_doc, reason = "called by fuzz/ and nobody else")]
+
+mod cursor;
+mod dead_letter;
+mod frame;
+mod grpc;
+mod memory;
+mod recovery;
+
+pub use self::{
+    cursor::cursor,
+    dead_letter::dead_letter,
+    frame::frame,
+    grpc::{grpc_admission, grpc_batch},
+    recovery::recovery,
+};
+
+const NOW_MS: i64 = 1_767_225_600_000;
