@@ -12,7 +12,7 @@ use std::sync::{
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::service::BATCH_BYTES_MAX;
+use super::limits::BATCH_BYTES_MAX;
 use crate::{
     admission::denied::Denied,
     listener::{Peer, Slot},

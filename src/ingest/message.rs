@@ -13,18 +13,21 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use flate2::bufread::GzDecoder;
 use futures_util::{FutureExt, Stream, stream};
+use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 use tonic::{
     Status,
-    codegen::http::{HeaderMap, HeaderName, HeaderValue},
+    codegen::{
+        StdError,
+        http::{HeaderMap, HeaderName, HeaderValue},
+    },
     metadata::MetadataValue,
 };
 
 use super::{
     budget::{Held, Receiving},
     refusal::malformed,
-    service::CallBody,
 };
 
 /// Before a message: whether it is compressed, and its length.
@@ -44,6 +47,11 @@ pub(super) struct Rules {
     pub(super) metadata: HeaderMap,
     pub(super) receiving: Arc<Receiving>,
 }
+
+/// What a call's messages come in.
+pub(crate) trait CallBody: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static> CallBody for B {}
 
 /// Reads a call's one message, to the end of the call.
 pub(super) async fn read_message(body: impl CallBody, rules: &Rules) -> Result<Bytes, Status> {

@@ -9,6 +9,7 @@ mod codec;
 mod draft;
 mod fields;
 pub(crate) mod grpc;
+mod limits;
 mod message;
 mod observe;
 mod refusal;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt::Display, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use super::service::METADATA_BYTES_MAX;
+use super::limits::METADATA_BYTES_MAX;
 use crate::{
     admission::denied::{Denied, Violation},
     reasons::RefusalReason,

@@ -14,13 +14,12 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use http_body::Body;
 use prost::Message;
 use tokio::time::{Instant, timeout};
 use tonic::{
     Code, Status,
     codec::{EncodeBody, SingleMessageCompressionOverride},
-    codegen::{StdError, http},
+    codegen::http,
     server::NamedService,
     service::Routes,
 };
@@ -32,27 +31,16 @@ use super::{
     budget::{Held, Receiving},
     codec::MessageEncoder,
     grpc::FrontDoor,
-    message::{MESSAGE_TIMEOUT, Rules, late, messages, read_message},
+    limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX},
+    message::{CallBody, MESSAGE_TIMEOUT, Rules, late, messages, read_message},
     observe::{code_of, label, observe_stream},
     refusal::{malformed, metadata_too_large, no_connection_left},
 };
 use crate::telemetry::{IngestMetrics, MethodMetrics};
 
-/// Largest message with one event, in bytes.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Largest message with a batch, in bytes.
-pub(super) const BATCH_BYTES_MAX: usize = 1024 * 1024;
-/// Largest metadata of a call, as HTTP/2 counts: 32 bytes for each entry beside its
-/// name and value.
-pub(super) const METADATA_BYTES_MAX: usize = 8 * 1024;
 /// A stream is ended after this time, so that its connection can be closed when
 /// it is old without cutting an answer off.
 pub(super) const STREAM_AGE_MAX: Duration = Duration::from_secs(5 * 60);
-
-/// What a call's messages come in.
-pub(crate) trait CallBody: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static {}
-
-impl<B: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static> CallBody for B {}
 
 /// What is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
