@@ -341,6 +341,48 @@ mod tests {
         assert!(page.contains(r#"relay_requests_total{method="TrackEvent",code="INTERNAL"} 1"#), "{page}");
     }
 
+    /// PINGs keep no connection: only calls do.
+    #[tokio::test]
+    async fn a_connection_without_calls_is_closed_and_one_with_a_call_is_not() {
+        let telemetry = &mut Telemetry::new(0);
+        let metrics = telemetry.ingest();
+        let (queue, _receiver) = memory::bounded(QueueLimits { events_max: 10, bytes_max: 1 << 20 });
+        let queue_of_admission = Queue::Memory(queue.clone(), telemetry.accepted());
+        let admission = Arc::new(Admission::new(queue_of_admission, Clock::system(), telemetry.admission()));
+        let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
+        let connections = Connections::new(listener, LIMITS.connections, open, refused);
+        let door = FrontDoor::new(admission, health, Counter::default());
+        let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
+        let minute = Duration::from_secs(60);
+        let door = Door {
+            tls: None,
+            handshakes_failed: metrics.handshakes_failed.clone(),
+            service,
+            budget: ReceiveBudget::new(LIMITS.receive_bytes_max, Counter::default()),
+            lifetime: Lifetime { idle: Duration::from_millis(50), age_max: minute, grace: minute },
+        };
+        tokio::spawn(serve_connections(connections, door, std::future::pending()));
+
+        let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
+        let (requests, stream) = tokio::sync::mpsc::channel(1);
+        let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        let mut answers = client.track_stream(stream).await.unwrap().into_inner();
+        let io = tokio::net::TcpStream::connect(addr).await.unwrap();
+        let (_caller, mut connection) = h2::client::handshake(io).await.unwrap();
+        let mut pings = connection.ping_pong().unwrap();
+        let pinging = async { while pings.ping(h2::Ping::opaque()).await.is_ok() {} };
+        let (_, closed) = tokio::join!(pinging, connection);
+        assert!(closed.is_ok(), "{closed:?}");
+        sleep(Duration::from_millis(200)).await;
+        // The stream has brought nothing in all that time, and goes on.
+        requests.send(TrackBatchRequest::default()).await.unwrap();
+        assert_eq!(answers.message().await.unwrap(), Some(TrackBatchResponse::default()));
+        assert_eq!(metrics.connections.get(), 1);
+    }
+
     #[tokio::test]
     async fn an_old_connection_is_replaced_and_cuts_no_call_off() {
         let telemetry = &mut Telemetry::new(0);

@@ -351,16 +351,16 @@ impl Drop for MemoryCap {
 }
 
 /// 128 MB, and events of the largest size for three providers of which none is there:
-/// the relay refuses before the kernel kills.
+/// lanes let go of what they have no room for, and the kernel kills nobody.
 #[tokio::test]
-async fn in_128_megabytes_it_refuses_before_it_is_killed() {
+async fn in_128_megabytes_the_largest_events_get_nobody_killed() {
     const CAP: u64 = 128_000_000;
     let Some(cap) = MemoryCap::new(CAP) else {
         return not_run("a cgroup of 128 MB: no cgroup of memory can be made here");
     };
     let mut setup = Setup::new().await;
     // As docs/operations.md sizes it.
-    setup.set("QUEUE_MAX_BYTES", "8388608").set("GRPC_RECEIVE_MAX_BYTES", "16777216");
+    setup.set("QUEUE_MAX_BYTES", "4194304").set("GRPC_RECEIVE_MAX_BYTES", "8388608");
     setup.set("DEAD_LETTERS_MAX_BYTES", "8000000").set("DRAIN_TIMEOUT_SECONDS", "3");
     setup.sandbox.go_down().await;
     let mut command = tokio::process::Command::new("sh");
@@ -429,6 +429,33 @@ async fn in_128_megabytes_it_refuses_before_it_is_killed() {
     assert!(matches!(ended.code, 0 | 2), "it ends by itself: {}", ended.code);
     assert_eq!(ended.balance(Vendor::Segment).accepted, accepted);
     assert!(Vendor::ALL.iter().all(|vendor| ended.balance(*vendor).is_exact()));
+}
+
+/// gzip is taken, also where it does not pay, in calls and in streams.
+#[tokio::test]
+async fn compressed_events_are_taken() {
+    let setup = Setup::new().await;
+    let relay = setup.start().await;
+    let mut peer = RawPeer::connect(relay.grpc_addr, &[]).await.unwrap();
+    let (ids, batched) = batch((0..40).map(|_| track_item("x", "user-1")));
+    let alone = track("x", "user-1");
+    for (stream, method, message) in [
+        (1, "TrackEvent", alone.encode_to_vec()),
+        (3, "TrackBatch", batched.encode_to_vec()),
+        (5, "TrackStream", batch((0..2).map(|_| track_item("x", "user-1"))).1.encode_to_vec()),
+    ] {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut encoder, &message).unwrap();
+        let message = encoder.finish().unwrap();
+        let mut head = raw::message_head(message.len());
+        head[0] = 1;
+        let call = [raw::headers_of_gzip(stream, method), raw::last_data(stream, &[head, message].concat())];
+        assert!(peer.write(&call.concat()).await);
+    }
+    let events = ids.len() as u64 + 3;
+    taken(&setup, Vendor::Segment, events).await;
+    let ended = relay.terminate().await;
+    assert_eq!((ended.code, ended.balance(Vendor::Segment).accepted), (0, events));
 }
 
 /// What a caller's network does to its context costs no event.

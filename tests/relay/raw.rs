@@ -37,6 +37,12 @@ pub(crate) fn headers(stream: u32, method: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &head_of(method))
 }
 
+/// The same for a call whose messages are compressed.
+pub(crate) fn headers_of_gzip(stream: u32, method: &str) -> Vec<u8> {
+    let encoding = [&[0x00, 13][..], b"grpc-encoding", &[4], b"gzip"].concat();
+    frame(HEADERS, END_HEADERS, stream, &[head_of(method), encoding].concat())
+}
+
 /// A head that is never complete, and a piece of it.
 pub(crate) fn endless_headers(stream: u32) -> Vec<u8> {
     frame(HEADERS, 0, stream, &head_of("TrackEvent"))
@@ -64,6 +70,12 @@ pub(crate) fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
 
 pub(crate) fn data(stream: u32, bytes: &[u8]) -> Vec<u8> {
     frame(DATA, 0, stream, bytes)
+}
+
+/// The last bytes of a call.
+pub(crate) fn last_data(stream: u32, bytes: &[u8]) -> Vec<u8> {
+    const END_STREAM: u8 = 1;
+    frame(DATA, END_STREAM, stream, bytes)
 }
 
 /// The five bytes before a message of gRPC.
