@@ -5,10 +5,7 @@ use std::{
     error::Error,
     io::Read,
     panic::resume_unwind,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,7 +16,7 @@ use reqwest::{
     Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url,
     header::{self, HeaderName},
 };
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
@@ -43,6 +40,8 @@ const CLIENT_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Bodies above this are encoded and compressed off the asynchronous threads:
 /// callers should wait for nothing of half a millisecond.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// How long it is believed that a key is taken, where most answers do not tell.
+const KEY_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Most characters of a vendor's own words that are kept.
 const DETAIL_CHARS_MAX: usize = 300;
 
@@ -189,32 +188,41 @@ impl Reply {
 pub struct HttpProvider<W> {
     wire: Arc<W>,
     http: HttpClient,
-    /// Whether what was heard last of our key is that it is taken.
-    key_is_taken: AtomicBool,
+    /// When it was heard that our key is taken, unless it was refused since.
+    key_taken_at: Mutex<Option<Instant>>,
 }
 
 impl<W: Wire> HttpProvider<W> {
     /// Joins a vendor's translation and the client that sends it.
     pub fn new(wire: W, http: HttpClient) -> Self {
-        Self { wire: Arc::new(wire), http, key_is_taken: AtomicBool::new(false) }
+        Self { wire: Arc::new(wire), http, key_taken_at: Mutex::new(None) }
     }
 
-    /// Where an answer says nothing about our key, finds out before it, once.
+    /// Where an answer says nothing about our key, finds out before it, once in a
+    /// while. Only the vendor's own answer shows that it is taken; without one the
+    /// batch waits, as it would be believed whatever becomes of it.
     async fn ask_about_key(&self, question: Option<Encoded>) -> Result<(), SendError> {
-        let is_taken = self.key_is_taken.load(Ordering::Relaxed);
-        let Some(question) = question.filter(|_| !is_taken) else { return Ok(()) };
+        let taken_at = *self.key_taken_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = taken_at.is_some_and(|at| at.elapsed() < KEY_AGE_MAX);
+        let Some(question) = question.filter(|_| !is_known) else { return Ok(()) };
         let path = question.path;
-        let reply = self.http.post(question, self.wire.reply_bytes_max()).await;
-        let answer =
-            reply.and_then(|reply| self.read(&reply, |reply| self.wire.interpret_probe(path, reply)));
-        match answer {
-            Err(error @ SendError::Unauthorized { .. }) => Err(error),
-            // Whatever else it is need not be of the endpoint that the batch goes to.
+        let reply = self.http.post(question, self.wire.reply_bytes_max()).await?;
+        match self.read(&reply, |reply| self.wire.interpret_probe(path, reply)) {
+            Err(error @ (SendError::Unauthorized { .. } | SendError::Unavailable { .. })) => Err(error),
+            // The path of the question is closed, that of the batch need not be: it is
+            // asked again with the next one.
+            Err(SendError::Misdirected { .. }) => Ok(()),
+            _ if serde_json::from_str::<IgnoredAny>(&reply.body).is_err() => Err(reply.unavailable()),
             _ => {
-                self.key_is_taken.store(true, Ordering::Relaxed);
+                self.heard_of_key(true);
                 Ok(())
             }
         }
+    }
+
+    fn heard_of_key(&self, is_taken: bool) {
+        let taken_at = is_taken.then(Instant::now);
+        *self.key_taken_at.lock().unwrap_or_else(PoisonError::into_inner) = taken_at;
     }
 
     /// Reads an answer, and notes a refusal of our key.
@@ -227,7 +235,7 @@ impl<W: Wire> HttpProvider<W> {
         // Once more: a key may have been hidden in escapes until now.
         details(&mut answer).for_each(|detail| *detail = self.http.redact(detail));
         if matches!(answer, Err(SendError::Unauthorized { .. })) {
-            self.key_is_taken.store(false, Ordering::Relaxed);
+            self.heard_of_key(false);
         }
         answer
     }
@@ -272,7 +280,7 @@ impl<W: Wire> Provider for HttpProvider<W> {
             let reply = self.http.post(encoded, self.wire.reply_bytes_max()).await?;
             let verdicts = self.read(&reply, |reply| self.wire.interpret(&sent, reply))?;
             if tells {
-                self.key_is_taken.store(true, Ordering::Relaxed);
+                self.heard_of_key(true);
             }
             verdicts
         };

@@ -65,7 +65,9 @@ fn is_placeholder(key: &str) -> bool {
         ["changeme", "replaceme", "todo", "none", "null", "undefined", "apikey", "writekey", "projecttoken"];
     let word = key.replace(['-', '_', '.'], "").to_ascii_lowercase();
     WORDS.contains(&&*word)
-        || ["your", "xxx"].iter().any(|start| word.starts_with(start))
+        || (word.starts_with("your")
+            && (word.len() < key.len() || word.contains("key") || word.contains("token")))
+        || word.bytes().all(|byte| byte == b'x')
         || key.bytes().all(|byte| byte == b'*')
 }
 
@@ -120,7 +122,15 @@ mod tests {
             assert_eq!(Secret::parse(text), Err(want), "{text}");
             assert!(!want.to_string().contains(text));
         }
-        for key in ["0123456789abcdef0123456789abcdef", "sandbox-key", "aB3_x.y~z+/==", "nullify", "n"] {
+        for key in [
+            "0123456789abcdef0123456789abcdef",
+            "sandbox-key",
+            "aB3_x.y~z+/==",
+            "nullify",
+            "n",
+            "xXx7Kq2",
+            "yourS3q9",
+        ] {
             assert_eq!(Secret::parse(key), Ok(Secret::new(key)));
         }
     }

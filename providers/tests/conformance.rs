@@ -279,13 +279,20 @@ async fn mixpanels_import_is_asked_about_the_token_before_an_identify_and_after_
     assert!(all_delivered(&provider.send(&plan()).await.unwrap()));
     assert_eq!(paths(&sandbox)[3..], ["/import", "/import", "/import", "/engage"]);
 
-    // It is asked, and not waited for.
-    let (sandbox, provider) = start(Vendor::Mixpanel).await;
-    sandbox.script(Vendor::Mixpanel, [Fault::Stall]);
-    for _ in 0..2 {
+    // No answer, and somebody else's, is none: the identify waits, and it is asked again.
+    for fault in ["stall", "503", "429", "junk"] {
+        let (sandbox, provider) = start(Vendor::Mixpanel).await;
+        sandbox.script(Vendor::Mixpanel, [fault.parse().unwrap()]);
+        let answer = provider.send(&plan()).await;
+        assert!(matches!(answer, Err(SendError::Unavailable { .. })), "{fault}: {answer:?}");
         assert!(all_delivered(&provider.send(&plan()).await.unwrap()));
+        assert_eq!(paths(&sandbox), ["/import", "/import", "/engage"], "{fault}");
     }
-    assert_eq!(paths(&sandbox), ["/import", "/engage", "/engage"]);
+    // A path that is closed closes the other one not.
+    let (sandbox, provider) = start(Vendor::Mixpanel).await;
+    sandbox.script(Vendor::Mixpanel, ["404".parse().unwrap()]);
+    assert!(all_delivered(&provider.send(&plan()).await.unwrap()));
+    assert_eq!(paths(&sandbox), ["/import", "/engage"]);
 
     // And a track that is taken has told.
     let (sandbox, provider) = start(Vendor::Mixpanel).await;

@@ -432,7 +432,8 @@ impl CursorFile {
 
     /// Notes what time it is, by a wall clock that can be trusted.
     pub(crate) fn saw(&mut self, now_ms: i64) {
-        let is_due = |seen_ms: i64| now_ms.saturating_sub(seen_ms) > SEEN_INTERVAL_MS;
+        // Also one that was seen under a clock that ran ahead.
+        let is_due = |seen_ms: i64| now_ms.abs_diff(seen_ms) > SEEN_INTERVAL_MS.unsigned_abs();
         self.changed |= self.cursor.seen_ms.is_none_or(is_due) && !self.forgotten;
         if self.changed {
             self.cursor.seen_ms = Some(now_ms);
