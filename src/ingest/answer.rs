@@ -35,11 +35,16 @@ pub(super) fn answer_with(message: &impl Message) -> Response<AnswerBody> {
     answer_of(AnswerBody::Message(framed.freeze()))
 }
 
-/// An answer with this body.
-pub(super) fn answer_of(body: AnswerBody) -> Response<AnswerBody> {
+/// The answer that a stream is.
+pub(super) fn answer_of_stream(body: tonic::body::Body, held: Held) -> Response<AnswerBody> {
+    let mut response = answer_of(AnswerBody::Stream { body, _held: held });
+    response.headers_mut().insert(ACCEPT_ENCODING, ENCODINGS);
+    response
+}
+
+fn answer_of(body: AnswerBody) -> Response<AnswerBody> {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, GRPC);
-    response.headers_mut().insert(ACCEPT_ENCODING, ENCODINGS);
     response
 }
 

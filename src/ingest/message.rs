@@ -4,6 +4,7 @@
 //! A message is counted against the budget from its head on, and has a time limit.
 
 use std::{
+    future::poll_fn,
     io::Read,
     pin::{Pin, pin},
     sync::Arc,
@@ -12,7 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use flate2::bufread::GzDecoder;
-use futures_util::{FutureExt, Stream, stream};
+use futures_util::{Stream, stream};
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
@@ -35,7 +36,8 @@ pub(super) const HEAD_BYTES: usize = 5;
 /// Longest time for a message, from its first byte on; for a call's one message from
 /// the call's head on.
 pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What callers may compress with, told with every answer.
+/// What callers may compress with. Told where it costs one event nothing: with each
+/// stream, and with a refusal of what they did compress with.
 pub(super) const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 pub(super) const ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip");
 
@@ -57,18 +59,18 @@ impl<B: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static> CallB
 pub(super) async fn read_message(body: impl CallBody, rules: &Rules) -> Result<Bytes, Status> {
     let mut body = pin!(body);
     let (mut framed, mut held, mut held_call) = (Framed::default(), None, None);
-    loop {
-        let frame = match body.frame().now_or_never() {
-            Some(frame) => frame,
-            None => {
-                // Most messages are here with their call, and nothing is waited for.
-                if held_call.is_none() {
-                    held_call = Some(rules.receiving.hold_call()?);
-                }
-                body.frame().await
+    // Most messages are here with their call, and nothing is waited for.
+    let mut next = async || {
+        poll_fn(|cx| {
+            let frame = body.as_mut().poll_frame(cx);
+            if frame.is_pending() && held_call.is_none() {
+                held_call = Some(rules.receiving.hold_call()?);
             }
-        };
-        let Some(frame) = frame else { break };
+            frame.map(Ok::<_, Status>)
+        })
+        .await
+    };
+    while let Some(frame) = next().await? {
         let frame = frame.map_err(|error| Status::from_error(error.into()))?;
         let Ok(data) = frame.into_data() else { continue };
         framed.push(data);
@@ -288,7 +290,7 @@ pub(super) mod tests {
     use std::io::Write;
 
     use flate2::{Compression, write::GzEncoder};
-    use futures_util::StreamExt;
+    use futures_util::{FutureExt, StreamExt};
     use http_body::Frame;
     use http_body_util::StreamBody;
     use prometheus_client::metrics::counter::Counter;

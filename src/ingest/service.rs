@@ -27,7 +27,7 @@ use tower::ServiceExt;
 use tracing::error;
 
 use super::{
-    answer::{AnswerBody, answer_of, answer_with},
+    answer::{AnswerBody, answer_of_stream, answer_with},
     budget::{Held, Receiving},
     codec::MessageEncoder,
     grpc::FrontDoor,
@@ -194,7 +194,7 @@ impl AnalyticsService {
             SingleMessageCompressionOverride::default(),
             None,
         );
-        answer_of(AnswerBody::Stream { body: tonic::body::Body::new(encoded), _held: held })
+        answer_of_stream(tonic::body::Body::new(encoded), held)
     }
 
     async fn other<B: CallBody>(&self, call: http::Request<B>, held: Held) -> http::Response<AnswerBody> {
