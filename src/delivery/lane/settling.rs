@@ -119,17 +119,20 @@ impl Lane {
         }
         self.note_attempts(next_attempts(&sorted.again), "resend", "");
         self.backlog.put_back(route.endpoint, sorted.again);
-        let works: BTreeSet<Kind> = sorted.delivered.iter().map(|waiting| Kind::of(&waiting.event)).collect();
+        if !sorted.accused.is_empty() {
+            // In a request of which others of its kind were taken, what is named is to
+            // blame.
+            let works: BTreeSet<Kind> =
+                sorted.delivered.iter().map(|waiting| Kind::of(&waiting.event)).collect();
+            let (convicted, accused) = sorted
+                .accused
+                .into_iter()
+                .partition::<Vec<_>, _>(|(waiting, ..)| works.contains(&Kind::of(&waiting.event)));
+            sorted.dead.extend(convicted);
+            self.accuse(route, at, Refusal::Content, accused);
+        }
         self.deliver(sorted.delivered).await;
-        // In a request of which others of its kind were taken, what is named is to
-        // blame.
-        let (convicted, accused) = sorted
-            .accused
-            .into_iter()
-            .partition::<Vec<_>, _>(|(waiting, ..)| works.contains(&Kind::of(&waiting.event)));
-        sorted.dead.extend(convicted);
         self.bury(route.endpoint, sorted.dead);
-        self.accuse(route, at, Refusal::Content, accused);
     }
 
     /// The provider took these: it works, as far as they show it.
