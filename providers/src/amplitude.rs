@@ -220,6 +220,9 @@ impl Amplitude {
 
     /// What an answer says of each event; nothing of those that it does not name.
     fn named(&self, sent: &[&Event], parsed: &BatchReply, reply: &Reply) -> Vec<Option<Verdict>> {
+        if parsed.names_nobody() {
+            return vec![None; sent.len()];
+        }
         let detail = reply.detail();
         let rejected = parsed.rejected_indexes();
         let held: HashSet<usize> = parsed.throttled_events.iter().copied().collect();
@@ -326,6 +329,26 @@ struct BatchReply {
 }
 
 impl BatchReply {
+    /// True if every list is empty, as in a success: then no event is looked up.
+    fn names_nobody(&self) -> bool {
+        let fields = [
+            &self.events_with_invalid_fields,
+            &self.events_with_missing_fields,
+            &self.events_with_invalid_id_lengths,
+        ];
+        let ids = [
+            &self.throttled_users,
+            &self.throttled_devices,
+            &self.exceeded_daily_quota_users,
+            &self.exceeded_daily_quota_devices,
+        ];
+        fields.iter().all(|map| map.is_empty())
+            && ids.iter().all(|map| map.is_empty())
+            && self.silenced_events.is_empty()
+            && self.silenced_devices.is_empty()
+            && self.throttled_events.is_empty()
+    }
+
     /// Events that will never be taken, each with one of the fields to blame.
     fn rejected_indexes(&self) -> HashMap<usize, String> {
         let mut rejected: HashMap<usize, String> = HashMap::new();
