@@ -90,8 +90,8 @@ impl BatchGroup {
         }
     }
 
-    /// Hands the batch to the lanes. Waits only for a lane that is writing to
-    /// the disk, never for a provider.
+    /// Hands the batch to the lanes, which take it in at once: they wait neither for
+    /// their provider nor for their disk.
     async fn flush(&mut self, trigger: Trigger, lines: &mut LogBudget) {
         let batch: Batch = self.events.drain(..).collect();
         if lines.takes(batch.len(), Instant::now().into_std()) {

@@ -230,7 +230,7 @@ mod tests {
 
     const NOW_MS: i64 = 1_767_225_600_000;
 
-    fn draft() -> Draft<'static> {
+    pub(super) fn draft() -> Draft<'static> {
         Draft {
             kind: DraftKind::Track { event_name: "Order Placed".into() },
             event_id: "".into(),

@@ -136,23 +136,12 @@ fn check_time(field: &str, time_ms: i64, now_ms: i64, is_trusted: impl Fn() -> b
 mod tests {
     use analytics_relay_providers::Properties;
 
-    use super::{super::draft::BadProperties, *};
+    use super::{
+        super::{draft::BadProperties, tests::draft},
+        *,
+    };
 
     const NOW_MS: i64 = 1_767_225_600_000;
-
-    fn draft() -> Draft<'static> {
-        Draft {
-            kind: DraftKind::Track { event_name: "Order Placed".into() },
-            event_id: "".into(),
-            user_id: "user-1".into(),
-            anonymous_id: "".into(),
-            time_ms: None,
-            ip: "".into(),
-            user_agent: "".into(),
-            properties: Ok(Properties::empty()),
-            durability: Ok(None),
-        }
-    }
 
     fn violations(change: impl FnOnce(&mut Draft<'static>)) -> Vec<(RefusalReason, String)> {
         let mut draft = draft();

@@ -30,7 +30,7 @@ pub(crate) mod unnamed;
 pub(crate) type Batch = Arc<[Queued]>;
 
 /// Events, in whole batches, that may wait before a lane looks at them. It looks
-/// at once unless it is writing to the disk.
+/// at once.
 const INBOX_EVENTS_MAX: usize = 4000;
 
 /// A lane's entrance; held by the batch worker. When the last one is dropped

@@ -161,7 +161,7 @@ impl Lane {
         let (now, event_count) = (Instant::now(), sent.events.len());
         let (route, attempt) = (sent.route, attempt_of(&sent.events));
         let deliveries = self.gate(route).deliveries();
-        let is_logged = self.source.is_logged() && sent.events.iter().all(|it| it.place.log_seq().is_some());
+        let is_logged = sent.events.iter().all(|it| it.place.log_seq().is_some());
         let down_for = self.gate(route).down_for(now).filter(|_| is_logged);
         let rule = self.settings.retry;
         let backoff = match down_for {
@@ -234,7 +234,7 @@ impl Lane {
     /// new one. What stands in the log begins one as often as need be, until its
     /// retention ends.
     fn next_cycle(&mut self, mut waiting: Waiting, is_exhausted: bool) -> Cycle {
-        let is_logged = self.source.is_logged() && waiting.place.log_seq().is_some();
+        let is_logged = waiting.place.log_seq().is_some();
         if self.draining && (is_exhausted || is_logged) {
             self.parked.push(waiting);
             Cycle::Parked

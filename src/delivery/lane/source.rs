@@ -154,11 +154,6 @@ impl LaneSource {
         }
     }
 
-    /// True if events outlive the process without being spilled.
-    pub(super) fn is_logged(&self) -> bool {
-        self.log.is_some()
-    }
-
     /// The lane's way to report, if there is a log.
     pub(super) fn reports(&self) -> Option<&LaneReports> {
         self.log.as_ref().map(|log| &log.reports)
