@@ -1,6 +1,7 @@
 // Programs, workers and threads that end.
 'use strict'
 const assert = require('node:assert')
+const { spawn } = require('node:child_process')
 const { once } = require('node:events')
 const { writeFileSync, mkdtempSync, rmSync } = require('node:fs')
 const net = require('node:net')
@@ -44,6 +45,37 @@ for (const [what, make] of [
     assert.match(stderr, /ended before the relay had taken 1 events, the first is "Seen" \S{36}: they are lost/)
     assert.ok(tookMs < 12_000, `${tookMs} ms`)
   })
+}
+
+test('a program whose relay swallows connections ends when its call is over, not when TCP gives up', async (t) => {
+  const hole = await blackHole(t)
+  if (!hole) return t.skip('not run: a system that leaves connections of a full backlog unanswered')
+  const { code, stderr, tookMs } = await run(`${SEND} send('${hole}', 'Seen'); setTimeout(() => {}, 300)`, [], { limitMs: 60_000 })
+  assert.strictEqual(code, 0, stderr)
+  assert.match(stderr, /ended before the relay had taken 1 events, the first is "Seen"/)
+  assert.ok(tookMs < 30_000, `${tookMs} ms`) // 7 s, where TCP takes two minutes
+})
+
+// A listener that accepts nothing, its backlog filled until a connection hangs.
+async function blackHole (t) {
+  const listener = spawn(process.execPath, ['-e', `
+    const server = require('node:net').createServer().listen({ port: 0, host: '127.0.0.1', backlog: 1 }, () => {
+      require('node:fs').writeSync(1, String(server.address().port))
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)
+    })`])
+  const sockets = []
+  t.after(() => {
+    listener.kill('SIGKILL')
+    for (const socket of sockets) socket.destroy()
+  })
+  const port = Number((await once(listener.stdout, 'data'))[0])
+  for (let filled = 0; filled < 20; filled++) {
+    const socket = net.connect(port, '127.0.0.1').on('error', () => {})
+    sockets.push(socket)
+    const connected = once(socket, 'connect').then(() => true, () => true)
+    if (!await Promise.race([connected, new Promise((resolve) => setTimeout(resolve, 500))])) return `127.0.0.1:${port}`
+  }
+  return null
 }
 
 test('process.exit() cannot send, and says so', async () => {
