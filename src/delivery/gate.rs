@@ -1,29 +1,18 @@
-//! What a lane knows of its provider, and what may be sent to it therefore. Pure
-//! values that take time as an argument.
-//!
-//! A [`Gate`] stands before each route: it lets requests through to a provider
-//! that works, one probe at a time to one that does not. While it is closed,
-//! events wait without using up attempts.
-//!
-//! A [`Doubt`] tells bad events from a provider in trouble. A refusal accuses an
-//! event: named by the provider, or alone in its request. It is convicted only
-//! when it is accused again after another event of its kind was delivered by a
-//! request that was sent after the first accusation: then the provider works and
-//! the event is to blame. Where several are accused and none is delivered, the
-//! provider is in trouble, or our account with it is, and nothing is to blame.
+//! Whether requests are let through to a provider: freely to one that works, one probe
+//! at a time to one that does not. There is one gate before each route. While it is
+//! closed, events wait without using up attempts. A pure value that takes time as an
+//! argument.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::doubt::RequestNumber;
+
 /// Requests that fail in a row before a provider counts as failing.
 const FAILURES_MAX: u32 = 3;
-/// Requests that are refused, and different events that are accused, with nothing
-/// delivered meanwhile, before a provider counts as refusing.
-const REFUSALS_MAX: u32 = 3;
-
-/// How long a refusal leaves it open what is to blame, at most.
-const DOUBT_TIME: Duration = Duration::from_secs(60);
+/// Most characters of a trouble that are told.
+const TROUBLE_CHARS_MAX: usize = 200;
 
 /// What a lane knows of its provider, from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,15 +62,32 @@ pub(crate) struct Gate {
     probe_events: usize,
     /// Requests that delivered something so far.
     deliveries: u64,
+    delivered_at: Option<Instant>,
     failures: u32,
     /// When the first of these failures was.
     failing_since: Option<Instant>,
-    /// What is refused now, since when, and in how many requests.
-    refusal: Option<(Refusal, Instant)>,
-    refusals: u32,
+    refused: Option<Refused>,
     closed_until: Option<Instant>,
+    /// Until when the provider asks to be left alone, whatever it answers meanwhile to
+    /// what was under way.
+    asked_until: Option<Instant>,
     /// Most events under way to a provider that has just come back.
     window: Option<usize>,
+    /// The last request that was let through.
+    last_request: Option<RequestNumber>,
+    /// What is the matter, in our words and the provider's.
+    trouble: String,
+}
+
+/// What is refused now.
+#[derive(Debug, Clone, Copy)]
+struct Refused {
+    what: Refusal,
+    since: Instant,
+    /// Requests that were.
+    requests: u32,
+    /// The first request that could be sent after the last of them was answered.
+    next_request: RequestNumber,
 }
 
 impl Gate {
@@ -92,12 +98,15 @@ impl Gate {
         Self {
             probe_events,
             deliveries: 0,
+            delivered_at: None,
             failures: 0,
             failing_since: None,
-            refusal: None,
-            refusals: 0,
+            refused: None,
             closed_until: None,
+            asked_until: None,
             window: None,
+            last_request: None,
+            trouble: String::new(),
         }
     }
 
@@ -115,12 +124,17 @@ impl Gate {
 
     /// For how long it has refused what it refuses.
     pub(crate) fn refused_for(&self, now: Instant) -> Duration {
-        self.refusal.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since))
+        self.refused.map_or(Duration::ZERO, |refused| now.saturating_duration_since(refused.since))
     }
 
     /// What it refuses now.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
-        self.refusal.map(|(refusal, _)| refusal)
+        self.refused.map(|refused| refused.what)
+    }
+
+    /// The first request that could be sent after it refused, if it does.
+    pub(crate) fn next_after_refusal(&self) -> Option<RequestNumber> {
+        self.refused.map(|refused| refused.next_request)
     }
 
     /// Most events in a probe: half as many with each that fails. Where one
@@ -131,7 +145,8 @@ impl Gate {
             return 1;
         }
         let failed = self.failures.saturating_sub(FAILURES_MAX);
-        let halvings = failed.max(self.refusals).min(usize::BITS - 1);
+        let refused = self.refused.map_or(0, |refused| refused.requests);
+        let halvings = failed.max(refused).min(usize::BITS - 1);
         (self.probe_events >> halvings).max(1)
     }
 
@@ -150,16 +165,51 @@ impl Gate {
         }
     }
 
-    /// The provider took events.
-    pub(crate) fn delivered(&mut self) {
+    /// Since when nothing gets through, if nothing does.
+    pub(crate) fn barred_since(&self) -> Option<Instant> {
+        let failing = self.failing_since.filter(|_| self.state() == ProviderState::Failing);
+        self.refused.map(|refused| refused.since).or(failing)
+    }
+
+    /// True if something got through later than that.
+    pub(crate) fn delivered_after(&self, at: Instant) -> bool {
+        self.delivered_at.is_some_and(|delivered_at| delivered_at > at)
+    }
+
+    /// What is the matter with the provider, if something is.
+    pub(crate) fn trouble(&self) -> &str {
+        &self.trouble
+    }
+
+    pub(crate) fn tell_trouble(&mut self, trouble: &str) {
+        self.trouble = trouble.chars().take(TROUBLE_CHARS_MAX).collect();
+    }
+
+    /// A request is let through.
+    pub(crate) fn sent(&mut self, request: RequestNumber) {
+        self.last_request = Some(request);
+    }
+
+    /// True if one was let through with that number or a later one.
+    pub(crate) fn has_sent_since(&self, request: RequestNumber) -> bool {
+        self.last_request.is_some_and(|last| last >= request)
+    }
+
+    /// The provider took events of that request. What was sent before it refused shows
+    /// nothing of that.
+    pub(crate) fn delivered(&mut self, by: RequestNumber, now: Instant) {
+        self.deliveries += 1;
+        self.delivered_at = Some(now);
+        if self.refused.is_some_and(|refused| by < refused.next_request) {
+            return;
+        }
         self.window = match self.window {
             _ if self.state() != ProviderState::Sending => Some(self.probe_events),
             Some(window) => Some(2 * window).filter(|window| *window < Self::WINDOW_MAX),
             None => None,
         };
-        self.deliveries += 1;
         (self.failures, self.failing_since) = (0, None);
-        (self.refusal, self.refusals, self.closed_until) = (None, 0, None);
+        self.refuses_no_more();
     }
 
     /// It answered and took nothing: it is there, and that is all that is known.
@@ -168,7 +218,7 @@ impl Gate {
             self.window = Some(self.probe_events);
         }
         (self.failures, self.failing_since) = (0, None);
-        if self.refusal.is_none() {
+        if self.refused.is_none() {
             self.closed_until = None;
         }
     }
@@ -179,18 +229,37 @@ impl Gate {
         self.failures = self.failures.saturating_add(1);
         self.failing_since.get_or_insert(now);
         self.window = self.window.map(|_| self.probe_events);
-        if asks || self.state() != ProviderState::Sending {
-            self.close_until(now + delay);
+        let until = Some(now + delay);
+        if asks {
+            self.asked_until = self.asked_until.max(until);
+        } else if self.state() != ProviderState::Sending {
+            self.closed_until = self.closed_until.max(until);
         }
     }
 
-    /// It refuses; the next probe may go after `delay`.
-    pub(crate) fn refused(&mut self, refusal: Refusal, now: Instant, delay: Duration) {
-        let (before, since) = self.refusal.unwrap_or((refusal, now));
-        self.refusal = Some((before.max(refusal), since));
-        self.refusals = self.refusals.saturating_add(1);
+    /// It refuses; the next probe may go after `delay`. `next_request` is the first
+    /// that can be sent from now on.
+    pub(crate) fn refused(
+        &mut self,
+        what: Refusal,
+        next_request: RequestNumber,
+        now: Instant,
+        delay: Duration,
+    ) {
+        let before = self.refused;
+        self.refused = Some(Refused {
+            what: before.map_or(what, |before| before.what.max(what)),
+            since: before.map_or(now, |before| before.since),
+            requests: before.map_or(0, |before| before.requests).saturating_add(1),
+            next_request,
+        });
         (self.failures, self.failing_since) = (0, None);
-        self.close_until(now + delay);
+        self.closed_until = self.closed_until.max(Some(now + delay));
+    }
+
+    /// What it refused is not refused any more, or is not there any more.
+    pub(crate) fn refuses_no_more(&mut self) {
+        (self.refused, self.closed_until) = (None, None);
     }
 
     /// What was kept apart comes back: not all of it at once.
@@ -198,72 +267,17 @@ impl Gate {
         self.window = Some(self.probe_events);
     }
 
-    fn close_until(&mut self, until: Instant) {
-        self.closed_until = Some(self.closed_until.map_or(until, |closed| closed.max(until)));
-    }
-
     /// When the next request may go; nothing if one may go now.
     pub(crate) fn opens_at(&self, now: Instant) -> Option<Instant> {
-        self.closed_until.filter(|until| *until > now)
-    }
-}
-
-/// Whether a provider takes a kind of event at an endpoint at all. See the module.
-#[derive(Debug, Default)]
-pub(crate) struct Doubt {
-    /// When the newest request that delivered one was sent.
-    worked_at: Option<Instant>,
-    /// Requests that were refused since.
-    refusals: u32,
-    /// Events that were accused since, each once.
-    accused: u32,
-    /// When the last of those was refused.
-    refused_at: Option<Instant>,
-}
-
-impl Doubt {
-    /// A request that was sent at that time has delivered one.
-    pub(crate) fn delivered(&mut self, sent_at: Instant) {
-        self.worked_at = self.worked_at.max(Some(sent_at));
-        (self.refusals, self.accused) = (0, 0);
-    }
-
-    /// A request that was sent at that time was refused, and accuses so many events
-    /// that were not accused before.
-    pub(crate) fn refused(&mut self, sent_at: Instant, now: Instant, accused: u32) {
-        if self.worked_at.is_none_or(|worked_at| worked_at < sent_at) {
-            self.refused_at = Some(now);
-            self.refusals = self.refusals.saturating_add(1);
-            self.accused = self.accused.saturating_add(accused);
-        }
-    }
-
-    /// True if the provider has taken one that was sent after that time.
-    pub(crate) fn works_since(&self, at: Instant) -> bool {
-        self.worked_at.is_some_and(|worked_at| worked_at > at)
-    }
-
-    /// True while it is not known whether events or the provider are to blame: one
-    /// request at a time. Not for ever, as there may be none of the kind that could
-    /// show it.
-    pub(crate) fn is_open(&self, now: Instant) -> bool {
-        self.refusals > 0 && self.refused_at.is_some_and(|at| now < at + DOUBT_TIME)
-    }
-
-    /// True if too few were accused to tell.
-    pub(crate) fn are_few(&self) -> bool {
-        self.accused < REFUSALS_MAX
-    }
-
-    /// True if the provider is to blame.
-    pub(crate) fn is_trouble(&self) -> bool {
-        self.refusals >= REFUSALS_MAX && !self.are_few()
+        self.closed_until.max(self.asked_until).filter(|until| *until > now)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const REQUEST: RequestNumber = 1;
 
     #[tokio::test(start_paused = true)]
     async fn the_gate_closes_when_failures_come_in_a_row_and_opens_with_a_success() {
@@ -278,7 +292,7 @@ mod tests {
         assert_eq!(gate.opens_at(now + delay), None);
         let probes = (0..8).map(|_| (gate.probe_events(), gate.failed(now, delay, false)).0);
         assert_eq!(probes.collect::<Vec<_>>(), [50, 25, 12, 6, 3, 1, 1, 1]);
-        gate.delivered();
+        gate.delivered(REQUEST, now);
         assert_eq!(gate.probe_events(), 50);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
     }
@@ -292,19 +306,42 @@ mod tests {
         assert_eq!(gate.state(), ProviderState::Sending);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_asks_to_wait_is_left_alone_whatever_it_answers_meanwhile() {
+        let now = Instant::now();
+        let mut gate = Gate::new(50);
+        gate.failed(now, Duration::from_secs(120), true);
+        gate.delivered(REQUEST, now);
+        gate.answered();
+        assert_eq!(gate.opens_at(now), Some(now + Duration::from_secs(120)));
+        assert_eq!(gate.opens_at(now + Duration::from_secs(120)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_sent_before_a_refusal_opens_nothing() {
+        let (now, delay) = (Instant::now(), Duration::from_secs(1));
+        let mut gate = Gate::new(50);
+        gate.refused(Refusal::Account, REQUEST, now, delay);
+        gate.delivered(REQUEST - 1, now);
+        assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Paused, Some(now + delay)));
+        gate.delivered(REQUEST, now);
+        assert_eq!(gate.opens_at(now), None);
+    }
+
     /// An answer that takes nothing shows that the provider is there, and not that
     /// our key is good.
     #[tokio::test(start_paused = true)]
     async fn a_refused_key_pauses_until_something_is_delivered_and_its_probes_shrink() {
         let (now, delay) = (Instant::now(), Duration::from_secs(1));
         let mut gate = Gate::new(50);
-        gate.refused(Refusal::Account, now, delay);
+        gate.refused(Refusal::Account, REQUEST, now, delay);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Paused, Some(now + delay)));
-        let probes = (0..7).map(|_| (gate.probe_events(), gate.refused(Refusal::Account, now, delay)).0);
+        let probes =
+            (0..7).map(|_| (gate.probe_events(), gate.refused(Refusal::Account, REQUEST, now, delay)).0);
         assert_eq!(probes.collect::<Vec<_>>(), [25, 12, 6, 3, 1, 1, 1]);
         gate.answered();
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Paused, Some(now + delay)));
-        gate.delivered();
+        gate.delivered(REQUEST, now);
         assert_eq!((gate.state(), gate.opens_at(now)), (ProviderState::Sending, None));
         assert_eq!(gate.window(), Some(50), "it is not flooded at once");
     }
@@ -313,53 +350,19 @@ mod tests {
     async fn a_provider_that_comes_back_gets_twice_as_much_with_each_answer() {
         let now = Instant::now();
         let mut gate = Gate::new(50);
-        gate.delivered();
+        gate.delivered(REQUEST, now);
         assert_eq!(gate.window(), None, "one that works is not held back");
         for _ in 0..FAILURES_MAX {
             gate.failed(now, Duration::from_secs(1), false);
         }
-        gate.delivered();
+        gate.delivered(REQUEST, now);
         assert_eq!(gate.window(), Some(50));
-        gate.delivered();
-        gate.delivered();
+        gate.delivered(REQUEST, now);
+        gate.delivered(REQUEST, now);
         assert_eq!(gate.window(), Some(200));
         gate.failed(now, Duration::from_secs(1), false);
         assert_eq!(gate.window(), Some(50), "a failure on the way begins again");
-        (0..10).for_each(|_| gate.delivered());
+        (0..10).for_each(|_| gate.delivered(REQUEST, now));
         assert_eq!(gate.window(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_a_request_that_was_sent_after_an_accusation_clears_the_provider() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut doubt = Doubt::default();
-        doubt.refused(at(1), at(1), 1);
-        assert!(doubt.is_open(at(1)) && !doubt.is_trouble());
-        assert!(!doubt.is_open(at(70)), "not for ever");
-        // It was on its way before the trouble began.
-        doubt.delivered(at(0));
-        assert!(!doubt.works_since(at(1)));
-        for second in 2..5 {
-            doubt.refused(at(second), at(second), 1);
-        }
-        assert!(doubt.is_trouble());
-        doubt.delivered(at(6));
-        assert!(doubt.works_since(at(4)) && !doubt.is_open(at(6)) && !doubt.is_trouble());
-        // So was this refusal.
-        doubt.refused(at(5), at(7), 1);
-        assert!(!doubt.is_open(at(7)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_event_that_is_refused_again_and_again_is_no_trouble_of_the_provider() {
-        let (mut doubt, now) = (Doubt::default(), Instant::now());
-        for _ in 0..10 {
-            doubt.refused(now, now, 0);
-        }
-        doubt.refused(now, now, 2);
-        assert!(doubt.are_few() && !doubt.is_trouble());
-        doubt.refused(now, now, 1);
-        assert!(doubt.is_trouble());
     }
 }

@@ -6,9 +6,9 @@
 //! later. It sends what its backlog offers, reads one verdict per event, and ends
 //! each event exactly once.
 //!
-//! [`source`] says what comes next, [`intake`] takes it in, [`scheduling`] sends,
-//! [`settling`] reads the answers and [`refusing`] those that refuse, [`ending`] and
-//! [`letters`] end events, [`leftover`] is what has not ended.
+//! [`source`] says what comes next, [`intake`] takes it in or leaves it [`aside`],
+//! [`scheduling`] sends, [`settling`] reads the answers and [`refusing`] those that
+//! refuse, [`ending`] and [`letters`] end events, [`leftover`] is what has not ended.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -21,13 +21,15 @@ use tokio::{
 
 use super::{
     backlog::{Backlog, Waiting, in_order},
-    gate::{Doubt, Gate, ProviderState},
+    doubt::{Doubt, RequestNumber},
+    gate::{Gate, ProviderState},
     recorder::Recorder,
     retry::{RetryBudget, RetryRule},
-    routes::{Kind, Route},
+    routes::{Flow, Route},
 };
 use crate::{queue::QueueLimits, shutdown::Stop, telemetry::LaneMetrics, time::Clock};
 
+mod aside;
 mod ending;
 mod handover;
 mod intake;
@@ -44,6 +46,7 @@ pub(crate) use leftover::Leftover;
 pub(crate) use source::LaneSource;
 pub(crate) use status::LaneStatus;
 
+use aside::Aside;
 use letters::Letters;
 use lines::{Line, Lines};
 use source::Next;
@@ -71,6 +74,7 @@ pub(crate) struct LaneObservers {
 
 /// A request that is under way.
 struct Sent {
+    number: RequestNumber,
     route: Route,
     events: Vec<Waiting>,
     at: Instant,
@@ -100,9 +104,14 @@ pub(crate) struct Lane {
     backlog: Backlog,
     in_flight: JoinSet<Result<Vec<Verdict>, SendError>>,
     sent: HashMap<Id, Sent>,
+    next_request: RequestNumber,
     /// A wrong path, or a kind that is refused, must not stop the others.
     gates: HashMap<Route, Gate>,
-    doubts: HashMap<(Endpoint, Kind), Doubt>,
+    doubts: HashMap<Flow, Doubt>,
+    /// The newest request that delivered something, by endpoint.
+    delivered_by: HashMap<Endpoint, RequestNumber>,
+    /// What stands in the log and there is no room for.
+    asides: HashMap<Flow, Aside>,
     budget: RetryBudget,
     rng: fastrand::Rng,
     letters: Letters,
@@ -146,8 +155,11 @@ impl Lane {
             backlog: Backlog::new(limits),
             in_flight: JoinSet::new(),
             sent: HashMap::new(),
+            next_request: 0,
             gates: HashMap::new(),
             doubts: HashMap::new(),
+            delivered_by: HashMap::new(),
+            asides: HashMap::new(),
             budget: RetryBudget::new(now),
             rng: fastrand::Rng::new(),
             reloaded: Reloaded::default(),
@@ -171,30 +183,34 @@ impl Lane {
         let mut closed = false;
         let mut batches = Vec::new();
         loop {
-            self.backlog.release(Instant::now());
+            // One look at the clock: what opens between two would wake nobody.
+            let now = Instant::now();
+            self.backlog.release(now);
             if self.draining {
                 self.park_refused();
             }
-            self.let_go();
-            self.read_on();
-            self.start_requests();
+            self.let_go(now);
+            self.forget_refusals_of_nothing();
+            self.read_on(now);
+            self.start_requests(now);
             self.write_letters();
             self.publish();
             self.lines.sum_up(self.provider.name());
             if closed && self.is_done() {
                 break;
             }
-            let wake = self.wakes_at();
+            let wake = self.wakes_at(now);
             tokio::select! {
                 next = self.source.next(&mut batches) => match next {
                     Next::Brought => self.take_in(&mut batches),
                     Next::Read(chunk) => self.take_chunk(chunk),
+                    Next::ReadAside(flow, chunk) => self.take_aside(flow, chunk),
                     Next::Closed => closed = true,
                     Next::Nothing => {}
                 },
                 Some(answered) = self.in_flight.join_next_with_id() => self.settle(answered).await,
                 written = self.letters.written() => self.end_letters(written),
-                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = self.suspended.changed() => self.suspend_or_resume(),
                 () = self.stop.draining(), if !self.draining => self.begin_drain(),
                 () = self.stop.forced() => break,
@@ -216,7 +232,7 @@ impl Lane {
     /// When the oldest event that has not ended was accepted, in Unix milliseconds.
     fn oldest_accepted_ms(&mut self) -> Option<i64> {
         let out = self.sent.values().filter_map(|sent| sent.events.first());
-        let out = out.chain(&self.parked).chain(self.letters.events());
+        let out = out.chain(&self.parked).chain(self.letters.first_events());
         let out = out.map(|waiting| waiting.event.accepted_ms()).min();
         let unread = self.source.unread_since_ms(|| self.clock.now_ms());
         [out, unread, self.backlog.oldest_accepted_ms()].into_iter().flatten().min()
@@ -224,14 +240,18 @@ impl Lane {
 
     fn publish(&mut self) {
         let oldest_ms = self.oldest_accepted_ms();
-        let state = if *self.suspended.borrow() {
-            ProviderState::Suspended
-        } else {
-            self.gates.values().map(Gate::state).max().unwrap_or(ProviderState::Sending)
+        let worst = self.gates.values().max_by_key(|gate| gate.state());
+        let state = match worst {
+            _ if *self.suspended.borrow() => ProviderState::Suspended,
+            Some(gate) => gate.state(),
+            None => ProviderState::Sending,
         };
-        let is_full = self.backlog.events() >= self.settings.capacity.events_max;
-        let (events, bytes) = (self.backlog.events(), self.backlog.bytes());
-        self.status.publish(events, bytes, self.reloaded.left, oldest_ms, state);
+        if let Some(gate) = worst.filter(|gate| gate.state() != ProviderState::Sending) {
+            self.status.tell_trouble(gate.trouble());
+        }
+        let load = self.backlog.load();
+        let is_full = load.events >= self.settings.capacity.events_max;
+        self.status.publish(load, self.reloaded.left, oldest_ms, state);
         self.status.set_full(is_full);
         self.status.set_cannot_read(self.source.cannot_read());
         if self.letters.is_empty() && self.backlog.is_idle() {
@@ -274,7 +294,7 @@ impl Lane {
 
 /// Events with the number of the attempt that was just made and is not counted.
 fn next_attempts(events: &[Waiting]) -> impl Iterator<Item = (&Waiting, u32)> {
-    events.iter().map(|waiting| (waiting, waiting.history().attempts + 1))
+    events.iter().map(|waiting| (waiting, waiting.attempts() + 1))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -16,6 +16,7 @@ use crate::queue::Queued;
 
 pub(crate) mod backlog;
 pub(crate) mod dead_letter;
+pub(crate) mod doubt;
 pub(crate) mod gate;
 pub(crate) mod lane;
 pub(crate) mod recorder;

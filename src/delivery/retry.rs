@@ -67,10 +67,15 @@ impl RetryRule {
         at_most((down_for / 30).max(self.initial_delay).min(self.max_delay), rng)
     }
 
-    /// How long to wait before an event that was accused so often is sent again: for
-    /// others to show whether the provider works.
-    pub(crate) fn suspect_delay(&self, accusations: u32, rng: &mut fastrand::Rng) -> Duration {
-        at_most(self.limit(accusations), rng)
+    /// How long to wait before an event that was accused so often, for so long, is sent
+    /// again: for others to show whether the provider works.
+    pub(crate) fn suspect_delay(
+        &self,
+        accusations: u32,
+        accused_for: Duration,
+        rng: &mut fastrand::Rng,
+    ) -> Duration {
+        at_most(self.limit(accusations).max((accused_for / 30).min(self.max_delay)), rng)
     }
 
     /// The exponential limit of a wait, after so many failures.

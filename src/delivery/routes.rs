@@ -1,7 +1,21 @@
-//! Where an event of a lane goes: what shares a route shares requests, a queue and
-//! a gate.
+//! Where an event of a lane goes. What may be taken or refused on its own is a flow;
+//! what shares a route shares requests, a queue and a gate.
 
 use analytics_relay_providers::{Endpoint, Event};
+
+/// The events of a kind that go to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Flow {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) kind: Kind,
+}
+
+impl Flow {
+    /// The way that a flow goes which is kept apart.
+    pub(crate) fn apart(self) -> Route {
+        Route { endpoint: self.endpoint, apart: Some(self.kind) }
+    }
+}
 
 /// One of the ways of a lane's events to their provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,6 +29,11 @@ impl Route {
     /// Of all kinds that are not kept apart.
     pub(crate) fn to(endpoint: Endpoint) -> Self {
         Self { endpoint, apart: None }
+    }
+
+    /// The flow that is kept apart on this route.
+    pub(crate) fn flow_apart(self) -> Option<Flow> {
+        self.apart.map(|kind| Flow { endpoint: self.endpoint, kind })
     }
 }
 

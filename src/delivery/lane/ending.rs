@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use analytics_relay_providers::Endpoint;
 use tokio::time::Instant;
 use tracing::{debug, error};
 
@@ -39,7 +38,7 @@ impl Lane {
             self.metrics.delivery.observe((now_ms - waiting.event.accepted_ms()).max(0) as f64 / 1000.0);
             debug!(provider = self.provider.name(), event_id = %waiting.event.id(), "event delivered");
             let is_left = |seq| self.source.is_left(seq);
-            let may_be_copy = waiting.history().attempts > 0 || waiting.place.log_seq().is_some_and(is_left);
+            let may_be_copy = waiting.attempts() > 0 || waiting.place.log_seq().is_some_and(is_left);
             if may_be_copy && now_ms - waiting.event.accepted_ms() > DEDUPLICATION_MS {
                 self.metrics.duplicate_risk.inc();
             }
@@ -55,7 +54,7 @@ impl Lane {
             dead_since_ms,
             provider: provider.to_owned(),
             reason: *reason,
-            attempts: waiting.history().attempts,
+            attempts: waiting.attempts(),
             detail: detail.clone(),
             event: waiting.event.clone(),
         });
@@ -74,7 +73,7 @@ impl Lane {
         for (reason, by_detail) in by_reason {
             let outcome = Outcome::DeadLettered(reason);
             for (detail, events) in &by_detail {
-                let attempts = events.iter().map(|waiting| (waiting, waiting.history().attempts));
+                let attempts = events.iter().map(|waiting| (waiting, waiting.attempts()));
                 self.note_attempts(attempts, &outcome.key(), detail);
             }
             let detail = by_detail.keys().next().cloned().unwrap_or_default();
@@ -98,7 +97,7 @@ impl Lane {
         let until = Instant::now() + UNWRITTEN_DELAY;
         let (mut again, mut lost) = (Vec::new(), Vec::new());
         for dead in dead {
-            let Dead { endpoint, reason, .. } = dead;
+            let Dead { reason, .. } = dead;
             let is_logged = dead.waiting.place.log_seq().is_some();
             match reason {
                 // There is no room to keep these in memory.
@@ -108,10 +107,10 @@ impl Lane {
                 Superseded if !is_logged && self.draining => lost.push(dead.waiting),
                 _ if self.draining => self.parked.push(dead.waiting),
                 // The provider may take them yet.
-                RetriesExhausted => self.backlog.hold(endpoint, dead.waiting, until),
+                RetriesExhausted => self.backlog.hold(dead.waiting, until),
                 Expired | SpoolFull => {
                     self.unwritten_until = until;
-                    self.backlog.put_back(endpoint, vec![dead.waiting]);
+                    self.backlog.put_back(vec![dead.waiting]);
                 }
                 _ => again.push(dead),
             }
@@ -164,14 +163,14 @@ impl Lane {
 
     /// Makes dead letters of events that are too old, or that must make room in
     /// the log.
-    pub(super) fn let_go(&mut self) {
-        if self.unwritten_until > Instant::now() {
+    pub(super) fn let_go(&mut self, now: Instant) {
+        if self.unwritten_until > now {
             return;
         }
         let surplus_before = self.source.surplus_before();
         if surplus_before > 0 {
             let is_surplus = |place: Place| place.log_seq().is_some_and(|seq| seq < surplus_before);
-            let surplus = self.backlog.take_where(|_, waiting| is_surplus(waiting.place));
+            let surplus = self.backlog.take_where(|waiting| is_surplus(waiting.place));
             self.bury_all(surplus, SpoolFull, "the spool is full");
         }
         let oldest_ms = self.backlog.oldest_accepted_ms();
@@ -179,7 +178,7 @@ impl Lane {
         if let (Some(oldest_ms), Some(before_ms)) = (oldest_ms, expired_before)
             && oldest_ms < before_ms
         {
-            let expired = self.backlog.take_where(|_, waiting| {
+            let expired = self.backlog.take_where(|waiting| {
                 waiting.event.accepted_ms() < before_ms && waiting.place.log_seq().is_some()
             });
             self.bury_all(expired, Expired, "its retention has ended");
@@ -187,8 +186,8 @@ impl Lane {
         }
     }
 
-    fn bury_all(&mut self, taken: Vec<(Endpoint, Waiting)>, reason: DeadLetterReason, detail: &str) {
-        let dead = |(endpoint, waiting)| Dead { endpoint, waiting, reason, detail: detail.to_owned() };
+    fn bury_all(&mut self, taken: Vec<Waiting>, reason: DeadLetterReason, detail: &str) {
+        let dead = |waiting| Dead { waiting, reason, detail: detail.to_owned() };
         self.letters.push(taken.into_iter().map(dead));
     }
 

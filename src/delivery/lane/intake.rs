@@ -2,13 +2,19 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use analytics_relay_providers::Endpoint;
+use analytics_relay_providers::{Endpoint, Event};
+use tokio::time::Instant;
 use tracing::error;
 
-use super::{Lane, Line, letters::Dead};
+use super::{Lane, Line, aside::Aside, letters::Dead};
 use crate::{
-    delivery::{Batch, spill::Spilled},
-    queue::{Place, Queued, spool::reader::Chunk},
+    delivery::{
+        Batch,
+        gate::Gate,
+        routes::{Flow, Kind, Route},
+        spill::Spilled,
+    },
+    queue::{Place, QueueLimits, Queued, spool::reader::Chunk},
     reasons::{DeadLetterReason, DropReason, Outcome},
 };
 
@@ -20,6 +26,9 @@ const READ_AHEAD_BYTES: usize = 6 * 1024 * 1024;
 const OVERFLOW_SHARE: usize = 4;
 const OVERFLOW_EVENTS_MIN: usize = 10_000;
 const OVERFLOW_BYTES_MIN: usize = 8 * 1024 * 1024;
+/// Most events that are left aside: what is delivered between them makes as many holes in
+/// the cursor.
+const ASIDE_EVENTS_MAX: usize = 250_000;
 
 impl Lane {
     /// Takes in what an earlier run left, before anything new.
@@ -33,20 +42,24 @@ impl Lane {
 
     pub(super) fn take_in(&mut self, batches: &mut Vec<Batch>) {
         let mut overflow = 0;
+        let limited = self.limited_routes();
         for queued in batches.drain(..).flat_map(|batch| batch.to_vec()) {
-            let has_room = self.has_room(queued.event.memory_bytes());
-            let Some(queued) = self.source.take(queued, has_room) else { continue };
-            if has_room {
-                self.push(queued);
+            let endpoint = self.endpoint_of(&queued.event);
+            let bytes = queued.event.memory_bytes();
+            let has_room = self.has_room(bytes) && !self.is_beyond_share(&queued.event, endpoint, &limited);
+            let is_aside = self.is_left_aside(&queued, endpoint, &limited);
+            let Some(queued) = self.source.take(queued, has_room || is_aside) else { continue };
+            if has_room || is_aside {
+                self.admit(queued, endpoint, is_aside);
             } else {
-                self.overflow(queued);
+                self.overflow(queued, endpoint);
                 overflow += 1;
             }
         }
         if overflow > 0 && !self.full && self.lines.take(Line::Full, overflow) {
             error!(
                 provider = self.provider.name(),
-                lane_events = self.backlog.events(),
+                lane_events = self.backlog.load().events,
                 "lane is full: new events become dead letters"
             );
         }
@@ -54,45 +67,111 @@ impl Lane {
     }
 
     /// There is no room: the event becomes a dead letter.
-    fn overflow(&mut self, Queued { event, place }: Queued) {
+    fn overflow(&mut self, Queued { event, place }: Queued, endpoint: Endpoint) {
         let capacity = self.settings.capacity;
         let more_events = (capacity.events_max / OVERFLOW_SHARE).max(OVERFLOW_EVENTS_MIN);
         let events_max = capacity.events_max.saturating_add(more_events);
         let more_bytes = (capacity.bytes_max / OVERFLOW_SHARE).max(OVERFLOW_BYTES_MIN);
         let bytes_max = capacity.bytes_max.saturating_add(more_bytes);
-        if self.backlog.events() >= events_max || self.backlog.bytes() >= bytes_max {
+        let load = self.backlog.load();
+        if load.events >= events_max || load.bytes >= bytes_max {
             return self.drop_events(DropReason::DeadLettersStalled, 1);
         }
-        let detail = format!("{} events waited", self.backlog.events());
-        let waiting = self.backlog.push_out(event, place);
-        let (endpoint, reason) = (Endpoint::DEFAULT, DeadLetterReason::LaneFull);
-        self.letters.push([Dead { endpoint, waiting, reason, detail }]);
+        let detail = format!("{} events waited", load.events);
+        let waiting = self.backlog.push_out(event, endpoint, place);
+        self.letters.push([Dead { waiting, reason: DeadLetterReason::LaneFull, detail }]);
     }
 
     fn has_room(&self, bytes: usize) -> bool {
+        let (capacity, load) = (self.settings.capacity, self.backlog.load());
+        load.events < capacity.events_max && load.bytes + bytes <= capacity.bytes_max
+    }
+
+    /// Routes on which nothing gets through while it does on another one. What goes by
+    /// them has a share of the lane and no more: the rest is for the others.
+    fn limited_routes(&self) -> Vec<Route> {
+        let others_work = |since| self.gates.values().any(|gate| gate.delivered_after(since));
+        let is_limited = |gate: &Gate| gate.barred_since().is_some_and(others_work);
+        self.gates.iter().filter(|(_, gate)| is_limited(gate)).map(|(route, _)| *route).collect()
+    }
+
+    /// True for one more event than a flow may have in memory.
+    fn is_beyond_share(&self, event: &Event, endpoint: Endpoint, limited: &[Route]) -> bool {
+        let flow = Flow { endpoint, kind: Kind::of(event) };
+        if limited.is_empty() || !limited.contains(&self.backlog.route_of(flow)) {
+            return false;
+        }
+        let (share, load) = (self.share(), self.backlog.load_of(flow));
+        load.events >= share.events_max || load.bytes + event.memory_bytes() > share.bytes_max
+    }
+
+    /// What a flow may have in memory that does not get through while others do.
+    fn share(&self) -> QueueLimits {
         let capacity = self.settings.capacity;
-        self.backlog.events() < capacity.events_max && self.backlog.bytes() + bytes <= capacity.bytes_max
+        QueueLimits { events_max: capacity.events_max / 2, bytes_max: capacity.bytes_max / 2 }
+    }
+
+    /// True for an event that stays in the log for now: see [`super::aside`].
+    fn is_left_aside(&self, queued: &Queued, endpoint: Endpoint, limited: &[Route]) -> bool {
+        if limited.is_empty() && self.asides.is_empty() || queued.place.log_seq().is_none() {
+            return false;
+        }
+        let flow = Flow { endpoint, kind: Kind::of(&queued.event) };
+        self.has_aside_room()
+            && (self.asides.contains_key(&flow) || self.is_beyond_share(&queued.event, endpoint, limited))
+    }
+
+    fn has_aside_room(&self) -> bool {
+        self.asides.values().map(Aside::len).sum::<usize>() < ASIDE_EVENTS_MAX
     }
 
     /// Reads on in the log, as long as there is less to send than requests can
     /// take, and little in memory. Where nothing can be sent, because all of it
     /// waits for something, as much as the lane may hold.
-    pub(super) fn read_on(&mut self) {
-        let is_little = self.backlog.bytes() < READ_AHEAD_BYTES || self.backlog.ready_events() == 0;
-        if self.draining || !is_little || !self.has_room(0) {
+    pub(super) fn read_on(&mut self, now: Instant) {
+        if self.draining || self.source.is_reading() {
             return;
         }
-        let wanted = self.limits.events_max.saturating_mul(self.limits.requests_max);
-        let room = self.settings.capacity.events_max - self.backlog.events();
-        self.source.read_on(wanted.saturating_sub(self.backlog.ready_events()).min(room));
+        let limited = self.limited_routes();
+        let is_limited = |flow: &Flow| limited.contains(&self.backlog.route_of(*flow));
+        let ready = self.backlog.ready_events(|route| !limited.contains(&route));
+        let waits = self.backlog.flows().filter(is_limited).map(|flow| self.backlog.load_of(flow).bytes);
+        let bytes = self.backlog.load().bytes - waits.sum::<usize>();
+        let wanted = self.limits.events_max.saturating_mul(self.limits.requests_max).saturating_sub(ready);
+        let room = self.settings.capacity.events_max.saturating_sub(self.backlog.load().events);
+        let is_little = (bytes < READ_AHEAD_BYTES || ready == 0) && self.has_room(0);
+        let events_max = if is_little { wanted.min(room) } else { 0 };
+
+        // They are older than what comes next.
+        let aside = self.asides.iter().find_map(|(flow, aside)| {
+            let events_max = if is_limited(flow) { self.room_in_share(*flow) } else { events_max };
+            Some((*flow, aside.first()?, events_max)).filter(|(.., events_max)| *events_max > 0)
+        });
+        if let Some((flow, seq, events_max)) = aside {
+            self.source.read_aside(flow, seq, events_max, now);
+        } else if self.has_aside_room() {
+            self.source.read_on(events_max, now);
+        }
+    }
+
+    /// Events that are read again of a flow that still does not get through: not before
+    /// half of its share is free, so that there are not many small reads.
+    fn room_in_share(&self, flow: Flow) -> usize {
+        let (share, load) = (self.share(), self.backlog.load_of(flow));
+        let is_low = load.events <= share.events_max / 2 && load.bytes <= share.bytes_max / 2;
+        if is_low { (share.events_max - load.events).max(1) } else { 0 }
     }
 
     pub(super) fn take_chunk(&mut self, chunk: Chunk) {
         let recent = self.source.take_read(&chunk);
-        for logged in chunk.events {
-            self.push(Queued { event: logged.event, place: Place::log(logged.seq) });
+        let read = chunk.events.into_iter();
+        let read = read.map(|logged| Queued { event: logged.event, place: Place::log(logged.seq) });
+        let limited = self.limited_routes();
+        for queued in read.chain(recent) {
+            let endpoint = self.endpoint_of(&queued.event);
+            let is_aside = self.is_left_aside(&queued, endpoint, &limited);
+            self.admit(queued, endpoint, is_aside);
         }
-        recent.for_each(|queued| self.push(queued));
         let lost: u64 = chunk.missing.iter().map(|range| range.end - range.start).sum();
         if let Some(reports) = self.source.reports() {
             chunk.damaged.into_iter().for_each(|range| reports.damaged(range));
@@ -105,9 +184,48 @@ impl Lane {
         }
     }
 
+    /// What had been left aside is in memory, as far as the log still holds it.
+    pub(super) fn take_aside(&mut self, flow: Flow, chunk: Chunk) {
+        let Some(mut aside) = self.asides.remove(&flow) else { return };
+        for logged in chunk.events {
+            if aside.has(logged.seq) {
+                self.backlog.push(logged.event, flow.endpoint, Place::log(logged.seq));
+            }
+        }
+        let lost: Vec<u64> = chunk.missing.into_iter().flat_map(|range| aside.within(range)).collect();
+        aside.read(chunk.next_seq);
+        if aside.is_empty() {
+            self.source.close_if_caught_up();
+        } else {
+            self.asides.insert(flow, aside);
+        }
+        if lost.is_empty() {
+            return;
+        }
+        if let Some(reports) = self.source.reports() {
+            chunk.damaged.into_iter().for_each(|range| reports.damaged(range));
+            reports.ended(Outcome::Dropped(DropReason::SpoolDamaged), &lost);
+        }
+        self.drop_events(DropReason::SpoolDamaged, lost.len());
+    }
+
+    fn admit(&mut self, queued: Queued, endpoint: Endpoint, is_aside: bool) {
+        if let Some(seq) = queued.place.log_seq().filter(|_| is_aside) {
+            let flow = Flow { endpoint, kind: Kind::of(&queued.event) };
+            self.asides.entry(flow).or_default().leave(seq);
+        } else {
+            self.backlog.push(queued.event, endpoint, queued.place);
+        }
+    }
+
     pub(super) fn push(&mut self, Queued { event, place }: Queued) {
-        // The provider's own code: a panic in it must not end the lane.
-        let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(&event)));
-        self.backlog.push(event, endpoint.unwrap_or(Endpoint::DEFAULT), place);
+        let endpoint = self.endpoint_of(&event);
+        self.backlog.push(event, endpoint, place);
+    }
+
+    /// The provider's own code: a panic in it must not end the lane.
+    fn endpoint_of(&self, event: &Event) -> Endpoint {
+        let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(event)));
+        endpoint.unwrap_or(Endpoint::DEFAULT)
     }
 }

@@ -4,7 +4,6 @@
 
 use std::{collections::VecDeque, future::pending, sync::Arc, time::Duration};
 
-use analytics_relay_providers::Endpoint;
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
@@ -23,7 +22,6 @@ const LAST_WRITE_PATIENCE: Duration = Duration::from_millis(300);
 /// An event that becomes a dead letter.
 #[derive(Debug)]
 pub(super) struct Dead {
-    pub(super) endpoint: Endpoint,
     pub(super) waiting: Waiting,
     pub(super) reason: DeadLetterReason,
     /// The provider's own words, or ours.
@@ -93,9 +91,10 @@ impl Letters {
         (self.writing.is_none() && !self.waiting.is_empty()).then_some(self.not_before)
     }
 
-    /// Events that are not known to be on disk.
-    pub(super) fn events(&self) -> impl Iterator<Item = &Waiting> {
-        self.out.iter().chain(&self.waiting).map(|dead| &dead.waiting)
+    /// The first of the events that are being written, and of those that wait: about
+    /// the oldest.
+    pub(super) fn first_events(&self) -> impl Iterator<Item = &Waiting> {
+        self.out.first().into_iter().chain(self.waiting.front()).map(|dead| &dead.waiting)
     }
 
     /// True if none is.

@@ -17,7 +17,7 @@ use crate::{
     delivery::{
         backlog::{Waiting, ordered_user},
         gate::{ProviderState, Refusal},
-        routes::{Kind, Route},
+        routes::Flow,
     },
     reasons::DeadLetterReason,
 };
@@ -75,17 +75,21 @@ impl Lane {
 
     /// The provider answered for each event.
     async fn settle_verdicts(&mut self, sent: Sent, verdicts: Vec<Verdict>) {
-        let Sent { route, events, at } = sent;
+        let Sent { number, route, events, at } = sent;
         let (now, event_count, attempt) = (Instant::now(), events.len(), attempt_of(&events));
         let mut sorted = sort(events, verdicts);
-        self.note_delivered(route, at, &sorted.delivered);
+        if sorted.delivered.is_empty() {
+            self.gate(route).answered();
+        } else {
+            self.note_delivered(route, number, &sorted.delivered);
+        }
         for (waiting, after, detail) in std::mem::take(&mut sorted.held) {
-            self.note_attempts([(&waiting, waiting.history().attempts)], "held", &detail);
-            let is_exhausted = self.settings.retry.is_exhausted(waiting.history().attempts);
+            self.note_attempts([(&waiting, waiting.attempts())], "held", &detail);
+            let is_exhausted = self.settings.retry.is_exhausted(waiting.attempts());
             match self.next_cycle(waiting, is_exhausted) {
                 Cycle::GoesOn(waiting) | Cycle::BeginsAgain(waiting) => {
                     self.metrics.retries.inc();
-                    self.backlog.throttle(route.endpoint, waiting, now + after);
+                    self.backlog.throttle(waiting, now + after);
                 }
                 Cycle::Over(waiting) => {
                     sorted.dead.push((waiting, DeadLetterReason::RetriesExhausted, detail));
@@ -118,42 +122,20 @@ impl Lane {
             );
         }
         self.note_attempts(next_attempts(&sorted.again), "resend", "");
-        self.backlog.put_back(route.endpoint, sorted.again);
+        self.backlog.put_back(sorted.again);
         if !sorted.accused.is_empty() {
             // In a request of which others of its kind were taken, what is named is to
             // blame.
-            let works: BTreeSet<Kind> =
-                sorted.delivered.iter().map(|waiting| Kind::of(&waiting.event)).collect();
+            let works: BTreeSet<Flow> = sorted.delivered.iter().map(Waiting::flow).collect();
             let (convicted, accused) = sorted
                 .accused
                 .into_iter()
-                .partition::<Vec<_>, _>(|(waiting, ..)| works.contains(&Kind::of(&waiting.event)));
+                .partition::<Vec<_>, _>(|(waiting, ..)| works.contains(&waiting.flow()));
             sorted.dead.extend(convicted);
-            self.accuse(route, at, Refusal::Content, accused);
+            self.accuse(route, number, Refusal::Content, accused);
         }
         self.deliver(sorted.delivered).await;
-        self.bury(route.endpoint, sorted.dead);
-    }
-
-    /// The provider took these: it works, as far as they show it.
-    fn note_delivered(&mut self, route: Route, sent_at: Instant, delivered: &[Waiting]) {
-        if delivered.is_empty() {
-            self.gate(route).answered();
-            return;
-        }
-        self.gate(route).delivered();
-        self.budget.deposit();
-        if let Some(kind) = route.apart {
-            self.bring_back(route.endpoint, kind);
-        }
-        let mut noted = None;
-        for waiting in delivered {
-            let kind = Kind::of(&waiting.event);
-            if noted != Some(kind) {
-                self.doubts.entry((route.endpoint, kind)).or_default().delivered(sent_at);
-                noted = Some(kind);
-            }
-        }
+        self.bury(sorted.dead);
     }
 
     /// Nothing was taken, or it is not known: all of it goes again, later.
@@ -176,7 +158,7 @@ impl Lane {
         let delay = backoff.max(self.budget.withdraw(now));
         self.gate(route).failed(now, delay, retry_after.is_some());
         if self.gate(route).state() != ProviderState::Sending {
-            self.status.tell_trouble(&format!("does not take events: {detail}"));
+            self.gate(route).tell_trouble(&format!("does not take events: {detail}"));
         }
         self.note_attempts(next_attempts(&sent.events), "unavailable", &detail);
 
@@ -192,18 +174,18 @@ impl Lane {
             match self.next_cycle(waiting, is_exhausted) {
                 Cycle::GoesOn(waiting) => {
                     self.metrics.retries.inc();
-                    self.backlog.hold(route.endpoint, waiting, now + delay);
+                    self.backlog.hold(waiting, now + delay);
                 }
                 Cycle::BeginsAgain(mut waiting) => {
                     self.metrics.retries.inc();
-                    if waiting.history().deliveries_before < deliveries {
+                    if waiting.history_mut().deliveries_before < deliveries {
                         // Others got through: one of these may be poison that
                         // the provider does not name.
                         waiting.history_mut().together_max = event_count.div_ceil(2);
                     }
                     // The next probe takes others, if there are any.
                     let turns = if are_others { 2 } else { 1 };
-                    self.backlog.hold(route.endpoint, waiting, now + turns * delay);
+                    self.backlog.hold(waiting, now + turns * delay);
                 }
                 Cycle::Over(waiting) => {
                     dead.push((waiting, DeadLetterReason::RetriesExhausted, detail.clone()));
@@ -221,12 +203,12 @@ impl Lane {
                 "batch send failed, retrying"
             );
         }
-        self.bury(route.endpoint, dead);
+        self.bury(dead);
     }
 
     /// True if the lane has more than so many events that are out.
-    pub(super) fn are_others(&self, out: usize) -> bool {
-        self.backlog.events() > out || self.source.is_behind()
+    fn are_others(&self, out: usize) -> bool {
+        self.backlog.load().events > out || self.source.is_behind()
     }
 
     /// What becomes of an event after an attempt that failed. Attempts of a
@@ -329,5 +311,5 @@ fn checked(answer: Result<Vec<Verdict>, SendError>, events: usize) -> Result<Vec
 
 /// The attempt that a request is, for its oldest event.
 fn attempt_of(events: &[Waiting]) -> u32 {
-    events.iter().map(|waiting| waiting.history().attempts).max().unwrap_or(0) + 1
+    events.iter().map(Waiting::attempts).max().unwrap_or(0) + 1
 }

@@ -13,7 +13,7 @@ use tracing::error;
 
 use super::handover::Handover;
 use crate::{
-    delivery::Batch,
+    delivery::{Batch, routes::Flow},
     queue::{
         Queued,
         spool::{LaneLog, LaneReports, LogView, age::AgeCheck, reader::Chunk},
@@ -47,6 +47,8 @@ pub(super) enum Next {
     Brought,
     /// Events were read.
     Read(Chunk),
+    /// Events were read again that had been left aside.
+    ReadAside(Flow, Chunk),
     /// The batch worker has ended: nothing more comes through the inbox.
     Closed,
     /// Look again: something changed.
@@ -60,6 +62,8 @@ struct FollowedLog {
     log: Option<LaneLog>,
     view: LogView,
     reading: Option<JoinHandle<(LaneLog, io::Result<Chunk>)>>,
+    /// Of what is being read, if it was left aside.
+    reading_aside: Option<Flow>,
     handover: Handover<Queued>,
     /// When the oldest event that was not read was accepted, about, in Unix
     /// milliseconds.
@@ -131,6 +135,11 @@ impl LaneSource {
         rest
     }
 
+    /// True while something is being read, or cannot be.
+    pub(super) fn is_reading(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.log.is_none())
+    }
+
     /// The event, if it is the lane's turn to take it. One that stands in the log and
     /// that there is no room for is read later.
     pub(super) fn take(&mut self, queued: Queued, has_room: bool) -> Option<Queued> {
@@ -148,9 +157,24 @@ impl LaneSource {
     }
 
     /// Begins to read, if events are missing and it is not being done already.
-    pub(super) fn read_on(&mut self, events_max: usize) {
+    pub(super) fn read_on(&mut self, events_max: usize, now: Instant) {
         if let Some(log) = self.log.as_mut().filter(|_| events_max > 0) {
-            log.read_on(events_max);
+            log.read_on(events_max, now);
+        }
+    }
+
+    /// Begins to read from event number `seq` on what was left aside, if nothing is
+    /// being read.
+    pub(super) fn read_aside(&mut self, flow: Flow, seq: u64, events_max: usize, now: Instant) {
+        if let Some(log) = &mut self.log {
+            log.read_aside(flow, seq, events_max, now);
+        }
+    }
+
+    /// What had been left aside was read to its end.
+    pub(super) fn close_if_caught_up(&mut self) {
+        if let Some(log) = self.log.as_mut().filter(|log| !log.handover.is_behind()) {
+            log.close();
         }
     }
 
@@ -168,8 +192,8 @@ impl LaneSource {
 
     /// When a read that failed is tried again, or the oldest events may have grown
     /// too old.
-    pub(super) fn wakes_at(&self) -> Option<Instant> {
-        self.log.as_ref().map(FollowedLog::wakes_at)
+    pub(super) fn wakes_at(&self, now: Instant) -> Option<Instant> {
+        self.log.as_ref().map(|log| log.wakes_at(now))
     }
 
     /// Accepted before this time, an event has expired: Unix milliseconds. Says
@@ -229,6 +253,7 @@ impl FollowedLog {
             log: Some(log),
             view,
             reading: None,
+            reading_aside: None,
             read_from: now,
             retention,
             wall: WallCheck::new(now_ms, now),
@@ -248,26 +273,43 @@ impl FollowedLog {
             self.unread_since_ms = last_ms.or(self.unread_since_ms);
         } else {
             self.unread_since_ms = None;
-            // Files that are removed give their room back only when nobody has them.
-            if let Some(log) = &mut self.log {
-                log.close();
-            }
+            self.close();
         }
         recent
     }
 
-    fn read_on(&mut self, events_max: usize) {
-        if self.read_from > Instant::now() {
+    /// Files that are removed give their room back only when nobody has them.
+    fn close(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.close();
+        }
+    }
+
+    fn read_on(&mut self, events_max: usize, now: Instant) {
+        if self.read_from > now || self.log.is_none() {
             return;
         }
+        if let Some(seq) = self.handover.begin_read() {
+            self.begin_read(None, move |log| log.read(seq, events_max, READ_BYTES));
+        }
+    }
+
+    fn read_aside(&mut self, flow: Flow, seq: u64, events_max: usize, now: Instant) {
+        if self.read_from <= now {
+            self.begin_read(Some(flow), move |log| log.read_again(seq, events_max, READ_BYTES));
+        }
+    }
+
+    fn begin_read(
+        &mut self,
+        aside: Option<Flow>,
+        read: impl FnOnce(&mut LaneLog) -> io::Result<Chunk> + Send + 'static,
+    ) {
         let Some(mut log) = self.log.take() else { return };
-        let Some(seq) = self.handover.begin_read() else {
-            self.log = Some(log);
-            return;
-        };
         log.read_around(self.failed_reads >= READS_MAX);
+        self.reading_aside = aside;
         self.reading = Some(spawn_blocking(move || {
-            let chunk = log.read(seq, events_max, READ_BYTES);
+            let chunk = read(&mut log);
             (log, chunk)
         }));
     }
@@ -302,10 +344,15 @@ impl FollowedLog {
         match chunk {
             Ok(chunk) => {
                 self.failed_reads = 0;
-                Next::Read(chunk)
+                match self.reading_aside.take() {
+                    Some(flow) => Next::ReadAside(flow, chunk),
+                    None => Next::Read(chunk),
+                }
             }
             Err(error) => {
-                self.handover.read_failed();
+                if self.reading_aside.take().is_none() {
+                    self.handover.read_failed();
+                }
                 self.failed_reads += 1;
                 error!(%error, failed_reads = self.failed_reads, "the spool cannot be read");
                 self.read_from = Instant::now() + READ_AGAIN;
@@ -314,8 +361,8 @@ impl FollowedLog {
         }
     }
 
-    fn wakes_at(&self) -> Instant {
-        let read = Some(self.read_from).filter(|at| self.handover.is_behind() && *at > Instant::now());
+    fn wakes_at(&self, now: Instant) -> Instant {
+        let read = Some(self.read_from).filter(|at| *at > now);
         read.map_or(self.look_at_age, |at| at.min(self.look_at_age))
     }
 

@@ -5,10 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering},
 };
 
-use crate::delivery::gate::ProviderState;
-
-/// Most characters of a trouble that are told.
-const TROUBLE_CHARS_MAX: usize = 200;
+use crate::delivery::{backlog::Load, gate::ProviderState};
 
 /// What others may see of a lane.
 #[derive(Debug)]
@@ -45,22 +42,23 @@ impl LaneStatus {
 
     pub(super) fn publish(
         &self,
-        events: usize,
-        bytes: usize,
+        load: Load,
         reloaded: usize,
         oldest_accepted_ms: Option<i64>,
         state: ProviderState,
     ) {
-        self.events.store(events, Ordering::Relaxed);
-        self.bytes.store(bytes, Ordering::Relaxed);
+        self.events.store(load.events, Ordering::Relaxed);
+        self.bytes.store(load.bytes, Ordering::Relaxed);
         self.reloaded.store(reloaded, Ordering::Relaxed);
         self.oldest_accepted_ms.store(oldest_accepted_ms.unwrap_or(0), Ordering::Relaxed);
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
     pub(super) fn tell_trouble(&self, trouble: &str) {
-        let told = trouble.chars().take(TROUBLE_CHARS_MAX).collect();
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = told;
+        let mut told = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != trouble {
+            trouble.clone_into(&mut told);
+        }
     }
 
     pub(super) fn set_dead_letters_fail(&self, fail: bool) {

@@ -20,6 +20,8 @@ pub(crate) struct LaneLog {
     pub(super) recovered_seq: u64,
     pub(super) index: Arc<Index>,
     pub(super) reader: LogReader,
+    /// For what is read again: else both would look for their places over and over.
+    pub(super) second_reader: LogReader,
     pub(super) reports: LaneReports,
     pub(super) skipped: watch::Receiver<u64>,
     pub(super) surplus: watch::Receiver<u64>,
@@ -45,23 +47,35 @@ impl LaneLog {
     /// Reads events from number `seq` on that have not ended. Blocks on the
     /// disk.
     pub(crate) fn read(&mut self, seq: u64, events_max: usize, bytes_max: u64) -> io::Result<Chunk> {
-        let mut chunk = self.reader.read(seq, events_max, bytes_max)?;
-        if seq < self.recovered_seq {
+        let chunk = self.reader.read(seq, events_max, bytes_max)?;
+        Ok(self.without_ended(seq, chunk))
+    }
+
+    /// The same, beside it: for events that were read before and not taken.
+    pub(crate) fn read_again(&mut self, seq: u64, events_max: usize, bytes_max: u64) -> io::Result<Chunk> {
+        let chunk = self.second_reader.read(seq, events_max, bytes_max)?;
+        Ok(self.without_ended(seq, chunk))
+    }
+
+    fn without_ended(&self, from: u64, mut chunk: Chunk) -> Chunk {
+        if from < self.recovered_seq {
             chunk.events.retain(|logged| !self.done.has_ended(logged.seq));
             chunk.missing =
                 chunk.missing.iter().flat_map(|range| self.done.not_ended(range.clone())).collect();
         }
-        Ok(chunk)
+        chunk
     }
 
     /// See [`LogReader::read_around`].
     pub(crate) fn read_around(&mut self, reads_around: bool) {
         self.reader.read_around(reads_around);
+        self.second_reader.read_around(reads_around);
     }
 
     /// Lets go of files, until the next read.
     pub(crate) fn close(&mut self) {
         self.reader.close();
+        self.second_reader.close();
     }
 
     /// Whether the age of what is in the log can be judged.

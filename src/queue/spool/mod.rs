@@ -135,13 +135,14 @@ impl OpenedSpool {
     /// ones come first, in their order.
     pub(crate) fn lane_log(&self, place: usize) -> LaneLog {
         let file = &self.log.cursors()[place];
-        let reader = LogReader::new(self.fs.clone(), self.dirs.clone(), self.log.index().clone());
+        let reader = || LogReader::new(self.fs.clone(), self.dirs.clone(), self.log.index().clone());
         let surplus = self.spool.status().cursors[place].surplus();
         LaneLog {
             done: file.cursor.clone(),
             recovered_seq: self.log.next_seq(),
             index: self.log.index().clone(),
-            reader,
+            reader: reader(),
+            second_reader: reader(),
             reports: LaneReports::new(file.provider.clone(), place, self.spool.commands().clone()),
             skipped: self.spool.status().skipped(),
             surplus,

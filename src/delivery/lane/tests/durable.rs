@@ -24,6 +24,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Counts what it is sent.
 struct Outage {
     up_from: Mutex<Instant>,
+    /// What it says to a batch with an identify in it, instead.
+    refuses_identifies: Mutex<Option<SendError>>,
     /// When each request came, its events, and how many requests were under way.
     requests: Mutex<Vec<(Instant, usize)>>,
     under_way: AtomicU64,
@@ -48,6 +50,10 @@ impl Provider for Outage {
         self.requests.lock().unwrap().push((now, batch.len()));
         sleep(self.takes).await;
         self.under_way.fetch_sub(batch.len() as u64, Ordering::SeqCst);
+        let refusal = self.refuses_identifies.lock().unwrap().clone();
+        if let Some(refusal) = refusal.filter(|_| batch.iter().any(Event::is_identify)) {
+            return Err(refusal);
+        }
         let is_poisoned = batch.iter().any(is_poison);
         if is_poisoned || now < *self.up_from.lock().unwrap() {
             return Err(SendError::Unavailable { retry_after: None, detail: "503".into() });
@@ -109,6 +115,7 @@ impl Durable {
 
         let provider = Arc::new(Outage {
             up_from: Mutex::new(start + down_for),
+            refuses_identifies: Mutex::default(),
             requests: Mutex::default(),
             under_way: AtomicU64::new(0),
             most_events_under_way: Mutex::default(),
@@ -154,15 +161,19 @@ impl Durable {
 
     async fn accept_named(&self, name: &str, events: usize, every: Duration) {
         for _ in 0..events {
-            let event = accepted_at(&track(name), self.clock.now_ms());
-            // Time must stand still while a real thread is at work; it does for
-            // a task that blocks.
-            let runtime = tokio::runtime::Handle::current();
-            let taken = self.spool.append(event, Durability::Written, None).unwrap();
-            let append = move || runtime.block_on(taken.durable());
-            spawn_blocking(append).await.unwrap().unwrap();
+            self.accept_event(&track(name)).await;
             sleep(every).await;
         }
+    }
+
+    async fn accept_event(&self, event: &Event) {
+        let event = accepted_at(event, self.clock.now_ms());
+        // Time must stand still while a real thread is at work; it does for
+        // a task that blocks.
+        let runtime = tokio::runtime::Handle::current();
+        let taken = self.spool.append(event, Durability::Written, None).unwrap();
+        let append = move || runtime.block_on(taken.durable());
+        spawn_blocking(append).await.unwrap().unwrap();
     }
 
     /// Waits until so many events have ended.
@@ -352,4 +363,92 @@ async fn an_event_in_the_log_waits_for_the_disk_of_the_dead_letters() {
         assert_eq!((durable.delivered(), durable.dead()), (0, 30));
         assert_eq!(durable.stop().await, 0);
     }
+}
+
+/// Identifies are refused for hours, in many more than the lane has room for: tracks are
+/// read on and delivered. Identifies wait in the log, and arrive once and in order when
+/// they are taken again.
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_is_refused_stays_in_the_log_and_the_others_are_read_on() {
+    let durable = Durable::start(Duration::ZERO, HOUR * 72);
+    let refusal = SendError::Refused { detail: "400 no profiles".into() };
+    *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
+    let mut identifies = Vec::new();
+    for user in 0..2000 {
+        let event = identify(&format!("user-{user}"));
+        durable.accept_event(&event).await;
+        identifies.push(event.id().to_string());
+        durable.accept(1, Duration::from_millis(100)).await;
+    }
+    durable.ended(2000).await;
+    sleep(HOUR).await;
+    assert_eq!((durable.delivered(), durable.dead()), (2000, 0), "every track");
+    assert_eq!(durable.status.state(), ProviderState::Refusing);
+    assert!((400..=600).contains(&durable.status.events()), "{} in memory", durable.status.events());
+    durable.accept(50, Duration::from_secs(1)).await;
+    sleep(HOUR).await;
+    assert_eq!((durable.delivered(), durable.dead()), (2050, 0), "late ones, too");
+
+    *durable.provider.refuses_identifies.lock().unwrap() = None;
+    durable.ended(4050).await;
+    assert_eq!((durable.delivered(), durable.dead()), (4050, 0));
+    assert_eq!(durable.status.state(), ProviderState::Sending);
+    let delivered: HashSet<String> = durable.kept.delivered.lock().unwrap().iter().cloned().collect();
+    assert_eq!(delivered.len(), 4050, "each once");
+    assert!(identifies.iter().all(|id| delivered.contains(id)));
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// What was left aside expires like what is in memory.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_aside_in_the_log_expires_in_its_time() {
+    let durable = Durable::start(Duration::ZERO, HOUR * 10);
+    let refusal = SendError::Misdirected { detail: "404 where is it".into() };
+    *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
+    for user in 0..1500 {
+        durable.accept_event(&identify(&format!("user-{user}"))).await;
+        durable.accept(1, Duration::from_millis(100)).await;
+    }
+    durable.ended(1500).await;
+    sleep(HOUR * 9).await;
+    assert_eq!((durable.delivered(), durable.dead()), (1500, 0));
+    sleep(HOUR * 2).await;
+    assert_eq!((durable.delivered(), durable.dead()), (1500, 1500));
+    let dead = durable.kept.dead.lock().unwrap().clone();
+    assert!(dead.iter().all(|letter| letter.reason == DeadLetterReason::Expired));
+    assert_eq!(durable.status.state(), ProviderState::Sending, "nothing is refused any more");
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// Trouble when hardly anything comes in: an event in the log is not given up because
+/// there are too few to compare it with.
+#[tokio::test(start_paused = true)]
+async fn trouble_with_few_events_costs_none_that_stands_in_the_log() {
+    let durable = Durable::start(Duration::ZERO, HOUR * 72);
+    let refusal = SendError::Refused { detail: "400 nope".into() };
+    *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
+    for user in 0..12 {
+        durable.accept_event(&identify(&format!("user-{user}"))).await;
+        sleep(Duration::from_secs(600)).await;
+        assert_eq!(durable.dead(), 0, "event {user}");
+    }
+    assert_eq!(durable.status.state(), ProviderState::Refusing);
+    *durable.provider.refuses_identifies.lock().unwrap() = None;
+    durable.ended(12).await;
+    assert_eq!((durable.delivered(), durable.dead()), (12, 0));
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// One that nothing can be compared with ends after an hour.
+#[tokio::test(start_paused = true)]
+async fn a_lone_event_that_is_refused_ends_after_an_hour() {
+    let durable = Durable::start(Duration::ZERO, HOUR * 72);
+    let refusal = SendError::Refused { detail: "400 nope".into() };
+    *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
+    durable.accept_event(&identify("ann")).await;
+    sleep(HOUR - Duration::from_secs(60)).await;
+    assert_eq!((durable.delivered(), durable.dead()), (0, 0));
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!((durable.delivered(), durable.dead()), (0, 1));
+    assert_eq!(durable.stop().await, 0);
 }

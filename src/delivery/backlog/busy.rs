@@ -1,0 +1,91 @@
+//! What stands before a user's other events.
+
+use std::collections::HashMap;
+
+use super::{Waiting, waiting::Arrival};
+
+/// By user. Nothing of users whose events may all go.
+#[derive(Debug, Default)]
+pub(super) struct BusyUsers(HashMap<String, Busy>);
+
+#[derive(Debug, Default)]
+struct Busy {
+    /// Identifies that are held, accused or out.
+    identifies: Vec<Arrival>,
+    /// Events that are held because the provider throttles the user.
+    throttled: usize,
+    /// Events that wait for those.
+    blocked: Vec<Waiting>,
+}
+
+impl Busy {
+    fn blocks(&self, waiting: &Waiting) -> bool {
+        self.throttled > 0
+            || waiting.event.is_identify() && self.identifies.iter().any(|before| *before < waiting.arrival)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.identifies.is_empty() && self.throttled == 0
+    }
+}
+
+impl BusyUsers {
+    /// True if an event must wait behind another one of its user.
+    pub(super) fn blocks(&self, waiting: &Waiting) -> bool {
+        let user = if self.0.is_empty() { None } else { waiting.event.subject() };
+        user.and_then(|user| self.0.get(user)).is_some_and(|busy| busy.blocks(waiting))
+    }
+
+    /// Keeps an event that must wait, until what it waits for has gone.
+    pub(super) fn block(&mut self, waiting: Waiting) {
+        let busy = self.0.entry(waiting.event.subject().unwrap_or_default().to_owned()).or_default();
+        busy.blocked.push(waiting);
+    }
+
+    /// An event stands before others of its user from now on, if it is one that does.
+    pub(super) fn mark(&mut self, waiting: &Waiting) {
+        let (identify, throttled) = (waiting.event.is_identify(), waiting.is_throttled());
+        if !(identify || throttled) {
+            return;
+        }
+        let Some(user) = waiting.event.subject() else { return };
+        let busy = self.0.entry(user.to_owned()).or_default();
+        if identify {
+            busy.identifies.push(waiting.arrival);
+        }
+        busy.throttled += usize::from(throttled);
+    }
+
+    /// It does not any more. Returns the events that waited for it.
+    #[must_use]
+    pub(super) fn unmark(&mut self, waiting: &Waiting) -> Vec<Waiting> {
+        let (identify, throttled) = (waiting.event.is_identify(), waiting.is_throttled());
+        if !(identify || throttled) {
+            return Vec::new();
+        }
+        let user = waiting.event.subject();
+        let Some((user, busy)) = user.and_then(|user| Some((user, self.0.get_mut(user)?))) else {
+            return Vec::new();
+        };
+        if identify && let Some(place) = busy.identifies.iter().position(|it| *it == waiting.arrival) {
+            busy.identifies.swap_remove(place);
+        }
+        busy.throttled -= usize::from(throttled);
+        let blocked = std::mem::take(&mut busy.blocked);
+        let (blocked, freed) = blocked.into_iter().partition(|waiting| busy.blocks(waiting));
+        busy.blocked = blocked;
+        if busy.is_idle() {
+            self.0.remove(user);
+        }
+        freed
+    }
+
+    /// Takes events that wait for others.
+    pub(super) fn take_blocked(&mut self, is_taken: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
+        let mut taken = Vec::new();
+        for busy in self.0.values_mut() {
+            taken.extend(busy.blocked.extract_if(.., |waiting| is_taken(waiting)));
+        }
+        taken
+    }
+}

@@ -1,0 +1,124 @@
+//! One event that a provider has not got.
+
+use analytics_relay_providers::{Endpoint, Event};
+
+use crate::{
+    delivery::{
+        doubt::Charges,
+        routes::{Flow, Kind},
+    },
+    queue::Place,
+};
+
+/// One event that a provider has not got.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    pub(crate) event: Event,
+    pub(super) arrival: Arrival,
+    /// Where it is kept meanwhile.
+    pub(crate) place: Place,
+    /// Nothing for nearly all: a lane whose provider hangs holds little else than
+    /// events.
+    pub(super) history: Option<Box<History>>,
+}
+
+/// An event's place in the order of arrival in its lane, and its endpoint: one number,
+/// because every event that waits has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Arrival(u64);
+
+impl Arrival {
+    /// The last of all.
+    pub(super) const LAST: Self = Self(u64::MAX);
+
+    /// Of the event with that place in the order: more than will ever come.
+    pub(super) fn new(place: u64, endpoint: Endpoint) -> Self {
+        Self(place << 8 | u64::from(endpoint.0))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the lowest byte")]
+    fn endpoint(self) -> Endpoint {
+        Endpoint(self.0 as u8)
+    }
+}
+
+/// What has happened to an event so far.
+#[derive(Debug, Clone)]
+pub(crate) struct History {
+    /// Attempts that failed.
+    pub(crate) attempts: u32,
+    /// Most events that it may be sent together with, itself included.
+    pub(crate) together_max: usize,
+    /// Requests that had delivered something when its delivery cycle began.
+    pub(crate) deliveries_before: u64,
+    /// What stands against it.
+    pub(crate) charges: Charges,
+    /// The provider throttles its user.
+    pub(super) throttled: bool,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            attempts: 0,
+            together_max: usize::MAX,
+            deliveries_before: 0,
+            charges: Charges::default(),
+            throttled: false,
+        }
+    }
+}
+
+impl Waiting {
+    /// Attempts that failed.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.history.as_ref().map_or(0, |history| history.attempts)
+    }
+
+    /// Most events that it may be sent together with, itself included.
+    pub(crate) fn together_max(&self) -> usize {
+        self.history.as_ref().map_or(usize::MAX, |history| history.together_max)
+    }
+
+    /// What stands against it, if something does.
+    pub(crate) fn charges(&self) -> Option<&Charges> {
+        self.history.as_ref().map(|history| &history.charges)
+    }
+
+    pub(crate) fn history_mut(&mut self) -> &mut History {
+        self.history.get_or_insert_default()
+    }
+
+    /// True for one that is sent alone, because it may be to blame for a refusal.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.charges().is_some_and(|charges| charges.accusations() > 0)
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.arrival.endpoint()
+    }
+
+    pub(crate) fn flow(&self) -> Flow {
+        Flow { endpoint: self.endpoint(), kind: Kind::of(&self.event) }
+    }
+
+    pub(super) fn is_throttled(&self) -> bool {
+        self.history.as_ref().is_some_and(|history| history.throttled)
+    }
+
+    pub(super) fn throttles_no_more(&mut self) {
+        if let Some(history) = &mut self.history {
+            history.throttled = false;
+        }
+    }
+}
+
+/// Sorts events by their arrival.
+pub(crate) fn in_order(events: &mut [Waiting]) {
+    events.sort_unstable_by_key(|waiting| waiting.arrival);
+}
+
+/// The user whose events must stay in order, if this is one of them.
+pub(crate) fn ordered_user(event: &Event) -> Option<&str> {
+    if event.is_identify() { event.subject() } else { None }
+}
