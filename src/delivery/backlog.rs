@@ -37,7 +37,6 @@ const ROOM_MIN: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
     pub(crate) event: Event,
-    /// Place in the order of arrival in this lane.
     seq: u64,
     /// Where it is kept meanwhile.
     pub(crate) place: Place,
@@ -75,6 +74,11 @@ impl History {
 }
 
 impl Waiting {
+    /// Its place in the order of arrival in its lane.
+    pub(crate) fn seq(&self) -> u64 {
+        self.seq
+    }
+
     pub(crate) fn history(&self) -> &History {
         self.history.as_deref().unwrap_or(&History::NONE)
     }

@@ -47,6 +47,8 @@ const UNFINISHED: &str = "unfinished";
 /// how often.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_AGAIN: Duration = Duration::from_millis(5);
+/// Between two log lines about a disk that takes no letters.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the keeper of dead letters is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +99,20 @@ pub(crate) struct Deletion {
     pub(crate) deleted: BTreeMap<DeadLetterReason, u64>,
     /// Files that are as they were, and why.
     pub(crate) failed: Vec<(PathBuf, io::Error)>,
+}
+
+/// Letters that are not on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotWritten {
+    /// How many of the first are.
+    pub(crate) written: usize,
+    /// What the others are lost for, if they have to be.
+    pub(crate) why: DropReason,
+}
+
+impl NotWritten {
+    /// None of them is.
+    pub(crate) const ANY: Self = Self { written: 0, why: DropReason::DeadLetterFailed };
 }
 
 impl DeadLetterDir {
@@ -318,6 +334,26 @@ fn is_still_ours(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Letters as they stand in a file.
+struct Lines {
+    bytes: Vec<u8>,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+}
+
+impl Lines {
+    fn of(letters: &[DeadLetter]) -> Self {
+        let mut lines =
+            Self { bytes: Vec::with_capacity(letters.len() * 512), ends: Vec::with_capacity(letters.len()) };
+        for letter in letters {
+            serde_json::to_writer(&mut lines.bytes, letter).expect("a vector takes any bytes");
+            lines.bytes.push(b'\n');
+            lines.ends.push(lines.bytes.len());
+        }
+        lines
+    }
+}
+
 /// Writes one provider's dead letters.
 #[derive(Debug)]
 pub(crate) struct DeadLetterWriter {
@@ -329,6 +365,8 @@ pub(crate) struct DeadLetterWriter {
     /// Bytes of all files together; shared with the metric.
     bytes: Arc<AtomicU64>,
     bytes_max: u64,
+    /// When it was last said that they cannot be written.
+    failure_told: Option<Instant>,
 }
 
 impl DeadLetterWriter {
@@ -341,7 +379,7 @@ impl DeadLetterWriter {
             bytes += fs::metadata(path)?.len();
         }
         let bytes = Arc::new(AtomicU64::new(bytes));
-        Ok(Self { dir, file: None, path: PathBuf::new(), bytes, bytes_max })
+        Ok(Self { dir, file: None, path: PathBuf::new(), bytes, bytes_max, failure_told: None })
     }
 
     /// Bytes of all files together.
@@ -352,23 +390,49 @@ impl DeadLetterWriter {
     /// Writes letters and syncs them. Either all of them are on disk when this
     /// returns, or none.
     pub(crate) fn write(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), DropReason> {
-        let mut lines = Vec::with_capacity(letters.len() * 512);
-        for letter in letters {
-            serde_json::to_writer(&mut lines, letter).expect("a vector takes any bytes");
-            lines.push(b'\n');
+        let lines = Lines::of(letters);
+        if self.fitting(&lines) < letters.len() {
+            return Err(DropReason::DeadLettersFull);
         }
-        let added = lines.len() as u64;
-        if self.bytes.load(Ordering::Relaxed) + added > self.bytes_max {
+        self.write_lines(&lines.bytes, now_ms)
+    }
+
+    /// Writes the first letters, as many as there is room for, and syncs them. On any
+    /// other failure none of them is on disk.
+    pub(crate) fn write_what_fits(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), NotWritten> {
+        let lines = Lines::of(letters);
+        let written = self.fitting(&lines);
+        if written > 0 {
+            let first = &lines.bytes[..lines.ends[written - 1]];
+            self.write_lines(first, now_ms).map_err(|why| NotWritten { written: 0, why })?;
+        }
+        if written < letters.len() {
+            return Err(NotWritten { written, why: DropReason::DeadLettersFull });
+        }
+        Ok(())
+    }
+
+    /// How many of the first lines there is room for.
+    fn fitting(&self, lines: &Lines) -> usize {
+        let room = || self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        if room() < lines.bytes.len() as u64 {
             self.measure();
-            if self.bytes.load(Ordering::Relaxed) + added > self.bytes_max {
-                return Err(DropReason::DeadLettersFull);
-            }
         }
-        self.append(&lines, now_ms).map_err(|error| {
-            warn!(%error, dir = %self.dir.display(), "dead letters cannot be written");
-            DropReason::DeadLetterFailed
-        })?;
-        self.bytes.fetch_add(added, Ordering::Relaxed);
+        let room = room();
+        lines.ends.partition_point(|end| *end as u64 <= room)
+    }
+
+    fn write_lines(&mut self, lines: &[u8], now_ms: i64) -> Result<(), DropReason> {
+        if let Err(error) = self.append(lines, now_ms) {
+            let now = Instant::now();
+            if self.failure_told.is_none_or(|told| now - told >= TELL_INTERVAL) {
+                self.failure_told = Some(now);
+                warn!(%error, dir = %self.dir.display(), "dead letters cannot be written");
+            }
+            return Err(DropReason::DeadLetterFailed);
+        }
+        self.failure_told = None;
+        self.bytes.fetch_add(lines.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -466,6 +530,28 @@ mod tests {
         writer.write(&[letter("a")], 5).unwrap();
         assert_eq!(writer.write(&[letter("b"), letter("c")], 5), Err(DropReason::DeadLettersFull));
         assert_eq!(read(&dir).letters.len(), 1);
+    }
+
+    #[test]
+    fn the_first_letters_are_written_that_there_is_room_for() {
+        let (_data, dir) = dir();
+        let letters: Vec<DeadLetter> = (0..9).map(|n| letter(&n.to_string())).collect();
+        let each = Lines::of(&letters[..1]).bytes.len() as u64;
+        let full = |written| Err(NotWritten { written, why: DropReason::DeadLettersFull });
+        for room in 0..=9 {
+            let mut writer = DeadLetterWriter::open(&dir, each * 10 - 1).unwrap();
+            let before = 9 - room;
+            writer.write(&letters[..before], 5).unwrap();
+            let expected = if room == 9 { Ok(()) } else { full(room) };
+            assert_eq!(writer.write_what_fits(&letters, 5), expected, "room for {room}");
+            assert_eq!(read(&dir).letters, [&letters[..before], &letters[..room]].concat());
+            assert_eq!(writer.write_what_fits(&letters, 5), full(0));
+            assert_eq!(writer.bytes().load(Ordering::Relaxed), 9 * each);
+            // What makes room is noticed.
+            dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+            assert_eq!(writer.write_what_fits(&letters[..2], 5), Ok(()));
+            dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+        }
     }
 
     #[test]

@@ -25,10 +25,10 @@ use tracing::error;
 use super::{
     LaneInbox,
     backlog::Waiting,
-    dead_letter::{DeadLetter, ReplayedLog},
+    dead_letter::{DeadLetter, NotWritten, ReplayedLog},
     gate::ProviderState,
     lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus},
-    recorder::{Recorder, count_by_reason},
+    recorder::{Recorder, WritePermit},
 };
 use crate::{
     queue::{Place, Queued},
@@ -166,7 +166,7 @@ pub(crate) async fn replay(
     sent.0.extend(delivered.into_iter().filter_map(|id| taken.0.remove_entry(&id)));
     report.failed.clone_from(&recorder.failed.lock().unwrap_or_else(PoisonError::into_inner));
     report.unnoted = recorder.unnoted.load(Ordering::Relaxed);
-    report.left = leftover.events.len() as u64;
+    report.left = leftover.events.len() as u64 + recorder.left.load(Ordering::Relaxed);
     report.refused = status.trouble().filter(|_| status.state() >= ProviderState::Refusing);
     report.unauthorized = status.state() == ProviderState::Paused;
     report
@@ -177,6 +177,7 @@ struct ReplayRecorder {
     delivered: Mutex<Vec<EventId<'static>>>,
     unnoted: AtomicU64,
     failed: Mutex<BTreeMap<DeadLetterReason, u64>>,
+    left: AtomicU64,
 }
 
 impl ReplayRecorder {
@@ -186,6 +187,7 @@ impl ReplayRecorder {
             delivered: Mutex::default(),
             unnoted: AtomicU64::new(0),
             failed: Mutex::default(),
+            left: AtomicU64::new(0),
         }
     }
 }
@@ -206,16 +208,19 @@ impl Recorder for ReplayRecorder {
     }
 
     /// They are dead letters already.
-    async fn dead_lettered(&self, letters: Vec<DeadLetter>) -> Result<(), DropReason> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        for (reason, count) in count_by_reason(&letters) {
-            *failed.entry(reason).or_default() += count;
-        }
+    async fn write_letters(&self, _: Vec<DeadLetter>, _: WritePermit) -> Result<(), NotWritten> {
         Ok(())
     }
 
-    /// And stay so.
-    fn dropped(&self, _: DropReason, _: usize) {}
+    fn dead_lettered(&self, reason: DeadLetterReason, events: usize) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        *failed.entry(reason).or_default() += events as u64;
+    }
+
+    /// And stay so: the end came before it was noted why.
+    fn dropped(&self, _: DropReason, events: usize) {
+        self.left.fetch_add(events as u64, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
