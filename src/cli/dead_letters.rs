@@ -306,7 +306,7 @@ async fn replay_provider(
         if letters.is_empty() {
             continue;
         }
-        if total.unauthorized || stop.is_forced() {
+        if total.refused.is_some() || stop.is_forced() {
             total.left += letters.len() as u64;
             continue;
         }

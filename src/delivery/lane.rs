@@ -59,6 +59,9 @@ pub(crate) struct LaneSettings {
     /// Forced to stop, wait for the answers to requests under way instead of
     /// abandoning them.
     pub(crate) awaits_answers: bool,
+    /// An event that is refused, by name or alone in its request, becomes a dead letter
+    /// at once, and nothing is made of how many are: for a replay.
+    pub(crate) convicts_at_once: bool,
 }
 
 /// Who learns what a lane does.

@@ -83,6 +83,9 @@ impl Lane {
         refusal: Refusal,
         accused: Vec<(Waiting, DeadLetterReason, String)>,
     ) {
+        if self.settings.convicts_at_once && refusal == Refusal::Content {
+            return self.bury(route.endpoint, accused);
+        }
         let Some(detail) = accused.first().map(|(.., detail)| detail.clone()) else { return };
         let now = Instant::now();
         let (mut convicted, mut suspects) = (Vec::new(), Vec::new());

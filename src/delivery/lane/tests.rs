@@ -39,6 +39,7 @@ const SETTINGS: LaneSettings = LaneSettings {
     capacity: QueueLimits { events_max: 1000, bytes_max: usize::MAX },
     probe_events: 50,
     awaits_answers: false,
+    convicts_at_once: false,
 };
 
 type Answer = Box<dyn FnOnce(&[Event]) -> Result<Vec<Verdict>, SendError> + Send>;
