@@ -90,7 +90,14 @@ pub(crate) struct Stored {
     pub(crate) damaged: usize,
     /// Letters of another provider, in a file that somebody put here.
     pub(crate) foreign: usize,
+    /// Bytes of all its whole lines. What is written later stands behind them.
+    pub(crate) bytes: u64,
 }
+
+/// The files that somebody has looked at, and as many of their bytes as there were
+/// then. Times do not tell what came later: a write has one for all of its letters,
+/// and may be seen in part.
+pub(crate) type Seen = BTreeMap<PathBuf, u64>;
 
 /// What a deletion did to one provider's letters.
 #[derive(Debug, Default)]
@@ -134,27 +141,35 @@ impl DeadLetterDir {
     /// relay that is writing to it.
     pub(crate) fn read(path: &Path, replayed: &HashSet<EventId<'static>>) -> io::Result<Stored> {
         let mut stored = Stored::default();
-        read_letters(path, |_, letter| match letter {
-            Some(letter) if !is_of(path, &letter) => stored.foreign += 1,
-            Some(letter) if replayed.contains(&letter.event.id()) => {}
-            Some(letter) => stored.letters.push(letter),
-            None => stored.damaged += 1,
+        read_letters(path, |line, letter| {
+            stored.bytes += line.len() as u64;
+            match letter {
+                Some(letter) if !is_of(path, &letter) => stored.foreign += 1,
+                Some(letter) if replayed.contains(&letter.event.id()) => {}
+                Some(letter) => stored.letters.push(letter),
+                None => stored.damaged += 1,
+            }
         })?;
         Ok(stored)
     }
 
-    /// Takes out the letters that `is_meant`, of those that were not replayed,
-    /// also beside a relay that is writing. Each file is as it was, or without
-    /// them. `log` keeps replays away meanwhile.
+    /// Takes out the letters that `is_meant`, of those that were `seen` and not
+    /// replayed, also beside a relay that is writing. Each file is as it was, or
+    /// without them. `log` keeps replays and other deletions away, from before they
+    /// were seen.
     pub(crate) fn delete(
         &self,
         log: ReplayedLog,
+        seen: &Seen,
         is_meant: impl Fn(&DeadLetter) -> bool,
     ) -> io::Result<Deletion> {
         let replayed = self.replayed()?;
         let mut deletion = Deletion::default();
         for path in self.files()? {
-            match delete_from(&path, |letter| !replayed.contains(&letter.event.id()) && is_meant(letter)) {
+            let Some(seen_bytes) = seen.get(&path) else { continue };
+            match delete_from(&path, *seen_bytes, |letter| {
+                !replayed.contains(&letter.event.id()) && is_meant(letter)
+            }) {
                 Ok(deleted) => {
                     for (reason, letters) in deleted {
                         *deletion.deleted.entry(reason).or_default() += letters;
@@ -249,9 +264,11 @@ fn is_of(path: &Path, letter: &DeadLetter) -> bool {
     path.parent().and_then(Path::file_name).is_some_and(|dir| dir == letter.provider.as_str())
 }
 
-/// Replaces a file by one without some of its letters, or removes it.
+/// Replaces a file by one without some of the letters in its first bytes, or removes
+/// it.
 fn delete_from(
     path: &Path,
+    seen_bytes: u64,
     is_meant: impl Fn(&DeadLetter) -> bool,
 ) -> io::Result<BTreeMap<DeadLetterReason, u64>> {
     let file = File::open(path)?;
@@ -267,12 +284,15 @@ fn delete_from(
         }
     }
     let mut deleted: BTreeMap<DeadLetterReason, u64> = BTreeMap::new();
-    let mut kept = Vec::new();
-    read_letters(path, |line, letter| match letter {
-        Some(letter) if is_of(path, &letter) && is_meant(&letter) => {
-            *deleted.entry(letter.reason).or_default() += 1;
+    let (mut kept, mut read_bytes) = (Vec::new(), 0);
+    read_letters(path, |line, letter| {
+        read_bytes += line.len() as u64;
+        match letter {
+            Some(letter) if read_bytes <= seen_bytes && is_of(path, &letter) && is_meant(&letter) => {
+                *deleted.entry(letter.reason).or_default() += 1;
+            }
+            _ => kept.extend_from_slice(line),
         }
-        _ => kept.extend_from_slice(line),
     })?;
     if deleted.is_empty() {
         return Ok(deleted);
@@ -548,9 +568,9 @@ mod tests {
             assert_eq!(writer.write_what_fits(&letters, 5), full(0));
             assert_eq!(writer.bytes().load(Ordering::Relaxed), 9 * each);
             // What makes room is noticed.
-            dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+            delete(&dir, |_| true).unwrap();
             assert_eq!(writer.write_what_fits(&letters[..2], 5), Ok(()));
-            dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+            delete(&dir, |_| true).unwrap();
         }
     }
 
@@ -590,6 +610,39 @@ mod tests {
         assert_eq!(read(&dir).letters, letters[..1]);
     }
 
+    /// Deletes of all that is there.
+    fn delete(dir: &DeadLetterDir, is_meant: impl Fn(&DeadLetter) -> bool) -> io::Result<Deletion> {
+        dir.delete(dir.open_replayed().unwrap(), &seen(dir), is_meant)
+    }
+
+    fn seen(dir: &DeadLetterDir) -> Seen {
+        let replayed = dir.replayed().unwrap();
+        let bytes = |path: &PathBuf| DeadLetterDir::read(path, &replayed).unwrap().bytes;
+        dir.files().unwrap().into_iter().map(|path| (path.clone(), bytes(&path))).collect()
+    }
+
+    /// Letters of one time, of which the last ones are not there yet when they are
+    /// looked at.
+    #[test]
+    fn what_is_written_behind_the_letters_that_were_seen_is_not_deleted() {
+        let (_data, dir) = dir();
+        let letters = ["a", "b", "c", "d"].map(letter);
+        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        writer.write(&letters[..2], 5).unwrap();
+        let path = dir.files().unwrap().remove(0);
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        // A write that is under way.
+        let third = Lines::of(&letters[2..3]).bytes;
+        file.write_all(&third[..20]).unwrap();
+        let log = dir.open_replayed().unwrap();
+        let seen = seen(&dir);
+        file.write_all(&third[20..]).unwrap();
+        DeadLetterWriter::open(&dir, 1 << 20).unwrap().write(&letters[3..], 5).unwrap();
+        let deletion = dir.delete(log, &seen, |_| true).unwrap();
+        assert_eq!(deletion.deleted, BTreeMap::from([(DeadLetterReason::Invalid, 2)]));
+        assert_eq!(read(&dir).letters, letters[2..]);
+    }
+
     fn of(reason: DeadLetterReason) -> DeadLetter {
         DeadLetter { reason, ..letter("x") }
     }
@@ -605,7 +658,7 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"garbage\n").unwrap();
         let is_invalid = |letter: &DeadLetter| letter.reason == DeadLetterReason::Invalid;
-        let deletion = dir.delete(dir.open_replayed().unwrap(), is_invalid).unwrap();
+        let deletion = delete(&dir, is_invalid).unwrap();
         assert_eq!(deletion.deleted, BTreeMap::from([(DeadLetterReason::Invalid, 1)]));
         assert!(deletion.failed.is_empty());
         let stored = read(&dir);
@@ -620,7 +673,7 @@ mod tests {
         writer.write(&invalid[..1], 7).unwrap();
         assert_eq!(dir.files().unwrap().len(), 3);
         newest.unlock().unwrap();
-        let deletion = dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+        let deletion = delete(&dir, |_| true).unwrap();
         assert_eq!(deletion.deleted.values().sum::<u64>(), 4);
         assert_eq!(dir.files().unwrap(), [path], "but for what cannot be read");
         let measured = DeadLetterWriter::open(&dir, 1 << 20).unwrap().bytes();
@@ -636,7 +689,7 @@ mod tests {
         let path = dir.files().unwrap().remove(0);
         let stored = DeadLetterDir::read(&path, &HashSet::new()).unwrap();
         assert_eq!((stored.letters, stored.damaged, stored.foreign), (vec![ours], 0, 1));
-        let deletion = dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+        let deletion = delete(&dir, |_| true).unwrap();
         assert_eq!(deletion.deleted.values().sum::<u64>(), 1);
         assert_eq!(
             DeadLetterDir::read(&path, &HashSet::new()).unwrap().foreign,
