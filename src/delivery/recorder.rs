@@ -68,6 +68,12 @@ impl RelayRecorder {
     pub(crate) fn new(ledger: Ledger, dead_letters: DeadLetterWriter, clock: Clock) -> Self {
         Self { ledger, dead_letters: Arc::new(Mutex::new(dead_letters)), clock }
     }
+
+    /// For a test that keeps it from writing.
+    #[cfg(test)]
+    pub(crate) fn dead_letters(&self) -> Arc<Mutex<DeadLetterWriter>> {
+        self.dead_letters.clone()
+    }
 }
 
 #[async_trait]

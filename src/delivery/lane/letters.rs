@@ -70,7 +70,7 @@ impl Dead {
         let is_logged = self.waiting.place.log_seq().is_some();
         match self.reason {
             // The next run, which knows nothing of the newer one, would send it after
-            // that. The disk has spoilt the letter; it must not spoil the profile.
+            // that and overwrite newer traits; also from the log.
             DeadLetterReason::Superseded if is_last => Unwritten::Lost,
             _ if is_last => Unwritten::NextRun,
             // There is no room to keep these in memory.

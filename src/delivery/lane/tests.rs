@@ -204,9 +204,19 @@ impl Running {
         takes: Duration,
         suspended: watch::Receiver<bool>,
     ) -> Self {
+        let kept = Arc::new(Kept::default());
         let (answers, requests) = (Mutex::new(answers.into()), Mutex::default());
         let provider = Arc::new(Scripted { answers, rule, two_endpoints, takes, requests });
-        let kept = Arc::new(Kept::default());
+        Self::start_recorded(provider, kept.clone(), kept, suspended)
+    }
+
+    /// With another recorder than the one that keeps.
+    fn start_recorded(
+        provider: Arc<Scripted>,
+        recorder: Arc<dyn Recorder>,
+        kept: Arc<Kept>,
+        suspended: watch::Receiver<bool>,
+    ) -> Self {
         let status = Arc::new(LaneStatus::new("scripted"));
         let stop = Stop::default();
         let (inbox, receiver) = LaneInbox::new(50);
@@ -215,7 +225,7 @@ impl Running {
             SETTINGS,
             LaneSource::memory(receiver),
             LaneObservers {
-                recorder: kept.clone(),
+                recorder,
                 metrics: LaneFamilies::default().of("scripted"),
                 status: status.clone(),
             },

@@ -1,9 +1,19 @@
 //! Dead letters and a disk that is slow, hangs, fails or is full: every event ends
 //! once, and what is counted is what happened.
 
+use std::{sync::mpsc, thread};
+
+use prometheus_client::metrics::counter::Counter;
+
 use super::*;
 use crate::{
-    delivery::lane::letters::{Dead, Unwritten},
+    delivery::{
+        dead_letter::{DeadLetterDir, DeadLetterWriter},
+        lane::letters::{Dead, Unwritten},
+        recorder::RelayRecorder,
+        spill::SpillDir,
+    },
+    ledger::Ledger,
     queue::Place,
 };
 
@@ -68,6 +78,56 @@ async fn a_write_that_has_not_begun_when_it_is_given_up_never_does() {
     let (kept, left) = forced_to_stop_in_a_write(Disk::Late(TOO_LONG)).await;
     sleep(2 * TOO_LONG).await;
     assert_eq!((kept.ends(), left), ([0, 0, 0, 0], 5));
+}
+
+/// The same with files, the relay's own recorder and its balance, in real time: each
+/// event is spilled, counted as that, and is in no file of letters.
+#[tokio::test]
+async fn events_of_a_write_that_is_given_up_stand_in_the_spill_file_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let letters = DeadLetterDir::new(data.path(), "scripted");
+    let spill = SpillDir::open(data.path(), "scripted").unwrap();
+    let accepted = Counter::default();
+    let ledger = Ledger::new("scripted", accepted.clone(), Counter::default(), |_| Counter::default());
+    let writer = DeadLetterWriter::open(&letters, 1 << 20).unwrap();
+    let recorder = Arc::new(RelayRecorder::new(ledger.clone(), writer, Clock::system()));
+    let provider = Arc::new(Scripted {
+        answers: Mutex::default(),
+        rule: Box::new(no_quota),
+        two_endpoints: false,
+        takes: Duration::ZERO,
+        requests: Mutex::default(),
+    });
+    let suspended = watch::Sender::new(false).subscribe();
+    let lane = Running::start_recorded(provider, recorder.clone(), Arc::default(), suspended);
+
+    let (held, (release, released)) = (recorder.dead_letters(), mpsc::channel::<()>());
+    let (tell, is_held) = mpsc::channel();
+    let disk = thread::spawn(move || {
+        let _held = held.lock().unwrap();
+        tell.send(()).unwrap();
+        let _ = released.recv();
+    });
+    is_held.recv().unwrap();
+    accepted.inc_by(5);
+    lane.send(&tracks(5)).await;
+    // We have it, the lane has it twice, and so has its write.
+    while Arc::strong_count(&recorder) < 4 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    lane.stop.force();
+    drop(lane.inbox);
+    lane.lane.await.unwrap().spill(&spill, &ledger, 1);
+    // The disk works again, and what waited for it goes on.
+    drop(release);
+    disk.join().unwrap();
+    while Arc::strong_count(&recorder) > 1 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let balance = ledger.balance();
+    assert_eq!((balance.spilled, balance.dead_lettered, balance.lost()), (5, 0, 0), "{balance}");
+    assert_eq!(spill.load().unwrap().events.len(), 5);
+    assert!(letters.files().unwrap().is_empty());
 }
 
 /// What the disk takes before the time is over is written, also what came while it was
