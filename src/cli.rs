@@ -158,6 +158,9 @@ struct DeleteArgs {
     /// Do it
     #[arg(long)]
     yes: bool,
+    /// Only if there are so many, as were shown
+    #[arg(long, requires = "yes")]
+    letters: Option<u64>,
 }
 
 /// Which dead letters; all without any option.

@@ -180,6 +180,7 @@ pub(crate) fn lane_settings(config: &Config, delivery: DeliveryConfig) -> LaneSe
         capacity: config.queue,
         probe_events: delivery.batch.events,
         awaits_answers: false,
+        convicts_at_once: false,
     }
 }
 

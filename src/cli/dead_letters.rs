@@ -18,7 +18,7 @@ use crate::{
     app::lane_settings,
     config::{Config, ProviderConfig},
     delivery::{
-        dead_letter::{DeadLetter, DeadLetterDir, Stored},
+        dead_letter::{DeadLetter, DeadLetterDir, ReplayedLog, Seen, Stored},
         replay::{ReplayReport, Sent, replay as replay_letters},
     },
     files,
@@ -69,28 +69,32 @@ struct Row {
 }
 
 pub(super) fn list(data_dir: &Path, filter: &Filter) -> anyhow::Result<ExitCode> {
-    print_rows(data_dir, &rows(data_dir, filter)?);
+    print_rows(data_dir, &rows(data_dir, filter)?.0);
     Ok(ExitCode::SUCCESS)
 }
 
 /// Rows by provider and reason.
 type Rows = BTreeMap<(String, DeadLetterReason), Row>;
 
-fn rows(data_dir: &Path, filter: &Filter) -> anyhow::Result<Rows> {
-    let mut rows = Rows::new();
-    each(data_dir, filter, |letter| {
-        let at_ms = letter.dead_since_ms;
-        let row = rows.entry((letter.provider, letter.reason)).or_insert(Row {
-            letters: 0,
-            oldest_ms: at_ms,
-            newest_ms: at_ms,
-        });
-        row.letters += 1;
-        row.oldest_ms = row.oldest_ms.min(at_ms);
-        row.newest_ms = row.newest_ms.max(at_ms);
+/// The rows, and what was looked at for them.
+fn rows(data_dir: &Path, filter: &Filter) -> anyhow::Result<(Rows, Seen)> {
+    let (mut rows, mut seen) = (Rows::new(), Seen::new());
+    each_file(data_dir, filter, |path, stored| {
+        seen.insert(path, stored.bytes);
+        for letter in stored.letters {
+            let at_ms = letter.dead_since_ms;
+            let row = rows.entry((letter.provider, letter.reason)).or_insert(Row {
+                letters: 0,
+                oldest_ms: at_ms,
+                newest_ms: at_ms,
+            });
+            row.letters += 1;
+            row.oldest_ms = row.oldest_ms.min(at_ms);
+            row.newest_ms = row.newest_ms.max(at_ms);
+        }
         Ok(true)
     })?;
-    Ok(rows)
+    Ok((rows, seen))
 }
 
 fn print_rows(data_dir: &Path, rows: &Rows) {
@@ -167,27 +171,34 @@ fn export_to(file: &File, data_dir: &Path, filter: &Filter) -> anyhow::Result<u6
 /// Deletes letters, or, unless it is meant, shows which ones it would delete.
 /// What becomes a dead letter later than those that were shown is not deleted.
 pub(super) fn delete(data_dir: &Path, args: DeleteArgs) -> anyhow::Result<ExitCode> {
-    let DeleteArgs { mut filter, all, yes } = args;
+    let DeleteArgs { filter, all, yes, letters: wanted } = args;
     if filter.is_empty() && !all {
         bail!("got nothing that says which ones, want --provider, --reason, --since or --until, or --all");
     }
-    let rows = rows(data_dir, &filter)?;
+    // Before they are shown: a replay that comes in between would change them.
+    let logs = if yes { replayed_logs(data_dir, &filter)? } else { Vec::new() };
+    let (rows, seen) = rows(data_dir, &filter)?;
     print_rows(data_dir, &rows);
-    let Some(newest_ms) = rows.values().map(|row| row.newest_ms).max() else {
-        return Ok(ExitCode::SUCCESS);
-    };
-    let behind_newest = Timestamp::from_millisecond(newest_ms + 1)?;
+    let letters: u64 = rows.values().map(|row| row.letters).sum();
     if !yes {
-        println!("nothing is deleted; to delete these, add: --yes --until {behind_newest:.3}");
+        let Some(newest_ms) = rows.values().map(|row| row.newest_ms).max() else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let behind_newest = Timestamp::from_millisecond(newest_ms + 1)?;
+        println!(
+            "nothing is deleted; to delete these, add: --yes --until {behind_newest:.3} --letters {letters}"
+        );
         return Ok(ExitCode::FAILURE);
     }
-    filter.until = Some(behind_newest);
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != letters) {
+        bail!("nothing is deleted: got {letters} letter(s), want --letters {wanted}: look at them again");
+    }
     let mut clean = true;
-    for name in filter.providers(data_dir)? {
+    for (name, log) in logs {
         let dir = DeadLetterDir::new(data_dir, &name);
-        let cannot = || format!("{name}: cannot delete");
-        let log = dir.open_replayed().with_context(cannot)?;
-        let deletion = dir.delete(log, |letter| filter.takes(letter)).with_context(cannot)?;
+        let deletion = dir
+            .delete(log, &seen, |letter| filter.takes(letter))
+            .with_context(|| format!("{name}: cannot delete"))?;
         for (reason, letters) in &deletion.deleted {
             println!("{name:<12} deleted {letters} ({reason})");
         }
@@ -199,22 +210,48 @@ pub(super) fn delete(data_dir: &Path, args: DeleteArgs) -> anyhow::Result<ExitCo
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Keeps replays and other deletions away from the letters that may be deleted.
+fn replayed_logs(data_dir: &Path, filter: &Filter) -> anyhow::Result<Vec<(String, ReplayedLog)>> {
+    let mut logs = Vec::new();
+    for name in filter.providers(data_dir)? {
+        let log = DeadLetterDir::new(data_dir, &name).open_replayed();
+        let log = log.with_context(|| format!("{name}: cannot delete"))?;
+        logs.push((name, log));
+    }
+    Ok(logs)
+}
+
 /// Passes each letter on that the filter takes, until `action` says false.
 fn each(
     data_dir: &Path,
     filter: &Filter,
     mut action: impl FnMut(DeadLetter) -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
+    each_file(data_dir, filter, |_, stored| {
+        for letter in stored.letters {
+            if !action(letter)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// The same file by file, and what else is in each.
+fn each_file(
+    data_dir: &Path,
+    filter: &Filter,
+    mut action: impl FnMut(PathBuf, Stored) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     for provider in filter.providers(data_dir)? {
         let dir = DeadLetterDir::new(data_dir, &provider);
         let replayed = dir.replayed()?;
         for path in dir.files()? {
-            let stored = DeadLetterDir::read(&path, &replayed)?;
+            let mut stored = DeadLetterDir::read(&path, &replayed)?;
             report_damage(&path, &stored);
-            for letter in stored.letters.into_iter().filter(|letter| filter.takes(letter)) {
-                if !action(letter)? {
-                    return Ok(());
-                }
+            stored.letters.retain(|letter| filter.takes(letter));
+            if !action(path, stored)? {
+                return Ok(());
             }
         }
     }
@@ -306,7 +343,7 @@ async fn replay_provider(
         if letters.is_empty() {
             continue;
         }
-        if total.unauthorized || stop.is_forced() {
+        if total.refused.is_some() || stop.is_forced() {
             total.left += letters.len() as u64;
             continue;
         }

@@ -40,11 +40,10 @@ mod tests;
 mod waiting;
 
 pub(crate) use loads::Load;
-pub(crate) use waiting::{Waiting, in_order, ordered_user};
+pub(crate) use waiting::{Arrival, Waiting, in_order, ordered_user};
 
 use busy::BusyUsers;
 use loads::Loads;
-use waiting::Arrival;
 
 /// Room that is made for ready events at least.
 const ROOM_MIN: usize = 64;
@@ -375,8 +374,9 @@ impl Backlog {
 
     /// Takes what is held or a suspect and is to be taken; it counts as out.
     pub(crate) fn take_accused_or_held(&mut self, is_taken: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
-        let mut taken: Vec<Waiting> =
-            self.held.extract_if(.., |_, waiting| is_taken(waiting)).map(|(_, waiting)| waiting).collect();
+        let held: Vec<_> =
+            self.held.iter().filter(|(_, waiting)| is_taken(waiting)).map(|(key, _)| *key).collect();
+        let mut taken: Vec<Waiting> = held.iter().filter_map(|key| self.held.remove(key)).collect();
         for suspects in self.suspects.values_mut() {
             let (out, stays): (VecDeque<_>, VecDeque<_>) =
                 std::mem::take(suspects).into_iter().partition(|waiting| is_taken(waiting));

@@ -47,6 +47,8 @@ const UNFINISHED: &str = "unfinished";
 /// how often.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_AGAIN: Duration = Duration::from_millis(5);
+/// Between two log lines about a disk that takes no letters.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the keeper of dead letters is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +90,14 @@ pub(crate) struct Stored {
     pub(crate) damaged: usize,
     /// Letters of another provider, in a file that somebody put here.
     pub(crate) foreign: usize,
+    /// Bytes of all its whole lines. What is written later stands behind them.
+    pub(crate) bytes: u64,
 }
+
+/// The files that somebody has looked at, and as many of their bytes as there were
+/// then. Times do not tell what came later: a write has one for all of its letters,
+/// and may be seen in part.
+pub(crate) type Seen = BTreeMap<PathBuf, u64>;
 
 /// What a deletion did to one provider's letters.
 #[derive(Debug, Default)]
@@ -97,6 +106,20 @@ pub(crate) struct Deletion {
     pub(crate) deleted: BTreeMap<DeadLetterReason, u64>,
     /// Files that are as they were, and why.
     pub(crate) failed: Vec<(PathBuf, io::Error)>,
+}
+
+/// Letters that are not on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotWritten {
+    /// How many of the first are.
+    pub(crate) written: usize,
+    /// What the others are lost for, if they have to be.
+    pub(crate) why: DropReason,
+}
+
+impl NotWritten {
+    /// None of them is.
+    pub(crate) const ANY: Self = Self { written: 0, why: DropReason::DeadLetterFailed };
 }
 
 impl DeadLetterDir {
@@ -118,27 +141,35 @@ impl DeadLetterDir {
     /// relay that is writing to it.
     pub(crate) fn read(path: &Path, replayed: &HashSet<EventId<'static>>) -> io::Result<Stored> {
         let mut stored = Stored::default();
-        read_letters(path, |_, letter| match letter {
-            Some(letter) if !is_of(path, &letter) => stored.foreign += 1,
-            Some(letter) if replayed.contains(&letter.event.id()) => {}
-            Some(letter) => stored.letters.push(letter),
-            None => stored.damaged += 1,
+        read_letters(path, |line, letter| {
+            stored.bytes += line.len() as u64;
+            match letter {
+                Some(letter) if !is_of(path, &letter) => stored.foreign += 1,
+                Some(letter) if replayed.contains(&letter.event.id()) => {}
+                Some(letter) => stored.letters.push(letter),
+                None => stored.damaged += 1,
+            }
         })?;
         Ok(stored)
     }
 
-    /// Takes out the letters that `is_meant`, of those that were not replayed,
-    /// also beside a relay that is writing. Each file is as it was, or without
-    /// them. `log` keeps replays away meanwhile.
+    /// Takes out the letters that `is_meant`, of those that were `seen` and not
+    /// replayed, also beside a relay that is writing. Each file is as it was, or
+    /// without them. `log` keeps replays and other deletions away, from before they
+    /// were seen.
     pub(crate) fn delete(
         &self,
         log: ReplayedLog,
+        seen: &Seen,
         is_meant: impl Fn(&DeadLetter) -> bool,
     ) -> io::Result<Deletion> {
         let replayed = self.replayed()?;
         let mut deletion = Deletion::default();
         for path in self.files()? {
-            match delete_from(&path, |letter| !replayed.contains(&letter.event.id()) && is_meant(letter)) {
+            let Some(seen_bytes) = seen.get(&path) else { continue };
+            match delete_from(&path, *seen_bytes, |letter| {
+                !replayed.contains(&letter.event.id()) && is_meant(letter)
+            }) {
                 Ok(deleted) => {
                     for (reason, letters) in deleted {
                         *deletion.deleted.entry(reason).or_default() += letters;
@@ -233,9 +264,11 @@ fn is_of(path: &Path, letter: &DeadLetter) -> bool {
     path.parent().and_then(Path::file_name).is_some_and(|dir| dir == letter.provider.as_str())
 }
 
-/// Replaces a file by one without some of its letters, or removes it.
+/// Replaces a file by one without some of the letters in its first bytes, or removes
+/// it.
 fn delete_from(
     path: &Path,
+    seen_bytes: u64,
     is_meant: impl Fn(&DeadLetter) -> bool,
 ) -> io::Result<BTreeMap<DeadLetterReason, u64>> {
     let file = File::open(path)?;
@@ -251,12 +284,15 @@ fn delete_from(
         }
     }
     let mut deleted: BTreeMap<DeadLetterReason, u64> = BTreeMap::new();
-    let mut kept = Vec::new();
-    read_letters(path, |line, letter| match letter {
-        Some(letter) if is_of(path, &letter) && is_meant(&letter) => {
-            *deleted.entry(letter.reason).or_default() += 1;
+    let (mut kept, mut read_bytes) = (Vec::new(), 0);
+    read_letters(path, |line, letter| {
+        read_bytes += line.len() as u64;
+        match letter {
+            Some(letter) if read_bytes <= seen_bytes && is_of(path, &letter) && is_meant(&letter) => {
+                *deleted.entry(letter.reason).or_default() += 1;
+            }
+            _ => kept.extend_from_slice(line),
         }
-        _ => kept.extend_from_slice(line),
     })?;
     if deleted.is_empty() {
         return Ok(deleted);
@@ -318,6 +354,26 @@ fn is_still_ours(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Letters as they stand in a file.
+struct Lines {
+    bytes: Vec<u8>,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+}
+
+impl Lines {
+    fn of(letters: &[DeadLetter]) -> Self {
+        let mut lines =
+            Self { bytes: Vec::with_capacity(letters.len() * 512), ends: Vec::with_capacity(letters.len()) };
+        for letter in letters {
+            serde_json::to_writer(&mut lines.bytes, letter).expect("a vector takes any bytes");
+            lines.bytes.push(b'\n');
+            lines.ends.push(lines.bytes.len());
+        }
+        lines
+    }
+}
+
 /// Writes one provider's dead letters.
 #[derive(Debug)]
 pub(crate) struct DeadLetterWriter {
@@ -329,6 +385,8 @@ pub(crate) struct DeadLetterWriter {
     /// Bytes of all files together; shared with the metric.
     bytes: Arc<AtomicU64>,
     bytes_max: u64,
+    /// When it was last said that they cannot be written.
+    failure_told: Option<Instant>,
 }
 
 impl DeadLetterWriter {
@@ -341,7 +399,7 @@ impl DeadLetterWriter {
             bytes += fs::metadata(path)?.len();
         }
         let bytes = Arc::new(AtomicU64::new(bytes));
-        Ok(Self { dir, file: None, path: PathBuf::new(), bytes, bytes_max })
+        Ok(Self { dir, file: None, path: PathBuf::new(), bytes, bytes_max, failure_told: None })
     }
 
     /// Bytes of all files together.
@@ -352,23 +410,49 @@ impl DeadLetterWriter {
     /// Writes letters and syncs them. Either all of them are on disk when this
     /// returns, or none.
     pub(crate) fn write(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), DropReason> {
-        let mut lines = Vec::with_capacity(letters.len() * 512);
-        for letter in letters {
-            serde_json::to_writer(&mut lines, letter).expect("a vector takes any bytes");
-            lines.push(b'\n');
+        let lines = Lines::of(letters);
+        if self.fitting(&lines) < letters.len() {
+            return Err(DropReason::DeadLettersFull);
         }
-        let added = lines.len() as u64;
-        if self.bytes.load(Ordering::Relaxed) + added > self.bytes_max {
+        self.write_lines(&lines.bytes, now_ms)
+    }
+
+    /// Writes the first letters, as many as there is room for, and syncs them. On any
+    /// other failure none of them is on disk.
+    pub(crate) fn write_what_fits(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), NotWritten> {
+        let lines = Lines::of(letters);
+        let written = self.fitting(&lines);
+        if written > 0 {
+            let first = &lines.bytes[..lines.ends[written - 1]];
+            self.write_lines(first, now_ms).map_err(|why| NotWritten { written: 0, why })?;
+        }
+        if written < letters.len() {
+            return Err(NotWritten { written, why: DropReason::DeadLettersFull });
+        }
+        Ok(())
+    }
+
+    /// How many of the first lines there is room for.
+    fn fitting(&self, lines: &Lines) -> usize {
+        let room = || self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        if room() < lines.bytes.len() as u64 {
             self.measure();
-            if self.bytes.load(Ordering::Relaxed) + added > self.bytes_max {
-                return Err(DropReason::DeadLettersFull);
-            }
         }
-        self.append(&lines, now_ms).map_err(|error| {
-            warn!(%error, dir = %self.dir.display(), "dead letters cannot be written");
-            DropReason::DeadLetterFailed
-        })?;
-        self.bytes.fetch_add(added, Ordering::Relaxed);
+        let room = room();
+        lines.ends.partition_point(|end| *end as u64 <= room)
+    }
+
+    fn write_lines(&mut self, lines: &[u8], now_ms: i64) -> Result<(), DropReason> {
+        if let Err(error) = self.append(lines, now_ms) {
+            let now = Instant::now();
+            if self.failure_told.is_none_or(|told| now - told >= TELL_INTERVAL) {
+                self.failure_told = Some(now);
+                warn!(%error, dir = %self.dir.display(), "dead letters cannot be written");
+            }
+            return Err(DropReason::DeadLetterFailed);
+        }
+        self.failure_told = None;
+        self.bytes.fetch_add(lines.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -469,6 +553,28 @@ mod tests {
     }
 
     #[test]
+    fn the_first_letters_are_written_that_there_is_room_for() {
+        let (_data, dir) = dir();
+        let letters: Vec<DeadLetter> = (0..9).map(|n| letter(&n.to_string())).collect();
+        let each = Lines::of(&letters[..1]).bytes.len() as u64;
+        let full = |written| Err(NotWritten { written, why: DropReason::DeadLettersFull });
+        for room in 0..=9 {
+            let mut writer = DeadLetterWriter::open(&dir, each * 10 - 1).unwrap();
+            let before = 9 - room;
+            writer.write(&letters[..before], 5).unwrap();
+            let expected = if room == 9 { Ok(()) } else { full(room) };
+            assert_eq!(writer.write_what_fits(&letters, 5), expected, "room for {room}");
+            assert_eq!(read(&dir).letters, [&letters[..before], &letters[..room]].concat());
+            assert_eq!(writer.write_what_fits(&letters, 5), full(0));
+            assert_eq!(writer.bytes().load(Ordering::Relaxed), 9 * each);
+            // What makes room is noticed.
+            delete(&dir, |_| true).unwrap();
+            assert_eq!(writer.write_what_fits(&letters[..2], 5), Ok(()));
+            delete(&dir, |_| true).unwrap();
+        }
+    }
+
+    #[test]
     fn a_failed_write_leaves_no_half_letter() {
         let (_data, dir) = dir();
         let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
@@ -504,6 +610,39 @@ mod tests {
         assert_eq!(read(&dir).letters, letters[..1]);
     }
 
+    /// Deletes of all that is there.
+    fn delete(dir: &DeadLetterDir, is_meant: impl Fn(&DeadLetter) -> bool) -> io::Result<Deletion> {
+        dir.delete(dir.open_replayed().unwrap(), &seen(dir), is_meant)
+    }
+
+    fn seen(dir: &DeadLetterDir) -> Seen {
+        let replayed = dir.replayed().unwrap();
+        let bytes = |path: &PathBuf| DeadLetterDir::read(path, &replayed).unwrap().bytes;
+        dir.files().unwrap().into_iter().map(|path| (path.clone(), bytes(&path))).collect()
+    }
+
+    /// Letters of one time, of which the last ones are not there yet when they are
+    /// looked at.
+    #[test]
+    fn what_is_written_behind_the_letters_that_were_seen_is_not_deleted() {
+        let (_data, dir) = dir();
+        let letters = ["a", "b", "c", "d"].map(letter);
+        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        writer.write(&letters[..2], 5).unwrap();
+        let path = dir.files().unwrap().remove(0);
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        // A write that is under way.
+        let third = Lines::of(&letters[2..3]).bytes;
+        file.write_all(&third[..20]).unwrap();
+        let log = dir.open_replayed().unwrap();
+        let seen = seen(&dir);
+        file.write_all(&third[20..]).unwrap();
+        DeadLetterWriter::open(&dir, 1 << 20).unwrap().write(&letters[3..], 5).unwrap();
+        let deletion = dir.delete(log, &seen, |_| true).unwrap();
+        assert_eq!(deletion.deleted, BTreeMap::from([(DeadLetterReason::Invalid, 2)]));
+        assert_eq!(read(&dir).letters, letters[2..]);
+    }
+
     fn of(reason: DeadLetterReason) -> DeadLetter {
         DeadLetter { reason, ..letter("x") }
     }
@@ -519,7 +658,7 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"garbage\n").unwrap();
         let is_invalid = |letter: &DeadLetter| letter.reason == DeadLetterReason::Invalid;
-        let deletion = dir.delete(dir.open_replayed().unwrap(), is_invalid).unwrap();
+        let deletion = delete(&dir, is_invalid).unwrap();
         assert_eq!(deletion.deleted, BTreeMap::from([(DeadLetterReason::Invalid, 1)]));
         assert!(deletion.failed.is_empty());
         let stored = read(&dir);
@@ -534,7 +673,7 @@ mod tests {
         writer.write(&invalid[..1], 7).unwrap();
         assert_eq!(dir.files().unwrap().len(), 3);
         newest.unlock().unwrap();
-        let deletion = dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+        let deletion = delete(&dir, |_| true).unwrap();
         assert_eq!(deletion.deleted.values().sum::<u64>(), 4);
         assert_eq!(dir.files().unwrap(), [path], "but for what cannot be read");
         let measured = DeadLetterWriter::open(&dir, 1 << 20).unwrap().bytes();
@@ -550,7 +689,7 @@ mod tests {
         let path = dir.files().unwrap().remove(0);
         let stored = DeadLetterDir::read(&path, &HashSet::new()).unwrap();
         assert_eq!((stored.letters, stored.damaged, stored.foreign), (vec![ours], 0, 1));
-        let deletion = dir.delete(dir.open_replayed().unwrap(), |_| true).unwrap();
+        let deletion = delete(&dir, |_| true).unwrap();
         assert_eq!(deletion.deleted.values().sum::<u64>(), 1);
         assert_eq!(
             DeadLetterDir::read(&path, &HashSet::new()).unwrap().foreign,

@@ -62,6 +62,9 @@ pub(crate) struct LaneSettings {
     /// Forced to stop, wait for the answers to requests under way instead of
     /// abandoning them.
     pub(crate) awaits_answers: bool,
+    /// An event that is refused, by name or alone in its request, becomes a dead letter
+    /// at once, and nothing is made of how many are: for a replay.
+    pub(crate) convicts_at_once: bool,
 }
 
 /// Who learns what a lane does.
@@ -254,15 +257,15 @@ impl Lane {
         self.status.publish(load, self.reloaded.left, oldest_ms, state);
         self.status.set_full(is_full);
         self.status.set_cannot_read(self.source.cannot_read());
-        if self.letters.is_empty() && self.backlog.is_idle() {
-            self.status.set_dead_letters_fail(false);
-        }
+        self.status.set_dead_letters_fail(self.letters.fail());
     }
 
     /// Gives up what is under way and collects all that has not ended. Whether
     /// a request that is cut here arrived is unknown; its events go again at the
     /// next start, with the same ids.
     async fn leave(mut self) -> Leftover {
+        // Whatever told us to stop: nothing is tried again in this run.
+        self.draining = true;
         if self.settings.awaits_answers {
             while let Some(answered) = self.in_flight.join_next_with_id().await {
                 self.settle(answered).await;
@@ -273,9 +276,7 @@ impl Lane {
             self.settle(answered).await;
         }
         self.in_flight.shutdown().await;
-        if let Some(written) = self.letters.last_written().await {
-            self.end_letters(written);
-        }
+        self.write_last_letters().await;
         self.lines.sum_up_rest(self.provider.name());
         // The batch worker stops with us; what it still had comes through here.
         for queued in self.source.rest().await {
@@ -283,7 +284,6 @@ impl Lane {
         }
         let mut events = self.backlog.take_all();
         events.append(&mut self.parked);
-        events.extend(self.letters.take_all());
         events.extend(self.sent.into_values().flat_map(|sent| sent.events));
         // What is in the log stays there.
         events.retain(|waiting| waiting.place.log_seq().is_none());

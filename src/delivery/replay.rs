@@ -1,7 +1,9 @@
 //! Sends dead letters again, through a lane like any other event.
 //!
 //! What the provider takes is noted, durably, so that it is never sent again;
-//! what it does not take stays a dead letter, as it was.
+//! what it does not take stays a dead letter, as it was. So one that is refused alone
+//! has failed at once, and stands in nobody's way; nothing but a refused key or
+//! address ends a replay before each letter was tried.
 //!
 //! Letters with one id are one event to the provider, so the first of them is
 //! sent. The others are told: those that are copies, and those that are other
@@ -25,10 +27,10 @@ use tracing::error;
 use super::{
     LaneInbox,
     backlog::Waiting,
-    dead_letter::{DeadLetter, ReplayedLog},
+    dead_letter::{DeadLetter, NotWritten, ReplayedLog},
     gate::ProviderState,
     lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus},
-    recorder::{Recorder, count_by_reason},
+    recorder::{Recorder, WritePermit},
 };
 use crate::{
     queue::{Place, Queued},
@@ -38,8 +40,11 @@ use crate::{
     time::Clock,
 };
 
-/// How often it is looked whether the provider refuses everything.
+/// How often it is looked whether the provider refuses our key.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// For how long it has to, in every probe: something on the way may answer a single
+/// letter as the provider answers a wrong key, and the others get through.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a replay did.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -59,10 +64,9 @@ pub(crate) struct ReplayReport {
     pub(crate) others: Vec<EventId<'static>>,
     /// Letters that were not tried to the end.
     pub(crate) left: u64,
-    /// The provider refuses our key, our address, or all that it was sent: its words.
+    /// The provider refuses our key or our address, so that no other letter can do
+    /// better: its words.
     pub(crate) refused: Option<String>,
-    /// It is the key or the address: no other letter can do better.
-    pub(crate) unauthorized: bool,
 }
 
 impl ReplayReport {
@@ -78,7 +82,6 @@ impl ReplayReport {
         self.others.extend(part.others);
         self.left += part.left;
         self.refused = self.refused.take().or(part.refused);
-        self.unauthorized |= part.unauthorized;
     }
 }
 
@@ -116,8 +119,8 @@ fn content_of(event: &Event) -> u64 {
     hasher.finish()
 }
 
-/// Sends letters again, until each was tried to the end, the provider refuses
-/// everything, or `stop` is forced. `sent` is what earlier parts of the same replay
+/// Sends letters again, until each was tried to the end, the provider refuses our
+/// key, or `stop` is forced. `sent` is what earlier parts of the same replay
 /// have delivered, and is added to.
 pub(crate) async fn replay(
     provider: Arc<dyn Provider>,
@@ -132,7 +135,7 @@ pub(crate) async fn replay(
     let status = Arc::new(LaneStatus::new(provider.name()));
     let stop = stop.child();
     // An answer that is not waited for would be a letter sent twice.
-    let settings = LaneSettings { awaits_answers: true, ..settings };
+    let settings = LaneSettings { awaits_answers: true, convicts_at_once: true, ..settings };
     let (inbox, receiver) = LaneInbox::new(1);
     let lane = Lane::new(
         provider,
@@ -149,13 +152,16 @@ pub(crate) async fn replay(
     drop(inbox);
 
     let mut watch = interval(WATCH_INTERVAL);
+    let mut refused_since = None;
     let running = lane.run();
     tokio::pin!(running);
     let leftover = loop {
         tokio::select! {
             leftover = &mut running => break leftover,
-            _ = watch.tick() => {
-                if status.state() >= ProviderState::Refusing {
+            now = watch.tick() => {
+                let is_refused = status.state() == ProviderState::Paused;
+                refused_since = is_refused.then(|| refused_since.unwrap_or(now));
+                if refused_since.is_some_and(|since| now - since >= REFUSED_PATIENCE) {
                     stop.force();
                 }
             }
@@ -166,9 +172,8 @@ pub(crate) async fn replay(
     sent.0.extend(delivered.into_iter().filter_map(|id| taken.0.remove_entry(&id)));
     report.failed.clone_from(&recorder.failed.lock().unwrap_or_else(PoisonError::into_inner));
     report.unnoted = recorder.unnoted.load(Ordering::Relaxed);
-    report.left = leftover.events.len() as u64;
-    report.refused = status.trouble().filter(|_| status.state() >= ProviderState::Refusing);
-    report.unauthorized = status.state() == ProviderState::Paused;
+    report.left = leftover.events.len() as u64 + recorder.left.load(Ordering::Relaxed);
+    report.refused = status.trouble().filter(|_| status.state() == ProviderState::Paused);
     report
 }
 
@@ -177,6 +182,7 @@ struct ReplayRecorder {
     delivered: Mutex<Vec<EventId<'static>>>,
     unnoted: AtomicU64,
     failed: Mutex<BTreeMap<DeadLetterReason, u64>>,
+    left: AtomicU64,
 }
 
 impl ReplayRecorder {
@@ -186,6 +192,7 @@ impl ReplayRecorder {
             delivered: Mutex::default(),
             unnoted: AtomicU64::new(0),
             failed: Mutex::default(),
+            left: AtomicU64::new(0),
         }
     }
 }
@@ -206,22 +213,36 @@ impl Recorder for ReplayRecorder {
     }
 
     /// They are dead letters already.
-    async fn dead_lettered(&self, letters: Vec<DeadLetter>) -> Result<(), DropReason> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        for (reason, count) in count_by_reason(&letters) {
-            *failed.entry(reason).or_default() += count;
-        }
+    async fn write_letters(&self, _: Vec<DeadLetter>, _: WritePermit) -> Result<(), NotWritten> {
         Ok(())
     }
 
-    /// And stay so.
-    fn dropped(&self, _: DropReason, _: usize) {}
+    fn dead_lettered(&self, reason: DeadLetterReason, events: usize) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        *failed.entry(reason).or_default() += events as u64;
+    }
+
+    /// And stay so: the end came before it was noted why.
+    fn dropped(&self, _: DropReason, events: usize) {
+        self.left.fetch_add(events as u64, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use analytics_relay_providers::{BatchLimits, Rejection, SendError, Verdict};
+    use tokio::time::{Instant, sleep};
+
     use super::*;
-    use crate::delivery::test_support::{accepted_at, track};
+    use crate::{
+        delivery::{
+            dead_letter::{DeadLetterDir, DeadLetterWriter},
+            retry::RetryRule,
+            test_support::{accepted_at, track},
+        },
+        queue::QueueLimits,
+        telemetry::LaneFamilies,
+    };
 
     fn letter(event: Event) -> DeadLetter {
         let (provider, detail) = ("p".to_owned(), String::new());
@@ -233,6 +254,105 @@ mod tests {
             detail,
             event,
         }
+    }
+
+    type Rule = fn(&[Event]) -> Result<Vec<Verdict>, SendError>;
+
+    /// Answers by a rule, and takes its time.
+    struct Ruled(Rule);
+
+    #[async_trait]
+    impl Provider for Ruled {
+        fn name(&self) -> &'static str {
+            "p"
+        }
+
+        fn limits(&self) -> BatchLimits {
+            BatchLimits { events_max: 100, body_bytes_max: 1 << 20, requests_max: 2 }
+        }
+
+        async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
+            sleep(Duration::from_millis(100)).await;
+            (self.0)(batch)
+        }
+    }
+
+    fn is_bad(event: &Event) -> bool {
+        event.name() == Some("bad")
+    }
+
+    fn deliver(batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
+        Ok(vec![Verdict::Delivered; batch.len()])
+    }
+
+    /// Replays so many bad letters and, behind them, so many good ones.
+    async fn replay_by(rule: Rule, bad: usize, good: usize) -> ReplayReport {
+        let data = tempfile::tempdir().unwrap();
+        let dir = DeadLetterDir::new(data.path(), "p");
+        DeadLetterWriter::open(&dir, 0).unwrap();
+        let settings = LaneSettings {
+            retry: RetryRule {
+                attempts_max: 5,
+                initial_delay: Duration::from_millis(500),
+                max_delay: Duration::from_secs(30),
+            },
+            capacity: QueueLimits { events_max: usize::MAX, bytes_max: usize::MAX },
+            probe_events: 50,
+            awaits_answers: false,
+            convicts_at_once: false,
+        };
+        let names = std::iter::repeat_n("bad", bad).chain(std::iter::repeat_n("good", good));
+        let letters = names.map(|name| letter(track(name))).collect();
+        let log = Arc::new(Mutex::new(dir.open_replayed().unwrap()));
+        let (mut sent, metrics) = (Sent::default(), LaneFamilies::default().of("p"));
+        let (provider, stop) = (Arc::new(Ruled(rule)), Stop::default());
+        let report = replay(provider, settings, letters, &mut sent, &log, metrics, &stop).await;
+        assert_eq!(dir.replayed().unwrap().len() as u64, report.delivered);
+        report
+    }
+
+    /// However the provider says it, bad letters keep no good one from being delivered.
+    #[tokio::test(start_paused = true)]
+    async fn a_replay_of_letters_that_are_mostly_bad_tries_each_of_them() {
+        let unnamed: Rule = |batch| match batch.iter().any(is_bad) {
+            true => Err(SendError::Refused { detail: "400 no".into() }),
+            false => deliver(batch),
+        };
+        let named: Rule = |batch| {
+            let verdict = |event: &Event| match is_bad(event) {
+                true => Verdict::Rejected { reason: Rejection::Invalid, detail: "400 no".into() },
+                false => Verdict::Delivered,
+            };
+            Ok(batch.iter().map(verdict).collect())
+        };
+        for rule in [unnamed, named] {
+            for (bad, good) in [(60, 40), (300, 1), (300, 0), (1, 0), (0, 100)] {
+                let report = replay_by(rule, bad, good).await;
+                let failed: u64 = report.failed.values().sum();
+                assert_eq!((failed, report.delivered, report.left), (bad as u64, good as u64, 0));
+                assert_eq!(report.refused, None);
+            }
+        }
+    }
+
+    /// A refused key stops a replay soon; what is answered like that on the way, to a single
+    /// letter, does not.
+    #[tokio::test(start_paused = true)]
+    async fn a_replay_gives_up_when_the_key_is_refused_and_not_for_one_letter() {
+        let start = Instant::now();
+        let wrong_key: Rule = |_| Err(SendError::Unauthorized { detail: "401 who".into() });
+        let report = replay_by(wrong_key, 0, 40).await;
+        assert_eq!((report.delivered, report.failed.len(), report.left), (0, 0, 40));
+        assert_eq!(report.refused.unwrap(), "refuses its key: 401 who");
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+
+        let firewall: Rule = |batch| match batch.iter().any(is_bad) {
+            true => Err(SendError::Unauthorized { detail: "403 blocked".into() }),
+            false => deliver(batch),
+        };
+        let report = replay_by(firewall, 1, 49).await;
+        let failed: u64 = report.failed.values().sum();
+        assert_eq!((report.delivered, failed + report.left), (49, 1));
     }
 
     #[test]

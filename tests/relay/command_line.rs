@@ -335,9 +335,15 @@ async fn dead_letters_are_deleted_as_they_were_shown_and_no_others() {
     let filter = ["dead-letters", "delete", "--reason", "invalid"];
     let (code, out, _) = setup.run(&filter).await;
     assert_eq!((code, out.contains("nothing is deleted")), (1, true), "{out}");
-    assert_eq!(lines_on_disk(&dir).len(), 20, "it only shows");
-    let until = out.trim_end().rsplit(' ').next().unwrap().to_owned();
-    assert!(until.ends_with('Z') && out.contains("--yes --until"), "{out}");
+    let shown = lines_on_disk(&dir);
+    assert_eq!(shown.len(), 20, "it only shows");
+    let shown = shown.iter().filter(|letter| letter["reason"] == "invalid");
+    let newest = shown.max_by_key(|letter| letter["dead_since_ms"].as_i64()).unwrap().clone();
+    let told: Vec<String> =
+        out.split_once("add: ").unwrap().1.split_whitespace().map(str::to_owned).collect();
+    assert!(told[0] == "--yes" && told[1] == "--until" && told[2].ends_with('Z'), "{out}");
+    assert_eq!(told[3..], ["--letters", "10"], "{out}");
+    let told: Vec<&str> = filter.iter().copied().chain(told.iter().map(String::as_str)).collect();
     // Later ones that nobody was shown, in a relay that goes on running.
     setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=bad".parse().unwrap()));
     let relay = setup.start().await;
@@ -350,7 +356,16 @@ async fn dead_letters_are_deleted_as_they_were_shown_and_no_others() {
         observer.track(&mut relay.client(), name, "u").await;
     }
     relay.dead_lettered(Vendor::Mixpanel, 5).await;
-    let (code, out, err) = setup.run(&[&filter[..], &["--yes", "--until", &until]].concat()).await;
+    // One of the time of the newest of those that were shown, which comes to the disk
+    // after it was looked at.
+    let late = dir.join("late.ndjson");
+    let text = newest.to_string().replace(newest["event"]["id"].as_str().unwrap(), "one-more");
+    std::fs::write(&late, format!("{text}\n")).unwrap();
+    let (code, _, err) = setup.run(&told).await;
+    assert_eq!((code, err.contains("got 11 letter(s), want --letters 10")), (1, true), "{err}");
+    assert_eq!(lines_on_disk(&dir).len(), 26, "nothing is deleted");
+    std::fs::remove_file(&late).unwrap();
+    let (code, out, err) = setup.run(&told).await;
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     assert!(out.contains("mixpanel     deleted 10 (invalid)"), "{out}");
     let left = lines_on_disk(&dir);

@@ -24,8 +24,8 @@ pub(crate) struct Waiting {
 
 /// An event's place in the order of arrival in its lane, and its endpoint: one number,
 /// because every event that waits has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Arrival(u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Arrival(u64);
 
 impl Arrival {
     /// The last of all.
@@ -92,6 +92,10 @@ impl Waiting {
     /// True for one that is sent alone, because it may be to blame for a refusal.
     pub(crate) fn is_suspect(&self) -> bool {
         self.charges().is_some_and(|charges| charges.accusations() > 0)
+    }
+
+    pub(crate) fn arrival(&self) -> Arrival {
+        self.arrival
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {

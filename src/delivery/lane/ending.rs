@@ -4,18 +4,22 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::{
     Lane, Line,
-    letters::{Dead, Written},
+    letters::{Dead, Unwritten, Written},
     next_attempts,
 };
 use crate::{
-    delivery::{backlog::Waiting, dead_letter::DeadLetter, spill::SpillDir},
+    delivery::{
+        backlog::Waiting,
+        dead_letter::{DeadLetter, NotWritten},
+        spill::SpillDir,
+    },
     queue::Place,
     reasons::{
-        DeadLetterReason::{self, Expired, LaneFull, RetriesExhausted, SpoolFull, Superseded},
+        DeadLetterReason::{self, Expired, SpoolFull},
         DropReason, Outcome,
     },
 };
@@ -23,6 +27,9 @@ use crate::{
 /// How long events wait that should have become dead letters and could not be
 /// written.
 const UNWRITTEN_DELAY: Duration = Duration::from_secs(5);
+/// How long a lane that ends writes dead letters: most of the time that is kept for
+/// writing what is left, which comes after it.
+const LAST_WRITES_TIME: Duration = Duration::from_millis(700);
 /// After this time providers may not recognise a copy of an event.
 const DEDUPLICATION_MS: i64 = 24 * 3600 * 1000;
 
@@ -60,12 +67,16 @@ impl Lane {
         });
     }
 
-    /// A write of dead letters has ended. What could not be written has not.
-    pub(super) fn end_letters(&mut self, (dead, written): Written) {
-        self.status.set_dead_letters_fail(written.is_err());
-        if let Err(why) = written {
-            return self.keep_unwritten(dead, why);
-        }
+    /// A write of dead letters has ended; an event whose letter is not written has not.
+    pub(super) fn end_letters(&mut self, (mut dead, result): Written) {
+        let Err(NotWritten { written, why }) = result else { return self.end_written(dead) };
+        let unwritten = dead.split_off(written.min(dead.len()));
+        self.end_written(dead);
+        self.keep_unwritten(unwritten, why);
+    }
+
+    /// These have become dead letters. Here alone they are counted as such.
+    fn end_written(&mut self, dead: Vec<Dead>) {
         let mut by_reason: BTreeMap<DeadLetterReason, BTreeMap<String, Vec<Waiting>>> = BTreeMap::new();
         for Dead { waiting, reason, detail, .. } in dead {
             by_reason.entry(reason).or_default().entry(detail).or_default().push(waiting);
@@ -87,8 +98,32 @@ impl Lane {
                     "events become dead letters"
                 );
             }
+            self.recorder.dead_lettered(reason, events.len());
             self.end(&events, outcome);
         }
+    }
+
+    /// The lane ends: what its disk takes at once is written yet, and what is not known
+    /// to be written does not count as dead.
+    pub(super) async fn write_last_letters(&mut self) {
+        let until = Instant::now() + LAST_WRITES_TIME;
+        self.letters.try_at_once();
+        loop {
+            if Instant::now() < until {
+                self.write_letters();
+            }
+            let Some(written) = self.letters.written_until(until).await else { break };
+            self.end_letters(written);
+        }
+        let event_count = self.letters.call_off();
+        if event_count > 0 {
+            warn!(
+                provider = self.provider.name(),
+                event_count, "a write of dead letters hangs: its events are kept for the next start"
+            );
+        }
+        let unwritten = self.letters.take_all();
+        self.keep_unwritten(unwritten, DropReason::DeadLetterFailed);
     }
 
     /// Dead letters could not be written. What stands in the log waits for room, or
@@ -97,22 +132,19 @@ impl Lane {
         let until = Instant::now() + UNWRITTEN_DELAY;
         let (mut again, mut lost) = (Vec::new(), Vec::new());
         for dead in dead {
-            let Dead { reason, .. } = dead;
-            let is_logged = dead.waiting.place.log_seq().is_some();
-            match reason {
-                // There is no room to keep these in memory.
-                _ if !is_logged && why == DropReason::DeadLettersFull => lost.push(dead.waiting),
-                LaneFull => lost.push(dead.waiting),
-                // The next run would send it after the newer one.
-                Superseded if !is_logged && self.draining => lost.push(dead.waiting),
-                _ if self.draining => self.parked.push(dead.waiting),
-                // The provider may take them yet.
-                RetriesExhausted => self.backlog.hold(dead.waiting, until),
-                Expired | SpoolFull => {
+            match dead.unwritten(why, self.draining) {
+                Unwritten::TriedAgain => again.push(dead),
+                Unwritten::Waits => {
+                    self.letters.owe(&dead.waiting);
+                    self.backlog.hold(dead.waiting, until);
+                }
+                Unwritten::GoesBack => {
                     self.unwritten_until = until;
+                    self.letters.owe(&dead.waiting);
                     self.backlog.put_back(vec![dead.waiting]);
                 }
-                _ => again.push(dead),
+                Unwritten::NextRun => self.parked.push(dead.waiting),
+                Unwritten::Lost => lost.push(dead.waiting),
             }
         }
         self.letters.put_back(again, until);
@@ -145,6 +177,7 @@ impl Lane {
         let mut logged = Vec::new();
         for waiting in events {
             self.backlog.settle(waiting);
+            self.letters.ended(waiting);
             if let Some(seq) = waiting.place.log_seq() {
                 logged.push(seq);
             }

@@ -58,7 +58,7 @@ impl Lane {
             waiting.history_mut().charges.refused(self.next_request);
         }
         // How much is too much tells nothing of the events.
-        if reason != DeadLetterReason::TooLarge {
+        if reason != DeadLetterReason::TooLarge && !self.settings.convicts_at_once {
             let flows: BTreeSet<Flow> = events.iter().map(Waiting::flow).collect();
             for flow in flows {
                 self.doubts.entry(flow).or_default().refused(number, self.next_request, now);
@@ -105,6 +105,9 @@ impl Lane {
         refusal: Refusal,
         mut accused: Vec<Accused>,
     ) {
+        if self.settings.convicts_at_once && refusal == Refusal::Content {
+            return self.bury(accused);
+        }
         let Some(detail) = accused.first().map(|(.., detail)| detail.clone()) else { return };
         let (now, next) = (Instant::now(), self.next_request);
         let mut flows = BTreeSet::new();

@@ -5,7 +5,7 @@ use std::{
     collections::{HashSet, VecDeque},
     sync::{
         Mutex, OnceLock,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
 };
 
@@ -17,7 +17,8 @@ use super::*;
 use crate::{
     delivery::{
         LaneInbox,
-        dead_letter::DeadLetter,
+        dead_letter::{DeadLetter, NotWritten},
+        recorder::WritePermit,
         test_support::{accepted_at, identify, track, track_of},
     },
     queue::{Place, Queued},
@@ -26,6 +27,7 @@ use crate::{
 };
 
 mod durable;
+mod letters;
 mod refusing;
 
 const SETTINGS: LaneSettings = LaneSettings {
@@ -37,6 +39,7 @@ const SETTINGS: LaneSettings = LaneSettings {
     capacity: QueueLimits { events_max: 1000, bytes_max: usize::MAX },
     probe_events: 50,
     awaits_answers: false,
+    convicts_at_once: false,
 };
 
 type Answer = Box<dyn FnOnce(&[Event]) -> Result<Vec<Verdict>, SendError> + Send>;
@@ -48,6 +51,8 @@ struct Scripted {
     rule: Rule,
     /// Identifies go elsewhere than tracks.
     two_endpoints: bool,
+    /// How long it takes over an answer.
+    takes: Duration,
     /// When each request came, and the ids in it.
     requests: Mutex<Vec<(Instant, Vec<String>)>>,
 }
@@ -69,6 +74,9 @@ impl Provider for Scripted {
     async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
         let ids = batch.iter().map(|event| event.id().to_string()).collect();
         self.requests.lock().unwrap().push((Instant::now(), ids));
+        if !self.takes.is_zero() {
+            sleep(self.takes).await;
+        }
         let answer = self.answers.lock().unwrap().pop_front();
         match answer {
             Some(answer) => answer(batch),
@@ -87,14 +95,22 @@ enum Disk {
     #[default]
     Writes,
     Fails(DropReason),
+    /// There is room for so many more letters.
+    Fits(usize),
     Hangs,
+    /// The write takes so long, once it has begun.
+    Slow(Duration),
+    /// It begins so late.
+    Late(Duration),
 }
 
 /// Keeps what ended.
 #[derive(Default)]
 struct Kept {
     delivered: Mutex<Vec<String>>,
+    /// What is on disk, counted or not.
     dead: Mutex<Vec<DeadLetter>>,
+    dead_lettered: AtomicUsize,
     dropped: Mutex<Vec<(DropReason, usize)>>,
     disk: Mutex<Disk>,
 }
@@ -105,14 +121,40 @@ impl Recorder for Kept {
         self.delivered.lock().unwrap().extend(events.iter().map(|waiting| waiting.event.id().to_string()));
     }
 
-    async fn dead_lettered(&self, letters: Vec<DeadLetter>) -> Result<(), DropReason> {
+    async fn write_letters(
+        &self,
+        mut letters: Vec<DeadLetter>,
+        permit: WritePermit,
+    ) -> Result<(), NotWritten> {
         let disk = *self.disk.lock().unwrap();
+        if let Disk::Late(by) = disk {
+            sleep(by).await;
+        }
+        if !permit.begin() {
+            return Err(NotWritten::ANY);
+        }
+        let mut room = letters.len();
         match disk {
-            Disk::Writes => self.dead.lock().unwrap().extend(letters),
-            Disk::Fails(why) => return Err(why),
+            Disk::Writes | Disk::Late(_) => {}
+            Disk::Fits(letters) => room = letters.min(room),
+            Disk::Fails(why) => return Err(NotWritten { written: 0, why }),
+            Disk::Slow(takes) => sleep(takes).await,
             Disk::Hangs => std::future::pending().await,
         }
+        let is_full = room < letters.len();
+        letters.truncate(room);
+        self.dead.lock().unwrap().extend(letters);
+        if let Disk::Fits(letters) = &mut *self.disk.lock().unwrap() {
+            *letters -= room;
+        }
+        if is_full {
+            return Err(NotWritten { written: room, why: DropReason::DeadLettersFull });
+        }
         Ok(())
+    }
+
+    fn dead_lettered(&self, _: DeadLetterReason, events: usize) {
+        self.dead_lettered.fetch_add(events, Ordering::SeqCst);
     }
 
     fn dropped(&self, reason: DropReason, events: usize) {
@@ -142,23 +184,39 @@ impl Running {
 
     /// With a provider that answers by a rule.
     fn start_by(answers: Vec<Answer>, rule: Rule, two_endpoints: bool) -> Self {
-        Self::start_with(answers, rule, two_endpoints, watch::Sender::new(false).subscribe())
+        Self::start_with(answers, rule, two_endpoints, Duration::ZERO, watch::Sender::new(false).subscribe())
+    }
+
+    /// With one that takes its time.
+    fn start_slow(rule: Rule, takes: Duration) -> Self {
+        Self::start_with(Vec::new(), rule, true, takes, watch::Sender::new(false).subscribe())
     }
 
     /// With a provider that takes everything, if a person lets it.
     fn start_suspended(suspended: watch::Receiver<bool>) -> Self {
-        Self::start_with(Vec::new(), Box::new(deliver), true, suspended)
+        Self::start_with(Vec::new(), Box::new(deliver), true, Duration::ZERO, suspended)
     }
 
     fn start_with(
         answers: Vec<Answer>,
         rule: Rule,
         two_endpoints: bool,
+        takes: Duration,
         suspended: watch::Receiver<bool>,
     ) -> Self {
-        let (answers, requests) = (Mutex::new(answers.into()), Mutex::default());
-        let provider = Arc::new(Scripted { answers, rule, two_endpoints, requests });
         let kept = Arc::new(Kept::default());
+        let (answers, requests) = (Mutex::new(answers.into()), Mutex::default());
+        let provider = Arc::new(Scripted { answers, rule, two_endpoints, takes, requests });
+        Self::start_recorded(provider, kept.clone(), kept, suspended)
+    }
+
+    /// With another recorder than the one that keeps.
+    fn start_recorded(
+        provider: Arc<Scripted>,
+        recorder: Arc<dyn Recorder>,
+        kept: Arc<Kept>,
+        suspended: watch::Receiver<bool>,
+    ) -> Self {
         let status = Arc::new(LaneStatus::new("scripted"));
         let stop = Stop::default();
         let (inbox, receiver) = LaneInbox::new(50);
@@ -167,7 +225,7 @@ impl Running {
             SETTINGS,
             LaneSource::memory(receiver),
             LaneObservers {
-                recorder: kept.clone(),
+                recorder,
                 metrics: LaneFamilies::default().of("scripted"),
                 status: status.clone(),
             },

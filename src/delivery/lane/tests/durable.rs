@@ -452,3 +452,22 @@ async fn a_lone_event_that_is_refused_ends_after_an_hour() {
     assert_eq!((durable.delivered(), durable.dead()), (0, 1));
     assert_eq!(durable.stop().await, 0);
 }
+
+/// A write of letters hangs when the lane is forced to stop: their events stay in the log
+/// and have not ended, whether or not the disk takes the letters in the end.
+#[tokio::test(start_paused = true)]
+async fn an_event_in_the_log_stays_there_when_the_write_of_its_letter_is_given_up() {
+    for (disk, on_disk) in [(Disk::Slow(HOUR * 3), 30), (Disk::Late(HOUR * 3), 0), (Disk::Hangs, 0)] {
+        let durable = Durable::start(HOUR * 1000, HOUR);
+        *durable.kept.disk.lock().unwrap() = disk;
+        durable.accept(30, Duration::ZERO).await;
+        sleep(HOUR * 2).await;
+        let kept = durable.kept.clone();
+        durable.stop.force();
+        assert_eq!(durable.stop().await, 30, "{disk:?}");
+        sleep(HOUR * 4).await;
+        let counted = kept.dead_lettered.load(Ordering::SeqCst);
+        assert_eq!((kept.counts(), counted), ((0, on_disk), 0), "{disk:?}");
+        assert!(kept.dropped.lock().unwrap().is_empty());
+    }
+}
