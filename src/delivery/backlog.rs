@@ -94,8 +94,8 @@ impl Backlog {
     }
 
     /// Adds an event behind all others.
-    pub(crate) fn push(&mut self, event: Event, endpoint: Endpoint, place: Place) {
-        let waiting = self.count_in(event, endpoint, place);
+    pub(crate) fn push(&mut self, event: Event, flow: Flow, place: Place) {
+        let waiting = self.count_in(event, flow, place);
         let ready = self.ready.entry(self.route(&waiting)).or_default();
         if ready.len() == ready.capacity() {
             // Doubling would leave up to half of a large backlog's room empty.
@@ -105,14 +105,14 @@ impl Backlog {
     }
 
     /// Adds an event that is not to be sent. It counts as out.
-    pub(crate) fn push_out(&mut self, event: Event, endpoint: Endpoint, place: Place) -> Waiting {
-        let waiting = self.count_in(event, endpoint, place);
+    pub(crate) fn push_out(&mut self, event: Event, flow: Flow, place: Place) -> Waiting {
+        let waiting = self.count_in(event, flow, place);
         self.busy.mark(&waiting);
         waiting
     }
 
-    fn count_in(&mut self, event: Event, endpoint: Endpoint, place: Place) -> Waiting {
-        let arrival = Arrival::new(self.arrived, endpoint);
+    fn count_in(&mut self, event: Event, flow: Flow, place: Place) -> Waiting {
+        let arrival = Arrival::new(self.arrived, flow);
         self.arrived += 1;
         let waiting = Waiting { event, arrival, place, history: None };
         self.loads.add(&waiting);

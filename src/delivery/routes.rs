@@ -11,6 +11,13 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    /// Of an event that goes to that endpoint.
+    pub(crate) fn of(event: &Event, endpoint: Endpoint) -> Self {
+        // Cheaper than to ask for the name that a track has.
+        let kind = if event.is_identify() { Kind::Identify } else { Kind::Track };
+        Self { endpoint, kind }
+    }
+
     /// The way that a flow goes which is kept apart.
     pub(crate) fn apart(self) -> Route {
         Route { endpoint: self.endpoint, apart: Some(self.kind) }
@@ -45,10 +52,15 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The kind of an event.
-    pub(crate) fn of(event: &Event) -> Self {
-        // Cheaper than to ask for the name that a track has.
-        if event.is_identify() { Self::Identify } else { Self::Track }
+    const ALL: [Self; 2] = [Self::Track, Self::Identify];
+
+    pub(crate) fn index(self) -> u8 {
+        self as u8
+    }
+
+    /// The kind with that index.
+    pub(crate) fn from_index(index: u8) -> Self {
+        Self::ALL[usize::from(index)]
     }
 
     /// The kind's name in logs.

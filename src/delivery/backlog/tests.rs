@@ -15,8 +15,10 @@ use crate::{
     reasons::DeadLetterReason,
 };
 
-const TRACKS: Endpoint = Endpoint(0);
-const IDENTIFIES: Endpoint = Endpoint(1);
+const TRACKS: Flow = Flow { endpoint: Endpoint(0), kind: Kind::Track };
+const IDENTIFIES: Flow = Flow { endpoint: Endpoint(1), kind: Kind::Identify };
+/// Those that go where tracks go.
+const IDENTIFIES_BESIDE: Flow = Flow { endpoint: Endpoint(0), kind: Kind::Identify };
 const LIMITS: BatchLimits = BatchLimits { events_max: 4, body_bytes_max: 1_000_000, requests_max: 2 };
 
 fn backlog() -> Backlog {
@@ -37,8 +39,8 @@ fn take(backlog: &mut Backlog) -> Vec<Waiting> {
     backlog.next_request(|_, _| Some(Allowance::SuspectOrUpTo(usize::MAX))).1
 }
 
-fn arrivals(places: std::ops::Range<u64>, endpoint: Endpoint) -> Vec<Arrival> {
-    places.map(|place| Arrival::new(place, endpoint)).collect()
+fn arrivals(places: std::ops::Range<u64>, flow: Flow) -> Vec<Arrival> {
+    places.map(|place| Arrival::new(place, flow)).collect()
 }
 
 fn accuse(waiting: &mut Waiting) {
@@ -72,8 +74,8 @@ fn endpoints_are_never_mixed_and_the_older_goes_first() {
     let mut backlog = backlog();
     backlog.push(identify("u"), IDENTIFIES, Place::MEMORY);
     push_tracks(&mut backlog, &["a"]);
-    assert_eq!(backlog.next_request(|_, _| Some(Allowance::UpTo(9))).0, Route::to(IDENTIFIES));
-    assert_eq!(backlog.next_request(|_, _| Some(Allowance::UpTo(9))).0, Route::to(TRACKS));
+    assert_eq!(backlog.next_request(|_, _| Some(Allowance::UpTo(9))).0, Route::to(IDENTIFIES.endpoint));
+    assert_eq!(backlog.next_request(|_, _| Some(Allowance::UpTo(9))).0, Route::to(TRACKS.endpoint));
 }
 
 #[test]
@@ -178,36 +180,32 @@ async fn the_oldest_age_is_that_of_the_oldest_that_is_not_out() {
     assert_eq!(backlog.oldest_accepted_ms(), None, "what is taken is out");
 }
 
-fn at_tracks(kind: Kind) -> Flow {
-    Flow { endpoint: TRACKS, kind }
-}
-
-fn kind(identify: bool) -> Kind {
-    if identify { Kind::Identify } else { Kind::Track }
+fn beside(identify: bool) -> Flow {
+    if identify { IDENTIFIES_BESIDE } else { TRACKS }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_kind_that_is_kept_apart_holds_up_no_other_and_keeps_its_place() {
     let mut backlog = backlog();
-    let apart = Route { endpoint: TRACKS, apart: Some(Kind::Identify) };
+    let apart = IDENTIFIES_BESIDE.apart();
     let only = |wanted: Route| move |route, _| (route == wanted).then_some(Allowance::UpTo(9));
-    backlog.push(identify("u"), TRACKS, Place::MEMORY);
+    backlog.push(identify("u"), IDENTIFIES_BESIDE, Place::MEMORY);
     push_tracks(&mut backlog, &["a"]);
     let held = backlog.next_request(|_, _| Some(Allowance::UpTo(1))).1.remove(0);
     backlog.hold(held, Instant::now());
-    backlog.keep_apart(at_tracks(Kind::Identify));
-    backlog.push(identify("v"), TRACKS, Place::MEMORY);
+    backlog.keep_apart(IDENTIFIES_BESIDE);
+    backlog.push(identify("v"), IDENTIFIES_BESIDE, Place::MEMORY);
     push_tracks(&mut backlog, &["b"]);
     assert!(backlog.uses(apart));
-    assert_eq!(names(&backlog.next_request(only(Route::to(TRACKS))).1), ["a", "b"]);
+    assert_eq!(names(&backlog.next_request(only(Route::to(TRACKS.endpoint))).1), ["a", "b"]);
     backlog.release(Instant::now());
     push_tracks(&mut backlog, &["c"]);
     let probe = backlog.next_request(|_, _| Some(Allowance::OneAt(0.99)));
     assert_eq!((probe.0, probe.1[0].event.subject()), (apart, Some("v")), "not always the first");
     backlog.put_back(probe.1);
-    backlog.bring_back(at_tracks(Kind::Identify));
+    backlog.bring_back(IDENTIFIES_BESIDE);
     assert!(!backlog.uses(apart));
-    let all = backlog.next_request(only(Route::to(TRACKS))).1;
+    let all = backlog.next_request(only(Route::to(TRACKS.endpoint))).1;
     assert_eq!(names(&all), ["identify", "identify", "c"]);
     assert!(all.is_sorted_by_key(|waiting| waiting.arrival));
 }
@@ -216,10 +214,10 @@ async fn a_kind_that_is_kept_apart_holds_up_no_other_and_keeps_its_place() {
 fn a_probe_takes_the_first_identify_of_its_user() {
     let mut backlog = backlog();
     for user in ["u", "v", "u"] {
-        backlog.push(identify(user), TRACKS, Place::MEMORY);
+        backlog.push(identify(user), IDENTIFIES_BESIDE, Place::MEMORY);
     }
     let probe = backlog.next_request(|_, _| Some(Allowance::OneAt(0.9))).1.remove(0);
-    assert_eq!((probe.arrival, probe.event.subject()), (Arrival::new(0, TRACKS), Some("u")));
+    assert_eq!((probe.arrival, probe.event.subject()), (Arrival::new(0, IDENTIFIES_BESIDE), Some("u")));
     let probe = backlog.next_request(|_, _| Some(Allowance::OneAt(0.9))).1.remove(0);
     assert_eq!(probe.event.subject(), Some("v"), "the second u waits for the first");
 }
@@ -323,8 +321,8 @@ proptest! {
             match step {
                 Step::Push { user, identify: true } => {
                     // Users of an odd number go where tracks go.
-                    let endpoint = if user % 2 == 0 { IDENTIFIES } else { TRACKS };
-                    backlog.push(identify(&user.to_string()), endpoint, Place::MEMORY);
+                    let flow = if user % 2 == 0 { IDENTIFIES } else { IDENTIFIES_BESIDE };
+                    backlog.push(identify(&user.to_string()), flow, Place::MEMORY);
                     pushed += 1;
                 }
                 Step::Push { user, .. } => {
@@ -387,8 +385,8 @@ proptest! {
                     }
                 }
                 // Both kinds share an endpoint.
-                Step::KeepApart { identify } => backlog.keep_apart(at_tracks(kind(identify))),
-                Step::BringBack { identify } => backlog.bring_back(at_tracks(kind(identify))),
+                Step::KeepApart { identify } => backlog.keep_apart(beside(identify)),
+                Step::BringBack { identify } => backlog.bring_back(beside(identify)),
                 Step::Wait { seconds } => {
                     now += Duration::from_secs(seconds);
                     backlog.release(now);

@@ -22,7 +22,7 @@ pub(crate) struct Waiting {
     pub(super) history: Option<Box<History>>,
 }
 
-/// An event's place in the order of arrival in its lane, and its endpoint: one number,
+/// An event's place in the order of arrival in its lane, and its flow: one number,
 /// because every event that waits has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Arrival(u64);
@@ -31,14 +31,14 @@ impl Arrival {
     /// The last of all.
     pub(super) const LAST: Self = Self(u64::MAX);
 
-    /// Of the event with that place in the order: more than will ever come.
-    pub(super) fn new(place: u64, endpoint: Endpoint) -> Self {
-        Self(place << 8 | u64::from(endpoint.0))
+    /// Of the event with that place in the order: of more than will ever come.
+    pub(super) fn new(place: u64, flow: Flow) -> Self {
+        Self(place << 16 | u64::from(u16::from_le_bytes([flow.endpoint.0, flow.kind.index()])))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the lowest byte")]
-    fn endpoint(self) -> Endpoint {
-        Endpoint(self.0 as u8)
+    fn flow(self) -> Flow {
+        let [endpoint, kind, ..] = self.0.to_le_bytes();
+        Flow { endpoint: Endpoint(endpoint), kind: Kind::from_index(kind) }
     }
 }
 
@@ -98,12 +98,8 @@ impl Waiting {
         self.arrival
     }
 
-    pub(crate) fn endpoint(&self) -> Endpoint {
-        self.arrival.endpoint()
-    }
-
     pub(crate) fn flow(&self) -> Flow {
-        Flow { endpoint: self.endpoint(), kind: Kind::of(&self.event) }
+        self.arrival.flow()
     }
 
     pub(super) fn is_throttled(&self) -> bool {

@@ -11,7 +11,7 @@ use crate::{
     delivery::{
         Batch,
         gate::Gate,
-        routes::{Flow, Kind, Route},
+        routes::{Flow, Route},
         spill::Spilled,
     },
     queue::{Place, QueueLimits, Queued, spool::reader::Chunk},
@@ -44,15 +44,15 @@ impl Lane {
         let mut overflow = 0;
         let limited = self.limited_routes();
         for queued in batches.drain(..).flat_map(|batch| batch.to_vec()) {
-            let endpoint = self.endpoint_of(&queued.event);
-            let bytes = queued.event.memory_bytes();
-            let has_room = self.has_room(bytes) && !self.is_beyond_share(&queued.event, endpoint, &limited);
-            let is_aside = self.is_left_aside(&queued, endpoint, &limited);
+            let (flow, bytes) = (self.flow_of(&queued.event), queued.event.memory_bytes());
+            let is_beyond_share = self.is_beyond_share(flow, bytes, &limited);
+            let has_room = self.has_room(bytes) && !is_beyond_share;
+            let is_aside = self.is_left_aside(queued.place, flow, is_beyond_share);
             let Some(queued) = self.source.take(queued, has_room || is_aside) else { continue };
             if has_room || is_aside {
-                self.admit(queued, endpoint, is_aside);
+                self.admit(queued, flow, is_aside);
             } else {
-                self.overflow(queued, endpoint);
+                self.overflow(queued, flow);
                 overflow += 1;
             }
         }
@@ -67,7 +67,7 @@ impl Lane {
     }
 
     /// There is no room: the event becomes a dead letter.
-    fn overflow(&mut self, Queued { event, place }: Queued, endpoint: Endpoint) {
+    fn overflow(&mut self, Queued { event, place }: Queued, flow: Flow) {
         let capacity = self.settings.capacity;
         let more_events = (capacity.events_max / OVERFLOW_SHARE).max(OVERFLOW_EVENTS_MIN);
         let events_max = capacity.events_max.saturating_add(more_events);
@@ -78,7 +78,7 @@ impl Lane {
             return self.drop_events(DropReason::DeadLettersStalled, 1);
         }
         let detail = format!("{} events waited", load.events);
-        let waiting = self.backlog.push_out(event, endpoint, place);
+        let waiting = self.backlog.push_out(event, flow, place);
         self.letters.push([Dead { waiting, reason: DeadLetterReason::LaneFull, detail }]);
     }
 
@@ -95,14 +95,13 @@ impl Lane {
         self.gates.iter().filter(|(_, gate)| is_limited(gate)).map(|(route, _)| *route).collect()
     }
 
-    /// True for one more event than a flow may have in memory.
-    fn is_beyond_share(&self, event: &Event, endpoint: Endpoint, limited: &[Route]) -> bool {
-        let flow = Flow { endpoint, kind: Kind::of(event) };
+    /// True for one more event, of so many bytes, than a flow may have in memory.
+    fn is_beyond_share(&self, flow: Flow, bytes: usize, limited: &[Route]) -> bool {
         if limited.is_empty() || !limited.contains(&self.backlog.route_of(flow)) {
             return false;
         }
         let (share, load) = (self.share(), self.backlog.load_of(flow));
-        load.events >= share.events_max || load.bytes + event.memory_bytes() > share.bytes_max
+        load.events >= share.events_max || load.bytes + bytes > share.bytes_max
     }
 
     /// What a flow may have in memory that does not get through while others do.
@@ -112,13 +111,10 @@ impl Lane {
     }
 
     /// True for an event that stays in the log for now: see [`super::aside`].
-    fn is_left_aside(&self, queued: &Queued, endpoint: Endpoint, limited: &[Route]) -> bool {
-        if limited.is_empty() && self.asides.is_empty() || queued.place.log_seq().is_none() {
-            return false;
-        }
-        let flow = Flow { endpoint, kind: Kind::of(&queued.event) };
-        self.has_aside_room()
-            && (self.asides.contains_key(&flow) || self.is_beyond_share(&queued.event, endpoint, limited))
+    fn is_left_aside(&self, place: Place, flow: Flow, is_beyond_share: bool) -> bool {
+        (is_beyond_share || !self.asides.is_empty() && self.asides.contains_key(&flow))
+            && place.log_seq().is_some()
+            && self.has_aside_room()
     }
 
     fn has_aside_room(&self) -> bool {
@@ -168,9 +164,10 @@ impl Lane {
         let read = read.map(|logged| Queued { event: logged.event, place: Place::log(logged.seq) });
         let limited = self.limited_routes();
         for queued in read.chain(recent) {
-            let endpoint = self.endpoint_of(&queued.event);
-            let is_aside = self.is_left_aside(&queued, endpoint, &limited);
-            self.admit(queued, endpoint, is_aside);
+            let flow = self.flow_of(&queued.event);
+            let is_beyond_share = self.is_beyond_share(flow, queued.event.memory_bytes(), &limited);
+            let is_aside = self.is_left_aside(queued.place, flow, is_beyond_share);
+            self.admit(queued, flow, is_aside);
         }
         let lost: u64 = chunk.missing.iter().map(|range| range.end - range.start).sum();
         if let Some(reports) = self.source.reports() {
@@ -189,7 +186,7 @@ impl Lane {
         let Some(mut aside) = self.asides.remove(&flow) else { return };
         for logged in chunk.events {
             if aside.has(logged.seq) {
-                self.backlog.push(logged.event, flow.endpoint, Place::log(logged.seq));
+                self.backlog.push(logged.event, flow, Place::log(logged.seq));
             }
         }
         let lost: Vec<u64> = chunk.missing.into_iter().flat_map(|range| aside.within(range)).collect();
@@ -209,23 +206,21 @@ impl Lane {
         self.drop_events(DropReason::SpoolDamaged, lost.len());
     }
 
-    fn admit(&mut self, queued: Queued, endpoint: Endpoint, is_aside: bool) {
-        if let Some(seq) = queued.place.log_seq().filter(|_| is_aside) {
-            let flow = Flow { endpoint, kind: Kind::of(&queued.event) };
-            self.asides.entry(flow).or_default().leave(seq);
-        } else {
-            self.backlog.push(queued.event, endpoint, queued.place);
+    fn admit(&mut self, Queued { event, place }: Queued, flow: Flow, is_aside: bool) {
+        match place.log_seq().filter(|_| is_aside) {
+            Some(seq) => self.asides.entry(flow).or_default().leave(seq),
+            None => self.backlog.push(event, flow, place),
         }
     }
 
     pub(super) fn push(&mut self, Queued { event, place }: Queued) {
-        let endpoint = self.endpoint_of(&event);
-        self.backlog.push(event, endpoint, place);
+        let flow = self.flow_of(&event);
+        self.backlog.push(event, flow, place);
     }
 
-    /// The provider's own code: a panic in it must not end the lane.
-    fn endpoint_of(&self, event: &Event) -> Endpoint {
+    /// By the provider's own code: a panic in it must not end the lane.
+    fn flow_of(&self, event: &Event) -> Flow {
         let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(event)));
-        endpoint.unwrap_or(Endpoint::DEFAULT)
+        Flow::of(event, endpoint.unwrap_or(Endpoint::DEFAULT))
     }
 }

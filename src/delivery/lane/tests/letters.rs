@@ -179,7 +179,7 @@ fn what_becomes_of_an_event_whose_letter_is_not_written() {
     for reason in DeadLetterReason::ALL {
         for (place, is_logged) in [(Place::MEMORY, false), (Place::SPILL_FILE, false), (Place::log(7), true)]
         {
-            let waiting = backlog.push_out(track("x"), Endpoint::DEFAULT, place);
+            let waiting = backlog.push_out(track("x"), Flow::of(&track("x"), Endpoint::DEFAULT), place);
             let dead = Dead { waiting, reason, detail: String::new() };
             for why in [full, failed] {
                 let at_end = if reason == Reason::Superseded { Unwritten::Lost } else { Unwritten::NextRun };
