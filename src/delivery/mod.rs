@@ -3,7 +3,8 @@
 //!
 //! A [`lane`] owns everything that one provider has not got yet. It keeps it in
 //! a [`backlog`], a pure value that decides what goes into the next request; it
-//! asks [`retry`] when to try again; and it ends each event in the ledger, in
+//! asks a [`gate`] what may be sent now, a [`doubt`] what a refusal is about, and
+//! [`retry`] when to try again; and it ends each event in the ledger, in
 //! [`dead_letter`]s, or, when the relay stops, in a [`spill`] file. What the log
 //! holds for a provider that has no lane any more is looked after by [`unnamed`].
 
