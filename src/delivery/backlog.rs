@@ -96,7 +96,7 @@ impl Backlog {
     /// Adds an event behind all others.
     pub(crate) fn push(&mut self, event: Event, flow: Flow, place: Place) {
         let waiting = self.count_in(event, flow, place);
-        let ready = self.ready.entry(self.route(&waiting)).or_default();
+        let ready = self.ready.entry(self.route_of(flow)).or_default();
         if ready.len() == ready.capacity() {
             // Doubling would leave up to half of a large backlog's room empty.
             ready.reserve_exact(ready.len() / 8 + ROOM_MIN);
@@ -111,6 +111,7 @@ impl Backlog {
         waiting
     }
 
+    #[inline]
     fn count_in(&mut self, event: Event, flow: Flow, place: Place) -> Waiting {
         let arrival = Arrival::new(self.arrived, flow);
         self.arrived += 1;
@@ -119,11 +120,8 @@ impl Backlog {
         waiting
     }
 
-    fn route(&self, waiting: &Waiting) -> Route {
-        self.route_of(waiting.flow())
-    }
-
     /// The way that events of a flow go now.
+    #[inline]
     pub(crate) fn route_of(&self, flow: Flow) -> Route {
         if self.apart.contains(&flow) { flow.apart() } else { Route::to(flow.endpoint) }
     }
@@ -298,7 +296,9 @@ impl Backlog {
     /// Counts an event that was out as ended.
     pub(crate) fn settle(&mut self, waiting: &Waiting) {
         let freed = self.busy.unmark(waiting);
-        self.make_ready(freed);
+        if !freed.is_empty() {
+            self.make_ready(freed);
+        }
         self.loads.remove(waiting);
     }
 
@@ -417,7 +417,8 @@ impl Backlog {
         events.iter().for_each(|waiting| {
             self.not_ready.remove(&waiting.arrival);
         });
-        let routed: Vec<_> = events.into_iter().map(|waiting| (self.route(&waiting), waiting)).collect();
+        let routed: Vec<_> =
+            events.into_iter().map(|waiting| (self.route_of(waiting.flow()), waiting)).collect();
         insert(&mut self.ready, routed);
     }
 
@@ -425,7 +426,8 @@ impl Backlog {
         for suspect in &suspects {
             self.not_ready.insert(suspect.arrival, suspect.event.accepted_ms());
         }
-        let routed: Vec<_> = suspects.into_iter().map(|waiting| (self.route(&waiting), waiting)).collect();
+        let routed: Vec<_> =
+            suspects.into_iter().map(|waiting| (self.route_of(waiting.flow()), waiting)).collect();
         insert(&mut self.suspects, routed);
     }
 }

@@ -60,7 +60,7 @@ impl Kind {
 
     /// The kind with that index.
     pub(crate) fn from_index(index: u8) -> Self {
-        Self::ALL[usize::from(index)]
+        Self::ALL.get(usize::from(index)).copied().unwrap_or(Self::Track)
     }
 
     /// The kind's name in logs.

@@ -31,9 +31,13 @@ impl Busy {
 
 impl BusyUsers {
     /// True if an event must wait behind another one of its user.
+    #[inline]
     pub(super) fn blocks(&self, waiting: &Waiting) -> bool {
-        let user = if self.0.is_empty() { None } else { waiting.event.subject() };
-        user.and_then(|user| self.0.get(user)).is_some_and(|busy| busy.blocks(waiting))
+        !self.0.is_empty() && self.busy(waiting).is_some_and(|busy| busy.blocks(waiting))
+    }
+
+    fn busy(&self, waiting: &Waiting) -> Option<&Busy> {
+        waiting.event.subject().and_then(|user| self.0.get(user))
     }
 
     /// Keeps an event that must wait, until what it waits for has gone.
@@ -43,11 +47,15 @@ impl BusyUsers {
     }
 
     /// An event stands before others of its user from now on, if it is one that does.
+    #[inline]
     pub(super) fn mark(&mut self, waiting: &Waiting) {
-        let (identify, throttled) = (waiting.event.is_identify(), waiting.is_throttled());
-        if !(identify || throttled) {
-            return;
+        if waiting.is_before_others() {
+            self.mark_one(waiting);
         }
+    }
+
+    fn mark_one(&mut self, waiting: &Waiting) {
+        let (identify, throttled) = (waiting.event.is_identify(), waiting.is_throttled());
         let Some(user) = waiting.event.subject() else { return };
         let busy = self.0.entry(user.to_owned()).or_default();
         if identify {
@@ -57,12 +65,14 @@ impl BusyUsers {
     }
 
     /// It does not any more. Returns the events that waited for it.
+    #[inline]
     #[must_use]
     pub(super) fn unmark(&mut self, waiting: &Waiting) -> Vec<Waiting> {
+        if waiting.is_before_others() { self.unmark_one(waiting) } else { Vec::new() }
+    }
+
+    fn unmark_one(&mut self, waiting: &Waiting) -> Vec<Waiting> {
         let (identify, throttled) = (waiting.event.is_identify(), waiting.is_throttled());
-        if !(identify || throttled) {
-            return Vec::new();
-        }
         let user = waiting.event.subject();
         let Some((user, busy)) = user.and_then(|user| Some((user, self.0.get_mut(user)?))) else {
             return Vec::new();

@@ -21,22 +21,20 @@ pub(super) struct Loads {
 impl Loads {
     pub(super) fn add(&mut self, waiting: &Waiting) {
         let (flow, bytes) = (waiting.flow(), waiting.event.memory_bytes());
-        let place = self.flows.iter().position(|(of, _)| *of == flow).unwrap_or_else(|| {
-            self.flows.push((flow, Load::default()));
-            self.flows.len() - 1
-        });
-        for load in [&mut self.all, &mut self.flows[place].1] {
-            load.events += 1;
-            load.bytes += bytes;
+        self.all.events += 1;
+        self.all.bytes += bytes;
+        match self.flows.iter_mut().find(|(of, _)| *of == flow) {
+            Some((_, load)) => (load.events, load.bytes) = (load.events + 1, load.bytes + bytes),
+            None => self.flows.push((flow, Load { events: 1, bytes })),
         }
     }
 
     pub(super) fn remove(&mut self, waiting: &Waiting) {
         let (flow, bytes) = (waiting.flow(), waiting.event.memory_bytes());
-        let of_flow = self.flows.iter_mut().find(|(of, _)| *of == flow).map(|(_, load)| load);
-        for load in [Some(&mut self.all), of_flow].into_iter().flatten() {
-            load.events -= 1;
-            load.bytes -= bytes;
+        self.all.events -= 1;
+        self.all.bytes -= bytes;
+        if let Some((_, load)) = self.flows.iter_mut().find(|(of, _)| *of == flow) {
+            (load.events, load.bytes) = (load.events - 1, load.bytes - bytes);
         }
     }
 

@@ -102,6 +102,11 @@ impl Waiting {
         self.arrival.flow()
     }
 
+    /// True for one that others of its user must not overtake while it is out.
+    pub(super) fn is_before_others(&self) -> bool {
+        self.flow().kind == Kind::Identify || self.is_throttled()
+    }
+
     pub(super) fn is_throttled(&self) -> bool {
         self.history.as_ref().is_some_and(|history| history.throttled)
     }

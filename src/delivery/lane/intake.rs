@@ -96,6 +96,7 @@ impl Lane {
     }
 
     /// True for one more event, of so many bytes, than a flow may have in memory.
+    #[inline]
     fn is_beyond_share(&self, flow: Flow, bytes: usize, limited: &[Route]) -> bool {
         if limited.is_empty() || !limited.contains(&self.backlog.route_of(flow)) {
             return false;
@@ -111,6 +112,7 @@ impl Lane {
     }
 
     /// True for an event that stays in the log for now: see [`super::aside`].
+    #[inline]
     fn is_left_aside(&self, place: Place, flow: Flow, is_beyond_share: bool) -> bool {
         (is_beyond_share || !self.asides.is_empty() && self.asides.contains_key(&flow))
             && place.log_seq().is_some()
@@ -206,6 +208,7 @@ impl Lane {
         self.drop_events(DropReason::SpoolDamaged, lost.len());
     }
 
+    #[inline]
     fn admit(&mut self, Queued { event, place }: Queued, flow: Flow, is_aside: bool) {
         match place.log_seq().filter(|_| is_aside) {
             Some(seq) => self.asides.entry(flow).or_default().leave(seq),

@@ -137,6 +137,7 @@ impl Letters {
     }
 
     /// Notes that an event has ended, whichever way.
+    #[inline]
     pub(super) fn ended(&mut self, waiting: &Waiting) {
         if !self.owed.is_empty() {
             self.owed.remove(&waiting.arrival());
