@@ -107,8 +107,9 @@ impl From<mpsc::Receiver<()>> for Signals {
     }
 }
 
-/// SIGTERM, SIGINT, SIGHUP and SIGQUIT of this process. SIGHUP and SIGQUIT that
-/// are ignored already, as under `nohup`, stay ignored.
+/// SIGTERM, SIGINT, SIGHUP and SIGQUIT of this process. A SIGHUP that is ignored
+/// already, as under `nohup`, stays ignored; what a shell ignores for everything that
+/// it starts in the background does not.
 ///
 /// A thread of its own waits for them, so that they are noticed even if every
 /// thread of the runtime hangs.
@@ -116,14 +117,11 @@ pub fn signals() -> io::Result<Signals> {
     let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
     let mut kinds = {
         let _context = runtime.enter();
-        let unless_ignored = |kind: SignalKind| {
-            if is_ignored(kind) { Ok(None) } else { signal(kind).map(Some) }
-        };
         (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
-            unless_ignored(SignalKind::hangup())?,
-            unless_ignored(SignalKind::quit())?,
+            if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) },
+            signal(SignalKind::quit())?,
         )
     };
     // Of more than two nobody learns more.
@@ -136,7 +134,7 @@ pub fn signals() -> io::Result<Signals> {
                 _ = kinds.0.recv() => "SIGTERM",
                 _ = kinds.1.recv() => "SIGINT",
                 () = come(&mut kinds.2) => "SIGHUP",
-                () = come(&mut kinds.3) => "SIGQUIT",
+                _ = kinds.3.recv() => "SIGQUIT",
             };
             noting.note();
             info!(signal = name, "shutdown signal received");

@@ -23,8 +23,10 @@ use crate::reasons::DeadLetterReason;
 /// delivered meanwhile, before a provider counts as in trouble.
 const REFUSALS_MAX: u32 = 3;
 /// How often others have to get through between two accusations of an event before it
-/// is condemned: of one in memory, of one in the log, which can wait for more, and of
-/// any, if the provider takes what it has refused.
+/// is condemned: of one that the provider has singled out, of one in memory, of one in
+/// the log, which can wait for more, and of any, if the provider takes what it has
+/// refused.
+const PROOFS_SINGLED_OUT: u32 = 1;
 const PROOFS: u32 = 2;
 const PROOFS_IN_LOG: u32 = 5;
 const PROOFS_AGAINST_CHANCE: u32 = 20;
@@ -34,7 +36,7 @@ const CHANCE_TIME: Duration = Duration::from_secs(600);
 /// How long a refusal leaves it open what is to blame, at most.
 const DOUBT_TIME: Duration = Duration::from_secs(60);
 /// How long suspects wait for others to show whether the provider works.
-const SUSPECTS_WAIT: Duration = Duration::from_secs(5);
+const SUSPECTS_WAIT: Duration = Duration::from_secs(3);
 
 /// The number of a request, in the order in which they are sent.
 pub(crate) type RequestNumber = u64;
@@ -75,6 +77,7 @@ pub(crate) struct Charges {
     recoveries: u64,
     troubles: u64,
     in_trouble: bool,
+    is_singled_out: bool,
     /// Accusations in a row between which others got through.
     proofs: u32,
     /// What it becomes a dead letter of, once it is condemned.
@@ -85,6 +88,21 @@ impl Charges {
     /// The provider refused it together with others.
     pub(crate) fn refused(&mut self, next_request: RequestNumber) {
         self.next_after_refusal = Some(next_request);
+    }
+
+    /// The provider named it, and not the others of its kind in the same request.
+    pub(crate) fn single_out(&mut self) {
+        self.is_singled_out = true;
+    }
+
+    /// True for one that the provider has named so.
+    pub(crate) fn are_singled_out(&self) -> bool {
+        self.is_singled_out
+    }
+
+    /// True for one that was singled out, and refused again after others had got through.
+    pub(crate) fn are_proven(&self) -> bool {
+        self.is_singled_out && self.sentence.is_some()
     }
 
     /// The first request that could be sent after it was refused.
@@ -156,9 +174,10 @@ impl Doubt {
         } else if before.is_some_and(|before| self.works_since(before)) {
             charges.proofs += 1;
         }
-        // One that was refused while others got through says little of the provider.
-        let is_new =
-            charges.proofs == 0 && (charges.accusations == 0 || charges.recoveries != self.recoveries);
+        // One that was refused where others were not says little of the provider.
+        let is_new = charges.proofs == 0
+            && !charges.is_singled_out
+            && (charges.accusations == 0 || charges.recoveries != self.recoveries);
         self.accused = self.accused.saturating_add(u32::from(is_new));
         charges.accusations = charges.accusations.saturating_add(1);
         charges.accused_since.get_or_insert(now);
@@ -166,6 +185,7 @@ impl Doubt {
         (charges.recoveries, charges.troubles) = (self.recoveries, self.troubles);
         charges.in_trouble = self.is_trouble;
         let wanted = match is_logged {
+            _ if charges.is_singled_out => PROOFS_SINGLED_OUT,
             _ if self.is_by_chance(now) => PROOFS_AGAINST_CHANCE,
             true => PROOFS_IN_LOG,
             false => PROOFS,

@@ -562,12 +562,13 @@ async fn callers_cannot_use_up_the_file_descriptors() {
     }
 }
 
+/// One that is refused alone, with nothing to compare it with, takes five attempts.
 async fn all_taken_or_dead(relay: &Relay, setup: &Setup, events: u64) {
     taken(setup, Vendor::Amplitude, events).await;
     taken(setup, Vendor::Segment, events).await;
     let start = Instant::now();
     while relay.metric("relay_in_flight_events", &["mixpanel"]).await > 0.0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "events of mixpanel do not end");
+        assert!(start.elapsed() < Duration::from_secs(60), "events of mixpanel do not end");
         sleep(Duration::from_millis(10)).await;
     }
 }

@@ -209,12 +209,15 @@ async fn explain_shows_the_attempt_that_failed_and_the_one_that_did_not() {
 
 #[tokio::test]
 async fn explain_finds_dead_letters_and_says_what_it_does_not_know() {
-    let setup = durable().await;
-    setup.sandbox.always(Vendor::Amplitude, Some("400".parse().unwrap()));
+    let mut setup = durable().await;
+    setup.set("FLUSH_INTERVAL_SECONDS", "1");
+    setup.sandbox.always(Vendor::Amplitude, Some("reject-name=Order Placed".parse().unwrap()));
     let relay = setup.start().await;
     let request = track("Order Placed", "user-1");
     let id = request.event_id.clone();
     relay.client().track_event(request).await.unwrap();
+    // In the same batch: it shows that the other one is to blame.
+    relay.client().track_event(track("Order Shipped", "user-1")).await.unwrap();
     relay.dead_lettered(Vendor::Amplitude, 1).await;
     relay.terminate().await;
     let (code, out, _) = setup.run(&["explain", &id]).await;

@@ -114,7 +114,8 @@ impl Lane {
         for (waiting, reason, detail) in &mut accused {
             let flow = waiting.flow();
             let doubt = self.doubts.entry(flow).or_default();
-            if flows.insert(flow) {
+            let is_singled_out = waiting.charges().is_some_and(Charges::are_singled_out);
+            if flows.insert(flow) && !is_singled_out {
                 doubt.refused(request, next, now);
             }
             let is_logged = waiting.place.log_seq().is_some();
@@ -139,13 +140,16 @@ impl Lane {
         self.doubts.entry(flow).or_default().comes_to_trouble()
     }
 
-    /// True for an event that is refused again and again with nothing to compare it
-    /// with: it is at the end of its cycle like others. One that stands in the log can
-    /// wait for more to tell by.
+    /// True for an event that is proven to be to blame, or is refused again and again
+    /// with nothing to compare it with: that is at the end of its cycle like others. One
+    /// that stands in the log can wait for more to tell by.
     fn is_at_its_end(&self, waiting: &Waiting, now: Instant) -> bool {
         let Some((charges, doubt)) = waiting.charges().zip(self.doubts.get(&waiting.flow())) else {
             return false;
         };
+        if charges.are_proven() && !doubt.are_void(charges) {
+            return true;
+        }
         let is_logged = waiting.place.log_seq().is_some();
         self.settings.retry.is_exhausted(charges.accusations())
             && doubt.are_few()

@@ -121,17 +121,23 @@ impl Lane {
                 "batch taken in part"
             );
         }
+        let [works, spared] = [&sorted.delivered, &sorted.again]
+            .map(|events| if sorted.accused.is_empty() { BTreeSet::new() } else { flows(events) });
         self.note_attempts(next_attempts(&sorted.again), "resend", "");
         self.backlog.put_back(sorted.again);
         if !sorted.accused.is_empty() {
             // In a request of which others of its kind were taken, what is named is to
             // blame.
-            let works: BTreeSet<Flow> = sorted.delivered.iter().map(Waiting::flow).collect();
-            let (convicted, accused) = sorted
+            let (convicted, mut accused) = sorted
                 .accused
                 .into_iter()
                 .partition::<Vec<_>, _>(|(waiting, ..)| works.contains(&waiting.flow()));
             sorted.dead.extend(convicted);
+            for (waiting, ..) in &mut accused {
+                if spared.contains(&waiting.flow()) {
+                    waiting.history_mut().charges.single_out();
+                }
+            }
             self.accuse(route, number, Refusal::Content, accused);
         }
         self.deliver(sorted.delivered).await;
@@ -229,6 +235,10 @@ impl Lane {
             Cycle::Over(waiting)
         }
     }
+}
+
+fn flows(events: &[Waiting]) -> BTreeSet<Flow> {
+    events.iter().map(Waiting::flow).collect()
 }
 
 /// What becomes of an event after an attempt that failed.
