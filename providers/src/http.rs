@@ -180,7 +180,8 @@ impl Reply {
 
     fn redirected(&self) -> String {
         let location = self.location.as_deref().unwrap_or("an address that it does not say");
-        self.saying(&format!("to {location}, which is not followed: {}", self.body))
+        // Its body says the address once more, with all that is in it.
+        self.saying(&format!("to {location}, which is not followed"))
     }
 }
 
@@ -350,7 +351,7 @@ impl HttpClient {
             client,
             gzip: Arc::default(),
             turn: Arc::new(Semaphore::new(1)),
-            secrets: vec![key.expose().to_owned(), encoded],
+            secrets: vec![key.expose().to_owned(), encoded, in_a_query(key.expose())],
         })
     }
 
@@ -487,6 +488,13 @@ impl HttpClient {
         let secrets = self.secrets.iter().filter(|secret| !secret.is_empty());
         secrets.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
     }
+}
+
+/// A value as it stands in an address.
+fn in_a_query(value: &str) -> String {
+    let mut url = Url::parse("http://in.a").expect("an address");
+    url.query_pairs_mut().append_key_only(value);
+    url.query().unwrap_or_default().to_owned()
 }
 
 fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
@@ -787,13 +795,18 @@ mod tests {
 
     #[test]
     fn keys_are_removed_from_what_an_answer_says() {
-        let settings = HttpSettings {
-            base_url: "http://localhost".parse().unwrap(),
-            request_timeout: Duration::from_secs(1),
-            idle_connections_max: 1,
+        let client = |key| {
+            let settings = HttpSettings {
+                base_url: "http://localhost".parse().unwrap(),
+                request_timeout: Duration::from_secs(1),
+                idle_connections_max: 1,
+            };
+            HttpClient::new(settings, &Secret::new(key)).unwrap()
         };
-        let client = HttpClient::new(settings, &Secret::new("canary-key")).unwrap();
-        assert_eq!(client.redact("no canary-key, no Y2FuYXJ5LWtleTo= here"), "no ***, no *** here");
+        let told = client("canary-key").redact("no canary-key, no Y2FuYXJ5LWtleTo= here");
+        assert_eq!(told, "no ***, no *** here");
+        let client = client("a key+?");
+        assert_eq!(client.redact("at /?key=a+key%2B%3F&x"), "at /?key=***&x");
     }
 
     #[test]

@@ -27,9 +27,16 @@ impl Accounts {
     pub(super) fn balances(&self) -> Vec<Balance> {
         let account = |(ledger, lane): &(Ledger, Arc<LaneStatus>)| {
             let on_disk = self.in_the_log(lane.provider) + lane.reloaded() as u64;
-            if_it_ended_now(ledger.balance(), on_disk)
+            let balance = if_it_ended_now(ledger.balance(), on_disk);
+            Balance { accepted: balance.accepted + self.answered(), ..balance }
         };
         self.lanes.iter().map(account).collect()
+    }
+
+    /// Events that were answered, and that the log's thread, if it hangs, has not even
+    /// counted: in nobody's account else.
+    fn answered(&self) -> u64 {
+        self.spool.as_ref().map_or(0, |spool| spool.answered() as u64)
     }
 
     fn in_the_log(&self, provider: &str) -> u64 {

@@ -28,6 +28,9 @@ use crate::proto::v1::{
 
 /// Most bytes of a batch: half of what the relay takes.
 const BATCH_BYTES_MAX: usize = 512 * 1024;
+/// A smaller event is too large for nothing that lets gRPC through: whoever says so
+/// means something else. A larger one must not hold up the others for ever.
+const TOO_LARGE_MIN: usize = 4 * 1024;
 /// Longest wait after the first failure; doubles with each further one.
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
 /// Longest wait that a relay is granted.
@@ -64,6 +67,8 @@ pub(super) struct Worker {
 enum Failure {
     /// The batch breaks a limit, of the relay or of something on the way.
     TooLarge,
+    /// The relay takes none of it as it is.
+    Invalid,
     /// Perhaps it does.
     MayBeTooLarge,
     /// Nothing is said about the batch.
@@ -72,11 +77,17 @@ enum Failure {
 
 impl Failure {
     fn of(status: &Status) -> Self {
-        // What gRPC's libraries and HTTP's proxies say of a message's size.
-        const WORDS: [&str; 4] = ["larger than max", "too large", "exceeds", "413"];
+        // What gRPC's libraries, and tonic of HTTP's proxies, say of a message's size.
+        const WORDS: [&str; 4] = [
+            "received message larger than max (",
+            "message exceeds maximum size ",
+            "message length too large",
+            "mapped from http status code 413",
+        ];
         let said = || status.message().to_ascii_lowercase();
         match status.code() {
-            Code::OutOfRange | Code::InvalidArgument => Self::TooLarge,
+            Code::InvalidArgument => Self::Invalid,
+            Code::OutOfRange => Self::TooLarge,
             // The relay's own: it is full, and says when to come again.
             Code::ResourceExhausted if status.get_details_retry_info().is_some() => Self::Other,
             Code::ResourceExhausted | Code::Unknown if WORDS.iter().any(|word| said().contains(word)) => {
@@ -268,6 +279,11 @@ impl Worker {
         }
     }
 
+    /// True if a lone event may be too large for something.
+    fn first_is_large(&self) -> bool {
+        self.pending.front().is_some_and(|entry| entry.bytes >= TOO_LARGE_MIN)
+    }
+
     /// Nothing of the batch was answered. Returns how long to wait.
     fn failed(&mut self, entries: usize, status: &Status) -> Duration {
         self.failures = self.failures.saturating_add(1);
@@ -275,10 +291,10 @@ impl Worker {
         if failure != Failure::Other && entries > 1 {
             // Fewer at a time, until a lone event is to blame.
             (self.events_max, self.taken) = (entries.div_ceil(2), 0);
-            if failure == Failure::TooLarge {
+            if failure != Failure::MayBeTooLarge {
                 return Duration::from_millis(1);
             }
-        } else if failure == Failure::TooLarge {
+        } else if failure == Failure::Invalid || failure == Failure::TooLarge && self.first_is_large() {
             if let Some(entry) = self.pending.pop_front() {
                 self.tell_refused(&entry, "", "", status.message());
                 self.ended(&entry, &self.tally.refused);
@@ -397,6 +413,8 @@ mod tests {
             (Status::out_of_range("decoded message length too large"), Failure::TooLarge),
             (Status::resource_exhausted("slow down"), Failure::MayBeTooLarge),
             (Status::unavailable("too large a crowd"), Failure::Other),
+            (Status::invalid_argument("1,001 items"), Failure::Invalid),
+            (Status::resource_exhausted("your quota of 413 calls exceeds the plan"), Failure::MayBeTooLarge),
             (Status::unknown("boom"), Failure::Other),
         ] {
             assert_eq!(Failure::of(&status), failure, "{status}");

@@ -407,19 +407,9 @@ impl DeadLetterWriter {
         self.bytes.clone()
     }
 
-    /// Writes letters and syncs them. Either all of them are on disk when this
-    /// returns, or none.
-    pub(crate) fn write(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), DropReason> {
-        let lines = Lines::of(letters);
-        if self.fitting(&lines) < letters.len() {
-            return Err(DropReason::DeadLettersFull);
-        }
-        self.write_lines(&lines.bytes, now_ms)
-    }
-
     /// Writes the first letters, as many as there is room for, and syncs them. On any
     /// other failure none of them is on disk.
-    pub(crate) fn write_what_fits(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), NotWritten> {
+    pub(crate) fn write(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), NotWritten> {
         let lines = Lines::of(letters);
         let written = self.fitting(&lines);
         if written > 0 {
@@ -548,7 +538,8 @@ mod tests {
         let (_data, dir) = dir();
         let mut writer = DeadLetterWriter::open(&dir, 700).unwrap();
         writer.write(&[letter("a")], 5).unwrap();
-        assert_eq!(writer.write(&[letter("b"), letter("c")], 5), Err(DropReason::DeadLettersFull));
+        let full = NotWritten { written: 0, why: DropReason::DeadLettersFull };
+        assert_eq!(writer.write(&[letter(&"b".repeat(1000)), letter("c")], 5), Err(full));
         assert_eq!(read(&dir).letters.len(), 1);
     }
 
@@ -563,13 +554,13 @@ mod tests {
             let before = 9 - room;
             writer.write(&letters[..before], 5).unwrap();
             let expected = if room == 9 { Ok(()) } else { full(room) };
-            assert_eq!(writer.write_what_fits(&letters, 5), expected, "room for {room}");
+            assert_eq!(writer.write(&letters, 5), expected, "room for {room}");
             assert_eq!(read(&dir).letters, [&letters[..before], &letters[..room]].concat());
-            assert_eq!(writer.write_what_fits(&letters, 5), full(0));
+            assert_eq!(writer.write(&letters, 5), full(0));
             assert_eq!(writer.bytes().load(Ordering::Relaxed), 9 * each);
             // What makes room is noticed.
             delete(&dir, |_| true).unwrap();
-            assert_eq!(writer.write_what_fits(&letters[..2], 5), Ok(()));
+            assert_eq!(writer.write(&letters[..2], 5), Ok(()));
             delete(&dir, |_| true).unwrap();
         }
     }
@@ -583,7 +574,7 @@ mod tests {
         let path = dir.files().unwrap().remove(0);
         let length = fs::metadata(&path).unwrap().len();
         writer.file = Some((File::open(path).unwrap(), length));
-        assert_eq!(writer.write(&[letter("b")], 5), Err(DropReason::DeadLetterFailed));
+        assert_eq!(writer.write(&[letter("b")], 5), Err(NotWritten::ANY));
         writer.write(&[letter("c")], 5).unwrap();
         let stored = read(&dir);
         assert_eq!((stored.letters.len(), stored.damaged), (2, 0));

@@ -90,7 +90,7 @@ impl Recorder for RelayRecorder {
             if !permit.begin() {
                 return Err(NotWritten::ANY);
             }
-            dead_letters.write_what_fits(&letters, now_ms)
+            dead_letters.write(&letters, now_ms)
         });
         writing.await.unwrap_or(Err(NotWritten::ANY))
     }

@@ -11,7 +11,7 @@ use std::{path::Path, time::Duration};
 use tokio::{task::spawn_blocking, time::Instant, time::sleep};
 use tracing::{error, warn};
 
-use super::dead_letter::{DeadLetter, DeadLetterDir, DeadLetterWriter};
+use super::dead_letter::{DeadLetter, DeadLetterDir, DeadLetterWriter, NotWritten};
 use crate::{
     queue::spool::{LaneLog, age::AgeCheck, reader::LoggedEvent},
     reasons::{DeadLetterReason, DropReason, Outcome},
@@ -93,8 +93,12 @@ impl Unnamed {
                 return stop.draining().await;
             }
             let to_go = ToGo { surplus_before, expired_before_ms: self.expired_before_ms() };
+            let (stopping, forgotten) = (stop.clone(), surplus.clone());
             let let_go = spawn_blocking(move || {
-                self.let_go(to_go);
+                // Neither a drain nor whoever forgets it waits for all of them.
+                let goes_on = || !stopping.is_draining() && *forgotten.borrow() != u64::MAX;
+                while goes_on() && self.let_go_of_some(to_go) {}
+                self.log.close();
                 self
             });
             self = let_go.await.expect("writing dead letters does not panic");
@@ -113,13 +117,8 @@ impl Unnamed {
         judges.then(|| now_ms.saturating_sub(retention_ms))
     }
 
-    /// Lets go of the oldest events, as far as they are to go. Blocks on the disk.
-    fn let_go(&mut self, to_go: ToGo) {
-        while self.let_go_of_some(to_go) {}
-        self.log.close();
-    }
-
-    /// True if there may be more.
+    /// Lets go of some of the oldest events, as far as they are to go. True if there may
+    /// be more. Blocks on the disk.
     fn let_go_of_some(&mut self, to_go: ToGo) -> bool {
         let from = self.next_seq;
         let chunk = match self.log.read(from, EVENTS_AT_ONCE, READ_BYTES) {
@@ -147,19 +146,23 @@ impl Unnamed {
         chunk.damaged.into_iter().for_each(|range| self.log.reports().damaged(range));
         let gone = chunk.missing.into_iter().filter(|range| range.end <= end).collect();
         self.log.reports().ended_ranges(Outcome::Dropped(DropReason::SpoolDamaged), gone);
-        if let Err(why) = self.bury(&surplus, DeadLetterReason::SpoolFull, "the spool is full") {
-            self.end(&surplus, Outcome::Dropped(why));
+        if let Err(unwritten) = self.bury(&surplus, DeadLetterReason::SpoolFull, "the spool is full") {
+            let lost = &surplus[unwritten.written..];
+            self.end(lost, Outcome::Dropped(unwritten.why));
             error!(
                 provider = self.provider,
-                event_count = surplus.len(),
-                reason = why.name(),
+                event_count = lost.len(),
+                reason = unwritten.why.name(),
                 "events of a provider that is not named are lost: they could not become dead letters"
             );
         }
         if let Some(last) = surplus.last() {
             self.next_seq = last.seq + 1;
         }
-        if self.bury(&expired, DeadLetterReason::Expired, "its retention has ended").is_err() {
+        if let Err(unwritten) = self.bury(&expired, DeadLetterReason::Expired, "its retention has ended") {
+            if let Some(first) = expired.get(unwritten.written) {
+                self.next_seq = first.seq;
+            }
             return false;
         }
         self.next_seq = end;
@@ -171,7 +174,7 @@ impl Unnamed {
         events: &[LoggedEvent],
         reason: DeadLetterReason,
         detail: &str,
-    ) -> Result<(), DropReason> {
+    ) -> Result<(), NotWritten> {
         if events.is_empty() {
             return Ok(());
         }
@@ -185,29 +188,35 @@ impl Unnamed {
             event: logged.event.clone(),
         };
         let letters: Vec<DeadLetter> = events.iter().map(letter).collect();
-        self.writer()?.write(&letters, now_ms)?;
-        warn!(
-            provider = self.provider,
-            event_count = events.len(),
-            reason = reason.name(),
-            "events of a provider that is not named become dead letters"
-        );
+        let written = self.writer()?.write(&letters, now_ms);
+        let events = &events[..written.map_or_else(|unwritten| unwritten.written, |()| events.len())];
+        if !events.is_empty() {
+            warn!(
+                provider = self.provider,
+                event_count = events.len(),
+                reason = reason.name(),
+                "events of a provider that is not named become dead letters"
+            );
+        }
         self.end(events, Outcome::DeadLettered(reason));
-        Ok(())
+        written
     }
 
-    fn writer(&mut self) -> Result<&mut DeadLetterWriter, DropReason> {
+    fn writer(&mut self) -> Result<&mut DeadLetterWriter, NotWritten> {
         if self.letters.is_none() {
             let opened = DeadLetterWriter::open(&self.dir, self.dead_letters_bytes_max);
             self.letters = Some(opened.map_err(|error| {
                 warn!(provider = self.provider, %error, "dead letters cannot be written");
-                DropReason::DeadLetterFailed
+                NotWritten::ANY
             })?);
         }
         Ok(self.letters.as_mut().expect("it was just opened"))
     }
 
     fn end(&self, events: &[LoggedEvent], outcome: Outcome) {
+        if events.is_empty() {
+            return;
+        }
         let seqs: Vec<u64> = events.iter().map(|logged| logged.seq).collect();
         self.log.reports().ended(outcome, &seqs);
     }

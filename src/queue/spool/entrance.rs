@@ -68,9 +68,15 @@ impl Spool {
             row.refused.clone()
         });
         let append = Append { event, frame, wanted, row, answer: waits.then_some(answer) };
+        if !waits {
+            self.status.answer();
+        }
         if let Err(mpsc::SendError(command)) = self.commands.send(Command::Append(append)) {
             if let Command::Append(append) = command {
                 self.status.leave(append.memory_bytes());
+            }
+            if !waits {
+                self.status.take_answered();
             }
             return Err(Refused::Closed);
         }

@@ -31,6 +31,9 @@ pub(crate) struct SharedStatus {
     pub(crate) cursors: Vec<CursorStatus>,
     pub(super) intake_events: AtomicUsize,
     pub(super) intake_bytes: AtomicUsize,
+    /// Events that were answered and that the writer has not taken yet: they are in
+    /// memory, and in no ledger.
+    answered: AtomicUsize,
     pub(super) room: Room,
     /// The newest event that the queue had no room for.
     pub(super) skipped: watch::Sender<u64>,
@@ -70,6 +73,7 @@ impl SharedStatus {
             cursors: (0..log.cursors().len()).map(cursor).collect(),
             intake_events: AtomicUsize::new(0),
             intake_bytes: AtomicUsize::new(0),
+            answered: AtomicUsize::new(0),
             room: Room::default(),
             skipped: watch::Sender::new(0),
         }
@@ -110,6 +114,21 @@ impl SharedStatus {
         } else {
             Self::WRITING
         }
+    }
+
+    /// Events that were answered and that the writer has not taken yet.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// An event is answered before the writer takes it.
+    pub(super) fn answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The writer has taken it, and it is counted.
+    pub(super) fn take_answered(&self) {
+        self.answered.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// An event leaves the writer's hands, with the memory that it held.

@@ -8,6 +8,7 @@ use std::{
         mpsc::{self, Receiver, Sender},
     },
     thread,
+    time::Duration,
 };
 
 use super::fs::SpoolFile;
@@ -59,12 +60,12 @@ impl CursorSyncer {
         }
     }
 
-    /// What came of it, if it is over; waits for that if asked to.
-    pub(super) fn ended(&mut self, waits: bool) -> Option<Synced> {
+    /// What came of it, if it is over, or will be soon enough.
+    pub(super) fn ended(&mut self, patience: Duration) -> Option<Synced> {
         if !self.is_busy {
             return None;
         }
-        let ended = if waits { self.done.recv().ok() } else { self.done.try_recv().ok() };
+        let ended = self.done.recv_timeout(patience).ok();
         self.is_busy = ended.is_none();
         ended
     }

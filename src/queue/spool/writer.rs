@@ -49,6 +49,10 @@ pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const CURSOR_INTERVAL: Duration = Duration::from_millis(20);
 /// How long nothing is tried after the log was full or the disk failed.
 const REST: Duration = Duration::from_millis(250);
+/// How long callers, and the end of the log, wait for a sync of the cursors that is under
+/// way.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
+const LAST_SYNC_PATIENCE: Duration = Duration::from_secs(10);
 /// Commands after which a group waits no more.
 const COMMANDS_AT_ONCE: usize = 10_000;
 /// How often a group looks who has come, while it waits for company.
@@ -154,7 +158,7 @@ impl Writer {
             };
             is_published = false;
             self.commit();
-            self.end_cursor_syncs(false);
+            self.end_cursor_syncs(Duration::ZERO);
             let now = Instant::now();
             if now >= sync_at || closing.is_some() {
                 self.sync();
@@ -340,9 +344,10 @@ impl Writer {
         for (seq, append) in (first_seq..).zip(appends) {
             self.status.leave(append.memory_bytes());
             let Append { event, wanted, answer, .. } = append;
-            if let Some(answer) = answer {
+            match answer {
                 // Callers that are gone ask again, with the same id.
-                let _ = answer.send(Ok(wanted));
+                Some(answer) => drop(answer.send(Ok(wanted))),
+                None => self.status.take_answered(),
             }
             if self.queue.offer(Queued { event, place: Place::log(seq) }).is_err() {
                 skipped = Some(seq);
@@ -389,6 +394,7 @@ impl Writer {
             return;
         }
         self.metrics.accepted.inc();
+        self.status.take_answered();
         if self.queue.offer(Queued { event, place: Place::MEMORY }).is_err() {
             if self.lost_lines.takes(1, Instant::now()) {
                 error!(event_count = 1, reason = DropReason::SpoolFailed.name(), "events lost");
@@ -439,8 +445,8 @@ impl Writer {
     }
 
     /// Takes note of what the cursors' syncs have come to.
-    fn end_cursor_syncs(&mut self, waits: bool) {
-        let Some(synced): Option<Synced> = self.syncer.ended(waits) else { return };
+    fn end_cursor_syncs(&mut self, patience: Duration) {
+        let Some(synced): Option<Synced> = self.syncer.ended(patience) else { return };
         for (place, synced) in synced {
             self.log.end_cursor_sync(place, synced);
         }
@@ -463,19 +469,26 @@ impl Writer {
     }
 
     fn finish(mut self) {
-        self.end_cursor_syncs(true);
         self.sync_events();
+        self.end_cursor_syncs(LAST_SYNC_PATIENCE);
         Self::sum_up(self.lost_lines.rest());
-        // Until nothing more can be removed: once for each slot.
-        self.log.sync_cursors();
-        self.log.sync_cursors();
+        if self.syncer.is_busy() {
+            error!("the cursors cannot be synced: some events that were delivered are sent again");
+        } else {
+            // Until nothing more can be removed: once for each slot.
+            self.log.sync_cursors();
+            self.log.sync_cursors();
+        }
         self.publish();
     }
 
     /// Makes room for a group, if that is possible: what everybody has passed need
     /// not wait for the next second, and providers that are not named let go.
     fn make_room(&mut self) -> bool {
-        self.end_cursor_syncs(true);
+        self.end_cursor_syncs(ROOM_PATIENCE);
+        if self.syncer.is_busy() {
+            return false;
+        }
         let ended_as = Outcome::Dropped(DropReason::SpoolFull).key();
         let (is_made, given_up) = self.log.make_room(self.status.named().len(), &ended_as);
         for (place, event_count) in given_up {
@@ -503,6 +516,10 @@ impl Writer {
 
     /// Lets cursors go that an operator asks for, of providers that are not named.
     fn answer_forget_requests(&mut self) {
+        if self.syncer.is_busy() {
+            // They are looked at again when that is over.
+            return;
+        }
         let asked = self.log.asked_to_forget().unwrap_or_else(|error| {
             warn!(%error, "the directory of the cursors cannot be read");
             Vec::new()
@@ -525,7 +542,6 @@ impl Writer {
     }
 
     fn forget(&mut self, place: usize) -> io::Result<()> {
-        self.end_cursor_syncs(true);
         self.log.forget(place)?;
         let ended_as = Outcome::Dropped(DropReason::Forgotten).key();
         let event_count = self.log.end(place, 0..self.log.next_seq(), &ended_as);

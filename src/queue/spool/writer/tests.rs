@@ -45,12 +45,24 @@ struct Switches {
     segments_fail: AtomicBool,
     /// While it is set no sync of a cursor ends.
     cursors_hang: Mutex<bool>,
+    /// While it is set no write to a segment ends.
+    segments_hang: Mutex<bool>,
     changed: Condvar,
     /// Syncs of cursors that were begun.
     cursor_syncs: AtomicU64,
 }
 
 impl Switches {
+    fn hang_segments(&self, hang: bool) {
+        *self.segments_hang.lock().unwrap() = hang;
+        self.changed.notify_all();
+    }
+
+    fn wait_for_segments(&self) {
+        let hang = self.segments_hang.lock().unwrap();
+        drop(self.changed.wait_while(hang, |hang| *hang).unwrap());
+    }
+
     fn hang_cursors(&self, hang: bool) {
         *self.cursors_hang.lock().unwrap() = hang;
         self.changed.notify_all();
@@ -132,6 +144,9 @@ impl SpoolFile for TestFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         self.switches.fails(self.is_segment)?;
+        if self.is_segment {
+            self.switches.wait_for_segments();
+        }
         self.file.write_at(bytes, offset)
     }
 
@@ -412,6 +427,67 @@ async fn callers_do_not_wait_for_the_syncs_of_cursors() {
     running.switches.hang_cursors(false);
     running.end_all(0);
     assert_eq!(running.close().await, [0, 21]);
+}
+
+/// Nor does who asks for a provider to be forgotten hold them up.
+#[tokio::test]
+async fn callers_do_not_wait_for_a_cursor_that_is_to_be_forgotten() {
+    let disk = SimFs::new(0);
+    let running = Running::start_on(&disk, 100, WhenFull::Reject, &["a", "gone"]);
+    running.append(Durability::Synced).await.unwrap();
+    running.close().await;
+    let running = Running::start_on(&disk, 100, WhenFull::Reject, &["a"]);
+    running.switches.hang_cursors(true);
+    let begun = running.switches.cursor_syncs.load(Ordering::SeqCst);
+    running.append(Durability::Synced).await.unwrap();
+    running.end_all(0);
+    until("a cursor is being synced", || running.switches.cursor_syncs.load(Ordering::SeqCst) > begun).await;
+    disk.set_bytes(&dirs().cursors.join("gone.forget"), b"");
+    sleep(2 * SYNC_INTERVAL).await;
+    let answered = timeout(BOUND, running.append(Durability::Synced)).await;
+    assert_eq!(answered.expect("it does not wait"), Ok(Durability::Synced));
+    let status = running.spool.status().clone();
+    assert!(!status.unnamed()[0].is_forgotten());
+    running.switches.hang_cursors(false);
+    until("it is forgotten", || status.unnamed()[0].is_forgotten()).await;
+    running.close().await;
+}
+
+/// A log that is full, whose cursors' disk hangs: room may be there in time, but callers
+/// do not wait for it without a bound.
+#[tokio::test]
+async fn callers_of_a_full_log_wait_for_a_cursor_for_a_moment_only() {
+    let running = Running::start(3, WhenFull::Reject);
+    running.switches.hang_cursors(true);
+    let begun = running.switches.cursor_syncs.load(Ordering::SeqCst);
+    running.append(Durability::Synced).await.unwrap();
+    running.end_all(0);
+    until("a cursor is being synced", || running.switches.cursor_syncs.load(Ordering::SeqCst) > begun).await;
+    let filled = async { while running.append(Durability::Written).await.is_ok() {} };
+    timeout(BOUND, filled).await.expect("it does not wait");
+    running.switches.hang_cursors(false);
+    running.end_all(0);
+    running.end_all(1);
+    running.close().await;
+}
+
+/// What was answered, and stands before a disk that hangs, is known of.
+#[tokio::test]
+async fn what_was_answered_before_it_was_written_is_counted_until_it_is() {
+    let running = Running::start(100, WhenFull::Reject);
+    running.append(Durability::Synced).await.unwrap();
+    running.switches.hang_segments(true);
+    for _ in 0..3 {
+        assert_eq!(running.append(Durability::Queued).await, Ok(Durability::Queued));
+    }
+    let status = running.spool.status().clone();
+    assert_eq!(status.answered(), 3);
+    let waits = running.append(Durability::Synced);
+    assert!(timeout(Duration::from_millis(100), waits).await.is_err(), "it does hang");
+    assert_eq!(status.answered(), 3, "that one was promised nothing");
+    running.switches.hang_segments(false);
+    until("they are taken", || status.answered() == 0 && running.index.next_seq() >= 5).await;
+    running.close().await;
 }
 
 #[tokio::test]
