@@ -4,8 +4,9 @@
 //!
 //! `quarantine/<file>-<offset>-<bytes>-<CRC-32>.bin`. The name says what was
 //! copied, so the same bytes are copied and counted once, however often they are
-//! met, as long as it is kept or this process lives. Where the disk gives nothing
-//! back, the copy has zeros.
+//! met. What had to make room is empty and keeps its name: else each start, which
+//! meets the damage again, would copy it once more for another to make room. Where the
+//! disk gives nothing back, the copy has zeros.
 
 use std::{
     collections::BTreeMap,
@@ -38,17 +39,46 @@ pub(crate) struct DamagedRange {
 pub(crate) struct Quarantine {
     dir: PathBuf,
     bytes_max: u64,
-    /// The copies, by their names: of segments the oldest come first. With their
-    /// bytes; `None` for what had to make room.
-    copies: BTreeMap<String, Option<u64>>,
+    /// The copies, the oldest first, with their bytes; none of what had to make room.
+    copies: BTreeMap<Name, u64>,
+    /// Copies that had to make room since the log was opened.
+    removed: u64,
+}
+
+/// A copy's name, in the order of what was copied: segments are numbered with leading
+/// zeros, offsets are not.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    file: String,
+    at: u64,
+    name: String,
+}
+
+impl Name {
+    /// None for a file that is no copy of ours.
+    fn parse(name: String) -> Option<Self> {
+        let mut parts = name.strip_suffix(ENDING)?.rsplitn(4, '-').skip(1);
+        let (bytes, at, file) = (parts.next()?, parts.next()?, parts.next()?);
+        bytes.parse::<u64>().ok()?;
+        Some(Self { file: file.to_owned(), at: at.parse().ok()?, name })
+    }
 }
 
 impl Quarantine {
     /// Opens the directory, which is there.
     pub(crate) fn open(fs: &dyn SpoolFs, dir: &Path, bytes_max: u64) -> io::Result<Self> {
-        let names = fs.list(dir)?.into_iter().filter(|name| name.ends_with(ENDING));
-        let copies = names.map(|name| (bytes_of(&name), name)).map(|(bytes, name)| (name, Some(bytes)));
-        Ok(Self { dir: dir.to_owned(), bytes_max, copies: copies.collect() })
+        let mut copies = BTreeMap::new();
+        for name in fs.list(dir)?.into_iter().filter_map(Name::parse) {
+            let bytes = fs.open_to_read(&dir.join(&name.name))?.len()?;
+            copies.insert(name, bytes);
+        }
+        let mut quarantine = Self { dir: dir.to_owned(), bytes_max, copies, removed: 0 };
+        // There may be less room than in an earlier run.
+        let newest = quarantine.copies.iter().rfind(|(_, bytes)| **bytes > 0);
+        if let Some(newest) = newest.map(|(name, _)| name.clone()) {
+            quarantine.make_room(fs, &newest);
+        }
+        Ok(quarantine)
     }
 
     /// Copies a range of a file, durably. Returns false if it was there.
@@ -66,37 +96,40 @@ impl Quarantine {
             Ok(())
         })?;
         let name = format!("{file_name}-{at}-{bytes}-{:08x}{ENDING}", crc.finalize());
+        let name = Name { file: file_name.to_owned(), at, name };
         if self.copies.contains_key(&name) {
             return Ok(false);
         }
-        let path = self.dir.join(&name);
+        let path = self.dir.join(&name.name);
         let new = unfinished(&path);
         let copy = fs.create(&new)?;
         each_part(file, at, bytes, |place, part| copy.write_all_at(part, place))?;
         copy.sync_data()?;
+        let bytes = copy.len()?;
         fs.rename(&new, &path)?;
         fs.sync_dir(&self.dir)?;
-        let bytes = bytes_of(&name);
-        self.copies.insert(name.clone(), Some(bytes));
+        self.copies.insert(name.clone(), bytes);
         self.make_room(fs, &name);
         Ok(true)
     }
 
-    /// Removes the oldest copies, as far as there are too many.
-    fn make_room(&mut self, fs: &dyn SpoolFs, newest: &str) {
+    /// Empties the oldest copies, as far as there are too many.
+    fn make_room(&mut self, fs: &dyn SpoolFs, newest: &Name) {
         while self.bytes() > self.bytes_max {
             let mut copies = self.copies.iter_mut();
-            let oldest = copies.find(|(name, bytes)| bytes.is_some_and(|bytes| bytes > 0) && *name != newest);
-            let Some((name, bytes)) = oldest else { return };
-            match fs.remove(&self.dir.join(name)) {
+            let oldest = copies.find(|(name, bytes)| **bytes > 0 && *name != newest);
+            let Some((Name { name, .. }, bytes)) = oldest else { return };
+            let emptied = fs.open(&self.dir.join(name)).and_then(|copy| copy.set_len(0));
+            match emptied {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    warn!(copy = name, %error, "a copy in quarantine cannot be removed");
+                    warn!(copy = name, %error, "a copy in quarantine cannot be emptied");
                     return;
                 }
                 Ok(()) | Err(_) => {}
             }
-            error!(copy = name, bytes, "quarantine is full: its oldest copy is removed");
-            *bytes = None;
+            error!(copy = name, bytes, "quarantine is full: its oldest copy is emptied");
+            *bytes = 0;
+            self.removed += 1;
         }
     }
 
@@ -107,19 +140,13 @@ impl Quarantine {
 
     /// Copies that had to make room since the log was opened.
     pub(crate) fn removed(&self) -> u64 {
-        self.copies.values().filter(|bytes| bytes.is_none()).count() as u64
+        self.removed
     }
 
     /// Bytes of the copies that are there.
     pub(crate) fn bytes(&self) -> u64 {
-        self.copies.values().flatten().sum()
+        self.copies.values().sum()
     }
-}
-
-/// The bytes that a copy's name tells; none for a file that is no copy of ours.
-fn bytes_of(name: &str) -> u64 {
-    let told = name.strip_suffix(ENDING).and_then(|name| name.rsplit('-').nth(1));
-    told.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
 /// Passes a range of a file on, part by part, with each part's place in it.
@@ -158,21 +185,29 @@ mod tests {
         let keep = |quarantine: &mut Quarantine, name, at, bytes| {
             quarantine.keep(&fs, &*file, name, at, bytes).unwrap()
         };
-        let names = || -> Vec<String> {
-            let files = fs.files(dir).into_iter();
-            files.filter_map(|path| Some(path.file_name()?.to_str()?.split('-').next()?.to_owned())).collect()
+        let full = |quarantine: &Quarantine| -> Vec<String> {
+            let copies = quarantine.copies.iter().filter(|(_, bytes)| **bytes > 0);
+            copies.map(|(name, _)| format!("{} {}", name.file, name.at)).collect()
         };
         for name in ["1.log", "2.log", "3.log"] {
             assert!(keep(&mut quarantine, name, 0, 100));
         }
         assert_eq!((quarantine.bytes(), quarantine.removed()), (300, 0));
         assert!(keep(&mut quarantine, "4.log", 0, 150));
-        assert_eq!(names(), ["3.log", "4.log", "note.bin", "segment"]);
-        assert_eq!((quarantine.bytes(), quarantine.removed(), quarantine.ranges()), (250, 2, 5));
+        assert_eq!(full(&quarantine), ["3.log 0", "4.log 0"]);
+        assert_eq!((quarantine.bytes(), quarantine.removed(), quarantine.ranges()), (250, 2, 4));
         assert!(!keep(&mut quarantine, "1.log", 0, 100), "met again, and known");
         assert!(keep(&mut quarantine, "0.log", 0, 900), "the newest stays, whatever its name and size");
-        assert_eq!(names(), ["0.log", "note.bin", "segment"]);
-        let reopened = Quarantine::open(&fs, dir, 300).unwrap();
-        assert_eq!((reopened.bytes(), reopened.removed()), (900, 0));
+        assert_eq!(full(&quarantine), ["0.log 0"]);
+        let mut reopened = Quarantine::open(&fs, dir, 300).unwrap();
+        assert_eq!((reopened.bytes(), reopened.ranges(), reopened.removed()), (900, 5, 0));
+        for name in ["1.log", "2.log", "3.log"] {
+            assert!(!keep(&mut reopened, name, 0, 100), "nor is it copied at each start");
+        }
+        assert!(keep(&mut reopened, "5.log", 90, 200) && keep(&mut reopened, "5.log", 100, 200));
+        assert_eq!(full(&reopened), ["5.log 100"], "by numbers, not by letters");
+        assert_eq!(fs.files(dir).len(), 9, "what is not ours stays");
+        let smaller = Quarantine::open(&fs, dir, 10).unwrap();
+        assert_eq!((smaller.bytes(), smaller.removed()), (200, 0), "one stays");
     }
 }
