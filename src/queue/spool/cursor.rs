@@ -450,9 +450,10 @@ impl CursorFile {
 
     fn write_slot(&mut self) -> io::Result<()> {
         let bytes = encode_slot(&self.cursor.save(&self.provider), self.generation.saturating_add(1));
-        // Before the attempt: a slot that is half written is not written again
+        // Before the attempt: a slot that is half written is written again, and not
         // under the same number.
         self.generation = self.generation.saturating_add(1);
+        self.changed = true;
         self.file.write_all_at(&bytes, (self.slot * SLOT_BYTES) as u64)?;
         (self.changed, self.unsynced) = (false, true);
         Ok(())
