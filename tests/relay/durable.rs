@@ -15,7 +15,9 @@ use tokio::time::sleep;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::harness::{Balance, Ended, Observer, Relay, Setup, eventually, lines_on_disk, taken, track};
+use crate::harness::{
+    Balance, Ended, Observer, Relay, Setup, eventually, lines_on_disk, not_run, taken, track,
+};
 
 async fn durable(level: &str) -> Setup {
     let mut setup = Setup::new().await;
@@ -562,4 +564,48 @@ async fn an_event_that_makes_the_provider_fail_does_not_hold_up_the_others() {
     let balance = ended.balance(Vendor::Segment);
     assert!(balance.is_exact() && balance.dead_lettered == 0, "{balance:?}");
     assert!(balance.spilled >= 1, "{balance:?}");
+}
+
+/// What lets a program see another time, if the machine has it.
+fn libfaketime() -> Option<PathBuf> {
+    let dirs = fs::read_dir("/usr/lib").ok()?.filter_map(|dir| Some(dir.ok()?.path()));
+    let libraries = dirs.map(|dir| dir.join("faketime/libfaketime.so.1"));
+    libraries.chain([PathBuf::from("/usr/lib/faketime/libfaketime.so.1")]).find(|library| library.exists())
+}
+
+/// A clock that is ten days wrong at the start, either way: nothing in the log expires by
+/// it, the relay says what is the matter, and delivers.
+#[tokio::test]
+async fn a_start_with_a_wrong_clock_expires_nothing() {
+    const TOLD: &str = "the wall clock is not where it must be: no event expires until it is, or goes on from there for an hour";
+    let Some(faketime) = libfaketime() else { return not_run("libfaketime (a wrong clock)") };
+    for away in ["+10d", "-10d"] {
+        let mut setup = durable("synced").await;
+        setup.set("SPOOL_RETENTION_HOURS", "1").set("DRAIN_TIMEOUT_SECONDS", "1");
+        all_down(&setup, "503");
+        let mut observer = Observer::default();
+        let relay = setup.start().await;
+        observer.tracks(&mut relay.client(), 20).await;
+        relay.terminate().await;
+
+        let mut command = setup.command();
+        command.env("LD_PRELOAD", &faketime).env("FAKETIME", away).env("DONT_FAKE_MONOTONIC", "1");
+        let relay = Relay::spawn(command).await;
+        let told = relay.log(TOLD).await;
+        let (now_ms, seen_ms) = (told["now_ms"].as_i64().unwrap(), told["last_seen_ms"].as_i64().unwrap());
+        assert!(now_ms.abs_diff(seen_ms) > 9 * 24 * 3_600_000, "the clock is wrong: {told}");
+        // As long as it takes to look at the age of events many times.
+        sleep(Duration::from_secs(3)).await;
+        for vendor in Vendor::ALL {
+            let expired = relay.metric("relay_events_total", &[vendor.name(), "dead_lettered"]).await;
+            assert_eq!(expired, 0.0, "{away}");
+        }
+        all_up(&setup);
+        for vendor in Vendor::ALL {
+            taken(&setup, vendor, 20).await;
+        }
+        let ended = relay.terminate().await;
+        assert_eq!(ended.code, 0);
+        check_all_delivered(&observer, &setup, &ended);
+    }
 }
