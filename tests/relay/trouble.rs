@@ -114,6 +114,47 @@ async fn identifies_wait_where_only_the_other_endpoint_refuses_the_key() {
     assert_eq!(relay.terminate().await.balance(Vendor::Mixpanel).delivered, 6);
 }
 
+/// One kind is refused, in many more events than the lane may hold of it: the other kind
+/// goes on, and when it is taken again each user's identifies arrive in their order,
+/// those that come in meanwhile included.
+#[tokio::test]
+async fn what_a_refused_kind_leaves_in_the_log_comes_back_in_order() {
+    const USERS: usize = 500;
+    let mut setup = Setup::new().await;
+    setup.set("ANALYTICS_PROVIDER", "amplitude").set("DURABILITY", "written");
+    setup.set("QUEUE_MAX_EVENTS", "200").set("MAX_RETRY_DELAY_MS", "1000");
+    // An identify has no name.
+    setup.sandbox.always(Vendor::Amplitude, Some(Fault::RejectNames { name: String::new() }));
+    let relay = setup.start().await;
+    let mut client = relay.client();
+    let mut sent: Vec<Vec<String>> = Vec::new();
+    let mut observer = Observer::default();
+    for user in 0..USERS {
+        let identify = crate::harness::identify(&format!("user-{user}"), &[]);
+        sent.push(vec![client.identify_user(identify).await.unwrap().into_inner().event_id]);
+        observer.tracks(&mut client, 1).await;
+    }
+    taken(&setup, Vendor::Amplitude, USERS as u64).await;
+    health(&relay, "DEGRADED", |said| said.contains("refuses every identify")).await;
+    let held = relay.metric("relay_lane_events", &["amplitude"]).await;
+    assert!(held <= 150.0, "{held} are in memory, of {USERS} that wait");
+
+    // So that there is time for new ones before the last of the old ones are read.
+    setup.sandbox.always(Vendor::Amplitude, fault("delay=20"));
+    relay.log("provider takes events again").await;
+    for (user, ids) in sent.iter_mut().enumerate().rev() {
+        let identify = crate::harness::identify(&format!("user-{user}"), &[]);
+        ids.push(client.identify_user(identify).await.unwrap().into_inner().event_id);
+    }
+    taken(&setup, Vendor::Amplitude, 3 * USERS as u64).await;
+    let arrived: Vec<String> = setup.sandbox.taken(Vendor::Amplitude).into_iter().map(|it| it.id).collect();
+    let place = |id: &String| arrived.iter().position(|other| other == id).unwrap();
+    for (user, ids) in sent.iter().enumerate() {
+        assert!(place(&ids[0]) < place(&ids[1]), "user-{user} was overtaken");
+    }
+    assert_eq!(relay.terminate().await.balance(Vendor::Amplitude).delivered, 3 * USERS as u64);
+}
+
 /// The commands, beside a relay and without one: nothing is sent while a provider is
 /// suspended, the others go on, a restart changes nothing, and all of it arrives once.
 #[tokio::test]
