@@ -298,6 +298,11 @@ impl Rig {
                 }
             }
         }
+        if machine_died {
+            // So may be events that had ended: should their cursor be damaged one day, it
+            // will not be that bit which has cost them.
+            self.model.events.retain(|seq, told| told.synced || reading.events.contains_key(seq));
+        }
         assert!(lost_to_flip <= 1, "one flipped bit cost {lost_to_flip} events");
         self.model.tally.lost_to_flips += lost_to_flip;
         self.adopt(&reading, machine_died);
