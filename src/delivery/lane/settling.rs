@@ -16,8 +16,9 @@ use super::{Lane, Line, Sent, millis, next_attempts};
 use crate::{
     delivery::{
         backlog::{Waiting, ordered_user},
+        doubt::RequestNumber,
         gate::{ProviderState, Refusal},
-        routes::Flow,
+        routes::{Flow, Route},
     },
     reasons::DeadLetterReason,
 };
@@ -98,50 +99,54 @@ impl Lane {
             }
         }
 
+        let is_whole = sorted.delivered.len() == event_count;
+        self.metrics.batch(if is_whole { "delivered" } else { "partial" });
+        self.tell_settled(&sorted, event_count, attempt, at);
+        if !sorted.accused.is_empty() {
+            self.judge_named(route, number, &mut sorted);
+        }
+        self.note_attempts(next_attempts(&sorted.again), "resend", "");
+        self.backlog.put_back(sorted.again);
+        self.deliver(sorted.delivered).await;
+        self.bury(sorted.dead);
+    }
+
+    fn tell_settled(&mut self, sorted: &Sorted, event_count: usize, attempt: u32, sent_at: Instant) {
+        let (provider, duration_ms) = (self.provider.name(), millis(sent_at.elapsed()));
         let delivered = sorted.delivered.len();
-        self.metrics.batch(if delivered == event_count { "delivered" } else { "partial" });
-        let duration_ms = millis(at.elapsed());
         if delivered == event_count {
             if self.lines.take(Line::Flushed, event_count) {
-                info!(
-                    provider = self.provider.name(),
-                    event_count, attempt, duration_ms, "batch flushed successfully"
-                );
+                info!(provider, event_count, attempt, duration_ms, "batch flushed successfully");
             }
         } else if self.lines.take(Line::InPart, event_count) {
-            let rejected = sorted.accused.iter().chain(&sorted.dead);
+            let rejected = sorted.accused.len() + sorted.dead.len();
+            let mut details = sorted.accused.iter().chain(&sorted.dead).map(|(.., detail)| detail.as_str());
             warn!(
-                provider = self.provider.name(),
+                provider,
                 delivered,
-                rejected = sorted.accused.len() + sorted.dead.len(),
-                sent_again = event_count - delivered - sorted.accused.len() - sorted.dead.len(),
+                rejected,
+                sent_again = event_count - delivered - rejected,
                 attempt,
                 duration_ms,
-                detail = rejected.map(|(.., detail)| detail.as_str()).next().unwrap_or_default(),
+                detail = details.next().unwrap_or_default(),
                 "batch taken in part"
             );
         }
-        let [works, spared] = [&sorted.delivered, &sorted.again]
-            .map(|events| if sorted.accused.is_empty() { BTreeSet::new() } else { flows(events) });
-        self.note_attempts(next_attempts(&sorted.again), "resend", "");
-        self.backlog.put_back(sorted.again);
-        if !sorted.accused.is_empty() {
-            // In a request of which others of its kind were taken, what is named is to
-            // blame.
-            let (convicted, mut accused) = sorted
-                .accused
-                .into_iter()
-                .partition::<Vec<_>, _>(|(waiting, ..)| works.contains(&waiting.flow()));
-            sorted.dead.extend(convicted);
-            for (waiting, ..) in &mut accused {
-                if spared.contains(&waiting.flow()) {
-                    waiting.history_mut().charges.single_out();
-                }
-            }
-            self.accuse(route, number, Refusal::Content, accused);
+    }
+
+    /// The provider named some events that it will never take. Where it took others of
+    /// their kind in the same request, they are to blame; where it would take others,
+    /// they are singled out.
+    fn judge_named(&mut self, route: Route, number: RequestNumber, sorted: &mut Sorted) {
+        let (works, spared) = (flows(&sorted.delivered), flows(&sorted.again));
+        let accused = std::mem::take(&mut sorted.accused);
+        let (convicted, mut accused): (Vec<_>, Vec<_>) =
+            accused.into_iter().partition(|(waiting, ..)| works.contains(&waiting.flow()));
+        sorted.dead.extend(convicted);
+        for (waiting, ..) in accused.iter_mut().filter(|(waiting, ..)| spared.contains(&waiting.flow())) {
+            waiting.history_mut().charges.single_out();
         }
-        self.deliver(sorted.delivered).await;
-        self.bury(sorted.dead);
+        self.accuse(route, number, Refusal::Content, accused);
     }
 
     /// Nothing was taken, or it is not known: all of it goes again, later.
