@@ -77,8 +77,12 @@ enum Failure {
 
 impl Failure {
     fn of(status: &Status) -> Self {
-        // What gRPC's libraries, and tonic of HTTP's proxies, say of a message's size.
-        const WORDS: [&str; 4] = [
+        // What gRPC's libraries say of a message's size, tonic of an HTTP status, and
+        // proxies by the names that HTTP has given 413.
+        const WORDS: [&str; 7] = [
+            "request entity too large",
+            "payload too large",
+            "content too large",
             "received message larger than max (",
             "message exceeds maximum size ",
             "message length too large",
