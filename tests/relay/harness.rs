@@ -272,10 +272,25 @@ impl Relay {
 
     /// Waits until so many events have become a provider's dead letters.
     pub(crate) async fn dead_lettered(&self, vendor: Vendor, events: u64) {
-        let labels = [vendor.name(), "\"dead_lettered\""];
+        self.reached(vendor, events, &["\"dead_lettered\""]).await;
+    }
+
+    /// Waits until so many events of a provider have ended, however they did: an event
+    /// that is still judged when the relay stops is spilled.
+    pub(crate) async fn settled(&self, vendor: Vendor, events: u64) {
+        self.reached(vendor, events, &[]).await;
+    }
+
+    async fn reached(&self, vendor: Vendor, events: u64, outcome: &[&str]) {
+        let labels = [&[vendor.name()], outcome].concat();
         let start = Instant::now();
-        while self.metric("relay_events_total", &labels).await < events as f64 {
-            assert!(start.elapsed() < PATIENCE, "waited in vain for {events} dead letters");
+        loop {
+            let ended = self.metric("relay_events_total", &labels).await;
+            if ended >= events as f64 {
+                return;
+            }
+            let waited = start.elapsed();
+            assert!(waited < 2 * PATIENCE, "{vendor} {outcome:?}: {ended} of {events} ended in {waited:?}");
             sleep(Duration::from_millis(5)).await;
         }
     }
