@@ -3,7 +3,7 @@
 //! because timers are coarser than what is measured; it tells how late it was
 //! itself.
 
-use std::{cell::RefCell, future::poll_fn, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, future::poll_fn, rc::Rc, time::Duration};
 
 use anyhow::ensure;
 use bytes::Bytes;
@@ -20,6 +20,8 @@ use crate::floors::TCP_BYTES;
 
 /// Connections over which HTTP/2 calls are spread.
 const CONNECTIONS: usize = 4;
+/// Calls at once on each of them before the server has said how many it allows.
+const STREAMS_AT_FIRST: usize = 100;
 /// How long answers may take after the last event.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -28,12 +30,14 @@ pub(crate) struct Round {
     latencies: Histogram<u64>,
     /// How late events were sent.
     lateness: Histogram<u64>,
+    /// Why calls failed, and how often.
+    failures: BTreeMap<String, u64>,
 }
 
 impl Round {
     fn new() -> Self {
         let empty = || Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("legal bounds");
-        Self { latencies: empty(), lateness: empty() }
+        Self { latencies: empty(), lateness: empty(), failures: BTreeMap::new() }
     }
 
     /// Microseconds that this share of the events took at most.
@@ -117,6 +121,8 @@ impl Timetable {
                 // Answers that wait for this thread are no attack.
                 let mut http = client::Builder::new();
                 http.data_frame_budget(1 << 30).initial_connection_window_size(1 << 20);
+                // A server refuses what comes above its limit before it could say it.
+                http.initial_max_send_streams(STREAMS_AT_FIRST);
                 let (sender, connection) = http.handshake(stream).await?;
                 spawn_local(connection);
                 senders.push(sender);
@@ -140,8 +146,11 @@ impl Timetable {
                 body.send_data(message.clone(), true)?;
                 let round = round.clone();
                 spawn_local(async move {
-                    if is_ok(answer).await.unwrap_or(false) {
-                        round.borrow_mut().latencies.saturating_record(nanos(due));
+                    let answered = answered(answer).await;
+                    let round = &mut *round.borrow_mut();
+                    match answered {
+                        Ok(()) => round.latencies.saturating_record(nanos(due)),
+                        Err(error) => *round.failures.entry(error.to_string()).or_default() += 1,
                     }
                 });
             }
@@ -151,20 +160,34 @@ impl Timetable {
             }
             let round = round.replace(Round::new());
             let answered = round.latencies.len();
-            ensure!(answered == self.events(), "{answered} of {} were answered OK", self.events());
+            ensure!(
+                answered == self.events(),
+                "{answered} of {} were answered OK: {:?}",
+                self.events(),
+                round.failures
+            );
             Ok(round)
         })
         .await
     }
 }
 
-async fn is_ok(answer: client::ResponseFuture) -> anyhow::Result<bool> {
-    let mut body = answer.await?.into_body();
+/// An error if it is anything else than OK.
+async fn answered(answer: client::ResponseFuture) -> anyhow::Result<()> {
+    let (head, mut body) = answer.await?.into_parts();
     while let Some(data) = body.data().await {
         body.flow_control().release_capacity(data?.len())?;
     }
-    let trailers = body.trailers().await?.unwrap_or_default();
-    Ok(trailers.get("grpc-status").is_some_and(|status| status == "0"))
+    // What is refused at once has its trailers for a head.
+    let trailers = body.trailers().await?.unwrap_or(head.headers);
+    let said = |name| trailers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    ensure!(
+        trailers.get("grpc-status").is_some_and(|status| status == "0"),
+        "status {:?} {:?}",
+        said("grpc-status"),
+        said("grpc-message")
+    );
+    Ok(())
 }
 
 fn nanos(since: Instant) -> u64 {

@@ -54,6 +54,8 @@ mod lane_log;
 pub(crate) mod layout;
 mod lock;
 pub(crate) mod log;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod model;
 pub(crate) mod quarantine;
 pub(crate) mod reader;
 mod reports;

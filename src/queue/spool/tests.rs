@@ -13,18 +13,15 @@ use std::{
 
 use fastrand::Rng;
 
-use self::rig::{OUTCOMES, PROVIDERS, Reading, Rig, SMALL, Set, Tally, cursor_path, dirs};
 use super::{
     SpoolError,
     cursor::SLOT_BYTES,
     frame::{Kind, Parsed, SEGMENT_HEADER_BYTES, crc_without, parse, u32_at},
     fs::SpoolFs,
     log::{AppendError, LogLimits, Recovery},
+    model::{OUTCOMES, PROVIDERS, Reading, Rig, SMALL, Set, Tally, cursor_path, dirs, serial},
     sim::{Call, Fault, Mishaps},
 };
-
-mod rig;
-const TRACE: bool = false;
 
 /// One thing that is done to a log.
 #[derive(Debug, Clone)]
@@ -266,8 +263,7 @@ fn frames(bytes: &[u8]) -> Vec<(Range<usize>, Option<(u64, u64)>)> {
     let mut frames = Vec::new();
     let mut at = SEGMENT_HEADER_BYTES;
     while let Parsed::Frame(frame) = parse(&bytes[at..]) {
-        let serial = || str::from_utf8(&frame.id[1..]).unwrap().parse().unwrap();
-        let event = (frame.kind == Kind::Event).then(|| (frame.seq, serial()));
+        let event = (frame.kind == Kind::Event).then(|| (frame.seq, serial(frame.id)));
         frames.push((at..at + frame.len(), event));
         at += frame.len();
     }
@@ -286,13 +282,11 @@ fn whole_reading(rig: &Rig) -> Reading {
 /// nothing is left to repair.
 fn recover_twice(rig: &mut Rig) -> (Recovery, Reading) {
     let recovery = rig.open_unheld().unwrap();
-    let (reading, kept) = (rig.read_all(), rig.quarantined());
-    let ended: Vec<_> = (0..PROVIDERS.len()).map(|place| rig.ended(place)).collect();
+    let found = rig.found();
     rig.crash_process();
     assert_eq!(rig.open_unheld().unwrap(), Recovery::default());
-    assert_eq!((rig.read_all(), rig.quarantined()), (reading.clone(), kept));
-    assert_eq!((0..PROVIDERS.len()).map(|place| rig.ended(place)).collect::<Vec<_>>(), ended);
-    (recovery, reading)
+    assert_eq!(rig.found(), found);
+    (recovery, found.1)
 }
 
 #[test]
@@ -675,11 +669,25 @@ fn a_torn_end_is_kept_whatever_fails_in_the_recovery() {
     assert!(struck > 100);
 }
 
-/// A million schedules found it once: a cursor that was half written for a sync, when
-/// there was no room, was not written again before it changed.
+/// A sync writes a cursor once more into the slot that holds what was written last. If
+/// that fails half way, the next write is one, though nothing has changed since.
 #[test]
 fn a_cursor_that_was_half_written_for_a_sync_is_written_again() {
-    run_schedule(21_055_968);
+    let mut struck = 0;
+    // Only a write that ends within the few bytes that differ does harm.
+    for (seed, fault) in (0..300).flat_map(|seed| [(seed, Fault::ShortWrite), (seed, Fault::TornWrite)]) {
+        let mut rig = Rig::opened(seed, SMALL);
+        rig.append(2, true, false).unwrap();
+        rig.end(0, 1..2, 0);
+        rig.write_cursors();
+        rig.fs.fail_after(0, fault);
+        rig.sync_cursors();
+        struck += rig.fs.mishaps().faults;
+        rig.fs.heal();
+        rig.write_cursors();
+        rig.restart();
+    }
+    assert_eq!(struck, 600);
 }
 
 #[test]
@@ -726,7 +734,7 @@ fn random_schedules_keep_what_was_promised() {
             tally.quarantined,
             tally.removed_segments,
             tally.lost_unsynced,
-            tally.lost_to_flips,
+            tally.lost_to_damage,
             tally.found,
             tally.forgotten_ends,
             tally.read_errors,
@@ -790,9 +798,6 @@ fn run_schedule(seed: u64) -> Rig {
             93..98 => {
                 let fault = *rng.choice(&Fault::ALL).unwrap();
                 let after = rng.u64(..15);
-                if TRACE {
-                    println!("TRACE fault {fault:?} after {after}");
-                }
                 rig.fs.fail_after(after, fault);
                 continue;
             }
@@ -806,25 +811,7 @@ fn run_schedule(seed: u64) -> Rig {
             }
             _ => continue,
         };
-        if TRACE {
-            println!("TRACE {op:?}");
-        }
         apply(&mut rig, &op);
-        if TRACE {
-            println!(
-                "TRACE   -> next {} {:?}",
-                rig.log().next_seq(),
-                rig.fs
-                    .files(&dirs().segments)
-                    .iter()
-                    .map(|p| {
-                        let b = rig.fs.bytes(p);
-                        (b.len(), b.iter().rposition(|b| *b != 0))
-                    })
-                    .collect::<Vec<_>>()
-            );
-            println!("{:?} {:?}", rig.fs.files(&dirs().segments), rig.fs.struck());
-        }
         if rig.fs.stopped() {
             crash(&mut rig, &mut rng);
             reopen(&mut rig, &mut rng);
@@ -846,14 +833,8 @@ fn some_end(rig: &mut Rig, rng: &mut Rng) -> Op {
 
 fn crash(rig: &mut Rig, rng: &mut Rng) {
     if rng.bool() {
-        if TRACE {
-            println!("TRACE machine crash");
-        }
         rig.crash_machine(rng);
     } else {
-        if TRACE {
-            println!("TRACE process crash");
-        }
         rig.crash_process();
     }
 }
@@ -865,9 +846,6 @@ fn reopen(rig: &mut Rig, rng: &mut Rng) {
         rig.fs.fail_after(rng.u64(..40), *rng.choice(&Fault::ALL).unwrap());
     }
     while let Err(error) = rig.open() {
-        if TRACE {
-            println!("TRACE open {error:?}");
-        }
         assert!(matches!(error, SpoolError::File { .. }), "{error:?}");
         assert!(rig.fs.has_faults(), "opening fails for no reason: {error:?}");
         rig.fs.heal();
@@ -891,5 +869,9 @@ fn flip_some_bit(rig: &mut Rig, rng: &mut Rng) {
     if !bytes.is_empty() {
         rig.flip_bit(&path, rng.usize(start * 8..(start + 300).min(bytes.len()).max(start + 1) * 8));
     }
-    rig.open().unwrap();
+    let (kept, lost) = (rig.quarantined().len(), rig.model.tally.lost_to_damage);
+    let torn = rig.open().unwrap().torn_bytes > 0;
+    let lost = rig.model.tally.lost_to_damage - lost;
+    let counted = torn || rig.quarantined().len() > kept;
+    assert!(lost == 0 || lost == 1 && counted, "{lost} events are lost to a flipped bit, counted: {counted}");
 }

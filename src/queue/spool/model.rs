@@ -1,8 +1,11 @@
-//! A log on a disk in memory, and a model of what must be in it.
+//! A log on a disk in memory, and a model of what must be in it: for the tests
+//! beside it, and for what fuzzing does to a log.
+
+#![allow(clippy::unwrap_used, reason = "a log that is not as it must be fails its test")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, mem,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,63 +14,72 @@ use std::{
 use analytics_relay_providers::{Event, EventId, EventKind, EventParts, Properties};
 use fastrand::Rng;
 
-use super::super::{
+use super::{
     SpoolError,
     cursor::{CursorFile, EndedAs},
-    frame::{Frame, Kind, seal},
+    frame::{Frame, Kind, SEGMENT_HEADER_BYTES},
+    fs::SpoolFs,
     index::Segment,
     layout::{LogDirs, UNFINISHED},
     log::{AppendError, Log, LogLimits, Recovery},
     reader::{Chunk, LogReader},
+    scan::{Item, Scanner},
     sim::SimFs,
 };
 use crate::queue::Durability;
 
-pub(super) const PROVIDERS: [&str; 2] = ["mixpanel", "segment"];
-pub(super) const OUTCOMES: [&str; 3] = ["delivered", "dead_lettered/invalid", "dropped/retries_exhausted"];
+pub(crate) const PROVIDERS: [&str; 2] = ["mixpanel", "segment"];
+pub(crate) const OUTCOMES: [&str; 3] = ["delivered", "dead_lettered/invalid", "dropped/retries_exhausted"];
 /// Room for four events or so.
-pub(super) const SMALL: LogLimits = LogLimits { segment_bytes: 512, bytes_max: 16 * 512 };
+pub(crate) const SMALL: LogLimits = LogLimits { segment_bytes: 512, bytes_max: 16 * 512 };
+
+/// Most steps of a reader before it counts as stuck.
+const READS_MAX: usize = 10_000;
 
 /// Numbers of events, or their serials.
-pub(super) type Set = BTreeSet<u64>;
+pub(crate) type Set = BTreeSet<u64>;
 
 /// A log, its disk, and what its user was told.
-pub(super) struct Rig {
-    pub(super) fs: SimFs,
+pub(crate) struct Rig {
+    pub(crate) fs: SimFs,
     limits: LogLimits,
     log: Option<Log>,
     /// One for each provider, and where it goes on.
     readers: Vec<(LogReader, u64)>,
-    pub(super) model: Model,
+    pub(crate) model: Model,
     /// The machine has died since the log was open.
     machine_died: bool,
-    /// A bit was flipped since the log was open.
-    flipped: bool,
+    /// What was damaged since the log was open: events, by their numbers, and cursors.
+    touched: Set,
+    cursors_touched: bool,
 }
 
 /// What must be true of a log.
 #[derive(Clone, Default)]
-pub(super) struct Model {
+pub(crate) struct Model {
     next_serial: u64,
     /// What was appended and may not be gone, by its number.
-    pub(super) events: BTreeMap<u64, Told>,
+    pub(crate) events: BTreeMap<u64, Told>,
     /// What the log was told to have ended, for each provider: at all, and so
     /// that it survives the process, and the machine.
-    pub(super) ended: [Set; 2],
+    pub(crate) ended: [Set; 2],
     written: [Set; 2],
     synced: [Set; 2],
+    /// The serials of all that ever ended at each: an old cursor can come back.
+    ended_once: [Set; 2],
     /// Serials that were refused because there was no room: nobody may ever
     /// read them.
     refused: Set,
-    /// Serials that may be in the log or not.
-    failed: Set,
-    pub(super) tally: Tally,
+    /// Numbers of what may be in the log or not, by serial.
+    unsure: BTreeMap<u64, u64>,
+    pub(crate) tally: Tally,
 }
 
 /// An event that the log has taken.
 #[derive(Clone, Copy)]
-pub(super) struct Told {
-    /// Tells it from every other event, whatever its number.
+pub(crate) struct Told {
+    /// Tells it from every other event, whatever its number. Its upper half is how many
+    /// bytes fill it up.
     serial: u64,
     /// It survives the machine.
     synced: bool,
@@ -75,26 +87,26 @@ pub(super) struct Told {
 
 /// What happened to a log.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Tally {
-    pub(super) appended: u64,
-    pub(super) full: u64,
-    pub(super) failed: u64,
-    pub(super) recoveries: u64,
-    pub(super) torn_tails: u64,
-    pub(super) quarantined: u64,
-    pub(super) removed_segments: u64,
+pub(crate) struct Tally {
+    pub(crate) appended: u64,
+    pub(crate) full: u64,
+    pub(crate) failed: u64,
+    pub(crate) recoveries: u64,
+    pub(crate) torn_tails: u64,
+    pub(crate) quarantined: u64,
+    pub(crate) removed_segments: u64,
     /// Events that a machine lost, which nobody was promised.
-    pub(super) lost_unsynced: u64,
-    pub(super) lost_to_flips: u64,
+    pub(crate) lost_unsynced: u64,
+    pub(crate) lost_to_damage: u64,
     /// Events of failed groups that were found after all.
-    pub(super) found: u64,
+    pub(crate) found: u64,
     /// Ends that a crash made the log forget.
-    pub(super) forgotten_ends: u64,
-    pub(super) read_errors: u64,
+    pub(crate) forgotten_ends: u64,
+    pub(crate) read_errors: u64,
 }
 
 impl Tally {
-    pub(super) fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.appended += other.appended;
         self.full += other.full;
         self.failed += other.failed;
@@ -103,7 +115,7 @@ impl Tally {
         self.quarantined += other.quarantined;
         self.removed_segments += other.removed_segments;
         self.lost_unsynced += other.lost_unsynced;
-        self.lost_to_flips += other.lost_to_flips;
+        self.lost_to_damage += other.lost_to_damage;
         self.found += other.found;
         self.forgotten_ends += other.forgotten_ends;
         self.read_errors += other.read_errors;
@@ -112,27 +124,28 @@ impl Tally {
 
 /// All that one look at a log finds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Reading {
+pub(crate) struct Reading {
     /// Serials by number.
-    pub(super) events: BTreeMap<u64, u64>,
-    pub(super) missing: Set,
+    pub(crate) events: BTreeMap<u64, u64>,
+    pub(crate) missing: Set,
     /// Segment, place and bytes.
-    pub(super) damaged: Vec<(u64, u64, u64)>,
+    pub(crate) damaged: BTreeSet<(u64, u64, u64)>,
 }
 
-pub(super) fn dirs() -> LogDirs {
+pub(crate) fn dirs() -> LogDirs {
     LogDirs::new(Path::new("/spool"))
 }
 
-pub(super) fn cursor_path(provider: &str) -> PathBuf {
+pub(crate) fn cursor_path(provider: &str) -> PathBuf {
     CursorFile::path(&dirs().cursors, provider)
 }
 
 fn event(serial: u64) -> Event {
+    let filler = "x".repeat((serial >> 32) as usize);
     Event::pack(&EventParts {
         id: EventId::new(format!("e{serial}")).unwrap(),
         kind: EventKind::Identify,
-        user_id: None,
+        user_id: Some(&*filler).filter(|filler| !filler.is_empty()),
         anonymous_id: None,
         time_ms: 1,
         accepted_ms: 2,
@@ -142,8 +155,12 @@ fn event(serial: u64) -> Event {
     })
 }
 
+pub(crate) fn serial(id: &[u8]) -> u64 {
+    str::from_utf8(&id[1..]).unwrap().parse().unwrap()
+}
+
 /// A sealed frame.
-pub(super) fn event_frame(seq: u64, serial: u64) -> Vec<u8> {
+fn event_frame(seq: u64, serial: u64) -> Vec<u8> {
     let payload = serde_json::to_vec(&event(serial)).unwrap();
     let id = format!("e{serial}");
     let frame = Frame {
@@ -155,12 +172,11 @@ pub(super) fn event_frame(seq: u64, serial: u64) -> Vec<u8> {
         payload: &payload,
     };
     let mut bytes = Vec::new();
-    frame.encode_unsealed(&mut bytes);
-    seal(&mut bytes, seq);
+    frame.encode(&mut bytes);
     bytes
 }
 
-pub(super) fn attempt_frame(seq: u64) -> Vec<u8> {
+fn attempt_frame(seq: u64) -> Vec<u8> {
     let payload = br#"{"provider":"mixpanel","attempt":1,"verdict":"unavailable","events":[[1,2]]}"#;
     let frame = Frame { kind: Kind::Attempt, durability: None, seq, time_ms: 3, id: &[], payload };
     let mut bytes = Vec::new();
@@ -170,7 +186,7 @@ pub(super) fn attempt_frame(seq: u64) -> Vec<u8> {
 
 impl Rig {
     /// An empty disk.
-    pub(super) fn new(seed: u64, limits: LogLimits) -> Self {
+    pub(crate) fn new(seed: u64, limits: LogLimits) -> Self {
         Self {
             fs: SimFs::new(seed),
             limits,
@@ -178,19 +194,20 @@ impl Rig {
             readers: Vec::new(),
             model: Model { next_serial: 1, ..Model::default() },
             machine_died: false,
-            flipped: false,
+            touched: Set::new(),
+            cursors_touched: false,
         }
     }
 
     /// An empty log.
-    pub(super) fn opened(seed: u64, limits: LogLimits) -> Self {
+    pub(crate) fn opened(seed: u64, limits: LogLimits) -> Self {
         let mut rig = Self::new(seed, limits);
         rig.open().unwrap();
         rig
     }
 
     /// The same on a disk that goes its own way; the log is closed there.
-    pub(super) fn fork(&self) -> Self {
+    pub(crate) fn fork(&self) -> Self {
         Self {
             fs: self.fs.fork(),
             limits: self.limits,
@@ -198,61 +215,79 @@ impl Rig {
             readers: Vec::new(),
             model: self.model.clone(),
             machine_died: self.machine_died,
-            flipped: self.flipped,
+            touched: self.touched.clone(),
+            cursors_touched: self.cursors_touched,
         }
     }
 
-    pub(super) fn log(&mut self) -> &mut Log {
+    pub(crate) fn log(&mut self) -> &mut Log {
         self.log.as_mut().expect("the log is open")
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.log.is_some()
     }
 
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.log = None;
         self.readers.clear();
     }
 
-    pub(super) fn crash_process(&mut self) {
+    pub(crate) fn crash_process(&mut self) {
         self.close();
         self.fs.crash_process();
     }
 
-    pub(super) fn crash_machine(&mut self, rng: &mut Rng) {
+    pub(crate) fn crash_machine(&mut self, rng: &mut Rng) {
         self.close();
         self.fs.crash_machine(rng);
         self.machine_died = true;
     }
 
+    /// To be called before bytes of a file of a closed log are changed: the frames that
+    /// they are in may be gone then, and nothing else.
+    pub(crate) fn touch(&mut self, path: &Path, range: &Range<usize>) {
+        assert!(!self.is_open());
+        self.cursors_touched |= path.parent() == Some(&dirs().cursors);
+        if path.parent() != Some(&dirs().segments) {
+            return;
+        }
+        let fs = self.fs.clone();
+        fs.unharmed(|| {
+            let file = fs.open(path).unwrap();
+            let end = file.len().unwrap();
+            let mut scanner = Scanner::new(&*file, end.min(SEGMENT_HEADER_BYTES as u64), end);
+            loop {
+                let (at, frame) = match scanner.next().unwrap() {
+                    Item::Frame { at, frame } => (at as usize, frame),
+                    Item::Damage { .. } => continue,
+                    Item::End { .. } => break,
+                };
+                if at < range.end && range.start < at + frame.len() && frame.kind == Kind::Event {
+                    self.model.doubt(frame.seq, serial(frame.id), &mut self.touched);
+                }
+            }
+        });
+    }
+
     /// Flips a bit of a log that is closed.
-    pub(super) fn flip_bit(&mut self, path: &Path, bit: usize) {
-        assert!(!self.is_open() && !self.flipped);
+    pub(crate) fn flip_bit(&mut self, path: &Path, bit: usize) {
+        self.touch(path, &(bit / 8..bit / 8 + 1));
         self.fs.flip_bit(path, bit);
-        self.flipped = true;
     }
 
     /// Opens the log and holds it against the model.
-    pub(super) fn open(&mut self) -> Result<Recovery, SpoolError> {
-        let known = self.quarantined().len();
+    pub(crate) fn open(&mut self) -> Result<Recovery, SpoolError> {
         let recovery = self.open_unheld()?;
         self.model.tally.recoveries += 1;
-        if super::TRACE {
-            println!("TRACE open {recovery:?} struck {:?}", self.fs.struck());
-            for path in self.fs.files(&dirs().segments) {
-                let b = self.fs.bytes(&path);
-                println!("TRACE   {path:?} len {} content {:?}", b.len(), b.iter().rposition(|b| *b != 0));
-            }
-        }
         self.model.tally.torn_tails += u64::from(recovery.torn_bytes > 0);
         let fs = self.fs.clone();
-        fs.unharmed(|| self.hold_recovered(known, recovery.torn_bytes));
+        fs.unharmed(|| self.hold_recovered());
         Ok(recovery)
     }
 
     /// Opens the log, whatever may be in it.
-    pub(super) fn open_unheld(&mut self) -> Result<Recovery, SpoolError> {
+    pub(crate) fn open_unheld(&mut self) -> Result<Recovery, SpoolError> {
         let fs = Arc::new(self.fs.clone());
         let (log, recovery) = Log::open(fs.clone(), &dirs(), self.limits, &PROVIDERS, 1)?;
         let reader = |file: &CursorFile| {
@@ -265,37 +300,35 @@ impl Rig {
     }
 
     /// As [`Rig::open`], after a process that was killed or failed to open.
-    pub(super) fn restart(&mut self) -> Recovery {
+    pub(crate) fn restart(&mut self) -> Recovery {
         self.crash_process();
         self.open().unwrap()
     }
 
     /// Holds what a recovery has found against what it must find.
-    fn hold_recovered(&mut self, known: usize, torn_bytes: u64) {
-        let (machine_died, flipped) = (self.machine_died, std::mem::take(&mut self.flipped));
-        self.machine_died = false;
-        self.hold_cursors(machine_died, flipped);
+    fn hold_recovered(&mut self) {
+        let machine_died = mem::take(&mut self.machine_died);
         let reading = self.read_all();
-        let counted = self.quarantined().len() > known || torn_bytes > 0;
-        let pending = self.pending_events();
-        let mut lost_to_flip = 0;
-        for (seq, told) in pending {
-            match reading.events.get(&seq) {
-                Some(serial) => assert_eq!(*serial, told.serial, "another event has number {seq}"),
-                None => {
-                    let unpromised = machine_died && !told.synced;
-                    if unpromised {
-                        self.model.tally.lost_unsynced += 1;
-                    } else {
-                        assert!(flipped, "event {seq} is lost");
-                        assert!(counted, "event {seq} is lost to a flipped bit and nobody counts it");
-                        lost_to_flip += 1;
-                    }
-                    let next_seq = self.log().next_seq();
-                    let told_of = reading.missing.contains(&seq) || seq >= next_seq;
-                    assert!(told_of, "event {seq} is lost and nobody is told");
-                    self.model.events.remove(&seq);
-                }
+        self.adopt(&reading, machine_died);
+        self.hold_cursors(machine_died);
+        let next_seq = self.log().next_seq();
+        let oldest_seq = self.log().index().oldest_seq();
+        let hold_told = |seq| {
+            let told_of = reading.missing.contains(&seq) || !(oldest_seq..next_seq).contains(&seq);
+            assert!(told_of, "event {seq} is lost and nobody is told");
+        };
+        for (seq, told) in self.pending_events() {
+            if !reading.events.contains_key(&seq) {
+                assert!(machine_died && !told.synced, "event {seq} is lost");
+                hold_told(seq);
+                self.model.events.remove(&seq);
+                self.model.tally.lost_unsynced += 1;
+            }
+        }
+        for seq in mem::take(&mut self.touched) {
+            if !reading.events.contains_key(&seq) && !self.model.ended_everywhere(seq) {
+                hold_told(seq);
+                self.model.tally.lost_to_damage += 1;
             }
         }
         if machine_died {
@@ -303,28 +336,44 @@ impl Rig {
             // will not be that bit which has cost them.
             self.model.events.retain(|seq, told| told.synced || reading.events.contains_key(seq));
         }
-        assert!(lost_to_flip <= 1, "one flipped bit cost {lost_to_flip} events");
-        self.model.tally.lost_to_flips += lost_to_flip;
-        self.adopt(&reading, machine_died);
         self.check();
     }
 
+    /// Takes up what a recovery found that nobody was sure of, and what is now safe.
+    fn adopt(&mut self, reading: &Reading, machine_died: bool) {
+        let newest = self.newest_segment().filter(|(_, path)| machine_died || !self.fs.sync_failed(path));
+        let safe_from = newest.map_or(u64::MAX, |(first_seq, _)| first_seq);
+        let model = &mut self.model;
+        for (seq, serial) in reading.events.iter().map(|(seq, serial)| (*seq, *serial)) {
+            assert!(!model.refused.contains(&serial), "event {seq} had been refused");
+            let told = model.events.entry(seq).or_insert_with(|| {
+                assert_eq!(model.unsure.get(&serial), Some(&seq), "event {seq} was never appended");
+                model.tally.found += 1;
+                Told { serial, synced: false }
+            });
+            assert_eq!(serial, told.serial, "another event has number {seq}");
+            told.synced |= machine_died || seq >= safe_from;
+        }
+    }
+
     /// No end is made up; none is forgotten that must survive.
-    fn hold_cursors(&mut self, machine_died: bool, flipped: bool) {
+    fn hold_cursors(&mut self, machine_died: bool) {
+        let touched = mem::take(&mut self.cursors_touched);
         for (place, provider) in PROVIDERS.into_iter().enumerate() {
             let sync_failed = self.fs.sync_failed(&cursor_path(provider));
             let now = self.ended(place);
-            let Model { ended, written, synced, tally, .. } = &mut self.model;
+            let Model { events, ended, written, synced, ended_once, tally, .. } = &mut self.model;
             let known = if machine_died { &synced[place] } else { &written[place] };
-            for seq in known.iter().filter(|_| !flipped) {
+            for seq in known.iter().filter(|_| !touched) {
                 assert!(now.contains(seq), "{provider} forgot that {seq} had ended");
             }
-            if let Some(seq) = now.difference(&ended[place]).next() {
-                panic!("{provider} never ended {seq}");
+            // Numbers without an event may count as ended.
+            for (seq, told) in now.iter().filter_map(|seq| events.get_key_value(seq)) {
+                assert!(ended_once[place].contains(&told.serial), "{provider} never ended {seq}");
             }
-            tally.forgotten_ends += ended[place].len() as u64 - now.len() as u64;
+            tally.forgotten_ends += ended[place].difference(&now).count() as u64;
             // A cursor that was found is synced, unless that says nothing.
-            if machine_died || flipped || !sync_failed {
+            if machine_died || touched || !sync_failed {
                 synced[place].clone_from(&now);
             } else {
                 synced[place].retain(|seq| now.contains(seq));
@@ -334,28 +383,8 @@ impl Rig {
         }
     }
 
-    /// Takes up what a recovery found of groups that had failed, and what is
-    /// now safe.
-    fn adopt(&mut self, reading: &Reading, machine_died: bool) {
-        let newest = self.newest_segment().filter(|(_, path)| machine_died || !self.fs.sync_failed(path));
-        let safe_from = newest.map_or(u64::MAX, |(first_seq, _)| first_seq);
-        let model = &mut self.model;
-        for (seq, serial) in &reading.events {
-            let serial = *serial;
-            assert!(!model.refused.contains(&serial), "event {seq} had been refused");
-            if !model.events.contains_key(seq) {
-                assert!(model.failed.contains(&serial), "event {seq} was never appended");
-                model.events.insert(*seq, Told { serial, synced: false });
-                model.tally.found += 1;
-            }
-        }
-        for (seq, told) in &mut model.events {
-            told.synced |= machine_died || *seq >= safe_from;
-        }
-    }
-
     /// Everything that must be there is there, and nothing else is.
-    pub(super) fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         let fs = self.fs.clone();
         let reading = fs.unharmed(|| self.read_all());
         for (seq, told) in self.pending_events() {
@@ -365,32 +394,42 @@ impl Rig {
             let told = self.model.events.get(seq).map(|told| told.serial);
             assert_eq!(told, Some(*serial), "event {seq} should not be there");
         }
+        let next_seq = self.log().next_seq();
+        let known = self.log().cursors().iter().map(|file| file.cursor.end_seq()).max();
+        assert!(known <= Some(next_seq), "a number that a cursor knows will be given again");
     }
 
     /// Recovery after recovery finds nothing more to do.
-    pub(super) fn check_idempotent(&mut self) {
+    pub(crate) fn check_idempotent(&mut self) {
         self.fs.heal();
         self.crash_process();
         self.open().unwrap();
-        let (names, reading) = (self.quarantined(), self.read_all());
+        self.check_found_again(|_| {});
         let files = [dirs().segments, dirs().cursors].map(|dir| self.fs.files(&dir));
         // What a failed sync of an earlier process left is not known.
-        let sure = !files.iter().flatten().any(|path| self.fs.sync_failed(path));
-        for machine_dies in [false, true].into_iter().filter(|machine_dies| sure || !machine_dies) {
-            self.close();
-            if machine_dies {
-                // Nothing of what a recovery does may hang in the air.
-                self.crash_machine(&mut Rng::with_seed(7));
-            }
-            assert_eq!(self.restart(), Recovery::default());
-            assert_eq!(self.quarantined(), names);
-            assert_eq!(self.read_all(), reading);
+        if !files.iter().flatten().any(|path| self.fs.sync_failed(path)) {
+            // Nothing of what a recovery does may hang in the air.
+            self.check_found_again(|rig| rig.crash_machine(&mut Rng::with_seed(7)));
         }
+    }
+
+    /// Opened once more there is nothing left to repair, and the same comes out.
+    pub(crate) fn check_found_again(&mut self, crash: impl FnOnce(&mut Self)) {
+        let found = self.found();
+        crash(self);
+        assert_eq!(self.restart(), Recovery::default());
+        assert_eq!(self.found(), found);
+    }
+
+    /// Copies of damaged ranges, all that can be read, and what has ended.
+    pub(crate) fn found(&mut self) -> (Vec<PathBuf>, Reading, [Set; 2]) {
+        let reading = self.read_all();
+        (self.quarantined(), reading, [0, 1].map(|place| self.ended(place)))
     }
 
     /// Once nothing fails any more, events are taken at once, however the log
     /// was left, and what everybody has passed is removed.
-    pub(super) fn check_takes_again(&mut self) {
+    pub(crate) fn check_takes_again(&mut self) {
         self.fs.heal();
         self.end_everything();
         assert_eq!(self.append(2, true, false), Ok(()));
@@ -402,7 +441,7 @@ impl Rig {
     }
 
     /// Ends all events at all providers and removes what is done with.
-    pub(super) fn end_everything(&mut self) {
+    pub(crate) fn end_everything(&mut self) {
         for place in 0..PROVIDERS.len() {
             self.end(place, 1..u64::MAX, 0);
         }
@@ -413,8 +452,7 @@ impl Rig {
 
     /// Events that have not ended at some provider.
     fn pending_events(&self) -> Vec<(u64, Told)> {
-        let ended_everywhere = |seq| self.model.ended.iter().all(|ended| ended.contains(seq));
-        let pending = self.model.events.iter().filter(|(seq, _)| !ended_everywhere(seq));
+        let pending = self.model.events.iter().filter(|(seq, _)| !self.model.ended_everywhere(**seq));
         pending.map(|(seq, told)| (*seq, *told)).collect()
     }
 
@@ -428,23 +466,31 @@ impl Rig {
     }
 
     /// Copies of damaged ranges, complete ones.
-    pub(super) fn quarantined(&self) -> Vec<PathBuf> {
+    pub(crate) fn quarantined(&self) -> Vec<PathBuf> {
         let mut files = self.fs.files(&dirs().quarantine);
         files.retain(|path| !path.to_string_lossy().ends_with(UNFINISHED));
         files
     }
 
-    /// Reads the log from its start to its end, as a lane does, and keeps what
-    /// is damaged.
-    pub(super) fn read_all(&mut self) -> Reading {
+    /// Reads the log from its start to its end.
+    pub(crate) fn read_all(&mut self) -> Reading {
+        let oldest_seq = self.log().index().oldest_seq();
+        self.read_from(oldest_seq, 1000, 1 << 20)
+    }
+
+    /// Reads the log from a number to its end, as a lane does, and keeps what is damaged.
+    pub(crate) fn read_from(&mut self, mut seq: u64, events_max: usize, bytes_max: u64) -> Reading {
         let fs = Arc::new(self.fs.clone());
         let index = self.log().index().clone();
         let lowest = self.log().cursors().iter().map(|file| file.cursor.lowest()).min().unwrap();
         let mut reader = LogReader::new(fs, dirs(), index.clone());
         let mut reading = Reading::default();
-        let mut seq = index.oldest_seq();
+        // Where there is no event it may come on in the file only.
+        let mut reads = 0;
         while seq < index.next_seq() {
-            let chunk = match reader.read(seq, 1000, 1 << 20) {
+            reads += 1;
+            assert!(reads < READS_MAX, "the reader stands still at {seq}");
+            let chunk = match reader.read(seq, events_max, bytes_max) {
                 Ok(chunk) => chunk,
                 // Its removal is not through.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -455,20 +501,27 @@ impl Rig {
                 }
                 Err(error) => panic!("{error}"),
             };
-            assert!(chunk.next_seq > seq, "the reader stands still at {seq}");
+            assert!(chunk.events.len() <= events_max);
             reading.add(&chunk, seq);
-            for damage in &chunk.damaged {
-                let new = self.log().quarantine(damage.segment, damage.at, damage.bytes);
-                self.model.tally.quarantined += u64::from(new);
-                reading.damaged.push((damage.segment, damage.at, damage.bytes));
-            }
+            reading.damaged.extend(self.keep(&chunk));
             seq = chunk.next_seq;
         }
         reading
     }
 
+    /// Keeps what a reader found damaged.
+    fn keep(&mut self, chunk: &Chunk) -> BTreeSet<(u64, u64, u64)> {
+        let mut damaged = BTreeSet::new();
+        for range in &chunk.damaged {
+            let new = self.log().quarantine(range.segment, range.at, range.bytes);
+            self.model.tally.quarantined += u64::from(new);
+            damaged.insert((range.segment, range.at, range.bytes));
+        }
+        damaged
+    }
+
     /// Reads on as one provider.
-    pub(super) fn read(&mut self, place: usize, events_max: usize, bytes_max: u64) {
+    pub(crate) fn read(&mut self, place: usize, events_max: usize, bytes_max: u64) {
         let quiet = Quiet::new(&self.fs);
         let lowest = self.log().cursors()[place].cursor.lowest();
         let (reader, seq) = &mut self.readers[place];
@@ -489,21 +542,30 @@ impl Rig {
         for seq in reading.missing.iter().filter(|seq| !ended.contains(seq)) {
             assert!(!self.model.events.contains_key(seq), "event {seq} is said to be missing");
         }
-        for damage in &chunk.damaged {
-            let new = self.log().quarantine(damage.segment, damage.at, damage.bytes);
-            self.model.tally.quarantined += u64::from(new);
-        }
+        self.keep(&chunk);
     }
 
     /// Lets a provider begin again.
-    pub(super) fn rewind(&mut self, place: usize) {
+    pub(crate) fn rewind(&mut self, place: usize) {
         self.readers[place].1 = self.log.as_ref().unwrap().cursors()[place].cursor.lowest();
     }
 
     /// Appends a group of new events, perhaps with an attempt behind them.
-    pub(super) fn append(&mut self, count: u64, sync: bool, attempt: bool) -> Result<(), AppendError> {
+    pub(crate) fn append(&mut self, count: u64, sync: bool, attempt: bool) -> Result<(), AppendError> {
+        self.append_filled(count, 0, sync, attempt)
+    }
+
+    /// The same with so many bytes in each event that fill it up.
+    pub(crate) fn append_filled(
+        &mut self,
+        count: u64,
+        filler: usize,
+        sync: bool,
+        attempt: bool,
+    ) -> Result<(), AppendError> {
         let first_seq = self.log().next_seq();
-        let serials = self.model.next_serial..self.model.next_serial + count;
+        let first_serial = (filler as u64) << 32 | self.model.next_serial;
+        let serials = first_serial..first_serial + count;
         self.model.next_serial += count;
         let seqs = first_seq..first_seq + count;
         let mut group: Vec<u8> = Vec::new();
@@ -530,18 +592,22 @@ impl Rig {
             }
             Err(error) => {
                 assert_eq!(self.log().next_seq(), first_seq, "a group that failed takes no numbers");
-                let (serials_of, count) = match error {
-                    AppendError::Full => (&mut self.model.refused, &mut self.model.tally.full),
-                    AppendError::Failed => (&mut self.model.failed, &mut self.model.tally.failed),
-                };
-                serials_of.extend(serials);
-                *count += 1;
+                match error {
+                    AppendError::Full => {
+                        self.model.refused.extend(serials);
+                        self.model.tally.full += 1;
+                    }
+                    AppendError::Failed => {
+                        self.model.unsure.extend(serials.zip(seqs));
+                        self.model.tally.failed += 1;
+                    }
+                }
             }
         }
         appended
     }
 
-    pub(super) fn sync(&mut self) {
+    pub(crate) fn sync(&mut self) {
         let quiet = Quiet::new(&self.fs);
         let is_synced = self.log().sync();
         if quiet.holds(&self.fs) {
@@ -562,8 +628,11 @@ impl Rig {
     }
 
     /// Ends events, as far as there are such events.
-    pub(super) fn end(&mut self, place: usize, range: Range<u64>, outcome: usize) {
-        let range = range.start..range.end.min(self.log().next_seq());
+    pub(crate) fn end(&mut self, place: usize, range: Range<u64>, outcome: usize) {
+        let end = range.end.min(self.log().next_seq());
+        let range = range.start.min(end)..end;
+        let serials = self.model.events.range(range.clone()).map(|(_, told)| told.serial);
+        self.model.ended_once[place].extend(serials);
         let before = self.model.ended[place].len();
         // Numbers that were lost end too: as dropped.
         self.model.ended[place].extend(range.clone());
@@ -572,7 +641,7 @@ impl Rig {
         assert_eq!(ended, new as u64, "each event ends once");
     }
 
-    pub(super) fn write_cursors(&mut self) {
+    pub(crate) fn write_cursors(&mut self) {
         let quiet = Quiet::new(&self.fs);
         self.log().write_cursors();
         let Model { ended, written, synced, .. } = &mut self.model;
@@ -581,7 +650,7 @@ impl Rig {
         written.clone_from(if quiet.holds(&self.fs) { ended } else { synced });
     }
 
-    pub(super) fn sync_cursors(&mut self) {
+    pub(crate) fn sync_cursors(&mut self) {
         let quiet = Quiet::new(&self.fs);
         let before = self.fs.files(&dirs().segments).len();
         self.log().sync_cursors();
@@ -601,9 +670,24 @@ impl Rig {
     }
 
     /// What has ended at a provider.
-    pub(super) fn ended(&mut self, place: usize) -> Set {
+    pub(crate) fn ended(&mut self, place: usize) -> Set {
         let cursor = self.log().cursors()[place].cursor.clone();
         (1..cursor.end_seq()).filter(|seq| cursor.has_ended(*seq)).collect()
+    }
+}
+
+impl Model {
+    fn ended_everywhere(&self, seq: u64) -> bool {
+        self.ended.iter().all(|ended| ended.contains(&seq))
+    }
+
+    /// Promises nothing more of an event.
+    fn doubt(&mut self, seq: u64, serial: u64, doubted: &mut Set) {
+        if self.events.get(&seq).is_some_and(|told| told.serial == serial) {
+            self.events.remove(&seq);
+            self.unsure.insert(serial, seq);
+            doubted.insert(seq);
+        }
     }
 }
 
@@ -614,7 +698,7 @@ impl Reading {
         let mut numbers: Vec<u64> = chunk.missing.iter().cloned().flatten().collect();
         self.missing.extend(&numbers);
         for logged in &chunk.events {
-            let serial = logged.event.id().as_str()[1..].parse().unwrap();
+            let serial = serial(logged.event.id().as_str().as_bytes());
             assert_eq!(logged.event, event(serial), "the payload is the one that was accepted");
             self.events.insert(logged.seq, serial);
             numbers.push(logged.seq);
