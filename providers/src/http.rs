@@ -128,9 +128,11 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Status and the vendor's own words, short and on one line.
+    /// Status and the vendor's own words, short and on one line. The page of a
+    /// redirect is nobody's words, and may hold our own request.
     pub fn detail(&self) -> String {
-        self.saying(&self.body)
+        let is_redirect = (300..400).contains(&self.status);
+        self.saying(if is_redirect { "" } else { &self.body })
     }
 
     /// Status and some of the vendor's words, short and on one line.
@@ -180,7 +182,6 @@ impl Reply {
 
     fn redirected(&self) -> String {
         let location = self.location.as_deref().unwrap_or("an address that it does not say");
-        // Its body says the address once more, with all that is in it.
         self.saying(&format!("to {location}, which is not followed"))
     }
 }
@@ -351,7 +352,7 @@ impl HttpClient {
             client,
             gzip: Arc::default(),
             turn: Arc::new(Semaphore::new(1)),
-            secrets: vec![key.expose().to_owned(), encoded, in_a_query(key.expose())],
+            secrets: vec![key.expose().to_owned(), encoded],
         })
     }
 
@@ -486,15 +487,41 @@ impl HttpClient {
 
     fn redact(&self, text: &str) -> String {
         let secrets = self.secrets.iter().filter(|secret| !secret.is_empty());
-        secrets.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+        secrets.fold(text.to_owned(), |text, secret| without_secret(&text, secret))
     }
 }
 
-/// A value as it stands in an address.
-fn in_a_query(value: &str) -> String {
-    let mut url = Url::parse("http://in.a").expect("an address");
-    url.query_pairs_mut().append_key_only(value);
-    url.query().unwrap_or_default().to_owned()
+/// A text without a secret, be it as it is or in percent-encoding.
+fn without_secret(text: &str, secret: &str) -> String {
+    if !text.contains('%') {
+        return text.replace(secret, "***");
+    }
+    let (mut told, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(first) = rest.chars().next() {
+        let hidden = secret_length(rest.as_bytes(), secret.as_bytes());
+        told.push_str(if hidden.is_some() { "***" } else { &rest[..first.len_utf8()] });
+        rest = &rest[hidden.unwrap_or(first.len_utf8())..];
+    }
+    told
+}
+
+/// How many of the first bytes of a text are a secret, each byte of it as it is or as
+/// `%2B`, `%2b` or, encoded once more, `%252B`.
+fn secret_length(text: &[u8], secret: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    for wanted in secret {
+        let mut found = *text.get(at)?;
+        at += 1;
+        while found == b'%' && found != *wanted {
+            let digits = std::str::from_utf8(text.get(at..at + 2)?).ok()?;
+            found = u8::from_str_radix(digits, 16).ok()?;
+            at += 2;
+        }
+        if found != *wanted {
+            return None;
+        }
+    }
+    Some(at)
 }
 
 fn build_client(settings: &HttpSettings) -> Result<Client, reqwest::Error> {
@@ -795,18 +822,41 @@ mod tests {
 
     #[test]
     fn keys_are_removed_from_what_an_answer_says() {
-        let client = |key| {
-            let settings = HttpSettings {
-                base_url: "http://localhost".parse().unwrap(),
-                request_timeout: Duration::from_secs(1),
-                idle_connections_max: 1,
-            };
-            HttpClient::new(settings, &Secret::new(key)).unwrap()
+        let settings = HttpSettings {
+            base_url: "http://localhost".parse().unwrap(),
+            request_timeout: Duration::from_secs(1),
+            idle_connections_max: 1,
         };
-        let told = client("canary-key").redact("no canary-key, no Y2FuYXJ5LWtleTo= here");
-        assert_eq!(told, "no ***, no *** here");
-        let client = client("a key+?");
-        assert_eq!(client.redact("at /?key=a+key%2B%3F&x"), "at /?key=***&x");
+        let client = HttpClient::new(settings, &Secret::new("canary-key")).unwrap();
+        assert_eq!(client.redact("no canary-key, no Y2FuYXJ5LWtleTo= here"), "no ***, no *** here");
+    }
+
+    /// As a query or a form has them, in either case and twice over.
+    #[test]
+    fn keys_are_removed_in_percent_encoding_too() {
+        let settings = client().settings;
+        let client = HttpClient::new(settings, &Secret::new("a+b/c=~k")).unwrap();
+        for said in [
+            "a%2Bb%2Fc%3D~k",
+            "a%2bb%2fc%3d%7ek",
+            "%61%2B%62%2F%63%3D%7E%6B",
+            "a%252Bb%252Fc%253D~k",
+            "a+b%2Fc=~k",
+        ] {
+            assert_eq!(client.redact(&format!("\u{e9}%?k={said}&x=%")), "\u{e9}%?k=***&x=%", "{said}");
+        }
+        let user = BASE64_STANDARD.encode("a+b/c=~k:").replace('=', "%3D");
+        assert_eq!(client.redact(&user), "***");
+        assert_eq!(client.redact("a%2Bb%2Fc%3Dk %2 %zz %e9"), "a%2Bb%2Fc%3Dk %2 %zz %e9", "not the key");
+    }
+
+    #[test]
+    fn the_page_of_a_redirect_is_not_told() {
+        for status in [300, 301, 302, 303, 304, 307, 308, 399] {
+            let body = "<a href=\"https://x.example/?key=canary\">here</a>".to_owned();
+            let error = Reply { status, body, ..Reply::default() }.failure();
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::{
 
 /// Between two looks at the age of the oldest events, at most.
 const AGE_INTERVAL: Duration = Duration::from_secs(60);
+/// What is to go of a provider that is forgotten: the log ends it all by itself.
+const FORGOTTEN: u64 = u64::MAX;
 /// Events, and bytes of frames, that are read and written at once.
 const EVENTS_AT_ONCE: usize = 1000;
 const READ_BYTES: u64 = 512 * 1024;
@@ -88,17 +90,14 @@ impl Unnamed {
         let mut surplus = self.log.surplus();
         loop {
             let surplus_before = *surplus.borrow_and_update();
-            if surplus_before == u64::MAX {
-                // It is forgotten.
+            if surplus_before == FORGOTTEN {
                 return stop.draining().await;
             }
             let to_go = ToGo { surplus_before, expired_before_ms: self.expired_before_ms() };
-            let (stopping, forgotten) = (stop.clone(), surplus.clone());
+            let (stopping, asked) = (stop.clone(), surplus.clone());
             let let_go = spawn_blocking(move || {
-                // Neither a drain nor whoever forgets it waits for all of them.
-                let goes_on = || !stopping.is_draining() && *forgotten.borrow() != u64::MAX;
-                while goes_on() && self.let_go_of_some(to_go) {}
-                self.log.close();
+                let is_over = || stopping.is_draining() || *asked.borrow() == FORGOTTEN;
+                self.let_go(to_go, is_over);
                 self
             });
             self = let_go.await.expect("writing dead letters does not panic");
@@ -117,8 +116,15 @@ impl Unnamed {
         judges.then(|| now_ms.saturating_sub(retention_ms))
     }
 
-    /// Lets go of some of the oldest events, as far as they are to go. True if there may
-    /// be more. Blocks on the disk.
+    /// Lets go of the oldest events, as far as they are to go and until it is over:
+    /// neither a drain nor whoever forgets the provider waits for all of them. Blocks on
+    /// the disk.
+    fn let_go(&mut self, to_go: ToGo, is_over: impl Fn() -> bool) {
+        while !is_over() && self.let_go_of_some(to_go) {}
+        self.log.close();
+    }
+
+    /// True if there may be more.
     fn let_go_of_some(&mut self, to_go: ToGo) -> bool {
         let from = self.next_seq;
         let chunk = match self.log.read(from, EVENTS_AT_ONCE, READ_BYTES) {
@@ -219,5 +225,111 @@ impl Unnamed {
         }
         let seqs: Vec<u64> = events.iter().map(|logged| logged.seq).collect();
         self.log.reports().ended(outcome, &seqs);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, fs};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{
+        delivery::test_support::track,
+        queue::{
+            Durability, QueueLimits,
+            memory::{self, QueueReceiver},
+            spool::{OpenedSpool, SpoolSettings, SpoolThread, WhenFull, log::LogLimits},
+        },
+        telemetry::SpoolMetrics,
+    };
+
+    const EVENTS: u64 = 3500;
+    const ALL: ToGo = ToGo { surplus_before: u64::MAX, expired_before_ms: None };
+
+    /// A log that holds events of a provider which is not named any more.
+    struct Log {
+        thread: SpoolThread,
+        unnamed: Unnamed,
+        _queue: QueueReceiver,
+        dir: TempDir,
+    }
+
+    impl Log {
+        async fn start(dead_letters_bytes_max: u64) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let open = |names: &[&str]| {
+                let settings = SpoolSettings {
+                    dir: dir.path().join("spool"),
+                    default_level: Durability::Written,
+                    limits: LogLimits { segment_bytes: 1 << 22, bytes_max: 1 << 30 },
+                    provider_bytes_max: vec![1 << 30; names.len()],
+                    when_full: WhenFull::Reject,
+                    retention: Duration::from_secs(3600),
+                    group_window: Duration::ZERO,
+                    group_bytes: 1 << 20,
+                    intake: QueueLimits { events_max: 10_000, bytes_max: 1 << 26 },
+                };
+                OpenedSpool::open(settings, names, 1).unwrap()
+            };
+            let run = |opened: OpenedSpool| {
+                let (queue, receiver) = memory::bounded(QueueLimits { events_max: 1, bytes_max: 1 });
+                let metrics = SpoolMetrics::default();
+                (opened.run(queue, Vec::new(), metrics, Clock::system(), ()).unwrap(), receiver)
+            };
+            let opened = open(&["gone"]);
+            let spool = opened.spool().clone();
+            let (thread, _queue) = run(opened);
+            let taken: Vec<_> =
+                (0..EVENTS).map(|_| spool.append(track("x"), Durability::Written, None).unwrap()).collect();
+            for taken in taken {
+                taken.durable().await.unwrap();
+            }
+            assert_eq!(thread.close().await, Some(vec![EVENTS]));
+
+            let opened = open(&[]);
+            let log = opened.lane_log(0);
+            let retention = Duration::from_secs(3600);
+            let clock = Clock::system();
+            let unnamed =
+                Unnamed::new("gone".into(), log, dir.path(), dead_letters_bytes_max, retention, clock);
+            let (thread, _queue) = run(opened);
+            Self { thread, unnamed, _queue, dir }
+        }
+
+        fn letters(&self) -> u64 {
+            let files = DeadLetterDir::new(self.dir.path(), "gone").files().unwrap();
+            files.iter().map(|file| fs::read_to_string(file).unwrap().lines().count() as u64).sum()
+        }
+    }
+
+    /// A drain, and a command that waits until a provider is forgotten, wait for one
+    /// part at most.
+    #[tokio::test]
+    async fn what_is_under_way_ends_when_the_relay_drains_or_the_provider_is_forgotten() {
+        let mut log = Log::start(1 << 30).await;
+        let parts = Cell::new(0);
+        log.unnamed.let_go(ALL, || parts.replace(parts.get() + 1) == 2);
+        let buried = log.letters();
+        assert!(buried > 0 && buried < EVENTS, "{buried}");
+        // What is left goes with the next look.
+        log.unnamed.let_go(ALL, || false);
+        assert_eq!(log.letters(), EVENTS);
+        assert_eq!(log.thread.close().await, Some(vec![0]));
+    }
+
+    #[tokio::test]
+    async fn as_many_events_become_dead_letters_as_there_is_room_for() {
+        let old = ToGo { surplus_before: 0, expired_before_ms: Some(i64::MAX) };
+        // Those that are only old stay.
+        for (to_go, stays) in [(old, true), (ALL, false)] {
+            let mut log = Log::start(50_000).await;
+            log.unnamed.let_go(to_go, || false);
+            let buried = log.letters();
+            assert!(buried > 50 && buried < 1000, "{buried}");
+            let left = if stays { EVENTS - buried } else { 0 };
+            assert_eq!(log.thread.close().await, Some(vec![left]));
+        }
     }
 }
