@@ -133,7 +133,7 @@ impl LaneBuilder<'_> {
             info!(provider, event_count, "spooled events go on");
             ledger.reloaded(event_count);
         }
-        LaneSource::logged(inbox, log, self.config.spool.retention, self.clock.now_ms())
+        LaneSource::logged(inbox, log, self.config.spool.retention)
     }
 }
 

@@ -8,15 +8,18 @@
 
 use std::{path::Path, time::Duration};
 
-use tokio::{task::spawn_blocking, time::Instant, time::sleep};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 use tracing::{error, warn};
 
 use super::dead_letter::{DeadLetter, DeadLetterDir, DeadLetterWriter, NotWritten};
 use crate::{
-    queue::spool::{LaneLog, age::AgeCheck, reader::LoggedEvent},
+    queue::spool::{LaneLog, reader::LoggedEvent},
     reasons::{DeadLetterReason, DropReason, Outcome},
     shutdown::Stop,
-    time::Clock,
+    time::{Clock, WallCheck},
 };
 
 /// Between two looks at the age of the oldest events, at most.
@@ -38,7 +41,7 @@ pub(crate) struct Unnamed {
     /// Opened when it is needed.
     letters: Option<DeadLetterWriter>,
     retention: Duration,
-    ages: AgeCheck,
+    wall: WallCheck,
     clock: Clock,
 }
 
@@ -75,7 +78,7 @@ impl Unnamed {
             dir: DeadLetterDir::new(data_dir, &provider),
             provider,
             next_seq: log.first_seq(),
-            ages: log.ages(),
+            wall: log.wall_check(),
             log,
             dead_letters_bytes_max,
             letters: None,
@@ -112,8 +115,8 @@ impl Unnamed {
     fn expired_before_ms(&mut self) -> Option<i64> {
         let now_ms = self.clock.now_ms();
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);
-        let judges = self.ages.judges(now_ms, Instant::now().into_std());
-        judges.then(|| now_ms.saturating_sub(retention_ms))
+        let is_trusted = self.wall.is_trusted(now_ms, Instant::now());
+        is_trusted.then(|| now_ms.saturating_sub(retention_ms))
     }
 
     /// Lets go of the oldest events, as far as they are to go and until it is over:

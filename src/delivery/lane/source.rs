@@ -16,7 +16,7 @@ use crate::{
     delivery::{Batch, routes::Flow},
     queue::{
         Queued,
-        spool::{LaneLog, LaneReports, LogView, age::AgeCheck, reader::Chunk},
+        spool::{LaneLog, LaneReports, LogView, reader::Chunk},
     },
     reasons::Outcome,
     time::WallCheck,
@@ -76,7 +76,6 @@ struct FollowedLog {
 
     retention: Duration,
     wall: WallCheck,
-    ages: AgeCheck,
     look_at_age: Instant,
 }
 
@@ -87,13 +86,8 @@ impl LaneSource {
     }
 
     /// Events that stand in a log, too.
-    pub(crate) fn logged(
-        inbox: mpsc::Receiver<Batch>,
-        log: LaneLog,
-        retention: Duration,
-        now_ms: i64,
-    ) -> Self {
-        Self { inbox: Some(inbox), log: Some(FollowedLog::new(log, retention, now_ms)) }
+    pub(crate) fn logged(inbox: mpsc::Receiver<Batch>, log: LaneLog, retention: Duration) -> Self {
+        Self { inbox: Some(inbox), log: Some(FollowedLog::new(log, retention)) }
     }
 
     /// Waits until there is something for the lane to do; puts what came through the
@@ -238,7 +232,7 @@ impl LaneSource {
 }
 
 impl FollowedLog {
-    fn new(log: LaneLog, retention: Duration, now_ms: i64) -> Self {
+    fn new(log: LaneLog, retention: Duration) -> Self {
         let now = Instant::now();
         let view = log.view();
         let handover = Handover::new(log.first_seq(), view.next_seq());
@@ -246,7 +240,7 @@ impl FollowedLog {
             reports: log.reports(),
             skipped: log.skipped(),
             surplus: log.surplus(),
-            ages: log.ages(),
+            wall: log.wall_check(),
             unread_since_ms: None,
             handover,
             failed_reads: 0,
@@ -256,7 +250,6 @@ impl FollowedLog {
             reading_aside: None,
             read_from: now,
             retention,
-            wall: WallCheck::new(now_ms, now),
             look_at_age: now,
         }
     }
@@ -374,9 +367,6 @@ impl FollowedLog {
         self.look_at_age = now + AGE_INTERVAL.min(self.retention / 20).max(Duration::from_millis(10));
         if !self.wall.is_trusted(now_ms, now) {
             error!("the wall clock cannot be believed: no event expires until it is right again");
-            return None;
-        }
-        if !self.ages.judges(now_ms, now.into_std()) {
             return None;
         }
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);

@@ -5,12 +5,12 @@ use std::{io, sync::Arc};
 use tokio::sync::watch;
 
 use super::{
-    age::AgeCheck,
     cursor::Cursor,
     index::Index,
     reader::{Chunk, LogReader},
     reports::LaneReports,
 };
+use crate::time::WallCheck;
 
 /// The log as one lane sees it.
 pub(crate) struct LaneLog {
@@ -25,7 +25,7 @@ pub(crate) struct LaneLog {
     pub(super) reports: LaneReports,
     pub(super) skipped: watch::Receiver<u64>,
     pub(super) surplus: watch::Receiver<u64>,
-    pub(super) ages: AgeCheck,
+    pub(super) wall: WallCheck,
 }
 
 impl LaneLog {
@@ -79,8 +79,8 @@ impl LaneLog {
     }
 
     /// Whether the age of what is in the log can be judged.
-    pub(crate) fn ages(&self) -> AgeCheck {
-        self.ages.clone()
+    pub(crate) fn wall_check(&self) -> WallCheck {
+        self.wall.clone()
     }
 
     /// The lane's way to report.

@@ -41,7 +41,6 @@ use std::{
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-pub(crate) mod age;
 pub(crate) mod command;
 pub(crate) mod cursor;
 mod entrance;
@@ -70,7 +69,6 @@ mod tests;
 mod writer;
 
 use self::{
-    age::AgeCheck,
     command::Command,
     fs::{RealFs, SpoolFs},
     layout::LogDirs,
@@ -88,7 +86,11 @@ pub(crate) use self::{
 };
 pub use self::{error::SpoolError, settings::WhenFull};
 use super::memory::QueueSender;
-use crate::{ledger::Ledger, telemetry::SpoolMetrics, time::Clock};
+use crate::{
+    ledger::Ledger,
+    telemetry::SpoolMetrics,
+    time::{Clock, WallCheck},
+};
 
 /// A log that was opened and whose thread does not run yet.
 pub(crate) struct OpenedSpool {
@@ -148,7 +150,7 @@ impl OpenedSpool {
             reports: LaneReports::new(file.provider.clone(), place, self.spool.commands().clone()),
             skipped: self.spool.status().skipped(),
             surplus,
-            ages: AgeCheck::new(self.log.last_seen_ms(), self.settings.retention),
+            wall: WallCheck::of_log(self.log.last_seen_ms(), self.settings.retention),
         }
     }
 

@@ -26,7 +26,6 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{
-    age::AgeCheck,
     command::{Append, Attempt, Command},
     frame::{self, Frame, Kind},
     index::Segment,
@@ -40,7 +39,7 @@ use crate::{
     queue::{Durability, Place, Queued, Refused, memory::QueueSender},
     reasons::{DropReason, Outcome},
     telemetry::{HeldBack, LogBudget, SpoolMetrics},
-    time::Clock,
+    time::{Clock, WallCheck},
 };
 
 /// Between syncs of the cursors, and of events that asked for no sync.
@@ -86,7 +85,7 @@ pub(crate) struct Writer {
     /// A failure was told.
     told: bool,
     syncer: CursorSyncer,
-    ages: AgeCheck,
+    wall: WallCheck,
     /// It was told that the wall clock cannot be trusted.
     told_of_clock: bool,
     /// Copies that quarantine has removed, as far as they are counted.
@@ -114,7 +113,7 @@ impl Writer {
         let half_a_segment = usize::try_from(settings.limits.segment_bytes / 2).unwrap_or(usize::MAX);
         Self {
             group_bytes: settings.group_bytes.min(half_a_segment),
-            ages: AgeCheck::new(log.last_seen_ms(), settings.retention),
+            wall: WallCheck::of_log(log.last_seen_ms(), settings.retention),
             log,
             settings,
             queue,
@@ -456,7 +455,7 @@ impl Writer {
     /// Notes in the cursors what time it is, for the next start.
     fn note_time(&mut self) {
         let now_ms = self.clock.now_ms();
-        if self.ages.judges(now_ms, Instant::now()) {
+        if self.wall.is_trusted(now_ms, Instant::now().into()) {
             self.log.saw(now_ms);
             self.told_of_clock = false;
         } else if !std::mem::replace(&mut self.told_of_clock, true) {

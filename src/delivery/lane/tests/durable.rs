@@ -128,7 +128,7 @@ impl Durable {
         let lane = Lane::new(
             provider.clone(),
             SETTINGS,
-            LaneSource::logged(receiver_of_lane, log, retention, clock.now_ms()),
+            LaneSource::logged(receiver_of_lane, log, retention),
             LaneObservers {
                 recorder: kept.clone(),
                 metrics: LaneFamilies::default().of("scripted"),
