@@ -366,7 +366,7 @@ impl FollowedLog {
         }
         self.look_at_age = now + AGE_INTERVAL.min(self.retention / 20).max(Duration::from_millis(10));
         if !self.wall.is_trusted(now_ms, now) {
-            error!("the wall clock cannot be believed: no event expires until it is right again");
+            // The log's thread, which asks the same, says so.
             return None;
         }
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);
