@@ -1,7 +1,10 @@
 //! A lane that follows a log, in simulated time: outages of a day, retention,
 //! a clock that is set. The log is a real one, in a directory of its own.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicI64, AtomicU64},
+};
 
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
@@ -31,6 +34,10 @@ struct Outage {
     under_way: AtomicU64,
     most_events_under_way: Mutex<Vec<(Instant, u64)>>,
     takes: Duration,
+    /// In a request.
+    events_max: usize,
+    /// The events that it took, in their order.
+    taken: Mutex<Vec<String>>,
 }
 
 #[async_trait]
@@ -40,7 +47,7 @@ impl Provider for Outage {
     }
 
     fn limits(&self) -> BatchLimits {
-        BatchLimits { events_max: 1000, body_bytes_max: 1 << 20, requests_max: 4 }
+        BatchLimits { events_max: self.events_max, body_bytes_max: 1 << 20, requests_max: 4 }
     }
 
     async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
@@ -58,12 +65,21 @@ impl Provider for Outage {
         if is_poisoned || now < *self.up_from.lock().unwrap() {
             return Err(SendError::Unavailable { retry_after: None, detail: "503".into() });
         }
+        self.taken.lock().unwrap().extend(batch.iter().map(|event| event.id().to_string()));
         Ok(vec![Verdict::Delivered; batch.len()])
     }
 }
 
 fn is_poison(event: &Event) -> bool {
     event.name() == Some("poison")
+}
+
+/// Hands on what the queue holds.
+async fn bring(mut queue: QueueReceiver, inbox: LaneInbox) {
+    let mut events = Vec::new();
+    while queue.recv_many(&mut events, 50).await > 0 {
+        inbox.send(events.drain(..).collect()).await;
+    }
 }
 
 /// A lane, its log, and a clock that goes with tokio's and can be set.
@@ -77,14 +93,18 @@ struct Durable {
     clock: Clock,
     set_by_ms: Arc<AtomicI64>,
     lane: JoinHandle<Leftover>,
-    inbox: LaneInbox,
-    /// Nobody takes anything out: the lane gets everything from the log.
-    _queue: QueueReceiver,
+    /// Brings what the queue has room for.
+    worker: JoinHandle<()>,
     _dir: TempDir,
 }
 
 impl Durable {
+    /// With a queue that has no room: the lane gets everything from the log.
     fn start(down_for: Duration, retention: Duration) -> Self {
+        Self::start_with(down_for, retention, QueueLimits { events_max: 1, bytes_max: 1 }, 1000)
+    }
+
+    fn start_with(down_for: Duration, retention: Duration, queue: QueueLimits, events_max: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let start = Instant::now();
         let set_by_ms = Arc::new(AtomicI64::new(0));
@@ -109,8 +129,7 @@ impl Durable {
         let opened = OpenedSpool::open(settings, &["scripted"], START_MS).unwrap();
         let log = opened.lane_log(0);
         let spool = opened.spool().clone();
-        // Too small for anything: all comes from the log.
-        let (queue, receiver) = memory::bounded(QueueLimits { events_max: 1, bytes_max: 1 });
+        let (queue, queue_end) = memory::bounded(queue);
         let thread = opened.run(queue, Vec::new(), SpoolMetrics::default(), Clock::system(), ()).unwrap();
 
         let provider = Arc::new(Outage {
@@ -120,6 +139,8 @@ impl Durable {
             under_way: AtomicU64::new(0),
             most_events_under_way: Mutex::default(),
             takes: Duration::from_millis(100),
+            events_max,
+            taken: Mutex::default(),
         });
         let kept = Arc::new(Kept::default());
         let status = Arc::new(LaneStatus::new("scripted"));
@@ -138,20 +159,8 @@ impl Durable {
             stop.clone(),
         );
         let lane = tokio::spawn(lane.run());
-        Self {
-            provider,
-            kept,
-            status,
-            stop,
-            spool,
-            thread,
-            clock,
-            set_by_ms,
-            lane,
-            inbox,
-            _queue: receiver,
-            _dir: dir,
-        }
+        let worker = tokio::spawn(bring(queue_end, inbox));
+        Self { provider, kept, status, stop, spool, thread, clock, set_by_ms, lane, worker, _dir: dir }
     }
 
     /// Accepts events, one after the other, `every` so often.
@@ -196,7 +205,7 @@ impl Durable {
     /// Stops the lane and the log; returns the events that are left in it.
     async fn stop(self) -> u64 {
         self.stop.drain();
-        drop(self.inbox);
+        self.worker.abort();
         assert!(self.lane.await.unwrap().events.is_empty(), "what is in the log is not spilled");
         self.thread.close().await.unwrap()[0]
     }
@@ -401,6 +410,54 @@ async fn a_kind_that_is_refused_stays_in_the_log_and_the_others_are_read_on() {
     let delivered: HashSet<String> = durable.kept.delivered.lock().unwrap().iter().cloned().collect();
     assert_eq!(delivered.len(), 4050, "each once");
     assert!(identifies.iter().all(|id| delivered.contains(id)));
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// New ones that the queue brings while others of their kind stand in the log yet wait
+/// until these are read.
+#[tokio::test(start_paused = true)]
+async fn what_the_queue_brings_does_not_overtake_what_is_left_aside_in_the_log() {
+    // With requests so small that the lane reads less than it has room for.
+    let durable = Durable::start_with(Duration::ZERO, HOUR * 72, SETTINGS.capacity, 50);
+    let refusal = SendError::Refused { detail: "400 no profiles".into() };
+    *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
+    let mut accepted: Vec<String> = Vec::new();
+    for _ in 0..3000 {
+        let event = identify(&format!("user-{}", accepted.len() % 40));
+        durable.accept_event(&event).await;
+        accepted.push(event.id().to_string());
+        durable.accept(1, Duration::from_millis(100)).await;
+    }
+    durable.ended(3000).await;
+    sleep(HOUR).await;
+    assert_eq!((durable.delivered(), durable.dead()), (3000, 0), "every track");
+
+    *durable.provider.refuses_identifies.lock().unwrap() = None;
+    // Of those that came while they got through again, and some were in the log yet.
+    let mut late = 0;
+    while durable.delivered() < 3000 + accepted.len() || late == 0 {
+        let in_the_log = 3000 + accepted.len() - durable.delivered() - durable.status.events();
+        late += usize::from(in_the_log > 0 && durable.delivered() > 3000);
+        let event = identify(&format!("user-{}", accepted.len() % 40));
+        durable.accept_event(&event).await;
+        accepted.push(event.id().to_string());
+        assert!(accepted.len() < 30_000, "{} delivered", durable.delivered());
+        sleep(Duration::from_millis(20)).await;
+        if in_the_log == 0 {
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+    assert!(late > 20, "only {late} came meanwhile");
+    let places: HashMap<&String, usize> =
+        accepted.iter().enumerate().map(|(place, id)| (id, place)).collect();
+    let taken = durable.provider.taken.lock().unwrap().clone();
+    let mut last = [None; 40];
+    for place in taken.iter().filter_map(|id| places.get(id).copied()) {
+        let before = last[place % 40].replace(place);
+        assert!(before < Some(place), "{place} of its user came after {before:?}");
+    }
+    let ids: HashSet<&String> = taken.iter().collect();
+    assert_eq!((ids.len(), taken.len(), durable.dead()), (taken.len(), 3000 + accepted.len(), 0));
     assert_eq!(durable.stop().await, 0);
 }
 
