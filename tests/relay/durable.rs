@@ -142,8 +142,7 @@ async fn a_provider_that_is_down_costs_disk_and_nothing_else() {
         taken(&setup, vendor, 1500).await;
     }
     assert_eq!(setup.sandbox.stats(Vendor::Amplitude).taken, 0);
-    let backlog = || relay.metric("relay_spool_backlog_events", &["amplitude"]);
-    assert_eq!(backlog().await, 1500.0);
+    relay.metric_is("relay_spool_backlog_events", &["amplitude"], 1500.0).await;
     let letters = relay.metric("relay_events_total", &["dead_lettered"]).await;
     assert_eq!(letters, 0.0, "no cycle of attempts makes a dead letter while there is a log");
     assert!(relay.metric("relay_retries_total", &["amplitude"]).await > 10.0, "several cycles");
@@ -247,8 +246,8 @@ async fn the_oldest_events_of_the_provider_that_is_behind_make_room_as_dead_lett
     // It was told long before.
     let warning = relay.log("a provider has used up half of its share of the spool").await;
     assert_eq!((&warning["provider"], &warning["level"]), (&"mixpanel".into(), &"WARN".into()), "{warning}");
-    assert_eq!(relay.metric("relay_spool_filling", &["mixpanel"]).await, 1.0);
-    assert_eq!(relay.metric("relay_spool_filling", &["segment"]).await, 0.0);
+    relay.metric_is("relay_spool_filling", &["mixpanel"], 1.0).await;
+    relay.metric_is("relay_spool_filling", &["segment"], 0.0).await;
     let health = relay.page("/healthz").await.1;
     let told = "of its share of the spool: its oldest events become dead letters when it is full";
     assert!(health.contains("mixpanel has used up") && health.contains(told), "{health}");
@@ -493,7 +492,7 @@ async fn damage_is_counted_kept_aside_and_passed_over() {
         taken(&setup, vendor, 399).await;
     }
     relay.log("a range of the spool is damaged: it is kept aside and passed over").await;
-    assert_eq!(relay.metric("relay_spool_damaged_ranges", &[]).await, 1.0);
+    relay.metric_is("relay_spool_damaged_ranges", &[], 1.0).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.code, 2, "a loss is told by the exit code");
     for vendor in Vendor::ALL {

@@ -514,7 +514,7 @@ async fn dead_letters_that_cannot_be_written_wait() {
         observer.track(&mut relay.client(), name, "u").await;
     }
     relay.log("dead letters cannot be written").await;
-    assert_eq!(relay.metric("relay_in_flight_events", &["mixpanel"]).await, 10.0);
+    relay.metric_is("relay_in_flight_events", &["mixpanel"], 10.0).await;
     std::fs::remove_file(&letters).unwrap();
     std::fs::create_dir(&letters).unwrap();
     relay.dead_lettered(Vendor::Mixpanel, 10).await;

@@ -270,6 +270,19 @@ impl Relay {
         page.lines().filter(has_labels).map(value).sum()
     }
 
+    /// Waits until a metric has this value: gauges of the log are some milliseconds old.
+    pub(crate) async fn metric_is(&self, name: &str, labels: &[&str], value: f64) {
+        let start = Instant::now();
+        loop {
+            let now = self.metric(name, labels).await;
+            if now == value {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{name} {labels:?} is {now}, want {value}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until so many events have become a provider's dead letters.
     pub(crate) async fn dead_lettered(&self, vendor: Vendor, events: u64) {
         self.reached(vendor, events, &["\"dead_lettered\""]).await;
@@ -574,6 +587,14 @@ pub(crate) async fn eventually(what: &str, is_so: impl Fn() -> bool) {
 pub(crate) async fn taken(setup: &Setup, vendor: Vendor, events: u64) {
     let what = format!("{events} events at {}", vendor.name());
     eventually(&what, || setup.sandbox.stats(vendor).taken >= events).await;
+}
+
+/// True if relays that are started here ignore SIGHUP, as the tests themselves do under
+/// nohup.
+pub(crate) fn hangups_are_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1)
 }
 
 /// A client for the metrics port.

@@ -354,7 +354,7 @@ async fn a_provider_that_was_taken_out_is_told_of_and_forgotten_beside_the_relay
             && health.contains("analytics-relay spool forget segment"),
         "{health}"
     );
-    assert_eq!(relay.metric("relay_spool_unnamed_events", &[]).await, 200.0);
+    relay.metric_is("relay_spool_unnamed_events", &[], 200.0).await;
 
     let err = is_not_forgotten(&setup, &["segment"]).await;
     assert!(err.contains("200 event(s)") && err.contains("--yes") && err.contains("spool export"), "{err}");
