@@ -349,9 +349,11 @@ impl App {
         accounts: &Accounts,
         failed: bool,
     ) -> DrainReport {
+        // Readiness first: no load balancer sends anybody who would be refused.
+        self.stop.refuse();
+        self.admission.close();
         let lane_events: usize = self.lanes.iter().map(|lane| lane.status.events()).sum();
         info!(timeout_seconds = self.drain_timeout.as_secs_f64(), lane_events, "draining");
-        self.admission.close();
         if let Some(spool) = &self.spool {
             // What was handed over is on disk and in the queue before it closes.
             let _ = timeout_at(started + INTAKE_GRACE, spool.thread.close_intake()).await;

@@ -52,12 +52,12 @@ impl Health {
 
     /// True once the relay takes no more events.
     pub(crate) fn is_draining(&self) -> bool {
-        self.stop.is_draining()
+        self.stop.is_refusing()
     }
 
     /// Waits until the relay takes no more events.
     pub(crate) async fn draining(&self) {
-        self.stop.draining().await;
+        self.stop.refusing().await;
     }
 
     /// Changes when the disk of the log fails, or works again.

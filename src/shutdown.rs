@@ -32,22 +32,39 @@ impl StopSettings {
     }
 }
 
-/// Tells every stage to stop: first to drain, later, perhaps, at once.
+/// Tells every stage to stop: first to refuse, then to drain, later, perhaps, at once.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stop {
+    refusing: CancellationToken,
     draining: CancellationToken,
     forced: CancellationToken,
 }
 
 impl Stop {
+    /// Callers are refused, and whoever asks is told so.
+    pub(crate) fn refuse(&self) {
+        self.refusing.cancel();
+    }
+
     /// Nothing new comes in; what is here is delivered.
     pub(crate) fn drain(&self) {
+        self.refuse();
         self.draining.cancel();
     }
 
     /// What is not delivered yet is put away.
     pub(crate) fn force(&self) {
         self.forced.cancel();
+    }
+
+    /// Waits for [`Stop::refuse`].
+    pub(crate) async fn refusing(&self) {
+        self.refusing.cancelled().await;
+    }
+
+    /// True from [`Stop::refuse`] on.
+    pub(crate) fn is_refusing(&self) -> bool {
+        self.refusing.is_cancelled()
     }
 
     /// Waits for [`Stop::drain`].
@@ -72,7 +89,11 @@ impl Stop {
 
     /// One that stops with this one, and can be stopped alone.
     pub(crate) fn child(&self) -> Self {
-        Self { draining: self.draining.child_token(), forced: self.forced.child_token() }
+        Self {
+            refusing: self.refusing.child_token(),
+            draining: self.draining.child_token(),
+            forced: self.forced.child_token(),
+        }
     }
 
     /// For the stage that drains first.

@@ -25,7 +25,7 @@ pub(super) fn of_queue(telemetry: &mut Telemetry, queue: &QueueSender, stop: &St
     telemetry.gauge("relay_queue_bytes", move || to_i64(bytes.bytes()));
     telemetry.gauge("relay_queue_events_max", move || to_i64(limits.events_max));
     telemetry.gauge("relay_queue_bytes_max", move || to_i64(limits.bytes_max));
-    telemetry.gauge("relay_draining", move || i64::from(draining.is_draining()));
+    telemetry.gauge("relay_draining", move || i64::from(draining.is_refusing()));
 }
 
 /// The log against its limits, and how far each provider has come in it.
