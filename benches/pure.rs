@@ -1,11 +1,11 @@
 //! The pure parts of the path of an event, one by one.
 
 use analytics_relay::providers::{
-    Event, EventId, EventKind, EventParts, Properties, Secret,
+    Event, EventId, EventKind, EventParts, MoreParts, Properties, Secret,
     amplitude::Amplitude,
     http::Wire,
     mixpanel::{IdentityMode, Mixpanel},
-    properties::PropertiesWriter,
+    properties::{Limits, PropertiesWriter},
     segment::Segment,
 };
 use divan::{Bencher, black_box, counter::ItemsCount};
@@ -28,7 +28,8 @@ fn event(properties: &str) -> Event {
         accepted_ms: 1_767_225_600_000,
         ip: None,
         user_agent: None,
-        properties: Properties::parse(properties).expect("an object"),
+        properties: Properties::parse(properties, &Limits::DEFAULT).expect("an object"),
+        more: MoreParts::default(),
     })
 }
 
@@ -38,7 +39,7 @@ fn batch(properties: &str) -> Vec<Event> {
 
 #[divan::bench]
 fn properties_written() -> Properties<'static> {
-    let mut writer = PropertiesWriter::new();
+    let mut writer = PropertiesWriter::new(&Limits::DEFAULT, 0);
     for key in ["currency", "sku"] {
         writer.key(key).expect("within limits");
         writer.string(black_box("SKU-1"));
@@ -54,7 +55,7 @@ fn properties_written() -> Properties<'static> {
 
 #[divan::bench]
 fn properties_checked() -> Properties<'static> {
-    Properties::parse(black_box(PROPERTIES)).expect("an object")
+    Properties::parse(black_box(PROPERTIES), &Limits::DEFAULT).expect("an object")
 }
 
 #[divan::bench]

@@ -62,8 +62,8 @@ impl Webhook {
 
     fn body(event: &Event) -> String {
         let kind = match event.kind() {
-            EventKind::Track { name } => name,
-            EventKind::Identify => "identify",
+            EventKind::Track { name } => name.to_owned(),
+            kind => kind.name().to_owned(),
         };
         let time = jiff::Timestamp::from_millisecond(event.time_ms()).unwrap_or_default();
         let data = json!({

@@ -163,6 +163,8 @@ pub enum DeadLetterReason {
     QuotaExceeded,
     /// Even alone it is larger than the provider takes.
     TooLarge,
+    /// This relay has no form for such an event at the provider; a newer one may.
+    UnknownKind,
     /// Every attempt failed.
     RetriesExhausted,
     /// The provider's lane had no room left for it.
@@ -200,11 +202,12 @@ pub enum DropReason {
 
 impl DeadLetterReason {
     /// All reasons.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Invalid,
         Self::UnusableId,
         Self::QuotaExceeded,
         Self::TooLarge,
+        Self::UnknownKind,
         Self::RetriesExhausted,
         Self::LaneFull,
         Self::Superseded,
@@ -219,6 +222,7 @@ impl DeadLetterReason {
             Self::UnusableId => "unusable_id",
             Self::QuotaExceeded => "quota_exceeded",
             Self::TooLarge => "too_large",
+            Self::UnknownKind => "unknown_kind",
             Self::RetriesExhausted => "retries_exhausted",
             Self::LaneFull => "lane_full",
             Self::Superseded => "superseded",
@@ -240,6 +244,7 @@ impl From<Rejection> for DeadLetterReason {
             Rejection::UnusableId => Self::UnusableId,
             Rejection::QuotaExceeded => Self::QuotaExceeded,
             Rejection::TooLarge => Self::TooLarge,
+            Rejection::UnknownKind => Self::UnknownKind,
         }
     }
 }

@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use crate::{
     BatchLimits, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, null_as_default, object},
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, null_as_default, object},
     json::{Json, Object},
     properties::Properties,
 };
@@ -94,6 +94,10 @@ impl Wire for Amplitude {
         let mut request = self.begin_upload(&mut body, &self.api_key);
         let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
+            if !matches!(event.kind(), EventKind::Track { .. } | EventKind::Identify) {
+                rejected.push(no_form(index, event));
+                continue;
+            }
             match self.ids(event) {
                 Some(ids) => encode_event(events.object(), event, &ids),
                 None => {
@@ -254,9 +258,9 @@ impl Amplitude {
 }
 
 fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>) {
-    match event.kind() {
-        EventKind::Track { name } => object.string("event_type", &event_type(name)),
-        EventKind::Identify => object.string("event_type", "$identify"),
+    match event.name() {
+        Some(name) => object.string("event_type", &event_type(name)),
+        None => object.string("event_type", "$identify"),
     }
     object.optional("user_id", ids.user);
     object.optional("device_id", ids.device.as_deref());
@@ -265,9 +269,10 @@ fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>) {
     object.optional("ip", event.ip());
     object.optional("user_agent", event.user_agent());
     object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
-    match event.kind() {
-        EventKind::Track { .. } => object.raw("event_properties", event.properties().json()),
-        EventKind::Identify => encode_traits(object.object("user_properties"), &event.properties()),
+    if event.is_identify() {
+        encode_traits(object.object("user_properties"), &event.properties());
+    } else {
+        object.raw("event_properties", event.properties().json());
     }
     object.end();
 }
@@ -279,7 +284,7 @@ fn event_type(name: &str) -> Cow<'_, str> {
 
 /// Operators only, never beside plain names: Amplitude takes one or the other.
 fn encode_traits(mut object: Object<'_>, traits: &Properties) {
-    if !traits.shape().has_null {
+    if !traits.shape().has_null() {
         object.raw("$set", traits.json());
         return object.end();
     }

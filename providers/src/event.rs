@@ -2,7 +2,7 @@
 //! change once it was accepted, so that providers can tell a retry from a new
 //! event.
 
-use std::{borrow::Cow, cell::RefCell, fmt, mem, net::IpAddr};
+use std::{borrow::Cow, cell::RefCell, fmt, mem, net::IpAddr, ops::Range};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::value::RawValue;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     Properties,
     json::{Json, Object},
-    properties::Shape,
+    properties::{Limits, PropertyError, Shape},
 };
 
 /// Most bytes of an event's name.
@@ -21,6 +21,10 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const ID_BYTES_MAX: usize = 255;
 /// Most bytes of a user agent.
 pub const USER_AGENT_BYTES_MAX: usize = 1024;
+
+/// Most bytes of the second id of a group or an alias, of a category, and of the names of
+/// a session, a source or a tenant.
+pub const OTHER_ID_BYTES_MAX: usize = 255;
 
 /// Most bytes of an address as text.
 const IP_BYTES_MAX: usize = 45;
@@ -40,6 +44,103 @@ struct Head {
     /// Where each text but the last ends, in the order of [`Event::pack`].
     ends: [u16; 6],
     shape: Shape,
+    kind: Kind,
+    /// Before the properties stands what most events do not have: see [`More`].
+    has_more: bool,
+}
+
+/// The kinds of events, without what they hold: see [`EventKind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Something that a user did.
+    Track,
+    /// What is known about a user.
+    Identify,
+    /// A page of a website was seen.
+    Page,
+    /// A screen of an app was seen.
+    Screen,
+    /// A user belongs to a group.
+    Group,
+    /// A user was known under another id before.
+    Alias,
+    /// One that this version does not know.
+    Unknown,
+}
+
+impl Kind {
+    /// All, in the order of their indexes.
+    pub const ALL: [Self; 7] =
+        [Self::Track, Self::Identify, Self::Page, Self::Screen, Self::Group, Self::Alias, Self::Unknown];
+
+    /// The kind's name in files and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Track => "track",
+            Self::Identify => "identify",
+            Self::Page => "page",
+            Self::Screen => "screen",
+            Self::Group => "group",
+            Self::Alias => "alias",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Its place in [`Kind::ALL`].
+    pub fn index(self) -> u8 {
+        self as u8
+    }
+
+    /// The kind with that index.
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
+}
+
+/// What most events do not have, so that they do not pay for it: texts one behind the
+/// other, and before them how long each is, in hexadecimal digits.
+struct More;
+
+impl More {
+    const DIGITS: usize = 6;
+    const TEXTS: usize = 7;
+    /// Most bytes of one of them.
+    const TEXT_BYTES_MAX: usize = (1 << (4 * Self::DIGITS)) - 1;
+
+    // The places of the texts.
+    /// A group's id, an alias's previous id, or a page's or screen's category; of an
+    /// unknown kind its whole JSON.
+    const SECOND: usize = 0;
+    const SESSION: usize = 1;
+    const SOURCE: usize = 2;
+    const TENANT: usize = 3;
+    const AUDIENCE: usize = 4;
+    const CONTEXT: usize = 5;
+    const ENRICHED: usize = 6;
+
+    fn write(texts: &mut String, more: &[&str; Self::TEXTS]) {
+        for text in more {
+            let bytes = text.len();
+            assert!(bytes <= Self::TEXT_BYTES_MAX, "an event is small");
+            for digit in (0..Self::DIGITS).rev() {
+                let digit = u32::try_from(bytes >> (4 * digit) & 15).unwrap_or_default();
+                texts.extend(char::from_digit(digit, 16));
+            }
+        }
+        texts.extend(more.iter().copied());
+    }
+
+    /// Where a text stands in what begins with the lengths; behind the last one, where
+    /// they all end.
+    fn place(more: &str, place: usize) -> Range<usize> {
+        let length = |place: usize| {
+            let digits = more.get(place * Self::DIGITS..(place + 1) * Self::DIGITS);
+            digits.and_then(|digits| usize::from_str_radix(digits, 16).ok()).unwrap_or_default()
+        };
+        let start = Self::TEXTS * Self::DIGITS + (0..place).map(length).sum::<usize>();
+        let bytes = if place < Self::TEXTS { length(place) } else { 0 };
+        start..start + bytes
+    }
 }
 
 thread_local! {
@@ -52,7 +153,7 @@ thread_local! {
 pub struct EventParts<'a> {
     /// The caller's id, or the one assigned at admission.
     pub id: EventId<'a>,
-    /// Track, with a name, or identify.
+    /// What it is, and what only such events have.
     pub kind: EventKind<'a>,
     /// The known user; never empty.
     pub user_id: Option<&'a str>,
@@ -66,11 +167,71 @@ pub struct EventParts<'a> {
     pub ip: Option<IpAddr>,
     /// The user's User-Agent header; never empty.
     pub user_agent: Option<&'a str>,
-    /// A track's properties or an identify's traits.
+    /// What was done with, or what is known: of an identify and a group the traits.
     pub properties: Properties<'a>,
+    /// What most events do not have.
+    pub more: MoreParts<'a>,
 }
 
-/// What kind of event it is.
+/// What most events do not have. Texts are never empty.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MoreParts<'a> {
+    /// The id of the session that it belongs to.
+    pub session_id: Option<&'a str>,
+    /// The website or app that it comes from, as its key names it.
+    pub source: Option<&'a str>,
+    /// Whose it is, where a relay has more than one tenant.
+    pub tenant: Option<&'a str>,
+    /// The providers that get it.
+    pub audience: Audience<'a>,
+    /// What the caller said about where it happened, as sent: a JSON object.
+    pub context: Option<JsonObject<'a>>,
+    /// What the relay found out about it at admission: a JSON object.
+    pub enriched: Option<JsonObject<'a>>,
+}
+
+/// Which providers get an event. Names are those of [`Provider::name`](crate::Provider::name).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Audience<'a> {
+    /// All.
+    #[default]
+    All,
+    /// These, separated by commas, and no others, also none that is added later.
+    Only(Cow<'a, str>),
+    /// All but these, separated by commas.
+    AllBut(Cow<'a, str>),
+}
+
+impl<'a> Audience<'a> {
+    /// True if a provider of that name gets the event.
+    pub fn includes(&self, provider: &str) -> bool {
+        let named = |names: &str| names.split(',').any(|name| name == provider);
+        match self {
+            Self::All => true,
+            Self::Only(names) => named(names),
+            Self::AllBut(names) => !named(names),
+        }
+    }
+
+    /// As one text; empty for all.
+    fn packed(&self) -> Cow<'a, str> {
+        match self {
+            Self::All => "".into(),
+            Self::Only(names) => format!("+{names}").into(),
+            Self::AllBut(names) => format!("-{names}").into(),
+        }
+    }
+
+    fn unpacked(text: &'a str) -> Self {
+        match text.split_at_checked(1) {
+            Some(("+", names)) => Self::Only(names.into()),
+            Some((_, names)) => Self::AllBut(names.into()),
+            None => Self::All,
+        }
+    }
+}
+
+/// What kind of event it is. Texts that are given are not empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind<'a> {
     /// Something that a user did.
@@ -80,6 +241,79 @@ pub enum EventKind<'a> {
     },
     /// What is known about a user.
     Identify,
+    /// A page of a website was seen.
+    Page {
+        /// Its name.
+        name: Option<&'a str>,
+        /// What sort of page it is.
+        category: Option<&'a str>,
+    },
+    /// A screen of an app was seen.
+    Screen {
+        /// Its name.
+        name: Option<&'a str>,
+        /// What sort of screen it is.
+        category: Option<&'a str>,
+    },
+    /// A user belongs to a group, and what is known about it.
+    Group {
+        /// Which.
+        group_id: &'a str,
+    },
+    /// A user was known under another id before.
+    Alias {
+        /// Which.
+        previous_id: &'a str,
+    },
+    /// Of a newer relay's files: kept as it is, for a relay that knows it.
+    Unknown {
+        /// The kind's name there.
+        kind: &'a str,
+        /// The whole event, as it stood in the file.
+        json: &'a str,
+    },
+}
+
+impl EventKind<'_> {
+    /// The kind's name in files and logs.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Track { .. } => Kind::Track.name(),
+            Self::Identify => Kind::Identify.name(),
+            Self::Page { .. } => Kind::Page.name(),
+            Self::Screen { .. } => Kind::Screen.name(),
+            Self::Group { .. } => Kind::Group.name(),
+            Self::Alias { .. } => Kind::Alias.name(),
+            Self::Unknown { kind, .. } => kind,
+        }
+    }
+}
+
+/// A JSON object that was checked and is relayed as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonObject<'a>(Cow<'a, str>);
+
+impl<'a> JsonObject<'a> {
+    /// Checks an object by a front door's limits; white space around it is left out.
+    pub fn parse(json: &'a str, limits: &Limits) -> Result<Self, PropertyError> {
+        Properties::parse(json, limits).map(Self::from)
+    }
+
+    /// What was checked before.
+    fn checked(json: &'a str) -> Self {
+        Self(json.into())
+    }
+
+    /// The object as JSON, braces included.
+    pub fn json(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'a> From<Properties<'a>> for JsonObject<'a> {
+    fn from(object: Properties<'a>) -> Self {
+        Self(object.into_json())
+    }
 }
 
 impl Event {
@@ -91,16 +325,10 @@ impl Event {
     ///
     /// # Panics
     ///
-    /// Panics if the texts, without the properties, have over 64 KiB, or if a track
-    /// has no name: no front door lets in such an event.
+    /// Panics if a text has over 64 KiB, or JSON over 16 MiB, or if what a kind must have
+    /// is empty: no front door lets in such an event.
     pub fn pack(parts: &EventParts<'_>) -> Self {
-        let name = match parts.kind {
-            EventKind::Track { name } => {
-                assert!(!name.is_empty(), "a track has a name");
-                name
-            }
-            EventKind::Identify => "",
-        };
+        let (kind, name, second) = unpack_kind(parts.kind);
         let [user_id, anonymous_id, user_agent] =
             [parts.user_id, parts.anonymous_id, parts.user_agent].map(Option::unwrap_or_default);
         let ip = parts.ip.map(|ip| ip.to_string()).unwrap_or_default();
@@ -112,9 +340,13 @@ impl Event {
                 }
                 u16::try_from(texts.len()).expect("an event is small")
             });
+            let has_more = !second.is_empty() || parts.more != MoreParts::default();
+            if has_more {
+                write_more(texts, second, &parts.more);
+            }
             texts.push_str(parts.properties.json());
             let (time_ms, accepted_ms, shape) = (parts.time_ms, parts.accepted_ms, parts.properties.shape());
-            Self(Arc::from_header_and_str(Head { time_ms, accepted_ms, ends, shape }, texts))
+            Self(Arc::from_header_and_str(Head { time_ms, accepted_ms, ends, shape, kind, has_more }, texts))
         })
     }
 
@@ -130,6 +362,18 @@ impl Event {
             ip: self.ip().and_then(|ip| ip.parse().ok()),
             user_agent: self.user_agent(),
             properties: self.properties(),
+            more: self.more_parts(),
+        }
+    }
+
+    fn more_parts(&self) -> MoreParts<'_> {
+        MoreParts {
+            session_id: self.session_id(),
+            source: self.source(),
+            tenant: self.tenant(),
+            audience: self.audience(),
+            context: self.context(),
+            enriched: self.enriched(),
         }
     }
 
@@ -138,9 +382,18 @@ impl Event {
         EventId(self.text(0).into())
     }
 
-    /// Track, with a name, or identify.
+    /// Its kind, and what only such events have.
     pub fn kind(&self) -> EventKind<'_> {
-        self.name().map_or(EventKind::Identify, |name| EventKind::Track { name })
+        let second = || self.more(More::SECOND);
+        match self.head().kind {
+            Kind::Track => EventKind::Track { name: self.text(1) },
+            Kind::Identify => EventKind::Identify,
+            Kind::Page => EventKind::Page { name: self.given(1), category: second() },
+            Kind::Screen => EventKind::Screen { name: self.given(1), category: second() },
+            Kind::Group => EventKind::Group { group_id: second().unwrap_or_default() },
+            Kind::Alias => EventKind::Alias { previous_id: second().unwrap_or_default() },
+            Kind::Unknown => EventKind::Unknown { kind: self.text(1), json: second().unwrap_or_default() },
+        }
     }
 
     /// When it happened: Unix time in milliseconds.
@@ -153,7 +406,7 @@ impl Event {
         self.head().accepted_ms
     }
 
-    /// The name of a track.
+    /// The name of a track, and of a page or screen that has one.
     pub fn name(&self) -> Option<&str> {
         self.given(1)
     }
@@ -178,25 +431,58 @@ impl Event {
         self.given(5)
     }
 
-    /// A track's properties or an identify's traits.
+    /// What was done with, or what is known: of an identify and a group the traits.
     pub fn properties(&self) -> Properties<'_> {
-        Properties::checked(&self.texts()[usize::from(self.head().ends[5])..], self.head().shape)
+        let mut start = usize::from(self.head().ends[5]);
+        if self.head().has_more {
+            start += More::place(&self.texts()[start..], More::TEXTS).start;
+        }
+        Properties::checked(&self.texts()[start..], self.head().shape)
+    }
+
+    /// The id of the session that it belongs to.
+    pub fn session_id(&self) -> Option<&str> {
+        self.more(More::SESSION)
+    }
+
+    /// The website or app that it comes from, as its key names it.
+    pub fn source(&self) -> Option<&str> {
+        self.more(More::SOURCE)
+    }
+
+    /// Whose it is, where a relay has more than one tenant.
+    pub fn tenant(&self) -> Option<&str> {
+        self.more(More::TENANT)
+    }
+
+    /// The providers that get it.
+    pub fn audience(&self) -> Audience<'_> {
+        Audience::unpacked(self.more(More::AUDIENCE).unwrap_or_default())
+    }
+
+    /// What the caller said about where it happened.
+    pub fn context(&self) -> Option<JsonObject<'_>> {
+        self.more(More::CONTEXT).map(JsonObject::checked)
+    }
+
+    /// What the relay found out about it at admission.
+    pub fn enriched(&self) -> Option<JsonObject<'_>> {
+        self.more(More::ENRICHED).map(JsonObject::checked)
     }
 
     /// The event as it stands in files.
     pub fn to_json(&self) -> Vec<u8> {
         // Names, numbers and some escapes.
         const ENVELOPE: usize = 160;
+        let kind = self.kind();
+        if let EventKind::Unknown { json, .. } = kind {
+            return json.as_bytes().to_vec();
+        }
         let mut out = Json::with_capacity(ENVELOPE + self.texts().len());
         let mut event = Object::begin(&mut out);
         event.string("id", self.text(0));
-        match self.kind() {
-            EventKind::Track { name } => {
-                event.string("kind", "track");
-                event.string("name", name);
-            }
-            EventKind::Identify => event.string("kind", "identify"),
-        }
+        event.string("kind", kind.name());
+        event.optional("name", self.name());
         event.optional("user_id", self.user_id());
         event.optional("anonymous_id", self.anonymous_id());
         event.integer("time_ms", self.time_ms());
@@ -207,9 +493,37 @@ impl Event {
             context.optional("user_agent", self.user_agent());
             context.end();
         }
+        if self.head().has_more {
+            self.write_more_json(&mut event, kind);
+        }
         event.raw("properties", self.properties().json());
         event.end();
         out.into_bytes()
+    }
+
+    fn write_more_json(&self, event: &mut Object<'_>, kind: EventKind<'_>) {
+        match kind {
+            EventKind::Page { category, .. } | EventKind::Screen { category, .. } => {
+                event.optional("category", category);
+            }
+            EventKind::Group { group_id } => event.string("group_id", group_id),
+            EventKind::Alias { previous_id } => event.string("previous_id", previous_id),
+            EventKind::Track { .. } | EventKind::Identify | EventKind::Unknown { .. } => {}
+        }
+        event.optional("session_id", self.session_id());
+        event.optional("source", self.source());
+        event.optional("tenant", self.tenant());
+        match self.audience() {
+            Audience::All => {}
+            Audience::Only(names) => event.string("only", &names),
+            Audience::AllBut(names) => event.string("all_but", &names),
+        }
+        if let Some(context) = self.context() {
+            event.raw("sent_context", context.json());
+        }
+        if let Some(enriched) = self.enriched() {
+            event.raw("enriched", enriched.json());
+        }
     }
 
     /// Bytes of memory that this event holds, for the limits of queues.
@@ -233,10 +547,14 @@ impl Event {
         self.user_id().or_else(|| self.anonymous_id())
     }
 
-    /// True for an identify, whose order per user is kept.
+    /// Its kind alone, which costs less to ask for.
+    pub fn kind_alone(&self) -> Kind {
+        self.head().kind
+    }
+
+    /// True for an identify.
     pub fn is_identify(&self) -> bool {
-        let ends = &self.head().ends;
-        ends[0] == ends[1]
+        self.head().kind == Kind::Identify
     }
 
     fn head(&self) -> &Head {
@@ -256,6 +574,48 @@ impl Event {
     fn given(&self, place: usize) -> Option<&str> {
         Some(self.text(place)).filter(|text| !text.is_empty())
     }
+
+    /// One of the texts that most events do not have.
+    fn more(&self, place: usize) -> Option<&str> {
+        if !self.head().has_more {
+            return None;
+        }
+        let more = &self.texts()[usize::from(self.head().ends[5])..];
+        more.get(More::place(more, place)).filter(|text| !text.is_empty())
+    }
+}
+
+/// A kind's tag, name and second text.
+fn unpack_kind(kind: EventKind<'_>) -> (Kind, &str, &str) {
+    let (tag, name, second) = match kind {
+        EventKind::Track { name } => {
+            assert!(!name.is_empty(), "a track has a name");
+            (Kind::Track, name, "")
+        }
+        EventKind::Identify => (Kind::Identify, "", ""),
+        EventKind::Page { name, category } => {
+            (Kind::Page, name.unwrap_or_default(), category.unwrap_or_default())
+        }
+        EventKind::Screen { name, category } => {
+            (Kind::Screen, name.unwrap_or_default(), category.unwrap_or_default())
+        }
+        EventKind::Group { group_id } => (Kind::Group, "", group_id),
+        EventKind::Alias { previous_id } => (Kind::Alias, "", previous_id),
+        EventKind::Unknown { kind, json } => (Kind::Unknown, kind, json),
+    };
+    let has_second = !second.is_empty();
+    assert!(has_second || !matches!(tag, Kind::Group | Kind::Alias), "a {tag:?} has a second id");
+    (tag, name, second)
+}
+
+#[cold]
+fn write_more(texts: &mut String, second: &str, more: &MoreParts<'_>) {
+    let [session, source, tenant] =
+        [more.session_id, more.source, more.tenant].map(Option::unwrap_or_default);
+    let audience = more.audience.packed();
+    let [context, enriched] =
+        [&more.context, &more.enriched].map(|object| object.as_ref().map_or("", JsonObject::json));
+    More::write(texts, &[second, session, source, tenant, &audience, context, enriched]);
 }
 
 impl fmt::Debug for Event {
@@ -265,12 +625,14 @@ impl fmt::Debug for Event {
 }
 
 /// An event as it is read from files. Flat, and borrowing where it can: a relay whose
-/// provider was down reads many.
+/// provider was down reads many. What is unheard of is passed over, as a newer relay
+/// may have written it.
 #[derive(Deserialize)]
 struct EventJson<'a> {
     #[serde(borrow)]
     id: Text<'a>,
-    kind: KindJson,
+    #[serde(borrow)]
+    kind: Text<'a>,
     #[serde(borrow, default)]
     name: Option<Text<'a>>,
     #[serde(borrow, default)]
@@ -281,6 +643,27 @@ struct EventJson<'a> {
     accepted_ms: i64,
     #[serde(borrow, default)]
     context: ContextJson<'a>,
+    #[serde(borrow, default)]
+    category: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    group_id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    previous_id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    session_id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    source: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    tenant: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    only: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    all_but: Option<Text<'a>>,
+    #[serde(default)]
+    sent_context: Option<Properties<'a>>,
+    #[serde(default)]
+    enriched: Option<Properties<'a>>,
+    #[serde(default = "Properties::empty")]
     properties: Properties<'a>,
 }
 
@@ -291,15 +674,8 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl Text<'_> {
     fn given(text: &Option<Self>) -> Option<&str> {
-        text.as_ref().map(|text| &*text.0)
+        text.as_ref().map(|text| &*text.0).filter(|text| !text.is_empty())
     }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum KindJson {
-    Track,
-    Identify,
 }
 
 #[derive(Default, Deserialize)]
@@ -311,11 +687,74 @@ struct ContextJson<'a> {
 }
 
 impl EventJson<'_> {
-    /// Bytes of all texts but the properties.
+    /// The event; of a kind that is not known it keeps its whole JSON, which this is.
+    fn event<E: de::Error>(self, json: &str) -> Result<Event, E> {
+        let bytes = self.text_bytes();
+        if bytes > u16::MAX.into() || json.len() > More::TEXT_BYTES_MAX {
+            return Err(E::custom(format!(
+                "got {bytes} bytes of text and {} of JSON, want at most {} and {}",
+                json.len(),
+                u16::MAX,
+                More::TEXT_BYTES_MAX
+            )));
+        }
+        let audience = match (Text::given(&self.only), Text::given(&self.all_but)) {
+            (Some(names), _) => Audience::Only(names.into()),
+            (None, Some(names)) => Audience::AllBut(names.into()),
+            (None, None) => Audience::All,
+        };
+        Ok(Event::pack(&EventParts {
+            id: EventId::new(&*self.id.0).map_err(E::custom)?,
+            kind: self.kind(json)?,
+            user_id: Text::given(&self.user_id),
+            anonymous_id: Text::given(&self.anonymous_id),
+            time_ms: self.time_ms,
+            accepted_ms: self.accepted_ms,
+            ip: self.context.ip,
+            user_agent: Text::given(&self.context.user_agent),
+            properties: self.properties.borrowed(),
+            more: MoreParts {
+                session_id: Text::given(&self.session_id),
+                source: Text::given(&self.source),
+                tenant: Text::given(&self.tenant),
+                audience,
+                context: self.sent_context.as_ref().map(|context| context.borrowed().into()),
+                enriched: self.enriched.as_ref().map(|enriched| enriched.borrowed().into()),
+            },
+        }))
+    }
+
+    fn kind<'a, E: de::Error>(&'a self, json: &'a str) -> Result<EventKind<'a>, E> {
+        fn must<'a, E: de::Error>(text: &'a Option<Text<'_>>, field: &'static str) -> Result<&'a str, E> {
+            Text::given(text).ok_or_else(|| E::missing_field(field))
+        }
+        let (name, category) = (Text::given(&self.name), Text::given(&self.category));
+        Ok(match &*self.kind.0 {
+            "track" => EventKind::Track { name: must(&self.name, "name")? },
+            "identify" => EventKind::Identify,
+            "page" => EventKind::Page { name, category },
+            "screen" => EventKind::Screen { name, category },
+            "group" => EventKind::Group { group_id: must(&self.group_id, "group_id")? },
+            "alias" => EventKind::Alias { previous_id: must(&self.previous_id, "previous_id")? },
+            kind => EventKind::Unknown { kind, json },
+        })
+    }
+
+    /// Bytes of all texts that stand before the JSON.
     fn text_bytes(&self) -> usize {
         let given = [&self.name, &self.user_id, &self.anonymous_id, &self.context.user_agent];
         let given: usize = given.into_iter().flatten().map(|text| text.0.len()).sum();
-        self.id.0.len() + given + self.context.ip.map_or(0, |_| IP_BYTES_MAX)
+        self.id.0.len() + self.kind.0.len() + given + self.context.ip.map_or(0, |_| IP_BYTES_MAX)
+    }
+}
+
+impl Event {
+    /// Reads an event as it stands in files. The limits of front doors are not held
+    /// against it: what was accepted once is no damage. White space around it is none
+    /// of its own.
+    pub fn from_json(json: &[u8]) -> Result<Self, serde_json::Error> {
+        let text = std::str::from_utf8(json).map_err(de::Error::custom)?;
+        serde_json::from_str::<EventJson<'_>>(text)?.event(text.trim())
     }
 }
 
@@ -329,28 +768,9 @@ impl Serialize for Event {
 
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let json = EventJson::deserialize(deserializer)?;
-        let bytes = json.text_bytes();
-        if bytes > u16::MAX.into() {
-            return Err(de::Error::custom(format!("got {bytes} bytes of text, want at most {}", u16::MAX)));
-        }
-        Ok(Self::pack(&EventParts {
-            id: EventId::new(json.id.0).map_err(de::Error::custom)?,
-            kind: match json.kind {
-                KindJson::Track => {
-                    let name = Text::given(&json.name).filter(|name| !name.is_empty());
-                    EventKind::Track { name: name.ok_or_else(|| de::Error::missing_field("name"))? }
-                }
-                KindJson::Identify => EventKind::Identify,
-            },
-            user_id: Text::given(&json.user_id),
-            anonymous_id: Text::given(&json.anonymous_id),
-            time_ms: json.time_ms,
-            accepted_ms: json.accepted_ms,
-            ip: json.context.ip,
-            user_agent: Text::given(&json.context.user_agent),
-            properties: json.properties,
-        }))
+        let json = Box::<RawValue>::deserialize(deserializer)?;
+        let event: EventJson<'_> = serde_json::from_str(json.get()).map_err(de::Error::custom)?;
+        event.event(json.get())
     }
 }
 
@@ -432,7 +852,8 @@ pub(crate) mod tests_support {
             accepted_ms: 1_767_225_600_456,
             ip: None,
             user_agent: None,
-            properties: Properties::parse(properties).unwrap(),
+            properties: Properties::parse(properties, &Limits::DEFAULT).unwrap(),
+            more: MoreParts::default(),
         }
     }
 
@@ -475,7 +896,7 @@ mod tests {
         let json = serde_json::to_string(&event).unwrap();
         let large = json.replace("user-1", &"u".repeat(70_000));
         let error = serde_json::from_str::<Event>(&large).unwrap_err();
-        assert!(error.to_string().contains("got 70005 bytes of text, want at most 65535"), "{error}");
+        assert!(error.to_string().contains("got 70010 bytes of text"), "{error}");
     }
 
     #[test]
@@ -484,10 +905,104 @@ mod tests {
         for (given, instead, want) in [
             (r#","name":"x""#, "", "missing field `name`"),
             (r#""name":"x""#, r#""name":"""#, "missing field `name`"),
-            ("track", "unheard-of", "unknown variant `unheard-of`"),
+            ("track", "group", "missing field `group_id`"),
+            ("track", "alias", "missing field `previous_id`"),
         ] {
             let error = serde_json::from_str::<Event>(&json.replace(given, instead)).unwrap_err();
             assert!(error.to_string().contains(want), "{error}");
+        }
+    }
+
+    /// A relay that is older than what wrote the file keeps every byte of it.
+    #[test]
+    fn a_kind_that_is_not_known_is_kept_as_it_is() {
+        let json = r#"{ "id":"id-1", "kind":"purchase","user_id":"u","time_ms":1,"accepted_ms":2,
+            "basket":[{"sku":"é\u0000"}], "properties":{"a":1e2} }"#;
+        let event = Event::from_json(json.as_bytes()).unwrap();
+        assert_eq!(event.kind(), EventKind::Unknown { kind: "purchase", json });
+        assert_eq!((event.kind_alone(), event.user_id(), event.time_ms()), (Kind::Unknown, Some("u"), 1));
+        assert_eq!(event.to_json(), json.as_bytes());
+        assert_eq!(Event::pack(&event.parts()), event);
+        // In a dead letter, too, whatever is around it.
+        let letter = format!(r#"{{"event": {json} ,"more":1}}"#);
+        let read: std::collections::HashMap<String, serde_json::Value> =
+            serde_json::from_str(&letter).unwrap();
+        assert_eq!(serde_json::from_value::<Event>(read["event"].clone()).unwrap().id(), event.id());
+        assert!(Event::from_json(br#"{"id":"x","kind":"purchase"}"#).is_err(), "without its times");
+    }
+
+    /// Every field, for every kind: one that is left out is told from one that is empty.
+    #[test]
+    fn what_only_some_events_have_survives_files_and_costs_the_others_nothing() {
+        let context = r#"{"page":{"url":"https://x.example/é"},"n":9007199254740993}"#;
+        let full = MoreParts {
+            session_id: Some("session-1"),
+            source: Some("web"),
+            tenant: Some("acme"),
+            audience: Audience::Only("segment,amplitude".into()),
+            context: Some(JsonObject::parse(context, &Limits::DEFAULT).unwrap()),
+            enriched: Some(JsonObject::parse(r#"{"v":1}"#, &Limits::DEFAULT).unwrap()),
+        };
+        let mores = [
+            full.clone(),
+            MoreParts { audience: Audience::AllBut("mixpanel".into()), ..MoreParts::default() },
+            MoreParts { context: full.context.clone(), ..MoreParts::default() },
+            MoreParts::default(),
+        ];
+        let (name, category) = (Some("Home"), Some("Docs"));
+        let kinds = [
+            EventKind::Track { name: "x" },
+            EventKind::Identify,
+            EventKind::Page { name, category },
+            EventKind::Page { name: None, category: None },
+            EventKind::Screen { name, category: None },
+            EventKind::Screen { name: None, category },
+            EventKind::Group { group_id: "group-1" },
+            EventKind::Alias { previous_id: "user-0" },
+        ];
+        for (kind, more) in kinds.into_iter().flat_map(|kind| mores.iter().map(move |more| (kind, more))) {
+            let parts = EventParts { kind, more: more.clone(), ..tests_support::parts("x", r#"{"a":1}"#) };
+            let event = Event::pack(&parts);
+            assert_eq!(event.parts(), parts);
+            assert_eq!(event.properties().json(), r#"{"a":1}"#);
+            let json = event.to_json();
+            assert_eq!(Event::from_json(&json).unwrap(), event, "{}", String::from_utf8_lossy(&json));
+            assert_eq!(serde_json::from_slice::<Event>(&json).unwrap(), event);
+        }
+        assert_eq!(mem::size_of::<Head>(), 40, "what every event takes");
+        let plain = tests_support::track("x", "{}");
+        assert_eq!(plain.memory_bytes(), Event::HEAD_BYTES + "id-1xuser-1{}".len());
+    }
+
+    #[test]
+    fn an_audience_names_who_gets_an_event() {
+        let all_but = Audience::AllBut("mixpanel,segment".into());
+        let only = Audience::Only("mixpanel".into());
+        for (provider, [all, but, only_]) in [
+            ("mixpanel", [true, false, true]),
+            ("amplitude", [true, true, false]),
+            ("mix", [true, true, false]),
+        ] {
+            assert_eq!(Audience::All.includes(provider), all);
+            assert_eq!(all_but.includes(provider), but, "{provider}");
+            assert_eq!(only.includes(provider), only_, "{provider}");
+        }
+    }
+
+    /// A tightened limit must not turn what was accepted into damage.
+    #[test]
+    fn limits_are_not_held_against_what_is_read_back() {
+        let deep = format!("{}1{}", r#"{"a":"#.repeat(40), "}".repeat(40));
+        let wide =
+            format!("{{{}}}", (0..3000).map(|i| format!(r#""k{i}":{i}"#)).collect::<Vec<_>>().join(","));
+        for properties in [deep, wide, format!(r#"{{"text":"{}"}}"#, "x".repeat(100_000))] {
+            assert!(Properties::parse(&properties, &Limits::DEFAULT).is_err());
+            let json = format!(
+                r#"{{"id":"i","kind":"identify","time_ms":1,"accepted_ms":1,"properties":{properties}}}"#
+            );
+            let event = Event::from_json(json.as_bytes()).unwrap();
+            assert_eq!(event.properties().json(), properties);
+            assert_eq!(event.to_json(), json.as_bytes());
         }
     }
 

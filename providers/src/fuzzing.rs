@@ -21,11 +21,11 @@ use tokio::{
 };
 
 use crate::{
-    Event, EventId, EventKind, EventParts, Properties, Provider, Secret, SendError, Verdict,
+    Event, EventId, EventKind, EventParts, MoreParts, Properties, Provider, Secret, SendError, Verdict,
     amplitude::Amplitude,
     http::{HttpClient, HttpProvider, HttpSettings, RETRY_AFTER_MAX, Reply, Wire},
     mixpanel::{IdentityMode, Mixpanel},
-    properties::{DEPTH_MAX, JSON_BYTES_MAX, KEYS_MAX},
+    properties::Limits,
     registry::Vendor,
     segment::Segment,
 };
@@ -190,11 +190,15 @@ pub fn retry_after(bytes: &[u8]) {
 /// Properties as text, of a caller or of a file.
 pub fn properties(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let properties = match Properties::parse(text) {
+    // As it stands in a file: nothing that was accepted once is damage.
+    if let Ok(properties) = Properties::parse(text, &Limits::NONE) {
+        check_properties(&properties, &Limits::NONE);
+    }
+    let properties = match Properties::parse(text, &Limits::DEFAULT) {
         Ok(properties) => properties,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
-    check_properties(&properties);
+    check_properties(&properties, &Limits::DEFAULT);
     let plain = event(0, false);
     let parts = EventParts { properties, ..plain.parts() };
     encode_everywhere(&Event::pack(&parts));
@@ -202,13 +206,13 @@ pub fn properties(bytes: &[u8]) {
 }
 
 /// What holds for all properties that were not refused.
-pub fn check_properties(properties: &Properties<'_>) {
+pub fn check_properties(properties: &Properties<'_>, limits: &Limits) {
     let shape = properties.shape();
-    assert!(properties.json().len() <= JSON_BYTES_MAX);
-    assert!(shape.top_keys <= shape.keys && usize::from(shape.keys) <= KEYS_MAX);
-    assert!((1..=DEPTH_MAX).contains(&shape.depth.into()));
+    assert!(properties.json().len() <= limits.json_bytes_max);
+    assert!(shape.top_keys <= shape.keys && shape.keys <= limits.keys_max);
+    assert!((1..=limits.depth_max).contains(&shape.depth));
     assert_eq!(properties.entries().len(), usize::from(shape.top_keys));
-    assert_eq!(&Properties::parse(properties.json()).expect("it was taken before"), properties);
+    assert_eq!(&Properties::parse(properties.json(), limits).expect("it was taken before"), properties);
     let json = serde_json::to_string(properties).expect("properties are JSON");
     assert_eq!(json, properties.json());
     assert_eq!(&serde_json::from_str::<Properties>(&json).expect("it was written by us"), properties);
@@ -223,7 +227,7 @@ pub fn check_properties(properties: &Properties<'_>) {
         let longest = [shape.keys, shape.depth.into(), shape.widest, shape.longest_key].map(usize::from);
         assert_eq!([measured.keys, measured.depth, measured.widest, measured.longest_key], longest);
         assert_eq!(object.len(), usize::from(shape.top_keys));
-        assert_eq!(object.values().any(Value::is_null), shape.has_null);
+        assert_eq!(object.values().any(Value::is_null), shape.has_null());
     }
 }
 
@@ -302,6 +306,7 @@ fn event(index: usize, identifies: bool) -> Event {
         ip: None,
         user_agent: None,
         properties: Properties::empty(),
+        more: MoreParts::default(),
     })
 }
 

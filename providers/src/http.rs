@@ -92,6 +92,11 @@ pub(crate) fn body_for(batch: &[Event]) -> Json {
     Json::with_capacity(body_bytes(batch))
 }
 
+/// The rejection of an event for which a vendor's file has no form.
+pub(crate) fn no_form(index: usize, event: &Event) -> (usize, Rejection, String) {
+    (index, Rejection::UnknownKind, format!("this relay has no form for a {}", event.kind().name()))
+}
+
 fn body_bytes(batch: &[Event]) -> usize {
     batch.iter().map(|event| event.wire_bytes_estimate()).sum()
 }

@@ -38,7 +38,7 @@ pub mod secret;
 pub mod segment;
 pub mod test_mode;
 
-pub use event::{Event, EventId, EventKind, EventParts};
+pub use event::{Event, EventId, EventKind, EventParts, MoreParts};
 pub use probe::{Finding, Step};
 pub use properties::Properties;
 pub use provider::{BatchLimits, Endpoint, Provider, Rejection, SendError, Verdict};

@@ -29,7 +29,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, null_as_default, object},
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, null_as_default, object},
     json::{Json, List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
@@ -121,10 +121,7 @@ impl Wire for Mixpanel {
     }
 
     fn endpoint(&self, event: &Event) -> Endpoint {
-        match event.kind() {
-            EventKind::Track { .. } => IMPORT,
-            EventKind::Identify => ENGAGE,
-        }
+        if event.is_identify() { ENGAGE } else { IMPORT }
     }
 
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
@@ -166,8 +163,12 @@ impl Mixpanel {
     fn encode_import(&self, batch: &[Event]) -> Encoded {
         let mut body = body_for(batch);
         let mut rows = List::begin(&mut body);
-        for event in batch {
-            self.encode_track(rows.object(), event);
+        let mut rejected = Vec::new();
+        for (index, event) in batch.iter().enumerate() {
+            match event.kind() {
+                EventKind::Track { name } => self.encode_track(rows.object(), event, name),
+                _ => rejected.push(no_form(index, event)),
+            }
         }
         rows.end();
         Encoded {
@@ -176,11 +177,11 @@ impl Mixpanel {
             gzip: true,
             basic_user: Some(self.token.clone()),
             body_bytes_max: BODY_BYTES_MAX,
-            rejected: Vec::new(),
+            rejected,
         }
     }
 
-    fn encode_track(&self, mut row: Object<'_>, event: &Event) {
+    fn encode_track(&self, mut row: Object<'_>, event: &Event, name: &str) {
         let user = usable(event.user_id());
         let device = usable(event.anonymous_id());
         let simplified = self.identity == IdentityMode::Simplified;
@@ -193,7 +194,7 @@ impl Mixpanel {
             (None, None) => Cow::Borrowed(""),
         };
 
-        row.string("event", &event_name(event.name().unwrap_or_default()));
+        row.string("event", &event_name(name));
         let mut properties = row.object("properties");
         properties.integer("time", time_ms(event));
         properties.string("distinct_id", &distinct_id);
@@ -240,7 +241,7 @@ impl Mixpanel {
     fn encode_identify(&self, updates: &mut List<'_>, event: &Event, user: &str) -> usize {
         let traits = event.properties();
         let shape = traits.shape();
-        let entries = if shape.has_null || shape.has_renamed_trait || shape.longest_key > KEY_BYTES_MAX {
+        let entries = if shape.has_null() || shape.has_renamed_trait() || shape.longest_key > KEY_BYTES_MAX {
             rename_traits(traits.entries())
         } else {
             Vec::new()
@@ -314,7 +315,7 @@ fn insert_id(event: &Event) -> Cow<'_, str> {
 /// narrower rules allow it.
 fn splice_properties(out: &mut Object<'_>, properties: &Properties) {
     let shape = properties.shape();
-    let fits = !shape.has_reserved_key
+    let fits = !shape.has_reserved_key()
         && shape.top_keys + OWN_PROPERTIES <= ITEMS_MAX
         && shape.depth <= NESTING_MAX + 1
         && shape.widest <= ITEMS_MAX

@@ -19,12 +19,29 @@ use crate::{json::Json, key_hints};
 
 mod duplicates;
 
-/// Most bytes of all properties of one event, as JSON.
-pub const JSON_BYTES_MAX: usize = 10 * 1024;
-/// Most names in the properties of one event, counted over all levels.
-pub const KEYS_MAX: usize = 256;
-/// Most levels; the properties themselves are the first.
+/// Most levels that any front door lets in; the properties themselves are the first.
 pub const DEPTH_MAX: usize = 16;
+/// Names that are compared as they come: of more it is looked for twins in a second pass.
+const NAMES_NOTED: usize = 256;
+
+/// What the properties of one event may be at most. A front door holds its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all properties, as JSON.
+    pub json_bytes_max: usize,
+    /// Names, counted over all levels.
+    pub keys_max: u16,
+    /// Levels, up to [`DEPTH_MAX`]; the properties themselves are the first.
+    pub depth_max: u8,
+}
+
+impl Limits {
+    /// Where a front door says nothing else: gRPC's.
+    pub const DEFAULT: Self = Self { json_bytes_max: 10 * 1024, keys_max: 256, depth_max: DEPTH_MAX as u8 };
+    /// None: for what was accepted once, by whatever limits held then. (serde_json does
+    /// not go deeper than 128 levels.)
+    pub const NONE: Self = Self { json_bytes_max: usize::MAX, keys_max: u16::MAX, depth_max: u8::MAX };
+}
 
 /// Integers up to here are exact as a double.
 const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
@@ -53,12 +70,34 @@ pub struct Shape {
     pub widest: u16,
     /// Bytes of the longest name, over all levels.
     pub longest_key: u16,
-    /// A value at the top level is null.
-    pub has_null: bool,
-    /// A name at the top level is one that a vendor reserves for itself.
-    pub has_reserved_key: bool,
-    /// A name at the top level is a trait that a vendor knows under another name.
-    pub has_renamed_trait: bool,
+    /// What is to be known of the top level, a bit each.
+    marks: u8,
+}
+
+impl Shape {
+    const NULL: u8 = 1;
+    const RESERVED_KEY: u8 = 1 << 1;
+    const RENAMED_TRAIT: u8 = 1 << 2;
+
+    /// True if a value at the top level is null.
+    pub fn has_null(self) -> bool {
+        self.marks & Self::NULL != 0
+    }
+
+    /// True if a name at the top level is one that a vendor reserves for itself.
+    pub fn has_reserved_key(self) -> bool {
+        self.marks & Self::RESERVED_KEY != 0
+    }
+
+    /// True if a name at the top level is a trait that a vendor knows under another name.
+    pub fn has_renamed_trait(self) -> bool {
+        self.marks & Self::RENAMED_TRAIT != 0
+    }
+
+    #[inline]
+    fn mark_if(&mut self, is_so: bool, mark: u8) {
+        self.marks |= if is_so { mark } else { 0 };
+    }
 }
 
 /// Why properties are refused.
@@ -74,15 +113,20 @@ pub struct PropertyError {
 /// What is wrong with properties.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PropertyFault {
-    /// Over [`JSON_BYTES_MAX`].
-    #[error("got {0} bytes as JSON, want at most {JSON_BYTES_MAX}")]
-    TooLarge(usize),
-    /// Over [`KEYS_MAX`].
-    #[error("got more than {KEYS_MAX} names, want at most {KEYS_MAX} over all levels")]
-    TooManyKeys,
-    /// Over [`DEPTH_MAX`].
-    #[error("got more than {DEPTH_MAX} levels, want at most {DEPTH_MAX}")]
-    TooDeep,
+    /// Over [`Limits::json_bytes_max`].
+    #[error("got {bytes} bytes as JSON, want at most {bytes_max}")]
+    TooLarge {
+        /// What came.
+        bytes: usize,
+        /// What is allowed.
+        bytes_max: usize,
+    },
+    /// Over [`Limits::keys_max`], which this is.
+    #[error("got more than {0} names, want at most {0} over all levels")]
+    TooManyKeys(u16),
+    /// Over [`Limits::depth_max`], which this is.
+    #[error("got more than {0} levels, want at most {0}")]
+    TooDeep(u8),
     /// A name is empty.
     #[error("got an empty name, want at least one character")]
     EmptyKey,
@@ -129,16 +173,17 @@ impl<'a> Properties<'a> {
     /// Checks an object that is JSON already. The text is kept as it is, less
     /// the white space around it; but where a name occurs twice in an object, only
     /// the last is kept, as every reader of JSON takes it otherwise.
-    pub fn parse(json: &'a str) -> Result<Self, PropertyError> {
+    pub fn parse(json: &'a str, limits: &Limits) -> Result<Self, PropertyError> {
         let json = json.trim();
-        if json.len() > JSON_BYTES_MAX {
-            return Err(PropertyFault::TooLarge(json.len()).at_root());
+        if json.len() > limits.json_bytes_max {
+            let fault = PropertyFault::TooLarge { bytes: json.len(), bytes_max: limits.json_bytes_max };
+            return Err(fault.at_root());
         }
         let not_json = |error: serde_json::Error| PropertyFault::NotJson(error.to_string()).at_root();
         if !json.starts_with('{') {
             return Err(PropertyFault::NotJson("want {".to_owned()).at_root());
         }
-        let mut meter = Meter::default();
+        let mut meter = Meter::new(limits);
         let mut fault = None;
         let mut names = Names::default();
         let mut deserializer = serde_json::Deserializer::from_str(json);
@@ -161,7 +206,8 @@ impl<'a> Properties<'a> {
         match duplicates::removed(json) {
             None => Ok(Self::checked(json, shape)),
             Some(once) => {
-                let once = Properties::parse(&once)?.into_owned();
+                // It has less of everything.
+                let once = Properties::parse(&once, &Limits::NONE)?.into_owned();
                 Ok(Self { had_a_name_twice: true, ..once })
             }
         }
@@ -187,6 +233,11 @@ impl<'a> Properties<'a> {
         self.had_a_name_twice
     }
 
+    /// The object as JSON, for as long as the properties.
+    pub(crate) fn into_json(self) -> Cow<'a, str> {
+        self.json
+    }
+
     /// The object as JSON, braces included.
     pub fn json(&self) -> &str {
         &self.json
@@ -206,7 +257,7 @@ impl<'a> Properties<'a> {
 
 /// The shape of one value of some properties, as if it were the only one.
 pub(crate) fn shape_of(value: &RawValue) -> Shape {
-    let mut meter = Meter { depth: 1, ..Meter::default() };
+    let mut meter = Meter { depth: 1, ..Meter::new(&Limits::NONE) };
     let mut deserializer = serde_json::Deserializer::from_str(value.get());
     Check { meter: &mut meter, fault: &mut None, names: &mut Names::default() }
         .deserialize(&mut deserializer)
@@ -224,7 +275,7 @@ impl Serialize for Properties<'_> {
 impl<'de> Deserialize<'de> for Properties<'_> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
-        Properties::parse(raw.get()).map(Properties::into_owned).map_err(de::Error::custom)
+        Properties::parse(raw.get(), &Limits::NONE).map(Properties::into_owned).map_err(de::Error::custom)
     }
 }
 
@@ -240,21 +291,10 @@ pub struct PropertiesWriter {
     follows: bool,
 }
 
-impl Default for PropertiesWriter {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl PropertiesWriter {
-    /// Opens the outermost object.
-    pub fn new() -> Self {
-        Self::with_capacity(0)
-    }
-
-    /// The same, with room for so many bytes of JSON.
-    pub fn with_capacity(bytes: usize) -> Self {
-        let mut meter = Meter::default();
+    /// Opens the outermost object, with room for so many bytes of JSON.
+    pub fn new(limits: &Limits, bytes: usize) -> Self {
+        let mut meter = Meter::new(limits);
         meter.enter().expect("one level is within the limit");
         let mut json = Json::with_capacity(bytes);
         json.push(b'{');
@@ -349,8 +389,9 @@ impl PropertiesWriter {
         self.json.push(b'}');
         let not_text = |error: FromUtf8Error| PropertyFault::NotJson(error.to_string()).at_root();
         let json = String::from_utf8(self.json.into_bytes()).map_err(not_text)?;
-        if json.len() > JSON_BYTES_MAX {
-            return Err(PropertyFault::TooLarge(json.len()).at_root());
+        let bytes_max = self.meter.limits.json_bytes_max;
+        if json.len() > bytes_max {
+            return Err(PropertyFault::TooLarge { bytes: json.len(), bytes_max }.at_root());
         }
         Ok(Properties { json: Cow::Owned(json), shape: self.meter.shape, had_a_name_twice: false })
     }
@@ -364,17 +405,28 @@ impl PropertiesWriter {
 
 /// Counts what a [`Shape`] holds and refuses what breaks a limit, for the
 /// writer and the checker alike.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Meter {
+    limits: Limits,
     shape: Shape,
-    /// Items so far, of each list and object that is open: as many as `depth`.
+    /// Items so far, of each list and object that is open: as many as `depth`. What is
+    /// deeper than any front door allows is not counted.
     open: [u16; DEPTH_MAX],
     depth: usize,
 }
 
 impl Meter {
+    fn new(limits: &Limits) -> Self {
+        Self { limits: *limits, shape: Shape::default(), open: [0; DEPTH_MAX], depth: 0 }
+    }
+
     fn enter(&mut self) -> Result<(), PropertyFault> {
-        *self.open.get_mut(self.depth).ok_or(PropertyFault::TooDeep)? = 0;
+        if self.depth >= usize::from(self.limits.depth_max) {
+            return Err(PropertyFault::TooDeep(self.limits.depth_max));
+        }
+        if let Some(items) = self.open.get_mut(self.depth) {
+            *items = 0;
+        }
         self.depth += 1;
         self.shape.depth = self.shape.depth.max(u8::try_from(self.depth).unwrap_or(u8::MAX));
         Ok(())
@@ -388,22 +440,27 @@ impl Meter {
         if key.is_empty() {
             return Err(PropertyFault::EmptyKey);
         }
-        if usize::from(self.shape.keys) == KEYS_MAX {
-            return Err(PropertyFault::TooManyKeys);
+        if self.shape.keys >= self.limits.keys_max {
+            if self.limits != Limits::NONE {
+                return Err(PropertyFault::TooManyKeys(self.limits.keys_max));
+            }
+        } else {
+            self.shape.keys += 1;
         }
-        self.shape.keys += 1;
         self.shape.longest_key = self.shape.longest_key.max(small(key.len()));
         if self.depth == 1 {
-            self.shape.top_keys += 1;
-            self.shape.has_reserved_key |= key_hints::is_reserved_property(key);
-            self.shape.has_renamed_trait |= key_hints::profile_name(key).is_some();
+            self.shape.top_keys = self.shape.top_keys.saturating_add(1);
+            self.shape.mark_if(key_hints::is_reserved_property(key), Shape::RESERVED_KEY);
+            self.shape.mark_if(key_hints::profile_name(key).is_some(), Shape::RENAMED_TRAIT);
         }
         self.item();
         Ok(())
     }
 
     fn item(&mut self) {
-        let Some(items) = self.open[..self.depth].last_mut() else { return };
+        let Some(items) = self.depth.checked_sub(1).and_then(|place| self.open.get_mut(place)) else {
+            return;
+        };
         *items = items.saturating_add(1);
         if self.depth > 1 {
             self.shape.widest = self.shape.widest.max(*items);
@@ -411,7 +468,7 @@ impl Meter {
     }
 
     fn null(&mut self) {
-        self.shape.has_null |= self.depth == 1;
+        self.shape.mark_if(self.depth == 1, Shape::NULL);
     }
 }
 
@@ -429,14 +486,14 @@ struct Check<'a> {
 
 /// The names of the objects that are open, as marks that are alike if the names are.
 struct Names {
-    marks: [u32; KEYS_MAX],
+    marks: [u32; NAMES_NOTED],
     count: usize,
     may_be_twice: bool,
 }
 
 impl Default for Names {
     fn default() -> Self {
-        Self { marks: [0; KEYS_MAX], count: 0, may_be_twice: false }
+        Self { marks: [0; NAMES_NOTED], count: 0, may_be_twice: false }
     }
 }
 
@@ -445,10 +502,12 @@ impl Names {
     fn note(&mut self, first: usize, name: &[u8]) {
         let mark = mark(name);
         self.may_be_twice |= self.marks[first..self.count].contains(&mark);
-        // Of more names than that are none.
-        if let Some(place) = self.marks.get_mut(self.count) {
-            *place = mark;
-            self.count += 1;
+        match self.marks.get_mut(self.count) {
+            Some(place) => {
+                *place = mark;
+                self.count += 1;
+            }
+            None => self.may_be_twice = true,
         }
     }
 }
@@ -553,6 +612,9 @@ mod tests {
 
     use super::*;
 
+    const JSON_BYTES_MAX: usize = Limits::DEFAULT.json_bytes_max;
+    const KEYS_MAX: usize = Limits::DEFAULT.keys_max as usize;
+
     fn write(writer: &mut PropertiesWriter, value: &Value) -> Result<(), PropertyError> {
         match value {
             Value::Null => writer.null(),
@@ -583,7 +645,7 @@ mod tests {
     }
 
     fn written(object: &Value) -> Result<Properties<'static>, PropertyError> {
-        let mut writer = PropertiesWriter::new();
+        let mut writer = PropertiesWriter::new(&Limits::DEFAULT, 0);
         for (key, value) in object.as_object().unwrap() {
             writer.key(key)?;
             write(&mut writer, value)?;
@@ -604,30 +666,37 @@ mod tests {
         let wide = |keys: usize| Value::Object((0..keys).map(|i| (format!("k{i}"), json!(1))).collect());
         let long = |bytes: usize| json!({ "k": "x".repeat(bytes - r#"{"k":""}"#.len()) });
         for (good, bad, want) in [
-            (wide(KEYS_MAX), wide(KEYS_MAX + 1), PropertyFault::TooManyKeys),
-            (nested(DEPTH_MAX), nested(DEPTH_MAX + 1), PropertyFault::TooDeep),
-            (long(JSON_BYTES_MAX), long(JSON_BYTES_MAX + 1), PropertyFault::TooLarge(JSON_BYTES_MAX + 1)),
+            (wide(KEYS_MAX), wide(KEYS_MAX + 1), PropertyFault::TooManyKeys(256)),
+            (nested(DEPTH_MAX), nested(DEPTH_MAX + 1), PropertyFault::TooDeep(16)),
+            (
+                long(JSON_BYTES_MAX),
+                long(JSON_BYTES_MAX + 1),
+                PropertyFault::TooLarge { bytes: JSON_BYTES_MAX + 1, bytes_max: JSON_BYTES_MAX },
+            ),
             (json!({"k": {"a": 1}}), json!({"k": {"": 1}}), PropertyFault::EmptyKey),
         ] {
             assert!(written(&good).is_ok());
-            assert!(Properties::parse(&good.to_string()).is_ok());
+            assert!(Properties::parse(&good.to_string(), &Limits::DEFAULT).is_ok());
             assert_eq!(fault(written(&bad)), want);
-            assert_eq!(fault(Properties::parse(&bad.to_string())), want);
+            assert_eq!(fault(Properties::parse(&bad.to_string(), &Limits::DEFAULT)), want);
         }
     }
 
     #[test]
     fn numbers_that_json_cannot_say_are_refused() {
         for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            let error = PropertiesWriter::new().number(number).unwrap_err();
+            let error = PropertiesWriter::new(&Limits::DEFAULT, 0).number(number).unwrap_err();
             assert!(matches!(error.fault, PropertyFault::NonFinite(_)), "{number}");
         }
-        assert!(matches!(fault(Properties::parse(r#"{"n":1e999}"#)), PropertyFault::NotJson(_)));
+        assert!(matches!(
+            fault(Properties::parse(r#"{"n":1e999}"#, &Limits::DEFAULT)),
+            PropertyFault::NotJson(_)
+        ));
     }
 
     #[test]
     fn whole_numbers_are_written_without_a_fraction() {
-        let mut writer = PropertiesWriter::new();
+        let mut writer = PropertiesWriter::new(&Limits::DEFAULT, 0);
         for (key, number) in [("a", 3.0), ("b", 19.5), ("c", -0.0), ("d", 1e300)] {
             writer.key(key).unwrap();
             writer.number(number).unwrap();
@@ -638,7 +707,10 @@ mod tests {
     #[test]
     fn what_is_not_an_object_is_refused() {
         for text in ["", "[]", "1", "{", r#"{"a":1} x"#, r#"{"a":}"#, "{1:2}"] {
-            assert!(matches!(fault(Properties::parse(text)), PropertyFault::NotJson(_)), "{text}");
+            assert!(
+                matches!(fault(Properties::parse(text, &Limits::DEFAULT)), PropertyFault::NotJson(_)),
+                "{text}"
+            );
         }
     }
 
@@ -653,20 +725,20 @@ mod tests {
             ),
             (r#"{"time":null,"time":1}"#, r#"{"time":1}"#),
         ] {
-            let properties = Properties::parse(text).unwrap();
+            let properties = Properties::parse(text, &Limits::DEFAULT).unwrap();
             assert_eq!(properties.json(), once);
             assert!(properties.had_a_name_twice());
-            assert_eq!(properties.shape(), Properties::parse(once).unwrap().shape());
+            assert_eq!(properties.shape(), Properties::parse(once, &Limits::DEFAULT).unwrap().shape());
         }
         let once = r#"{"a": {"b":1}, "b":2, "c":[{"a":1},{"a":2}]}"#;
-        let properties = Properties::parse(once).unwrap();
+        let properties = Properties::parse(once, &Limits::DEFAULT).unwrap();
         assert_eq!((properties.json(), properties.had_a_name_twice()), (once, false));
     }
 
     #[test]
     fn a_hostile_depth_does_not_overflow_the_stack() {
         let text = r#"{"a":"#.repeat(JSON_BYTES_MAX / 5);
-        assert_eq!(fault(Properties::parse(&text)), PropertyFault::TooDeep);
+        assert_eq!(fault(Properties::parse(&text, &Limits::DEFAULT)), PropertyFault::TooDeep(16));
     }
 
     #[test]
@@ -700,7 +772,7 @@ mod tests {
         ) {
             let object = Value::Object(fields.into_iter().collect());
             let properties = written(&object).unwrap();
-            prop_assert_eq!(&Properties::parse(properties.json()).unwrap(), &properties);
+            prop_assert_eq!(&Properties::parse(properties.json(), &Limits::DEFAULT).unwrap(), &properties);
             // Exactly what was given arrives: numbers compared as text would
             // differ in form, so compare them as values.
             let back: Value = serde_json::from_str(properties.json()).unwrap();
@@ -712,7 +784,7 @@ mod tests {
         fn only_a_name_that_occurs_twice_is_left_out(names in prop::collection::vec("(ab|abcdefgh)[a-c]{0,2}(stuvwxyz)?", 1..12)) {
             let entries: Vec<_> = names.iter().enumerate().map(|(at, name)| format!("{name:?}:{at}")).collect();
             let text = format!("{{{}}}", entries.join(","));
-            let properties = Properties::parse(&text).unwrap();
+            let properties = Properties::parse(&text, &Limits::DEFAULT).unwrap();
             let want: Value = serde_json::from_str(&text).unwrap();
             prop_assert_eq!(serde_json::from_str::<Value>(properties.json()).unwrap(), want.clone());
             let distinct = want.as_object().unwrap().len();
@@ -723,7 +795,7 @@ mod tests {
 
         #[test]
         fn checking_never_panics(text in ".{0,200}") {
-            let _ = Properties::parse(&text);
+            let _ = Properties::parse(&text, &Limits::DEFAULT);
         }
     }
 

@@ -95,6 +95,8 @@ pub enum Rejection {
     QuotaExceeded,
     /// Even alone it is larger than the vendor takes.
     TooLarge,
+    /// This relay has no form for such an event at the vendor: it is kept for one that has.
+    UnknownKind,
 }
 
 /// Why a whole request failed, named for the caller's next move.

@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use crate::{
     BatchLimits, Event, EventId, EventKind, Rejection, Secret, SendError, Verdict,
-    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, object},
+    http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, object},
     json::Object,
 };
 
@@ -70,6 +70,10 @@ impl Wire for Segment {
 
         let mut items = request.list("batch");
         for (index, event) in batch.iter().enumerate() {
+            if matches!(event.kind(), EventKind::Unknown { .. }) {
+                rejected.push(no_form(index, event));
+                continue;
+            }
             encode_item(items.object(), event, &mut times);
             let bytes = items.last_bytes();
             if bytes > EVENT_BYTES_MAX {
@@ -128,7 +132,21 @@ fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
             item.string("type", "track");
             item.string("event", name);
         }
+        kind @ (EventKind::Page { name, category } | EventKind::Screen { name, category }) => {
+            item.string("type", kind.name());
+            item.optional("name", name);
+            item.optional("category", category);
+        }
+        EventKind::Group { group_id } => {
+            item.string("type", "group");
+            item.string("groupId", group_id);
+        }
+        EventKind::Alias { previous_id } => {
+            item.string("type", "alias");
+            item.string("previousId", previous_id);
+        }
         EventKind::Identify => item.string("type", "identify"),
+        EventKind::Unknown { kind, .. } => item.string("type", kind),
     }
     item.optional("userId", event.user_id());
     match (event.user_id(), event.anonymous_id()) {
@@ -145,9 +163,12 @@ fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
     context.raw("library", LIBRARY);
     context.end();
     match event.kind() {
-        EventKind::Track { .. } => item.raw("properties", event.properties().json()),
+        EventKind::Track { .. } | EventKind::Page { .. } | EventKind::Screen { .. } => {
+            item.raw("properties", event.properties().json());
+        }
         // A null trait means to Segment what it means to us: remove it.
-        EventKind::Identify => item.raw("traits", event.properties().json()),
+        EventKind::Identify | EventKind::Group { .. } => item.raw("traits", event.properties().json()),
+        EventKind::Alias { .. } | EventKind::Unknown { .. } => {}
     }
     item.end();
 }

@@ -14,11 +14,12 @@ use std::{
 };
 
 use analytics_relay_providers::{
-    Event, EventId, EventKind, EventParts, Properties, Provider, Rejection, Secret, SendError, Verdict,
+    Event, EventId, EventKind, EventParts, MoreParts, Properties, Provider, Rejection, Secret, SendError,
+    Verdict,
     amplitude::Amplitude,
     http::Wire,
     mixpanel::{IdentityMode, Mixpanel},
-    properties::JSON_BYTES_MAX,
+    properties::Limits,
     registry::{self, ProviderSettings},
     sandbox::{Fault, Options, Sandbox, TakenKind, Vendor},
     segment::Segment,
@@ -30,6 +31,7 @@ use proptest::{
 };
 use serde_json::{Map, Value, json};
 
+const JSON_BYTES_MAX: usize = Limits::DEFAULT.json_bytes_max;
 const KEY: &str = "sandbox-key";
 
 fn settings(sandbox: &Sandbox, vendor: Vendor) -> ProviderSettings {
@@ -64,12 +66,14 @@ fn track(user: &str, name: &str) -> Event {
         accepted_ms: now_ms,
         ip: None,
         user_agent: None,
-        properties: Properties::parse(r#"{"total":19.5,"gift":false,"list":[1,null]}"#).unwrap(),
+        properties: Properties::parse(r#"{"total":19.5,"gift":false,"list":[1,null]}"#, &Limits::DEFAULT)
+            .unwrap(),
+        more: MoreParts::default(),
     })
 }
 
 fn identify(user: &str, traits: &str) -> Event {
-    let properties = Properties::parse(traits).unwrap();
+    let properties = Properties::parse(traits, &Limits::DEFAULT).unwrap();
     Event::pack(&EventParts { kind: EventKind::Identify, properties, ..track(user, "x").parts() })
 }
 
@@ -437,7 +441,7 @@ async fn a_body_over_the_limit_is_not_even_sent() {
         let (sandbox, provider) = start(vendor).await;
         let text = "x".repeat(JSON_BYTES_MAX - 100);
         let json = json!({ "text": text }).to_string();
-        let properties = Properties::parse(&json).unwrap();
+        let properties = Properties::parse(&json, &Limits::DEFAULT).unwrap();
         let large = Event::pack(&EventParts { properties, ..track("u", "x").parts() });
         let count = provider.limits().body_bytes_max / JSON_BYTES_MAX + 20;
         let batch: Vec<_> = std::iter::repeat_n(large, count).collect();
@@ -589,9 +593,8 @@ fn any_properties() -> impl Strategy<Value = Properties<'static>> {
     let some = prop::collection::btree_map(any_key(), any_value(), 0..12);
     let many = (240_usize..=256).prop_map(|keys| (0..keys).map(|i| (format!("k{i}"), json!(i))).collect());
     prop_oneof![9 => some, 1 => many].prop_filter_map("over admission's limits", |fields| {
-        Properties::parse(&Value::Object(fields.into_iter().collect::<Map<_, _>>()).to_string())
-            .ok()
-            .map(Properties::into_owned)
+        let json = Value::Object(fields.into_iter().collect::<Map<_, _>>()).to_string();
+        Properties::parse(&json, &Limits::DEFAULT).ok().map(Properties::into_owned)
     })
 }
 
@@ -617,6 +620,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                 ip: ip.map(|ip| ip.parse().unwrap()),
                 user_agent: user_agent.as_deref(),
                 properties,
+                more: MoreParts::default(),
             })
         },
     )

@@ -109,9 +109,9 @@ pub(super) fn properties_violation(bad: &BadProperties) -> Violation {
     let joint = if error.path.is_empty() || error.path.starts_with('[') { "" } else { "." };
     Violation {
         reason: match error.fault {
-            PropertyFault::TooLarge(_) => RefusalReason::PropertiesTooLarge,
-            PropertyFault::TooManyKeys => RefusalReason::PropertiesTooManyKeys,
-            PropertyFault::TooDeep => RefusalReason::PropertiesTooDeep,
+            PropertyFault::TooLarge { .. } => RefusalReason::PropertiesTooLarge,
+            PropertyFault::TooManyKeys(_) => RefusalReason::PropertiesTooManyKeys,
+            PropertyFault::TooDeep(_) => RefusalReason::PropertiesTooDeep,
             PropertyFault::EmptyKey => RefusalReason::PropertyKeyEmpty,
             PropertyFault::NonFinite(_) => RefusalReason::PropertyNumberNotFinite,
             PropertyFault::NotJson(_) => RefusalReason::PropertiesMalformed,

@@ -1,7 +1,7 @@
 //! The rules of an event. One that breaks some is told all of them at once.
 
 use analytics_relay_providers::{
-    Event, EventId, EventKind, EventParts,
+    Event, EventId, EventKind, EventParts, MoreParts,
     event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
 };
 
@@ -70,6 +70,7 @@ pub(super) fn check(
                 ip: read_ip(&draft.ip, &mut mends),
                 user_agent: cut(&draft.user_agent, USER_AGENT_BYTES_MAX, &mut mends),
                 properties: properties.borrowed(),
+                more: MoreParts::default(),
             });
             Ok((event, mends))
         }
@@ -134,7 +135,7 @@ fn check_time(field: &str, time_ms: i64, now_ms: i64, is_trusted: impl Fn() -> b
 
 #[cfg(test)]
 mod tests {
-    use analytics_relay_providers::Properties;
+    use analytics_relay_providers::{Properties, properties::Limits};
 
     use super::{
         super::{draft::BadProperties, tests::draft},
@@ -215,7 +216,7 @@ mod tests {
             draft.user_id = "".into();
             draft.event_id = "tab\t".into();
             draft.time_ms = Some(("timestamp_ms", i64::MIN));
-            draft.properties = Properties::parse(r#"{"":1}"#)
+            draft.properties = Properties::parse(r#"{"":1}"#, &Limits::DEFAULT)
                 .map_err(|error| BadProperties::Faulty { field: "properties", error });
         });
         let reasons: Vec<_> = found.into_iter().map(|(reason, _)| reason.name()).collect();

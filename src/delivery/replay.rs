@@ -114,7 +114,8 @@ impl Sent {
 /// again says the same, at another time.
 fn content_of(event: &Event) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (event.is_identify(), event.name(), event.user_id(), event.anonymous_id()).hash(&mut hasher);
+    (event.user_id(), event.anonymous_id()).hash(&mut hasher);
+    format!("{:?}", (event.kind(), event.parts().more)).hash(&mut hasher);
     event.properties().json().hash(&mut hasher);
     hasher.finish()
 }

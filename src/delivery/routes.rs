@@ -1,7 +1,7 @@
 //! Where an event of a lane goes. What may be taken or refused on its own is a flow;
 //! what shares a route shares requests, a queue and a gate.
 
-use analytics_relay_providers::{Endpoint, Event};
+use analytics_relay_providers::{Endpoint, Event, event::Kind};
 
 /// The events of a kind that go to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,9 +13,7 @@ pub(crate) struct Flow {
 impl Flow {
     /// Of an event that goes to that endpoint.
     pub(crate) fn of(event: &Event, endpoint: Endpoint) -> Self {
-        // Cheaper than to ask for the name that a track has.
-        let kind = if event.is_identify() { Kind::Identify } else { Kind::Track };
-        Self { endpoint, kind }
+        Self { endpoint, kind: event.kind_alone() }
     }
 
     /// The way that a flow goes which is kept apart.
@@ -41,33 +39,5 @@ impl Route {
     /// The flow that is kept apart on this route.
     pub(crate) fn flow_apart(self) -> Option<Flow> {
         self.apart.map(|kind| Flow { endpoint: self.endpoint, kind })
-    }
-}
-
-/// A kind of event, as far as a provider may refuse one and take another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Kind {
-    Track,
-    Identify,
-}
-
-impl Kind {
-    const ALL: [Self; 2] = [Self::Track, Self::Identify];
-
-    pub(crate) fn index(self) -> u8 {
-        self as u8
-    }
-
-    /// The kind with that index.
-    pub(crate) fn from_index(index: u8) -> Self {
-        Self::ALL.get(usize::from(index)).copied().unwrap_or(Self::Track)
-    }
-
-    /// The kind's name in logs.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Track => "track",
-            Self::Identify => "identify",
-        }
     }
 }

@@ -18,7 +18,7 @@ pub fn dead_letter(bytes: &[u8]) {
         let json = serde_json::to_vec(&event).expect("an event is JSON");
         assert!(!json.contains(&b'\n'), "a line holds it");
         assert_eq!(serde_json::from_slice::<Event>(&json).expect("it was written by us"), event);
-        check_properties(&event.properties());
+        check_properties(&event.properties(), &Limits::NONE);
         encode_everywhere(&event);
     }
 }

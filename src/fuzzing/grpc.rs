@@ -127,7 +127,7 @@ fn check_event(event: &Event) {
     assert!(user_agent.is_none_or(|agent| (1..=USER_AGENT_BYTES_MAX).contains(&agent.len())));
     assert!((946_684_800_000..=NOW_MS + 24 * 3600 * 1000).contains(&event.time_ms()));
     assert_eq!(event.accepted_ms(), NOW_MS);
-    check_properties(&event.properties());
+    check_properties(&event.properties(), &Limits::DEFAULT);
     let json = event.to_json();
     assert_eq!(json, serde_json::to_vec(event).expect("an event is JSON"));
     assert!(json.len() <= PAYLOAD_BYTES_MAX / 2, "{} bytes", json.len());

@@ -13,6 +13,7 @@ use prost::{DecodeError, Message};
 
 use super::{
     fields::{asked_durability, time_of_event},
+    limits::PROPERTIES,
     refusal::said_shortly,
     wire,
 };
@@ -124,13 +125,13 @@ fn parse_properties(json: &[u8]) -> Result<Properties<'static>, PropertyError> {
         path: String::new(),
         fault: PropertyFault::NotJson(format!("{error}, want UTF-8")),
     })?;
-    Properties::parse(text).map(Properties::into_owned)
+    Properties::parse(text, &PROPERTIES).map(Properties::into_owned)
 }
 
 fn encode_properties(
     properties: &HashMap<String, PropertyValue>,
 ) -> Result<Properties<'static>, PropertyError> {
-    let mut writer = PropertiesWriter::new();
+    let mut writer = PropertiesWriter::new(&PROPERTIES, 0);
     write_fields(&mut writer, properties)?;
     writer.finish()
 }

@@ -1,5 +1,9 @@
 //! How large what a caller sends may be.
 
+use analytics_relay_providers::properties::Limits;
+
+/// The properties of one event.
+pub(super) const PROPERTIES: Limits = Limits::DEFAULT;
 /// Largest message with one event, in bytes.
 pub(super) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Largest message with a batch, in bytes.

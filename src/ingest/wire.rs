@@ -10,7 +10,10 @@ use bytes::Buf;
 use prost::encoding::decode_varint;
 use smallvec::SmallVec;
 
-use super::fields::{asked_durability, time_of_event};
+use super::{
+    fields::{asked_durability, time_of_event},
+    limits::PROPERTIES,
+};
 use crate::admission::draft::{Draft, DraftKind};
 
 /// Not for this module: take the long way.
@@ -131,11 +134,11 @@ impl<'a> Event<'a> {
                 // Names and values, quotes, colons and commas; numbers may take more.
                 let bytes =
                     self.properties.iter().map(|entry| entry.name.len() + entry.value.len() + 8).sum();
-                let mut writer = PropertiesWriter::with_capacity(bytes);
+                let mut writer = PropertiesWriter::new(&PROPERTIES, bytes);
                 write_entries(&mut writer, &mut self.properties)?;
                 writer.finish().map_err(|_| Unusual)?
             }
-            (true, json) => Properties::parse(text(json)?).map_err(|_| Unusual)?,
+            (true, json) => Properties::parse(text(json)?, &PROPERTIES).map_err(|_| Unusual)?,
             (false, _) => return Err(Unusual),
         };
         Ok(Draft {

@@ -242,6 +242,38 @@ async fn a_second_relay_stays_away_from_a_data_directory_in_use() {
     setup.start().await.terminate().await;
 }
 
+/// A newer relay was stopped, and this one is started on what it left: what it cannot
+/// send is kept as it stands, and found by whoever looks.
+#[tokio::test]
+async fn events_of_a_kind_that_is_not_known_become_dead_letters_as_they_stand() {
+    let setup = Setup::new().await;
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let known = serde_json::json!({"id": "id-1", "kind": "track", "name": "x", "user_id": "u",
+        "time_ms": now_ms, "accepted_ms": now_ms, "properties": {}});
+    let unknown = format!(
+        r#"{{"id":"id-2","kind":"purchase","user_id":"u","time_ms":{now_ms},"accepted_ms":{now_ms},"basket":[1.50],"properties":{{}}}}"#
+    );
+    for vendor in Vendor::ALL {
+        let spill = setup.data_dir().join("spill").join(vendor.name());
+        std::fs::create_dir_all(&spill).unwrap();
+        std::fs::write(spill.join("000000000000001-0000.ndjson"), format!("{unknown}\n{known}\n")).unwrap();
+    }
+    let relay = setup.start().await;
+    for vendor in Vendor::ALL {
+        taken(&setup, vendor, 1).await;
+        relay.dead_lettered(vendor, 1).await;
+    }
+    let ended = relay.terminate().await;
+    assert_eq!(ended.code, 0);
+    let (_, out, _) = setup.run(&["dead-letters", "show", "--reason", "unknown_kind"]).await;
+    assert_eq!(out.lines().count(), 3, "{out}");
+    assert!(out.lines().all(|line| line.contains(&unknown)), "{out}");
+    // A replay by the same relay changes nothing.
+    let (code, out, _) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!((code, out.contains("not delivered 1 (unknown_kind)")), (1, true), "{out}");
+    assert_eq!(lines_on_disk(&setup.data_dir().join("dead-letters/segment")).len(), 1);
+}
+
 #[tokio::test]
 async fn a_port_that_is_taken_is_an_error_that_names_the_setting() {
     let mut setup = Setup::new().await;

@@ -3,13 +3,13 @@ use std::{
     time::Duration,
 };
 
+use analytics_relay_providers::event::Kind;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     delivery::{
         doubt::Doubt,
-        routes::Kind,
         test_support::{accepted_at, identify, track, track_of},
     },
     reasons::DeadLetterReason,

@@ -1,12 +1,9 @@
 //! One event that a provider has not got.
 
-use analytics_relay_providers::{Endpoint, Event};
+use analytics_relay_providers::{Endpoint, Event, event::Kind};
 
 use crate::{
-    delivery::{
-        doubt::Charges,
-        routes::{Flow, Kind},
-    },
+    delivery::{doubt::Charges, routes::Flow},
     queue::Place,
 };
 
@@ -38,7 +35,7 @@ impl Arrival {
 
     fn flow(self) -> Flow {
         let [endpoint, kind, ..] = self.0.to_le_bytes();
-        Flow { endpoint: Endpoint(endpoint), kind: Kind::from_index(kind) }
+        Flow { endpoint: Endpoint(endpoint), kind: Kind::from_index(kind).unwrap_or(Kind::Unknown) }
     }
 }
 

@@ -9,6 +9,7 @@
 
 use std::{cell::Cell, collections::BTreeSet, time::Duration};
 
+use analytics_relay_providers::event::Kind;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -18,7 +19,7 @@ use crate::{
         backlog::Waiting,
         doubt::{Charges, RequestNumber},
         gate::Refusal,
-        routes::{Flow, Kind, Route},
+        routes::{Flow, Route},
     },
     reasons::DeadLetterReason,
 };

@@ -97,7 +97,7 @@ impl LogReader {
                         continue;
                     }
                     chunk.pass_to(frame.seq);
-                    match serde_json::from_slice(frame.payload) {
+                    match Event::from_json(frame.payload) {
                         Ok(event) => {
                             chunk.events.push(LoggedEvent { seq: frame.seq, event });
                             chunk.next_seq += 1;

@@ -36,8 +36,9 @@ struct Outage {
     takes: Duration,
     /// In a request.
     events_max: usize,
-    /// The events that it took, in their order.
+    /// The events that it took, in their order, and the first of them as they stand in files.
     taken: Mutex<Vec<String>>,
+    taken_json: Mutex<Vec<String>>,
 }
 
 #[async_trait]
@@ -66,6 +67,8 @@ impl Provider for Outage {
             return Err(SendError::Unavailable { retry_after: None, detail: "503".into() });
         }
         self.taken.lock().unwrap().extend(batch.iter().map(|event| event.id().to_string()));
+        let json = batch.iter().map(|event| String::from_utf8(event.to_json()).unwrap());
+        self.taken_json.lock().unwrap().extend(json.take(10));
         Ok(vec![Verdict::Delivered; batch.len()])
     }
 }
@@ -141,6 +144,7 @@ impl Durable {
             takes: Duration::from_millis(100),
             events_max,
             taken: Mutex::default(),
+            taken_json: Mutex::default(),
         });
         let kept = Arc::new(Kept::default());
         let status = Arc::new(LaneStatus::new("scripted"));
@@ -458,6 +462,24 @@ async fn what_the_queue_brings_does_not_overtake_what_is_left_aside_in_the_log()
     }
     let ids: HashSet<&String> = taken.iter().collect();
     assert_eq!((ids.len(), taken.len(), durable.dead()), (taken.len(), 3000 + accepted.len(), 0));
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// It is no damage: a newer relay wrote it, and was stopped for this one.
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_only_a_newer_relay_knows_is_read_from_the_log_as_it_stands() {
+    let durable = Durable::start(Duration::ZERO, HOUR);
+    let json = format!(
+        r#"{{"id":"new","kind":"purchase","time_ms":1,"accepted_ms":{START_MS},"basket":[1],"properties":{{}}}}"#
+    );
+    let event = Event::from_json(json.as_bytes()).unwrap();
+    let taken = durable.spool.append(event, Durability::Written, None).unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    spawn_blocking(move || runtime.block_on(taken.durable())).await.unwrap().unwrap();
+    durable.accept(3, Duration::from_secs(1)).await;
+    durable.ended(4).await;
+    assert_eq!(durable.provider.taken.lock().unwrap()[0], "new");
+    assert_eq!(durable.provider.taken_json.lock().unwrap()[0], json);
     assert_eq!(durable.stop().await, 0);
 }
 
