@@ -3,6 +3,7 @@
 use analytics_relay_providers::{
     Event,
     fuzzing::{check_properties, encode_everywhere},
+    properties::Limits,
 };
 
 use crate::delivery::dead_letter::DeadLetter;

@@ -6,6 +6,7 @@ use analytics_relay_providers::{
     Event, EventKind,
     event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
     fuzzing::{Input, check_properties, encode_everywhere},
+    properties::Limits,
 };
 use axum::body::{Body, Bytes, to_bytes};
 use futures_util::FutureExt;
