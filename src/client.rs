@@ -46,7 +46,10 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::{
-    proto::v1::{IdentifyUserRequest, TrackBatchItem, TrackEventRequest, track_batch_item::Item},
+    proto::v1::{
+        AliasRequest, GroupRequest, IdentifyUserRequest, TrackBatchItem, TrackEventRequest, ViewRequest,
+        track_batch_item::Item,
+    },
     time::Clock,
 };
 
@@ -233,11 +236,48 @@ impl BatchingClient {
     ///
     /// The call is dropped, and counted.
     pub fn identify(&self, mut request: IdentifyUserRequest) -> Result<String, NotQueued> {
-        let event_id = id_or_new(&mut request.event_id);
-        if request.timestamp_ms == 0 {
-            request.timestamp_ms = Clock::system().now_ms();
-        }
+        let event_id = stamped(&mut request.event_id, &mut request.timestamp_ms);
         self.queue(Item::Identify(request)).map(|()| event_id)
+    }
+
+    /// The same for a page that a user saw.
+    ///
+    /// # Errors
+    ///
+    /// The call is dropped, and counted.
+    pub fn page(&self, mut request: ViewRequest) -> Result<String, NotQueued> {
+        let event_id = stamped(&mut request.event_id, &mut request.timestamp_ms);
+        self.queue(Item::Page(request)).map(|()| event_id)
+    }
+
+    /// The same for a screen that a user saw.
+    ///
+    /// # Errors
+    ///
+    /// The call is dropped, and counted.
+    pub fn screen(&self, mut request: ViewRequest) -> Result<String, NotQueued> {
+        let event_id = stamped(&mut request.event_id, &mut request.timestamp_ms);
+        self.queue(Item::Screen(request)).map(|()| event_id)
+    }
+
+    /// The same for a user's group, and what is known about it.
+    ///
+    /// # Errors
+    ///
+    /// The call is dropped, and counted.
+    pub fn group(&self, mut request: GroupRequest) -> Result<String, NotQueued> {
+        let event_id = stamped(&mut request.event_id, &mut request.timestamp_ms);
+        self.queue(Item::Group(request)).map(|()| event_id)
+    }
+
+    /// The same for the id that a user had before.
+    ///
+    /// # Errors
+    ///
+    /// The call is dropped, and counted.
+    pub fn alias(&self, mut request: AliasRequest) -> Result<String, NotQueued> {
+        let event_id = stamped(&mut request.event_id, &mut request.timestamp_ms);
+        self.queue(Item::Alias(request)).map(|()| event_id)
     }
 
     /// What became of the events so far.
@@ -326,8 +366,21 @@ fn id_and_name(item: &TrackBatchItem) -> (&str, &str) {
     match &item.item {
         Some(Item::Track(track)) => (&track.event_id, &track.event_name),
         Some(Item::Identify(identify)) => (&identify.event_id, "(identify)"),
+        Some(Item::Page(page)) => (&page.event_id, "(page)"),
+        Some(Item::Screen(screen)) => (&screen.event_id, "(screen)"),
+        Some(Item::Group(group)) => (&group.event_id, "(group)"),
+        Some(Item::Alias(alias)) => (&alias.event_id, "(alias)"),
         None => ("", ""),
     }
+}
+
+/// Gives an event the id and the time that it lacks, which it keeps however often it is
+/// sent.
+fn stamped(event_id: &mut String, timestamp_ms: &mut i64) -> String {
+    if *timestamp_ms == 0 {
+        *timestamp_ms = Clock::system().now_ms();
+    }
+    id_or_new(event_id)
 }
 
 fn id_or_new(event_id: &mut String) -> String {

@@ -51,6 +51,7 @@ impl Ledger {
                 Outcome::DeadLettered(_) => &mut balance.dead_lettered,
                 Outcome::Spilled => &mut balance.spilled,
                 Outcome::Dropped(_) => &mut balance.dropped,
+                Outcome::NotFor(_) => &mut balance.not_for,
             };
             *sum += counter.get();
         }
@@ -79,12 +80,14 @@ pub struct Balance {
     pub spilled: u64,
     /// Lost with a named reason.
     pub dropped: u64,
+    /// Not meant for the provider.
+    pub not_for: u64,
 }
 
 impl Balance {
     /// Events that have not ended. Nothing, once the relay has drained.
     pub fn in_flight(&self) -> u64 {
-        let ended = self.delivered + self.dead_lettered + self.spilled + self.dropped;
+        let ended = self.delivered + self.dead_lettered + self.spilled + self.dropped + self.not_for;
         (self.accepted + self.reloaded).saturating_sub(ended)
     }
 
@@ -109,12 +112,15 @@ impl fmt::Display for Balance {
             self.spilled,
             self.dropped,
             self.in_flight()
-        )
+        )?;
+        if self.not_for > 0 { write!(f, " + not_for {}", self.not_for) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use analytics_relay_providers::NotFor;
+
     use super::*;
     use crate::reasons::{DeadLetterReason, DropReason};
 
@@ -131,6 +137,10 @@ mod tests {
         ledger.ended(Outcome::Dropped(DropReason::SpillFailed), 1);
         let balance = ledger.balance();
         assert_eq!((balance.in_flight(), balance.lost()), (1, 2));
+        ledger.ended(Outcome::NotFor(NotFor::UnsupportedKind), 1);
+        let told = ledger.balance();
+        assert_eq!((told.in_flight(), told.lost()), (0, 1), "what is not for it is no loss");
+        assert!(told.to_string().ends_with("in_flight 0 + not_for 1"), "{told}");
         assert_eq!(
             balance.to_string(),
             "accepted 10 + reloaded 2 = delivered 6 + dead_lettered 2 + spilled 2 + dropped 1 + in_flight 1"

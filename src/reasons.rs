@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use analytics_relay_providers::Rejection;
+use analytics_relay_providers::{NotFor, Rejection};
 use serde::{Deserialize, Serialize};
 
 /// Why an event is refused: the closed list of replies, logs and metrics.
@@ -13,6 +13,9 @@ pub(crate) enum RefusalReason {
     EventNameTooLong,
     UserIdMissing,
     UserIdForbidden,
+    GroupIdMissing,
+    PreviousIdMissing,
+    AliasOfItself,
     IdTooLong,
     EventIdInvalid,
     TimeOutOfRange,
@@ -23,6 +26,8 @@ pub(crate) enum RefusalReason {
     PropertyNumberNotFinite,
     PropertiesMalformed,
     PropertiesTwice,
+    CategoryTooLong,
+    ContextInvalid,
     ItemMissing,
     BatchTooLarge,
     MessageMalformed,
@@ -37,11 +42,14 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
         Self::UserIdForbidden,
+        Self::GroupIdMissing,
+        Self::PreviousIdMissing,
+        Self::AliasOfItself,
         Self::IdTooLong,
         Self::EventIdInvalid,
         Self::TimeOutOfRange,
@@ -52,6 +60,8 @@ impl RefusalReason {
         Self::PropertyNumberNotFinite,
         Self::PropertiesMalformed,
         Self::PropertiesTwice,
+        Self::CategoryTooLong,
+        Self::ContextInvalid,
         Self::ItemMissing,
         Self::BatchTooLarge,
         Self::MessageMalformed,
@@ -72,6 +82,9 @@ impl RefusalReason {
             Self::EventNameTooLong => "EVENT_NAME_TOO_LONG",
             Self::UserIdMissing => "USER_ID_MISSING",
             Self::UserIdForbidden => "USER_ID_FORBIDDEN",
+            Self::GroupIdMissing => "GROUP_ID_MISSING",
+            Self::PreviousIdMissing => "PREVIOUS_ID_MISSING",
+            Self::AliasOfItself => "ALIAS_OF_ITSELF",
             Self::IdTooLong => "ID_TOO_LONG",
             Self::EventIdInvalid => "EVENT_ID_INVALID",
             Self::TimeOutOfRange => "TIME_OUT_OF_RANGE",
@@ -82,6 +95,8 @@ impl RefusalReason {
             Self::PropertyNumberNotFinite => "PROPERTY_NUMBER_NOT_FINITE",
             Self::PropertiesMalformed => "PROPERTIES_MALFORMED",
             Self::PropertiesTwice => "PROPERTIES_TWICE",
+            Self::CategoryTooLong => "CATEGORY_TOO_LONG",
+            Self::ContextInvalid => "CONTEXT_INVALID",
             Self::ItemMissing => "ITEM_MISSING",
             Self::BatchTooLarge => "BATCH_TOO_LARGE",
             Self::MessageMalformed => "MESSAGE_MALFORMED",
@@ -149,6 +164,8 @@ pub enum Outcome {
     Spilled,
     /// Lost, and counted.
     Dropped(DropReason),
+    /// Not sent there, because it is not for that provider. No loss.
+    NotFor(NotFor),
 }
 
 /// Why an event became a dead letter.
@@ -289,6 +306,7 @@ impl Outcome {
             .into_iter()
             .chain(DeadLetterReason::ALL.into_iter().map(Self::DeadLettered))
             .chain(DropReason::ALL.into_iter().map(Self::Dropped))
+            .chain(NotFor::ALL.into_iter().map(Self::NotFor))
     }
 
     /// The outcome's name in logs and metrics.
@@ -298,6 +316,7 @@ impl Outcome {
             Self::DeadLettered(_) => "dead_lettered",
             Self::Spilled => "spilled",
             Self::Dropped(_) => "dropped",
+            Self::NotFor(_) => "not_for",
         }
     }
 
@@ -315,6 +334,7 @@ impl Outcome {
             Self::Delivered | Self::Spilled => "",
             Self::DeadLettered(reason) => reason.name(),
             Self::Dropped(reason) => reason.name(),
+            Self::NotFor(reason) => reason.name(),
         }
     }
 }

@@ -287,6 +287,7 @@ impl DrainReport {
                 dead_lettered = balance.dead_lettered,
                 spilled = balance.spilled,
                 dropped = balance.dropped,
+                not_for = balance.not_for,
                 in_flight = balance.in_flight(),
                 "balance"
             );

@@ -25,10 +25,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    BatchLimits, Event, EventKind, Rejection, Secret, SendError, Verdict,
+    BatchLimits, Endpoint, Event, NotFor, Rejection, Secret, SendError, Verdict,
+    event::Kind,
     http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, null_as_default, object},
     json::{Json, Object},
     properties::Properties,
+    view::as_track,
 };
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 1000, body_bytes_max: BODY_BYTES_MAX, requests_max: 4 };
@@ -88,18 +90,27 @@ impl Wire for Amplitude {
         REPLY_BYTES_MAX
     }
 
+    fn endpoint(&self, event: &Event) -> Result<Endpoint, NotFor> {
+        match event.kind_alone() {
+            Kind::Group => Err(NotFor::NoGroupType),
+            Kind::Alias => Err(NotFor::UnsupportedKind),
+            Kind::Track | Kind::Identify | Kind::Page | Kind::Screen | Kind::Unknown => Ok(Endpoint::DEFAULT),
+        }
+    }
+
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
         let mut body = body_for(batch);
         let mut rejected = Vec::new();
         let mut request = self.begin_upload(&mut body, &self.api_key);
         let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
-            if !matches!(event.kind(), EventKind::Track { .. } | EventKind::Identify) {
+            let track = as_track(event);
+            if track.is_none() && !event.is_identify() {
                 rejected.push(no_form(index, event));
                 continue;
             }
             match self.ids(event) {
-                Some(ids) => encode_event(events.object(), event, &ids),
+                Some(ids) => encode_event(events.object(), event, &ids, track),
                 None => {
                     let detail = "Amplitude takes neither the user id nor the anonymous id".to_owned();
                     rejected.push((index, Rejection::UnusableId, detail));
@@ -257,9 +268,10 @@ impl Amplitude {
     }
 }
 
-fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>) {
-    match event.name() {
-        Some(name) => object.string("event_type", &event_type(name)),
+/// With its name and properties, or as an identify.
+fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>, track: Option<(&str, Properties<'_>)>) {
+    match &track {
+        Some((name, _)) => object.string("event_type", &event_type(name)),
         None => object.string("event_type", "$identify"),
     }
     object.optional("user_id", ids.user);
@@ -269,10 +281,9 @@ fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>) {
     object.optional("ip", event.ip());
     object.optional("user_agent", event.user_agent());
     object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
-    if event.is_identify() {
-        encode_traits(object.object("user_properties"), &event.properties());
-    } else {
-        object.raw("event_properties", event.properties().json());
+    match track {
+        Some((_, properties)) => object.raw("event_properties", properties.json()),
+        None => encode_traits(object.object("user_properties"), &event.properties()),
     }
     object.end();
 }

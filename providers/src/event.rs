@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     Properties,
     json::{Json, Object},
-    properties::{Limits, PropertyError, Shape},
+    properties::{Limits, PropertyError, Shape, entries},
 };
 
 /// Most bytes of an event's name.
@@ -304,6 +304,21 @@ impl<'a> JsonObject<'a> {
         Self(json.into())
     }
 
+    /// The object's names and values at the top level, values as JSON text.
+    pub fn entries(&self) -> Vec<(String, &RawValue)> {
+        entries(self.json())
+    }
+
+    /// The same object, as long as this one is there.
+    pub fn borrowed(&self) -> JsonObject<'_> {
+        JsonObject(self.json().into())
+    }
+
+    /// The object, for longer than what it stands in.
+    pub fn into_owned(self) -> JsonObject<'static> {
+        JsonObject(self.0.into_owned().into())
+    }
+
     /// The object as JSON, braces included.
     pub fn json(&self) -> &str {
         &self.0
@@ -453,6 +468,12 @@ impl Event {
     /// Whose it is, where a relay has more than one tenant.
     pub fn tenant(&self) -> Option<&str> {
         self.more(More::TENANT)
+    }
+
+    /// True if a provider of that name gets it, as far as its caller has a say.
+    #[inline]
+    pub fn is_for(&self, provider: &str) -> bool {
+        !self.head().has_more || self.audience().includes(provider)
     }
 
     /// The providers that get it.

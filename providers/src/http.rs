@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    BatchLimits, Endpoint, Event, Provider, Rejection, Secret, SendError, Step, Verdict, json::Json,
+    BatchLimits, Endpoint, Event, NotFor, Provider, Rejection, Secret, SendError, Step, Verdict, json::Json,
 };
 
 mod probe;
@@ -54,8 +54,8 @@ pub trait Wire: Send + Sync + 'static {
     fn limits(&self) -> BatchLimits;
 
     /// See [`Provider::endpoint`].
-    fn endpoint(&self, _event: &Event) -> Endpoint {
-        Endpoint::DEFAULT
+    fn endpoint(&self, _event: &Event) -> Result<Endpoint, NotFor> {
+        Ok(Endpoint::DEFAULT)
     }
 
     /// Most bytes of an answer that are read: as many as a batch in which each
@@ -266,7 +266,7 @@ impl<W: Wire> Provider for HttpProvider<W> {
         self.wire.limits()
     }
 
-    fn endpoint(&self, event: &Event) -> Endpoint {
+    fn endpoint(&self, event: &Event) -> Result<Endpoint, NotFor> {
         self.wire.endpoint(event)
     }
 

@@ -37,9 +37,10 @@ pub mod sandbox;
 pub mod secret;
 pub mod segment;
 pub mod test_mode;
+mod view;
 
 pub use event::{Event, EventId, EventKind, EventParts, MoreParts};
 pub use probe::{Finding, Step};
 pub use properties::Properties;
-pub use provider::{BatchLimits, Endpoint, Provider, Rejection, SendError, Verdict};
+pub use provider::{BatchLimits, Endpoint, NotFor, Provider, Rejection, SendError, Verdict};
 pub use secret::{InvalidKey, Secret};

@@ -28,11 +28,13 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    BatchLimits, Endpoint, Event, EventKind, Rejection, Secret, SendError, Verdict,
+    BatchLimits, Endpoint, Event, NotFor, Rejection, Secret, SendError, Verdict,
+    event::Kind,
     http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, null_as_default, object},
     json::{Json, List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
+    view::as_track,
 };
 
 /// Without an address Mixpanel would locate the user where the relay stands.
@@ -120,8 +122,13 @@ impl Wire for Mixpanel {
         REPLY_BYTES_MAX
     }
 
-    fn endpoint(&self, event: &Event) -> Endpoint {
-        if event.is_identify() { ENGAGE } else { IMPORT }
+    fn endpoint(&self, event: &Event) -> Result<Endpoint, NotFor> {
+        match event.kind_alone() {
+            Kind::Identify => Ok(ENGAGE),
+            Kind::Track | Kind::Page | Kind::Screen | Kind::Unknown => Ok(IMPORT),
+            Kind::Group => Err(NotFor::NoGroupType),
+            Kind::Alias => Err(NotFor::UnsupportedKind),
+        }
     }
 
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
@@ -165,9 +172,9 @@ impl Mixpanel {
         let mut rows = List::begin(&mut body);
         let mut rejected = Vec::new();
         for (index, event) in batch.iter().enumerate() {
-            match event.kind() {
-                EventKind::Track { name } => self.encode_track(rows.object(), event, name),
-                _ => rejected.push(no_form(index, event)),
+            match as_track(event) {
+                Some((name, properties)) => self.encode_track(rows.object(), event, name, &properties),
+                None => rejected.push(no_form(index, event)),
             }
         }
         rows.end();
@@ -181,7 +188,7 @@ impl Mixpanel {
         }
     }
 
-    fn encode_track(&self, mut row: Object<'_>, event: &Event, name: &str) {
+    fn encode_track(&self, mut row: Object<'_>, event: &Event, name: &str, given: &Properties<'_>) {
         let user = usable(event.user_id());
         let device = usable(event.anonymous_id());
         let simplified = self.identity == IdentityMode::Simplified;
@@ -204,7 +211,7 @@ impl Mixpanel {
         }
         properties.string("$insert_id", &insert_id(event));
         properties.string("ip", event.ip().unwrap_or(NO_IP));
-        splice_properties(&mut properties, &event.properties());
+        splice_properties(&mut properties, given);
         properties.end();
         row.end();
     }

@@ -19,6 +19,8 @@ use crate::{json::Json, key_hints};
 
 mod duplicates;
 
+pub(crate) use duplicates::entries;
+
 /// Most levels that any front door lets in; the properties themselves are the first.
 pub const DEPTH_MAX: usize = 16;
 /// Names that are compared as they come: of more it is looked for twins in a second pass.
@@ -251,7 +253,7 @@ impl<'a> Properties<'a> {
     /// The object's names and values at the top level, values as JSON text. For
     /// a mapping whose vendor's rules make it look inside.
     pub fn entries(&self) -> Vec<(String, &RawValue)> {
-        duplicates::entries(&self.json)
+        entries(&self.json)
     }
 }
 

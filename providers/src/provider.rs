@@ -17,11 +17,11 @@ pub trait Provider: Send + Sync + 'static {
     /// How much one request may hold.
     fn limits(&self) -> BatchLimits;
 
-    /// Which of the vendor's endpoints takes this event. Events of different
-    /// endpoints are never put into one batch, so that one `send` is one
+    /// Which of the vendor's endpoints takes this event, or why none does. Events of
+    /// different endpoints are never put into one batch, so that one `send` is one
     /// request and has one outcome.
-    fn endpoint(&self, _event: &Event) -> Endpoint {
-        Endpoint::DEFAULT
+    fn endpoint(&self, _event: &Event) -> Result<Endpoint, NotFor> {
+        Ok(Endpoint::DEFAULT)
     }
 
     /// Sends one batch, once, all of one [`Endpoint`] and within [`BatchLimits`].
@@ -56,6 +56,34 @@ pub struct Endpoint(pub u8);
 impl Endpoint {
     /// The only endpoint of a vendor that takes everything in one place.
     pub const DEFAULT: Self = Self(0);
+}
+
+/// Why an event is not for a provider. It is not sent there, and that is no loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NotFor {
+    /// Its caller wants other providers to have it: see [`Audience`](crate::event::Audience).
+    Audience,
+    /// The vendor has no such thing.
+    UnsupportedKind,
+    /// The vendor knows groups by their types, and none is set.
+    NoGroupType,
+    /// The vendor has no use for one that says nothing.
+    NothingToSet,
+}
+
+impl NotFor {
+    /// All reasons.
+    pub const ALL: [Self; 4] = [Self::Audience, Self::UnsupportedKind, Self::NoGroupType, Self::NothingToSet];
+
+    /// The reason's name in files, logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Audience => "audience",
+            Self::UnsupportedKind => "unsupported_kind",
+            Self::NoGroupType => "no_group_type",
+            Self::NothingToSet => "nothing_to_set",
+        }
+    }
 }
 
 /// What became of one event of a batch.

@@ -157,11 +157,7 @@ fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
     }
     item.string("messageId", &message_id(event.id()));
     item.string("timestamp", times.text(event.time_ms()));
-    let mut context = item.object("context");
-    context.optional("ip", event.ip());
-    context.optional("userAgent", event.user_agent());
-    context.raw("library", LIBRARY);
-    context.end();
+    encode_context(item.object("context"), event);
     match event.kind() {
         EventKind::Track { .. } | EventKind::Page { .. } | EventKind::Screen { .. } => {
             item.raw("properties", event.properties().json());
@@ -171,6 +167,26 @@ fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
         EventKind::Alias { .. } | EventKind::Unknown { .. } => {}
     }
     item.end();
+}
+
+/// As its caller sent it, but for what stands in the event's own fields.
+fn encode_context(mut context: Object<'_>, event: &Event) {
+    context.optional("ip", event.ip());
+    context.optional("userAgent", event.user_agent());
+    let mut has_library = false;
+    if let Some(sent) = event.context() {
+        let own = [("ip", event.ip()), ("userAgent", event.user_agent())];
+        for (key, value) in sent.entries() {
+            has_library |= key == "library";
+            if !own.iter().any(|(name, own)| *name == key && own.is_some()) {
+                context.named_raw(&key, value.get());
+            }
+        }
+    }
+    if !has_library {
+        context.raw("library", LIBRARY);
+    }
+    context.end();
 }
 
 fn message_id(id: EventId<'_>) -> Cow<'_, str> {
@@ -209,9 +225,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::event::{
-        EventParts,
-        tests_support::{identify, parts, track},
+    use crate::{
+        event::{
+            EventParts, JsonObject, MoreParts,
+            tests_support::{identify, parts, track},
+        },
+        properties::Limits,
     };
 
     fn encode(event: Event) -> Encoded {
@@ -242,6 +261,64 @@ mod tests {
                 "messageId": "6f1c2a9e-2b7d-4c55-9a53-0d2f6f0a7b11", "timestamp": "2026-01-01T00:00:00.000Z",
                 "context": {"ip": "2001:db8::1", "library": library}, "properties": {"total": 19.5}}]})
         );
+    }
+
+    #[test]
+    fn every_kind_is_an_item_of_its_own_type() {
+        let item_of = |kind| {
+            item(Event::pack(&EventParts {
+                kind,
+                anonymous_id: Some("device-1"),
+                ..parts("x", r#"{"a":1}"#)
+            }))
+        };
+        let page = EventKind::Page { name: Some("Home"), category: Some("Docs") };
+        let rows = [
+            (page, json!({"type": "page", "name": "Home", "category": "Docs", "properties": {"a": 1}})),
+            (
+                EventKind::Screen { name: None, category: None },
+                json!({"type": "screen", "properties": {"a": 1}}),
+            ),
+            (
+                EventKind::Group { group_id: "g" },
+                json!({"type": "group", "groupId": "g", "traits": {"a": 1}}),
+            ),
+            (EventKind::Alias { previous_id: "user-0" }, json!({"type": "alias", "previousId": "user-0"})),
+        ];
+        for (kind, mut want) in rows {
+            let mut found = item_of(kind);
+            let given = json!({"userId": "user-1", "anonymousId": "device-1"});
+            want.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+            let found = found.as_object_mut().unwrap();
+            for common in ["messageId", "timestamp", "context"] {
+                assert!(found.remove(common).is_some(), "{common}");
+            }
+            assert_eq!(Value::Object(found.clone()), want);
+        }
+        let unknown = EventKind::Unknown { kind: "purchase", json: "{}" };
+        let encoded = encode(Event::pack(&EventParts { kind: unknown, ..parts("x", "{}") }));
+        assert!(matches!(encoded.rejected[..], [(0, Rejection::UnknownKind, _)]), "{:?}", encoded.rejected);
+    }
+
+    #[test]
+    fn a_context_is_relayed_as_it_was_sent_but_for_the_events_own_fields() {
+        let sent = r#"{"ip":"10.0.0.9","locale":"de","n":9007199254740993,"library":{"name":"web"}}"#;
+        let context = |ip: Option<&str>, sent: &str| {
+            let more = MoreParts {
+                context: Some(JsonObject::parse(sent, &Limits::DEFAULT).unwrap()),
+                ..MoreParts::default()
+            };
+            let ip = ip.map(|ip| ip.parse().unwrap());
+            let encoded = encode(Event::pack(&EventParts { ip, more, ..parts("x", "{}") }));
+            let body: Value = serde_json::from_slice(&encoded.body).unwrap();
+            body["batch"][0]["context"].clone()
+        };
+        let all: Value = serde_json::from_str(sent).unwrap();
+        assert_eq!(context(None, sent), all);
+        let mut own = all;
+        own["ip"] = json!("2001:db8::1");
+        assert_eq!(context(Some("2001:db8::1"), sent), own);
+        assert_eq!(context(None, "{}")["library"]["name"], "analytics-relay");
     }
 
     #[test]

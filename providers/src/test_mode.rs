@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tracing::{debug, info};
 
 use crate::{
-    BatchLimits, Endpoint, Event, Provider, SendError, Verdict,
+    BatchLimits, Endpoint, Event, NotFor, Provider, SendError, Verdict,
     http::{Wire, merge, now_ms, without},
 };
 
@@ -31,7 +31,7 @@ impl<W: Wire> Provider for TestMode<W> {
         self.wire.limits()
     }
 
-    fn endpoint(&self, event: &Event) -> Endpoint {
+    fn endpoint(&self, event: &Event) -> Result<Endpoint, NotFor> {
         self.wire.endpoint(event)
     }
 

@@ -122,6 +122,11 @@ pub(super) fn properties_violation(bad: &BadProperties) -> Violation {
     }
 }
 
+/// The rule that a context breaks: the same ones, under one reason.
+pub(super) fn context_violation(bad: &BadProperties) -> Violation {
+    Violation { reason: RefusalReason::ContextInvalid, ..properties_violation(bad) }
+}
+
 /// A caller's text, short and quoted, so that it can stand in a message.
 pub(super) fn shown(text: &str) -> String {
     let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();

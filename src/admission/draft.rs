@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use analytics_relay_providers::{Properties, properties::PropertyError};
+use analytics_relay_providers::{Properties, event::JsonObject, properties::PropertyError};
 
 use crate::queue::Durability;
 
@@ -19,6 +19,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) user_agent: Cow<'a, str>,
     /// Encoded by the front door, which alone knows their form on the wire.
     pub(crate) properties: Result<Properties<'a>, BadProperties>,
+    /// What else the caller says about where it happened, and the front door's field.
+    pub(crate) context: Option<Result<JsonObject<'a>, BadProperties>>,
     /// How durable it has to be before the answer, if it says; a number that
     /// means nothing.
     pub(crate) durability: Result<Option<Durability>, i32>,
@@ -38,4 +40,8 @@ pub(crate) enum BadProperties {
 pub(crate) enum DraftKind<'a> {
     Track { event_name: Cow<'a, str> },
     Identify,
+    Page { name: Cow<'a, str>, category: Cow<'a, str> },
+    Screen { name: Cow<'a, str>, category: Cow<'a, str> },
+    Group { group_id: Cow<'a, str> },
+    Alias { previous_id: Cow<'a, str> },
 }

@@ -2,11 +2,11 @@
 
 use analytics_relay_providers::{
     Event, EventId, EventKind, EventParts, MoreParts,
-    event::{ID_BYTES_MAX, NAME_BYTES_MAX, USER_AGENT_BYTES_MAX},
+    event::{ID_BYTES_MAX, NAME_BYTES_MAX, OTHER_ID_BYTES_MAX, USER_AGENT_BYTES_MAX},
 };
 
 use super::{
-    denied::{Violation, properties_violation, shown},
+    denied::{Violation, context_violation, properties_violation, shown},
     draft::{Draft, DraftKind},
     lenient::{Mends, cut, id_of_somebody, read_ip},
 };
@@ -44,6 +44,24 @@ pub(super) fn check(
             note(user_id.is_none().then(|| nobody(&draft.user_id)));
             EventKind::Identify
         }
+        DraftKind::Page { name, category } => {
+            check_view(name, category).into_iter().flatten().for_each(|violation| note(Some(violation)));
+            EventKind::Page { name: given(name), category: given(category) }
+        }
+        DraftKind::Screen { name, category } => {
+            check_view(name, category).into_iter().flatten().for_each(|violation| note(Some(violation)));
+            EventKind::Screen { name: given(name), category: given(category) }
+        }
+        DraftKind::Group { group_id } => {
+            note(check_second_id(RefusalReason::GroupIdMissing, "group_id", group_id));
+            EventKind::Group { group_id }
+        }
+        DraftKind::Alias { previous_id } => {
+            note(user_id.is_none().then(|| nobody(&draft.user_id)));
+            note(check_second_id(RefusalReason::PreviousIdMissing, "previous_id", previous_id));
+            note((user_id == Some(&**previous_id)).then(|| of_itself(previous_id)));
+            EventKind::Alias { previous_id }
+        }
     };
     note(user_id.and_then(|id| too_long(RefusalReason::IdTooLong, "user_id", id, ID_BYTES_MAX)));
     note(anonymous_id.and_then(|id| too_long(RefusalReason::IdTooLong, "anonymous_id", id, ID_BYTES_MAX)));
@@ -56,6 +74,14 @@ pub(super) fn check(
     }));
     note(draft.time_ms.and_then(|(field, time_ms)| check_time(field, time_ms, now_ms, is_trusted)));
     note(draft.properties.as_ref().err().map(properties_violation));
+    let context = match &draft.context {
+        None => None,
+        Some(Ok(context)) => Some(context.borrowed()),
+        Some(Err(bad)) => {
+            note(Some(context_violation(bad)));
+            None
+        }
+    };
 
     match (id, &draft.properties) {
         (Ok(id), Ok(properties)) if violations.is_empty() => {
@@ -70,11 +96,46 @@ pub(super) fn check(
                 ip: read_ip(&draft.ip, &mut mends),
                 user_agent: cut(&draft.user_agent, USER_AGENT_BYTES_MAX, &mut mends),
                 properties: properties.borrowed(),
-                more: MoreParts::default(),
+                more: MoreParts { context, ..MoreParts::default() },
             });
             Ok((event, mends))
         }
         _ => Err(violations),
+    }
+}
+
+/// A text, if there is one.
+fn given(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// What is too long of a page or a screen.
+fn check_view(name: &str, category: &str) -> [Option<Violation>; 2] {
+    [
+        too_long(RefusalReason::EventNameTooLong, "name", name, NAME_BYTES_MAX),
+        too_long(RefusalReason::CategoryTooLong, "category", category, OTHER_ID_BYTES_MAX),
+    ]
+}
+
+/// The rule that the second id of an event breaks.
+fn check_second_id(missing: RefusalReason, field: &str, id: &str) -> Option<Violation> {
+    if id_of_somebody(id, Mended::UserIdLeftOut, &mut Mends::default()).is_none() {
+        return Some(Violation {
+            reason: missing,
+            field: field.to_owned(),
+            got: shown(id),
+            want: format!("1 to {OTHER_ID_BYTES_MAX} bytes that name one"),
+        });
+    }
+    too_long(RefusalReason::IdTooLong, field, id, OTHER_ID_BYTES_MAX)
+}
+
+fn of_itself(id: &str) -> Violation {
+    Violation {
+        reason: RefusalReason::AliasOfItself,
+        field: "previous_id".into(),
+        got: shown(id),
+        want: "another id than user_id".into(),
     }
 }
 
@@ -135,7 +196,7 @@ fn check_time(field: &str, time_ms: i64, now_ms: i64, is_trusted: impl Fn() -> b
 
 #[cfg(test)]
 mod tests {
-    use analytics_relay_providers::{Properties, properties::Limits};
+    use analytics_relay_providers::{Properties, event::JsonObject, properties::Limits};
 
     use super::{
         super::{draft::BadProperties, tests::draft},
@@ -207,6 +268,64 @@ mod tests {
             violations(|draft| draft.kind = DraftKind::Track { event_name: name.into() }),
             [(RefusalReason::EventNameTooLong, "event_name".to_owned())]
         );
+    }
+
+    #[test]
+    fn every_kind_has_what_makes_it_one() {
+        type Change = fn(&mut Draft<'static>);
+        let rows: [(Change, &[(RefusalReason, &str)]); 9] = [
+            (|d| d.kind = DraftKind::Page { name: "".into(), category: "".into() }, &[]),
+            (|d| d.kind = DraftKind::Screen { name: "Home".into(), category: "App".into() }, &[]),
+            (
+                |d| {
+                    d.kind =
+                        DraftKind::Page { name: "x".repeat(256).into(), category: "x".repeat(256).into() }
+                },
+                &[(RefusalReason::EventNameTooLong, "name"), (RefusalReason::CategoryTooLong, "category")],
+            ),
+            (|d| d.kind = DraftKind::Group { group_id: "acme".into() }, &[]),
+            (
+                |d| d.kind = DraftKind::Group { group_id: " null ".into() },
+                &[(RefusalReason::GroupIdMissing, "group_id")],
+            ),
+            (
+                |d| d.kind = DraftKind::Group { group_id: "x".repeat(256).into() },
+                &[(RefusalReason::IdTooLong, "group_id")],
+            ),
+            (|d| d.kind = DraftKind::Alias { previous_id: "user-0".into() }, &[]),
+            (
+                |d| d.kind = DraftKind::Alias { previous_id: "user-1".into() },
+                &[(RefusalReason::AliasOfItself, "previous_id")],
+            ),
+            (
+                |d| {
+                    d.kind = DraftKind::Alias { previous_id: "".into() };
+                    d.user_id = "".into();
+                },
+                &[
+                    (RefusalReason::UserIdMissing, "user_id"),
+                    (RefusalReason::PreviousIdMissing, "previous_id"),
+                ],
+            ),
+        ];
+        for (change, want) in rows {
+            let want: Vec<_> = want.iter().map(|(reason, field)| (*reason, (*field).to_owned())).collect();
+            assert_eq!(violations(change), want);
+        }
+    }
+
+    #[test]
+    fn a_context_is_kept_as_it_was_sent_or_refused_by_its_place() {
+        let json = r#"{"page":{"url":"/"},"n":9007199254740993}"#;
+        let (event, _) = taken(|draft| {
+            draft.context = Some(Ok(JsonObject::parse(json, &Limits::DEFAULT).unwrap()));
+        });
+        assert_eq!(event.context().unwrap().json(), json);
+        let found = violations(|draft| {
+            let error = JsonObject::parse(r#"{"a":{"":1}}"#, &Limits::DEFAULT).unwrap_err();
+            draft.context = Some(Err(BadProperties::Faulty { field: "context.json", error }));
+        });
+        assert_eq!(found, [(RefusalReason::ContextInvalid, "context.json".to_owned())]);
     }
 
     #[test]

@@ -257,8 +257,9 @@ fn print_cursor(out: &mut impl Write, info: &CursorInfo, next_seq: u64, now_ms: 
 /// became of it.
 fn print_balance(out: &mut impl Write, info: &CursorInfo, next_seq: u64) -> io::Result<()> {
     let Some(cursor) = &info.cursor else { return Ok(()) };
-    let Balance { accepted, delivered, dead_lettered, dropped, other, spooled } = balance(cursor, next_seq);
-    let exact = accepted == delivered + dead_lettered + dropped + other + spooled;
+    let Balance { accepted, delivered, dead_lettered, dropped, not_for, other, spooled } =
+        balance(cursor, next_seq);
+    let exact = accepted == delivered + dead_lettered + dropped + not_for + other + spooled;
     let equals = if exact { "=" } else { "but" };
     write!(
         out,
@@ -266,8 +267,10 @@ fn print_balance(out: &mut impl Write, info: &CursorInfo, next_seq: u64) -> io::
          + dropped {dropped} + spooled {spooled}",
         info.provider
     )?;
-    if other > 0 {
-        write!(out, " + other {other}")?;
+    for (name, events) in [("not_for", not_for), ("other", other)] {
+        if events > 0 {
+            write!(out, " + {name} {events}")?;
+        }
     }
     if cursor.since() > 1 {
         write!(out, "  (since event {})", cursor.since())?;
@@ -288,6 +291,7 @@ struct Balance {
     delivered: u64,
     dead_lettered: u64,
     dropped: u64,
+    not_for: u64,
     /// Ways to end that a newer relay knows.
     other: u64,
     spooled: u64,
@@ -298,12 +302,13 @@ fn balance(cursor: &Cursor, next_seq: u64) -> Balance {
     let sum = |is_it: &dyn Fn(&str) -> bool| -> u64 {
         totals.iter().filter(|(ended_as, _)| is_it(name(ended_as))).map(|(_, events)| events).sum()
     };
-    let known = ["delivered", "dead_lettered", "dropped"];
+    let known = ["delivered", "dead_lettered", "dropped", "not_for"];
     Balance {
         accepted: next_seq.saturating_sub(cursor.since()),
         delivered: sum(&|name| name == known[0]),
         dead_lettered: sum(&|name| name == known[1]),
         dropped: sum(&|name| name == known[2]),
+        not_for: sum(&|name| name == known[3]),
         other: sum(&|name| !known.contains(&name)),
         spooled: cursor.pending(next_seq),
     }
@@ -476,11 +481,18 @@ mod tests {
             cursor.end(range, &ended_as.into());
         }
         let balance = balance(&cursor, 25);
-        let wanted =
-            Balance { accepted: 20, delivered: 3, dead_lettered: 1, dropped: 2, other: 1, spooled: 13 };
+        let wanted = Balance {
+            accepted: 20,
+            delivered: 3,
+            dead_lettered: 1,
+            dropped: 2,
+            not_for: 0,
+            other: 1,
+            spooled: 13,
+        };
         assert_eq!(balance, wanted);
-        let Balance { accepted, delivered, dead_lettered, dropped, other, spooled } = balance;
-        assert_eq!(accepted, delivered + dead_lettered + dropped + other + spooled);
+        let Balance { accepted, delivered, dead_lettered, dropped, not_for, other, spooled } = balance;
+        assert_eq!(accepted, delivered + dead_lettered + dropped + not_for + other + spooled);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use analytics_relay_providers::NotFor;
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
@@ -31,6 +32,9 @@ pub(crate) trait Recorder: Send + Sync + 'static {
 
     /// They are gone.
     fn dropped(&self, reason: DropReason, events: usize);
+
+    /// They are not for the provider.
+    fn not_for(&self, reason: NotFor, events: usize);
 }
 
 /// Whether a write takes place: who writes asks right before it touches the disk, and
@@ -101,6 +105,10 @@ impl Recorder for RelayRecorder {
 
     fn dropped(&self, reason: DropReason, events: usize) {
         self.ledger.ended(Outcome::Dropped(reason), events as u64);
+    }
+
+    fn not_for(&self, reason: NotFor, events: usize) {
+        self.ledger.ended(Outcome::NotFor(reason), events as u64);
     }
 }
 

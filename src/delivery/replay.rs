@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use analytics_relay_providers::{Event, EventId, Provider};
+use analytics_relay_providers::{Event, EventId, NotFor, Provider};
 use async_trait::async_trait;
 use tokio::{task::spawn_blocking, time::interval};
 use tracing::error;
@@ -225,6 +225,10 @@ impl Recorder for ReplayRecorder {
 
     /// And stay so: the end came before it was noted why.
     fn dropped(&self, _: DropReason, events: usize) {
+        self.left.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    fn not_for(&self, _: NotFor, events: usize) {
         self.left.fetch_add(events as u64, Ordering::Relaxed);
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! Most messages take the short way through [`wire`].
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use analytics_relay_providers::{
     Properties,
+    event::JsonObject,
     properties::{PropertiesWriter, PropertyError, PropertyFault},
 };
 use prometheus_client::metrics::counter::Counter;
@@ -23,8 +24,8 @@ use crate::{
         draft::{BadProperties, Draft, DraftKind},
     },
     proto::v1::{
-        self, EventContext, IdentifyUserRequest, PropertyValue, TrackBatchItem, TrackEventRequest,
-        property_value::Value, track_batch_item::Item,
+        self, AliasRequest, EventContext, GroupRequest, IdentifyUserRequest, PropertyValue, TrackBatchItem,
+        TrackEventRequest, ViewRequest, property_value::Value, track_batch_item::Item,
     },
     reasons::RefusalReason,
 };
@@ -61,6 +62,14 @@ pub(super) fn read_item<'a>(item: &'a [u8], slowly: &Counter) -> Result<Draft<'a
     match TrackBatchItem::decode(item).map(|item| item.item) {
         Ok(Some(Item::Track(request))) => Ok(track_draft(request)),
         Ok(Some(Item::Identify(request))) => Ok(identify_draft(request)),
+        Ok(Some(Item::Page(request))) => {
+            Ok(view_draft(|name, category| DraftKind::Page { name, category }, request))
+        }
+        Ok(Some(Item::Screen(request))) => {
+            Ok(view_draft(|name, category| DraftKind::Screen { name, category }, request))
+        }
+        Ok(Some(Item::Group(request))) => Ok(group_draft(request)),
+        Ok(Some(Item::Alias(request))) => Ok(alias_draft(request)),
         Err(error) => Err(Violation {
             reason: RefusalReason::MessageMalformed,
             field: "item".into(),
@@ -71,38 +80,100 @@ pub(super) fn read_item<'a>(item: &'a [u8], slowly: &Counter) -> Result<Draft<'a
             reason: RefusalReason::ItemMissing,
             field: "item".into(),
             got: "nothing that this relay knows".into(),
-            want: "track or identify".into(),
+            want: "track, identify, page, screen, group or alias".into(),
         }),
     }
 }
 
 pub(super) fn track_draft(request: TrackEventRequest) -> Draft<'static> {
-    let EventContext { ip, user_agent } = request.context.unwrap_or_default();
-    Draft {
-        kind: DraftKind::Track { event_name: request.event_name.into() },
-        event_id: request.event_id.into(),
-        user_id: request.user_id.into(),
-        anonymous_id: request.anonymous_id.into(),
-        time_ms: time_of_event(request.timestamp_ms, request.timestamp),
-        ip: ip.into(),
-        user_agent: user_agent.into(),
-        properties: read_properties(&request.properties, &request.properties_json),
-        durability: asked_durability(request.durability),
-    }
+    draft(
+        DraftKind::Track { event_name: request.event_name.into() },
+        request.event_id,
+        [request.user_id, request.anonymous_id],
+        time_of_event(request.timestamp_ms, request.timestamp),
+        read_properties(&request.properties, &request.properties_json),
+        request.context,
+        request.durability,
+    )
 }
 
 pub(super) fn identify_draft(request: IdentifyUserRequest) -> Draft<'static> {
-    let EventContext { ip, user_agent } = request.context.unwrap_or_default();
+    draft(
+        DraftKind::Identify,
+        request.event_id,
+        [request.user_id, request.anonymous_id],
+        time_of_event(request.timestamp_ms, 0),
+        read_properties(&request.properties, &request.properties_json),
+        request.context,
+        request.durability,
+    )
+}
+
+fn view_draft(
+    kind: impl FnOnce(Cow<'static, str>, Cow<'static, str>) -> DraftKind<'static>,
+    request: ViewRequest,
+) -> Draft<'static> {
+    draft(
+        kind(request.name.into(), request.category.into()),
+        request.event_id,
+        [request.user_id, request.anonymous_id],
+        time_of_event(request.timestamp_ms, 0),
+        read_properties(&request.properties, &request.properties_json),
+        request.context,
+        request.durability,
+    )
+}
+
+fn group_draft(request: GroupRequest) -> Draft<'static> {
+    draft(
+        DraftKind::Group { group_id: request.group_id.into() },
+        request.event_id,
+        [request.user_id, request.anonymous_id],
+        time_of_event(request.timestamp_ms, 0),
+        read_properties(&request.properties, &request.properties_json),
+        request.context,
+        request.durability,
+    )
+}
+
+fn alias_draft(request: AliasRequest) -> Draft<'static> {
+    draft(
+        DraftKind::Alias { previous_id: request.previous_id.into() },
+        request.event_id,
+        [request.user_id, String::new()],
+        time_of_event(request.timestamp_ms, 0),
+        Ok(Properties::empty()),
+        request.context,
+        request.durability,
+    )
+}
+
+/// What all requests have.
+fn draft(
+    kind: DraftKind<'static>,
+    event_id: String,
+    [user_id, anonymous_id]: [String; 2],
+    time_ms: Option<(&'static str, i64)>,
+    properties: Result<Properties<'static>, BadProperties>,
+    context: Option<EventContext>,
+    durability: i32,
+) -> Draft<'static> {
+    let EventContext { ip, user_agent, json } = context.unwrap_or_default();
+    let context = (!json.is_empty()).then(|| {
+        let context = parse_properties(&json).map(JsonObject::from);
+        context.map_err(|error| BadProperties::Faulty { field: "context.json", error })
+    });
     Draft {
-        kind: DraftKind::Identify,
-        event_id: request.event_id.into(),
-        user_id: request.user_id.into(),
-        anonymous_id: request.anonymous_id.into(),
-        time_ms: time_of_event(request.timestamp_ms, 0),
+        kind,
+        event_id: event_id.into(),
+        user_id: user_id.into(),
+        anonymous_id: anonymous_id.into(),
+        time_ms,
         ip: ip.into(),
         user_agent: user_agent.into(),
-        properties: read_properties(&request.properties, &request.properties_json),
-        durability: asked_durability(request.durability),
+        properties,
+        context,
+        durability: asked_durability(durability),
     }
 }
 

@@ -5,7 +5,7 @@
 //! and say what is wrong. So this is a short cut and never a second opinion:
 //! whatever it returns, the long way would too.
 
-use analytics_relay_providers::{Properties, properties::PropertiesWriter};
+use analytics_relay_providers::{Properties, event::JsonObject, properties::PropertiesWriter};
 use bytes::Buf;
 use prost::encoding::decode_varint;
 use smallvec::SmallVec;
@@ -98,7 +98,7 @@ struct Event<'a> {
     properties_json: &'a [u8],
     seconds: i64,
     millis: i64,
-    context: Option<[&'a str; 2]>,
+    context: Option<Context<'a>>,
     durability: i32,
 }
 
@@ -128,7 +128,7 @@ impl<'a> Event<'a> {
     }
 
     fn draft(&mut self, kind: DraftKind<'a>) -> Read<Draft<'a>> {
-        let [ip, user_agent] = self.context.unwrap_or_default();
+        let Context { ip, user_agent, json } = self.context.take().unwrap_or_default();
         let properties = match (self.properties.is_empty(), self.properties_json) {
             (_, []) => {
                 // Names and values, quotes, colons and commas; numbers may take more.
@@ -150,18 +150,30 @@ impl<'a> Event<'a> {
             ip: ip.into(),
             user_agent: user_agent.into(),
             properties: Ok(properties),
+            context: json.map(Ok),
             durability: asked_durability(self.durability),
         })
     }
 }
 
-/// The ip and the user agent of an `EventContext`.
-fn context(bytes: &[u8]) -> Read<[&str; 2]> {
-    let (mut fields, mut context) = (Fields(bytes), [""; 2]);
+/// What an `EventContext` holds.
+#[derive(Default)]
+struct Context<'a> {
+    ip: &'a str,
+    user_agent: &'a str,
+    json: Option<JsonObject<'a>>,
+}
+
+fn context(bytes: &[u8]) -> Read<Context<'_>> {
+    let (mut fields, mut context) = (Fields(bytes), Context::default());
     while let Some((number, field)) = fields.next()? {
         match (number, field) {
-            (1, Field::Bytes(bytes)) => context[0] = text(bytes)?,
-            (2, Field::Bytes(bytes)) => context[1] = text(bytes)?,
+            (1, Field::Bytes(bytes)) => context.ip = text(bytes)?,
+            (2, Field::Bytes(bytes)) => context.user_agent = text(bytes)?,
+            // An empty one is none.
+            (3, Field::Bytes(bytes @ [_, ..])) => {
+                context.json = Some(JsonObject::parse(text(bytes)?, &PROPERTIES).map_err(|_| Unusual)?);
+            }
             _ => return Err(Unusual),
         }
     }
@@ -379,14 +391,19 @@ mod tests {
             properties in hash_map(".{0,6}", value(), 0..6),
             json in prop_oneof![4 => Just(String::new()), 1 => Just(r#"{"a":[1.50]}"#.to_owned()), 1 => ".{0,8}"],
             (timestamp, timestamp_ms, durability) in (prop_oneof![Just(0), any::<i64>()], any::<i64>(), any::<i32>()),
-            has_context: bool,
+            context_json in prop_oneof![
+                2 => Just(None),
+                1 => Just(Some(String::new())),
+                1 => Just(Some(r#"{"page":{"url":"/é"},"n":1.50}"#.to_owned())),
+                1 => ".{0,8}".prop_map(Some)
+            ],
         ) -> TrackEventRequest {
             let [event_name, user_id, event_id, anonymous_id, ip, user_agent] = texts;
             TrackEventRequest {
                 event_name, user_id, event_id, anonymous_id, timestamp, timestamp_ms, durability,
                 properties: if json.is_empty() { properties } else { [].into() },
                 properties_json: json.into_bytes(),
-                context: has_context.then_some(EventContext { ip, user_agent }),
+                context: context_json.map(|json| EventContext { ip, user_agent, json: json.into_bytes() }),
             }
         }
     }
@@ -413,7 +430,8 @@ mod tests {
         ) {
             let whole = message.encode_to_vec();
             // The long way is for what is refused, and for damage.
-            let is_refused = track_draft(message.clone()).properties.is_err();
+            let draft = track_draft(message.clone());
+            let is_refused = draft.properties.is_err() || matches!(draft.context, Some(Err(_)));
             prop_assert_eq!(check_track(&whole), !is_refused);
             // Two messages in one: to be merged field by field.
             check_track(&[whole.clone(), other.encode_to_vec()].concat());
@@ -439,7 +457,8 @@ mod tests {
     fn sample(field: &FieldDescriptorProto) -> Vec<u8> {
         let number = u32::try_from(field.number()).unwrap();
         let mut bytes = Vec::new();
-        let text = if field.name() == "properties_json" { "{\"a\":1}" } else { "1" };
+        let is_json = matches!(field.name(), "properties_json" | "json");
+        let text = if is_json { "{\"a\":1}" } else { "1" };
         match field.r#type() {
             Type::String => prost::encoding::string::encode(number, &text.to_owned(), &mut bytes),
             Type::Bytes => prost::encoding::bytes::encode(number, &text.as_bytes().to_vec(), &mut bytes),
@@ -548,7 +567,11 @@ mod tests {
             user_id: "user-1".into(),
             event_id: "order-1".into(),
             timestamp_ms: 1_767_225_600_000,
-            context: Some(EventContext { ip: "203.0.113.9".into(), user_agent: "curl".into() }),
+            context: Some(EventContext {
+                ip: "203.0.113.9".into(),
+                user_agent: "curl".into(),
+                json: br#"{"locale":"de"}"#.into(),
+            }),
             properties: properties.into(),
             ..Default::default()
         };

@@ -1,16 +1,18 @@
 //! Batches and streams of batches: an answer for each item, and the same promise.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use analytics_relay::{
     proto::v1::{
-        Durability, IdentifyUserRequest, TrackBatchItem, TrackBatchRequest, TrackEventRequest,
-        track_batch_answer::Answer, track_batch_item::Item,
+        AliasRequest, Durability, EventContext, GroupRequest, IdentifyUserRequest, TrackBatchItem,
+        TrackBatchRequest, TrackEventRequest, ViewRequest, track_batch_answer::Answer,
+        track_batch_item::Item,
     },
-    providers::sandbox::Vendor,
+    providers::sandbox::{TakenKind, Vendor},
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,6 +36,86 @@ fn reasons(answers: &[analytics_relay::proto::v1::TrackBatchAnswer]) -> Vec<Stri
         Answer::Deferred(deferred) => deferred.reason.clone(),
     };
     answers.iter().map(|answer| reason(answer.answer.as_ref().unwrap())).collect()
+}
+
+/// Every kind of event: each provider gets those that it has a form for, in that form,
+/// and the others are counted there and nowhere lost.
+#[tokio::test]
+async fn every_kind_of_event_reaches_the_providers_that_have_a_form_for_it() {
+    for durability in ["memory", "written"] {
+        let mut setup = Setup::new().await;
+        setup.set("DURABILITY", durability);
+        let relay = setup.start().await;
+        let context = EventContext {
+            json: br#"{"locale":"de-DE","page":{"url":"https://x.example/pricing"}}"#.into(),
+            ..Default::default()
+        };
+        let view = |id: &str| ViewRequest {
+            name: "Pricing".into(),
+            category: "Docs".into(),
+            user_id: "user-1".into(),
+            properties_json: br#"{"url":"https://x.example/pricing"}"#.into(),
+            event_id: id.into(),
+            context: Some(context.clone()),
+            ..Default::default()
+        };
+        let group = GroupRequest {
+            group_id: "acme".into(),
+            user_id: "user-1".into(),
+            properties_json: br#"{"plan":"pro"}"#.into(),
+            event_id: "group-1-of-acme-long".into(),
+            ..Default::default()
+        };
+        let alias = AliasRequest {
+            previous_id: "user-0".into(),
+            user_id: "user-1".into(),
+            event_id: "alias-1-of-user-1-long".into(),
+            ..Default::default()
+        };
+        let items = [
+            Item::Page(view("page-1-of-user-1-long")),
+            Item::Screen(view("screen-1-of-user-1-long")),
+            Item::Group(group.clone()),
+            Item::Alias(alias.clone()),
+            Item::Group(GroupRequest { group_id: String::new(), ..group }),
+            Item::Alias(AliasRequest { previous_id: "user-1".into(), ..alias }),
+        ];
+        let (ids, request) = batch(items.map(|item| TrackBatchItem { item: Some(item) }));
+        let answers = relay.client().track_batch(request).await.unwrap().into_inner().answers;
+        let want = ["accepted", "accepted", "accepted", "accepted", "GROUP_ID_MISSING", "ALIAS_OF_ITSELF"];
+        assert_eq!(reasons(&answers), want);
+
+        taken(&setup, Vendor::Segment, 4).await;
+        for vendor in [Vendor::Mixpanel, Vendor::Amplitude] {
+            relay.settled(vendor, 4).await;
+        }
+        let ended = relay.terminate().await;
+        assert_eq!(ended.code, 0);
+        let segment = setup.sandbox.taken(Vendor::Segment);
+        let kinds: HashMap<&str, TakenKind> = segment.iter().map(|taken| (&*taken.id, taken.kind)).collect();
+        let wanted = [TakenKind::Page, TakenKind::Screen, TakenKind::Group, TakenKind::Alias];
+        for (id, kind) in ids.iter().zip(wanted) {
+            assert_eq!(kinds.get(&**id), Some(&kind), "{id}");
+        }
+        let page = segment.iter().find(|taken| taken.kind == TakenKind::Page).unwrap();
+        assert_eq!(
+            (&page.event["name"], &page.event["context"]["locale"]),
+            (&"Pricing".into(), &"de-DE".into())
+        );
+        for vendor in [Vendor::Mixpanel, Vendor::Amplitude] {
+            let mut names: Vec<String> =
+                setup.sandbox.taken(vendor).into_iter().map(|taken| taken.name).collect();
+            names.sort_unstable();
+            assert_eq!(names, ["Loaded a Page", "Loaded a Screen"], "{vendor:?}");
+            let balance = ended.balance(vendor);
+            assert_eq!((balance.delivered, balance.not_for, balance.dropped), (2, 2, 0), "{balance:?}");
+            assert!(balance.is_exact());
+        }
+        assert_eq!(
+            (ended.balance(Vendor::Segment).delivered, ended.balance(Vendor::Segment).not_for),
+            (4, 0)
+        );
+    }
 }
 
 /// Tracks and identifies in one batch; a bad item refuses itself alone, and

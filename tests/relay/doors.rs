@@ -469,7 +469,8 @@ async fn context_and_ids_that_are_not_as_they_should_be_cost_no_event() {
     {
         let mut request = track("x", user);
         let user_agent = "é".repeat(600);
-        request.context = Some(analytics_relay::proto::v1::EventContext { ip: ip.into(), user_agent });
+        request.context =
+            Some(analytics_relay::proto::v1::EventContext { ip: ip.into(), user_agent, json: Vec::new() });
         request.anonymous_id = "device-7".into();
         client.track_event(request).await.unwrap();
     }

@@ -353,6 +353,7 @@ impl Ended {
             dead_lettered: number("dead_lettered"),
             spilled: number("spilled"),
             dropped: number("dropped"),
+            not_for: number("not_for"),
             in_flight: number("in_flight"),
         }
     }
@@ -373,6 +374,7 @@ pub(crate) struct Balance {
     pub(crate) dead_lettered: u64,
     pub(crate) spilled: u64,
     pub(crate) dropped: u64,
+    pub(crate) not_for: u64,
     pub(crate) in_flight: u64,
 }
 
@@ -381,7 +383,7 @@ impl Balance {
     pub(crate) fn is_exact(&self) -> bool {
         self.in_flight == 0
             && self.accepted + self.reloaded
-                == self.delivered + self.dead_lettered + self.spilled + self.dropped
+                == self.delivered + self.dead_lettered + self.spilled + self.dropped + self.not_for
     }
 }
 
@@ -564,6 +566,9 @@ pub(crate) fn batch(items: impl IntoIterator<Item = TrackBatchItem>) -> (Vec<Str
     let items: Vec<_> = items.into_iter().collect();
     let id = |item: &TrackBatchItem| match item.item.as_ref() {
         Some(Item::Track(track)) => track.event_id.clone(),
+        Some(Item::Page(view) | Item::Screen(view)) => view.event_id.clone(),
+        Some(Item::Group(group)) => group.event_id.clone(),
+        Some(Item::Alias(alias)) => alias.event_id.clone(),
         Some(Item::Identify(identify)) => identify.event_id.clone(),
         None => String::new(),
     };

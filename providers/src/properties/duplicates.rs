@@ -56,7 +56,7 @@ fn write_all<'a>(
 }
 
 /// The names and values of an object that was checked, values as JSON text.
-pub(super) fn entries(json: &str) -> Vec<(String, &RawValue)> {
+pub(crate) fn entries(json: &str) -> Vec<(String, &RawValue)> {
     struct Entries;
     impl<'de> Visitor<'de> for Entries {
         type Value = Vec<(String, &'de RawValue)>;

@@ -36,6 +36,14 @@ pub enum TakenKind {
     /// A change to what is known of a user. One record of Mixpanel's `/engage`
     /// is one of these, so an identify that sets and unsets makes two.
     Identify,
+    /// A page that was seen.
+    Page,
+    /// A screen that was seen.
+    Screen,
+    /// A user's group, and what is known of it.
+    Group,
+    /// A user's other id.
+    Alias,
 }
 
 /// One request a vendor saw, whatever came of it.

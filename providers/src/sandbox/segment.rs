@@ -91,17 +91,30 @@ fn event(raw: &str, terms: &Terms<'_>) -> Option<Arrival> {
     let kind = match text(&item, "type") {
         "track" => TakenKind::Track,
         "identify" => TakenKind::Identify,
+        "page" => TakenKind::Page,
+        "screen" => TakenKind::Screen,
+        "group" => TakenKind::Group,
+        "alias" => TakenKind::Alias,
         _ => return None,
     };
     let id = text(&item, "messageId");
     let user = user(&item)?;
-    let (name, payload) = match kind {
-        TakenKind::Track => (text(&item, "event"), "properties"),
-        TakenKind::Identify => ("", "traits"),
+    // What names it, what it must have, and where the rest of it is.
+    let (name, must, payload) = match kind {
+        TakenKind::Track => (text(&item, "event"), Some("event"), "properties"),
+        TakenKind::Identify => ("", None, "traits"),
+        TakenKind::Page | TakenKind::Screen => (text(&item, "name"), None, "properties"),
+        TakenKind::Group => (text(&item, "groupId"), Some("groupId"), "traits"),
+        TakenKind::Alias => (text(&item, "previousId"), Some("previousId"), "traits"),
     };
+    let strings = ["event", "name", "category", "groupId", "previousId"]
+        .iter()
+        .all(|field| present(&item, field).is_none_or(Value::is_string));
     let usable = (1..=MESSAGE_ID_MAX_CHARS).contains(&id.chars().count())
         && is_iso_8601(text(&item, "timestamp"))
-        && (kind == TakenKind::Identify || !name.is_empty())
+        && strings
+        && must.is_none_or(|field| !text(&item, field).is_empty())
+        && (kind != TakenKind::Alias || !text(&item, "userId").is_empty())
         && [payload, "context", "integrations"]
             .iter()
             .all(|part| item.get(*part).is_none_or(Value::is_object));
@@ -211,7 +224,10 @@ mod tests {
     fn an_unusable_event_is_lost_behind_a_success() {
         let unusable = [
             json!("text"),
-            with("type", json!("page")),
+            with("type", json!("purchase")),
+            with("type", json!("group")),
+            with("type", json!("alias")),
+            with("name", json!(7)),
             without(&["type"]),
             with("messageId", json!("")),
             with("messageId", json!("a".repeat(101))),
@@ -231,6 +247,27 @@ mod tests {
             assert_eq!((judgement.status, &judgement.body), (200, &json!({"success": true})));
             assert_eq!((judgement.taken.len(), judgement.rejected), (1, 1), "{item}");
         }
+    }
+
+    #[test]
+    fn every_kind_is_taken_with_what_it_must_have() {
+        let mut group = with("type", json!("group"));
+        group["groupId"] = json!("group-1");
+        let mut alias = with("type", json!("alias"));
+        alias["previousId"] = json!("user-0");
+        let mut page = with("type", json!("page"));
+        page["name"] = json!("Home");
+        let items = json!([event("a"), page, with("type", json!("screen")), group, alias]);
+        let judgement = batch(items).judge(judge);
+        let taken: Vec<_> = judgement.taken.iter().map(|taken| (taken.kind, &*taken.name)).collect();
+        let want = [
+            (TakenKind::Track, "a"),
+            (TakenKind::Page, "Home"),
+            (TakenKind::Screen, ""),
+            (TakenKind::Group, "group-1"),
+            (TakenKind::Alias, "user-0"),
+        ];
+        assert_eq!((&taken[..], judgement.rejected), (&want[..], 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use analytics_relay_providers::{Endpoint, Event};
+use analytics_relay_providers::{Endpoint, Event, NotFor};
 use tokio::time::Instant;
 use tracing::error;
 
@@ -30,6 +30,9 @@ const OVERFLOW_BYTES_MIN: usize = 8 * 1024 * 1024;
 /// the cursor.
 const ASIDE_EVENTS_MAX: usize = 250_000;
 
+/// Events that are not for the provider: why, and where they are kept.
+type PassedOver = Vec<(NotFor, Place)>;
+
 impl Lane {
     /// Takes in what an earlier run left, before anything new.
     pub(crate) fn reload(&mut self, spilled: Spilled) {
@@ -41,10 +44,18 @@ impl Lane {
     }
 
     pub(super) fn take_in(&mut self, batches: &mut Vec<Batch>) {
-        let mut overflow = 0;
+        let (mut overflow, mut passed_over) = (0, PassedOver::default());
         let limited = self.limited_routes();
         for queued in batches.drain(..).flat_map(|batch| batch.to_vec()) {
-            let (flow, bytes) = (self.flow_of(&queued.event), queued.event.memory_bytes());
+            let flow = match self.flow_of(&queued.event) {
+                Ok(flow) => flow,
+                Err(why) => {
+                    // It needs no room.
+                    passed_over.extend(self.source.take(queued, true).map(|queued| (why, queued.place)));
+                    continue;
+                }
+            };
+            let bytes = queued.event.memory_bytes();
             let is_beyond_share = self.is_beyond_share(flow, bytes, &limited);
             let has_room = self.has_room(bytes) && !is_beyond_share;
             let is_aside = self.is_left_aside(queued.place, flow, is_beyond_share);
@@ -64,6 +75,25 @@ impl Lane {
             );
         }
         self.full = overflow > 0;
+        self.pass_over(passed_over);
+    }
+
+    /// Ends events that are not for the provider.
+    fn pass_over(&mut self, passed_over: PassedOver) {
+        if passed_over.is_empty() {
+            return;
+        }
+        for reason in NotFor::ALL {
+            let places: Vec<Place> =
+                passed_over.iter().filter(|(why, _)| *why == reason).map(|(_, place)| *place).collect();
+            if places.is_empty() {
+                continue;
+            }
+            self.recorder.not_for(reason, places.len());
+            let logged: Vec<u64> = places.iter().filter_map(|place| place.log_seq()).collect();
+            self.source.ended(Outcome::NotFor(reason), &logged);
+            self.finish_reloaded(places.iter().filter(|place| **place == Place::SPILL_FILE).count());
+        }
     }
 
     /// There is no room: the event becomes a dead letter.
@@ -165,12 +195,20 @@ impl Lane {
         let read = chunk.events.into_iter();
         let read = read.map(|logged| Queued { event: logged.event, place: Place::log(logged.seq) });
         let limited = self.limited_routes();
+        let mut passed_over = PassedOver::default();
         for queued in read.chain(recent) {
-            let flow = self.flow_of(&queued.event);
+            let flow = match self.flow_of(&queued.event) {
+                Ok(flow) => flow,
+                Err(why) => {
+                    passed_over.push((why, queued.place));
+                    continue;
+                }
+            };
             let is_beyond_share = self.is_beyond_share(flow, queued.event.memory_bytes(), &limited);
             let is_aside = self.is_left_aside(queued.place, flow, is_beyond_share);
             self.admit(queued, flow, is_aside);
         }
+        self.pass_over(passed_over);
         let lost: u64 = chunk.missing.iter().map(|range| range.end - range.start).sum();
         if let Some(reports) = self.source.reports() {
             chunk.damaged.into_iter().for_each(|range| reports.damaged(range));
@@ -217,13 +255,19 @@ impl Lane {
     }
 
     pub(super) fn push(&mut self, Queued { event, place }: Queued) {
-        let flow = self.flow_of(&event);
-        self.backlog.push(event, flow, place);
+        match self.flow_of(&event) {
+            Ok(flow) => self.backlog.push(event, flow, place),
+            Err(why) => self.pass_over(vec![(why, place)]),
+        }
     }
 
-    /// By the provider's own code: a panic in it must not end the lane.
-    fn flow_of(&self, event: &Event) -> Flow {
+    /// Where an event goes, or why it is not for the provider. By the provider's own
+    /// code: a panic in it must not end the lane.
+    fn flow_of(&self, event: &Event) -> Result<Flow, NotFor> {
+        if !event.is_for(self.provider.name()) {
+            return Err(NotFor::Audience);
+        }
         let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(event)));
-        Flow::of(event, endpoint.unwrap_or(Endpoint::DEFAULT))
+        Ok(Flow::of(event, endpoint.unwrap_or(Ok(Endpoint::DEFAULT))?))
     }
 }

@@ -9,7 +9,9 @@ use std::{
     },
 };
 
-use analytics_relay_providers::{BatchLimits, Event, Rejection};
+use analytics_relay_providers::{
+    BatchLimits, Event, EventParts, MoreParts, NotFor, Rejection, event::Audience,
+};
 use async_trait::async_trait;
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -67,8 +69,8 @@ impl Provider for Scripted {
         BatchLimits { events_max: 100, body_bytes_max: 1 << 20, requests_max: 2 }
     }
 
-    fn endpoint(&self, event: &Event) -> Endpoint {
-        Endpoint(u8::from(self.two_endpoints && event.is_identify()))
+    fn endpoint(&self, event: &Event) -> Result<Endpoint, NotFor> {
+        Ok(Endpoint(u8::from(self.two_endpoints && event.is_identify())))
     }
 
     async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
@@ -112,6 +114,7 @@ struct Kept {
     dead: Mutex<Vec<DeadLetter>>,
     dead_lettered: AtomicUsize,
     dropped: Mutex<Vec<(DropReason, usize)>>,
+    not_for: Mutex<Vec<(NotFor, usize)>>,
     disk: Mutex<Disk>,
 }
 
@@ -159,6 +162,10 @@ impl Recorder for Kept {
 
     fn dropped(&self, reason: DropReason, events: usize) {
         self.dropped.lock().unwrap().push((reason, events));
+    }
+
+    fn not_for(&self, reason: NotFor, events: usize) {
+        self.not_for.lock().unwrap().push((reason, events));
     }
 }
 
@@ -260,6 +267,32 @@ fn unavailable(retry_after: Option<Duration>) -> Answer {
 
 fn tracks(count: usize) -> Vec<Event> {
     (0..count).map(|_| track("x")).collect()
+}
+
+/// The same event for some providers only.
+fn only_for(event: &Event, audience: Audience<'_>) -> Event {
+    let parts = event.parts();
+    let more = MoreParts { audience, ..parts.more.clone() };
+    Event::pack(&EventParts { more, ..parts })
+}
+
+/// Those that are not for the provider are counted, and neither sent nor lost.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_for_the_provider_ends_at_once_and_is_counted() {
+    let lane = Running::start(Vec::new());
+    lane.send(&[
+        track("a"),
+        only_for(&track("b"), Audience::AllBut("scripted".into())),
+        only_for(&track("c"), Audience::Only("elsewhere".into())),
+        only_for(&track("d"), Audience::Only("elsewhere,scripted".into())),
+    ])
+    .await;
+    let (provider, kept) = lane.finish().await;
+    let sent: usize = provider.requests.lock().unwrap().iter().map(|(_, events)| events.len()).sum();
+    assert_eq!((sent, kept.counts()), (2, (2, 0)));
+    let passed_over: usize = kept.not_for.lock().unwrap().iter().map(|(_, events)| events).sum();
+    assert_eq!(passed_over, 2);
+    assert!(kept.not_for.lock().unwrap().iter().all(|(why, _)| *why == NotFor::Audience));
 }
 
 /// While a request is under way its events wait, for whoever asks how long.

@@ -483,6 +483,25 @@ async fn a_kind_that_only_a_newer_relay_knows_is_read_from_the_log_as_it_stands(
     assert_eq!(durable.stop().await, 0);
 }
 
+/// In the log, too: they stand there for others, and end at this provider, whether it
+/// gets them from the queue or reads them.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_for_the_provider_is_passed_over_in_the_log() {
+    for queue in [SETTINGS.capacity, QueueLimits { events_max: 1, bytes_max: 1 }] {
+        let durable = Durable::start_with(Duration::ZERO, HOUR, queue, 50);
+        for _ in 0..100 {
+            durable.accept_event(&only_for(&track("x"), Audience::Only("elsewhere".into()))).await;
+            durable.accept(1, Duration::from_millis(10)).await;
+        }
+        durable.ended(100).await;
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!((durable.delivered(), durable.dead()), (100, 0));
+        let passed_over: usize = durable.kept.not_for.lock().unwrap().iter().map(|(_, events)| events).sum();
+        assert_eq!(passed_over, 100);
+        assert_eq!(durable.stop().await, 0, "nothing is left in the log");
+    }
+}
+
 /// What was left aside expires like what is in memory.
 #[tokio::test(start_paused = true)]
 async fn what_is_left_aside_in_the_log_expires_in_its_time() {
