@@ -271,12 +271,13 @@ pub fn run() -> ExitCode {
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    // Before the first line: whoever reads it may ask to stop.
+    let signals = shutdown::signals()?;
     let logs = telemetry::init_logs(&config.logs.level, config.logs.format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     check::log(&config);
-    let signals = shutdown::signals()?;
     let starting = Watchdog::over_the_start(signals.first(), config.stop.drain_timeout);
     let app = App::start(&config).await?;
     drop(starting);

@@ -11,24 +11,27 @@ use crate::harness::{KEY, Observer, Setup, lines_on_disk, taken};
 /// that it took: the others would show a provider in trouble, and no bad events.
 async fn with_dead_letters() -> (Setup, Observer) {
     let mut setup = Setup::new().await;
-    setup.set("MAX_RETRY_ATTEMPTS", "1").set("BATCH_SIZE", "11");
+    // All in one batch, however slowly they come.
+    setup.set("MAX_RETRY_ATTEMPTS", "1").set("BATCH_SIZE", "11").set("FLUSH_INTERVAL_SECONDS", "60");
     let relay = setup.start().await;
-    let mut client = relay.client();
     let mut observer = Observer::default();
     setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=bad".parse().unwrap()));
     for _ in 0..10 {
-        observer.track(&mut client, "bad", "u").await;
+        observer.track(&mut relay.client(), "bad", "u").await;
     }
-    observer.track(&mut client, "taken", "u").await;
+    observer.track(&mut relay.client(), "taken", "u").await;
     relay.dead_lettered(Vendor::Mixpanel, 10).await;
-    setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
-    for _ in 0..10 {
-        observer.track(&mut client, "good", "u").await;
-    }
-    relay.dead_lettered(Vendor::Mixpanel, 20).await;
     let ended = relay.terminate().await;
     observer.check_balance(&setup, &ended);
-    assert_eq!(ended.balance(Vendor::Mixpanel).dead_lettered, 20);
+    assert_eq!(ended.balance(Vendor::Mixpanel).dead_lettered, 10);
+    setup.set("FLUSH_INTERVAL_SECONDS", "0.05");
+    let relay = setup.start().await;
+    setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
+    for _ in 0..10 {
+        observer.track(&mut relay.client(), "good", "u").await;
+    }
+    relay.dead_lettered(Vendor::Mixpanel, 10).await;
+    assert_eq!(relay.terminate().await.balance(Vendor::Mixpanel).dead_lettered, 10);
     setup.sandbox.always(Vendor::Mixpanel, None);
     (setup, observer)
 }
@@ -354,7 +357,7 @@ fn letters_in(text: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn dead_letters_are_deleted_as_they_were_shown_and_no_others() {
-    let (setup, _) = with_dead_letters().await;
+    let (mut setup, _) = with_dead_letters().await;
     let dir = setup.data_dir().join("dead-letters/mixpanel");
     let (code, out, err) = setup.run(&["dead-letters", "delete", "--yes"]).await;
     assert_eq!((code, out.as_str()), (1, ""));
@@ -377,6 +380,7 @@ async fn dead_letters_are_deleted_as_they_were_shown_and_no_others() {
     assert_eq!(told[3..], ["--letters", "10"], "{out}");
     let told: Vec<&str> = filter.iter().copied().chain(told.iter().map(String::as_str)).collect();
     // Later ones that nobody was shown, in a relay that goes on running.
+    setup.set("FLUSH_INTERVAL_SECONDS", "60");
     setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=bad".parse().unwrap()));
     let relay = setup.start().await;
     let mut observer = Observer::default();
@@ -409,7 +413,9 @@ async fn dead_letters_are_deleted_as_they_were_shown_and_no_others() {
     assert_eq!(code, 0, "{out}");
     assert!(out.contains("deleted 5 (invalid)") && out.contains("deleted 10 (retries_exhausted)"), "{out}");
     assert!(lines_on_disk(&dir).is_empty());
-    observer.track(&mut relay.client(), "bad", "u").await;
+    for name in ["bad"].into_iter().chain(["taken"; 10]) {
+        observer.track(&mut relay.client(), name, "u").await;
+    }
     relay.dead_lettered(Vendor::Mixpanel, 6).await;
     assert_eq!(lines_on_disk(&dir).len(), 1);
     let ended = relay.terminate().await;

@@ -503,7 +503,7 @@ async fn a_provider_that_drips_holds_few_connections() {
 #[tokio::test]
 async fn dead_letters_that_cannot_be_written_wait() {
     let mut setup = Setup::new().await;
-    setup.set("BATCH_SIZE", "11");
+    setup.set("BATCH_SIZE", "11").set("FLUSH_INTERVAL_SECONDS", "60");
     setup.sandbox.always(Vendor::Mixpanel, Some(fault("reject-name=bad")));
     let relay = setup.start().await;
     let letters = setup.data_dir().join("dead-letters/mixpanel");

@@ -210,13 +210,14 @@ async fn explain_shows_the_attempt_that_failed_and_the_one_that_did_not() {
 #[tokio::test]
 async fn explain_finds_dead_letters_and_says_what_it_does_not_know() {
     let mut setup = durable().await;
-    setup.set("FLUSH_INTERVAL_SECONDS", "1");
+    // Both events in one batch, however slowly they come.
+    setup.set("FLUSH_INTERVAL_SECONDS", "60").set("BATCH_SIZE", "2");
     setup.sandbox.always(Vendor::Amplitude, Some("reject-name=Order Placed".parse().unwrap()));
     let relay = setup.start().await;
     let request = track("Order Placed", "user-1");
     let id = request.event_id.clone();
     relay.client().track_event(request).await.unwrap();
-    // In the same batch: it shows that the other one is to blame.
+    // It shows that the other one is to blame.
     relay.client().track_event(track("Order Shipped", "user-1")).await.unwrap();
     relay.dead_lettered(Vendor::Amplitude, 1).await;
     relay.terminate().await;
