@@ -60,16 +60,7 @@ pub(super) fn read_item<'a>(item: &'a [u8], slowly: &Counter) -> Result<Draft<'a
     }
     slowly.inc();
     match TrackBatchItem::decode(item).map(|item| item.item) {
-        Ok(Some(Item::Track(request))) => Ok(track_draft(request)),
-        Ok(Some(Item::Identify(request))) => Ok(identify_draft(request)),
-        Ok(Some(Item::Page(request))) => {
-            Ok(view_draft(|name, category| DraftKind::Page { name, category }, request))
-        }
-        Ok(Some(Item::Screen(request))) => {
-            Ok(view_draft(|name, category| DraftKind::Screen { name, category }, request))
-        }
-        Ok(Some(Item::Group(request))) => Ok(group_draft(request)),
-        Ok(Some(Item::Alias(request))) => Ok(alias_draft(request)),
+        Ok(Some(item)) => Ok(item_draft(item)),
         Err(error) => Err(Violation {
             reason: RefusalReason::MessageMalformed,
             field: "item".into(),
@@ -82,6 +73,17 @@ pub(super) fn read_item<'a>(item: &'a [u8], slowly: &Counter) -> Result<Draft<'a
             got: "nothing that this relay knows".into(),
             want: "track, identify, page, screen, group or alias".into(),
         }),
+    }
+}
+
+pub(super) fn item_draft(item: Item) -> Draft<'static> {
+    match item {
+        Item::Track(request) => track_draft(request),
+        Item::Identify(request) => identify_draft(request),
+        Item::Page(request) => view_draft(|name, category| DraftKind::Page { name, category }, request),
+        Item::Screen(request) => view_draft(|name, category| DraftKind::Screen { name, category }, request),
+        Item::Group(request) => group_draft(request),
+        Item::Alias(request) => alias_draft(request),
     }
 }
 

@@ -5,6 +5,8 @@
 //! and say what is wrong. So this is a short cut and never a second opinion:
 //! whatever it returns, the long way would too.
 
+use std::borrow::Cow;
+
 use analytics_relay_providers::{Properties, event::JsonObject, properties::PropertiesWriter};
 use bytes::Buf;
 use prost::encoding::decode_varint;
@@ -28,6 +30,10 @@ pub(super) fn item(bytes: &[u8]) -> Option<Draft<'_>> {
         _ if !fields.0.is_empty() => None,
         (1, Field::Bytes(bytes)) => track(bytes),
         (2, Field::Bytes(bytes)) => identify(bytes),
+        (3, Field::Bytes(bytes)) => view(bytes, |name, category| DraftKind::Page { name, category }),
+        (4, Field::Bytes(bytes)) => view(bytes, |name, category| DraftKind::Screen { name, category }),
+        (5, Field::Bytes(bytes)) => group(bytes),
+        (6, Field::Bytes(bytes)) => alias(bytes),
         _ => None,
     }
 }
@@ -70,9 +76,69 @@ pub(super) fn identify(bytes: &[u8]) -> Option<Draft<'_>> {
     event.draft(DraftKind::Identify).ok()
 }
 
+/// The draft of a `ViewRequest`, of that kind.
+fn view<'a>(
+    bytes: &'a [u8],
+    kind: impl FnOnce(Cow<'a, str>, Cow<'a, str>) -> DraftKind<'a>,
+) -> Option<Draft<'a>> {
+    let mut event = Event::default();
+    let place = |number| match number {
+        1 => Some(Place::EventName),
+        2 => Some(Place::Second),
+        3 => Some(Place::UserId),
+        4 => Some(Place::AnonymousId),
+        5 => Some(Place::Properties),
+        6 => Some(Place::PropertiesJson),
+        7 => Some(Place::EventId),
+        8 => Some(Place::Context),
+        9 => Some(Place::Millis),
+        10 => Some(Place::Durability),
+        _ => None,
+    };
+    event.read(bytes, place).ok()?;
+    event.draft(kind(event.event_name.into(), event.second.into())).ok()
+}
+
+/// The draft of a `GroupRequest`.
+fn group(bytes: &[u8]) -> Option<Draft<'_>> {
+    let mut event = Event::default();
+    let place = |number| match number {
+        1 => Some(Place::Second),
+        2 => Some(Place::UserId),
+        3 => Some(Place::AnonymousId),
+        4 => Some(Place::Properties),
+        5 => Some(Place::PropertiesJson),
+        6 => Some(Place::EventId),
+        7 => Some(Place::Context),
+        8 => Some(Place::Millis),
+        9 => Some(Place::Durability),
+        _ => None,
+    };
+    event.read(bytes, place).ok()?;
+    event.draft(DraftKind::Group { group_id: event.second.into() }).ok()
+}
+
+/// The draft of an `AliasRequest`.
+fn alias(bytes: &[u8]) -> Option<Draft<'_>> {
+    let mut event = Event::default();
+    let place = |number| match number {
+        1 => Some(Place::Second),
+        2 => Some(Place::UserId),
+        3 => Some(Place::EventId),
+        4 => Some(Place::Context),
+        5 => Some(Place::Millis),
+        6 => Some(Place::Durability),
+        _ => None,
+    };
+    event.read(bytes, place).ok()?;
+    event.draft(DraftKind::Alias { previous_id: event.second.into() }).ok()
+}
+
 /// What a field of a request is.
 enum Place {
     EventName,
+    /// A category, a group's id, or an id until now.
+    Second,
     UserId,
     EventId,
     AnonymousId,
@@ -91,6 +157,7 @@ type Entries<'a> = SmallVec<[Entry<'a>; 16]>;
 #[derive(Default)]
 struct Event<'a> {
     event_name: &'a str,
+    second: &'a str,
     user_id: &'a str,
     event_id: &'a str,
     anonymous_id: &'a str,
@@ -108,6 +175,7 @@ impl<'a> Event<'a> {
         while let Some((number, field)) = fields.next()? {
             match (place(number).ok_or(Unusual)?, field) {
                 (Place::EventName, Field::Bytes(bytes)) => self.event_name = text(bytes)?,
+                (Place::Second, Field::Bytes(bytes)) => self.second = text(bytes)?,
                 (Place::UserId, Field::Bytes(bytes)) => self.user_id = text(bytes)?,
                 (Place::EventId, Field::Bytes(bytes)) => self.event_id = text(bytes)?,
                 (Place::AnonymousId, Field::Bytes(bytes)) => self.anonymous_id = text(bytes)?,
@@ -361,7 +429,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        ingest::draft::{identify_draft, track_draft},
+        ingest::draft::{identify_draft, item_draft, track_draft},
         proto::v1::{
             EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue, TrackBatchItem,
             TrackEventRequest, property_value::Value, track_batch_item::Item,
@@ -514,7 +582,18 @@ mod tests {
         check("IdentifyUserRequest", &identify_of);
         check("EventContext", &|bytes| track_of(&in_track(7, bytes)));
         check("PropertyValue", &|bytes| track_of(&in_track(3, &property(bytes))));
-        assert!(checked >= 26, "{checked}");
+        for (number, name) in
+            [(3, "ViewRequest"), (4, "ViewRequest"), (5, "GroupRequest"), (6, "AliasRequest")]
+        {
+            check(name, &|bytes| {
+                let bytes = in_track(number, bytes);
+                let draft = item(&bytes).map(|draft| format!("{draft:?}"));
+                let long = TrackBatchItem::decode(&*bytes).unwrap().item.map(item_draft);
+                assert_eq!(draft, long.map(|draft| format!("{draft:?}")), "{name}");
+                draft
+            });
+        }
+        assert!(checked >= 62, "{checked}");
         for field in fields("TrackBatchItem") {
             assert!(item(&[u8::try_from(field.number() << 3 | 2).unwrap(), 0]).is_some(), "{}", field.name());
         }
