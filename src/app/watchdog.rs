@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
     time::Duration,
@@ -25,8 +26,11 @@ use crate::{
 
 /// How long past the drain timeout the process may live.
 pub(crate) const OVERTIME_MAX: Duration = Duration::from_secs(2);
-/// The end of that time: to say what is known, and as much to exit.
-const LAST_WORDS_TIME: Duration = Duration::from_millis(100);
+/// The end of that time: to say what is known, on a machine that is busy too, and as much
+/// to exit.
+const LAST_WORDS_TIME: Duration = Duration::from_millis(450);
+/// How long lines that were logged have to be written, behind what was said.
+const LAST_LINES_TIME: Duration = Duration::from_millis(100);
 
 /// Ends the process, unless it is dropped before.
 #[derive(Debug)]
@@ -53,7 +57,9 @@ impl Watchdog {
             let report = DrainReport { balances: accounts.balances(), took: asked.note().elapsed(), failed };
             let code = report.exit_code();
             // Whoever reads may hang, and so may what formats: not here.
+            let (told, is_told) = mpsc::channel::<()>();
             let telling = thread::Builder::new().spawn(move || {
+                let _told = told;
                 let lost = report.lost();
                 error!(lost, "the drain hangs: the process is ended");
                 report.log_balances();
@@ -62,7 +68,8 @@ impl Watchdog {
                 say_on_stderr(text, LAST_WORDS_TIME);
             });
             if telling.is_ok() {
-                thread::sleep(LAST_WORDS_TIME);
+                let _ = is_told.recv_timeout(LAST_WORDS_TIME);
+                thread::sleep(LAST_LINES_TIME);
             }
             code
         })
@@ -78,7 +85,7 @@ impl Watchdog {
         let watchdog = Self { first: first.clone(), over: Arc::default(), failed: Arc::default() };
         let (first, over, failed) = (first.clone(), watchdog.over.clone(), watchdog.failed.clone());
         let watching = thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
-            let time = drain_timeout + OVERTIME_MAX - 2 * LAST_WORDS_TIME;
+            let time = drain_timeout + OVERTIME_MAX - 2 * LAST_WORDS_TIME - LAST_LINES_TIME;
             if first.wait(time, || over.load(Ordering::Relaxed)) {
                 end_process(last_words(failed.load(Ordering::Relaxed)));
             }

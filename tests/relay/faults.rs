@@ -528,7 +528,8 @@ async fn dead_letters_that_cannot_be_written_wait() {
 #[tokio::test]
 async fn callers_cannot_use_up_the_file_descriptors() {
     let mut setup = Setup::new().await;
-    setup.set("GRPC_MAX_CONNECTIONS", "10000");
+    // All in one batch, with those that are taken beside those that are refused.
+    setup.set("GRPC_MAX_CONNECTIONS", "10000").set("BATCH_SIZE", "51").set("FLUSH_INTERVAL_SECONDS", "60");
     let mut command = setup.command_of("/bin/sh");
     command.args(["-c", "ulimit -n 64; exec \"$0\""]).arg(Setup::binary());
     let relay = Relay::spawn(command).await;

@@ -303,7 +303,12 @@ impl Relay {
                 return;
             }
             let waited = start.elapsed();
-            assert!(waited < 2 * PATIENCE, "{vendor} {outcome:?}: {ended} of {events} ended in {waited:?}");
+            assert!(
+                waited < 2 * PATIENCE,
+                "{vendor} {outcome:?}: {ended} of {events} ended in {waited:?}\n{}\n{}",
+                self.page("/metrics").await.1,
+                self.raw_logs().join("\n")
+            );
             sleep(Duration::from_millis(5)).await;
         }
     }
