@@ -573,6 +573,17 @@ impl Event {
         self.head().kind
     }
 
+    /// Whose events of such kinds must reach a provider in their order: the user of an
+    /// identify or an alias, the group of a group. Nothing for other events.
+    #[inline]
+    pub fn order_key(&self) -> Option<&str> {
+        match self.head().kind {
+            Kind::Track | Kind::Page | Kind::Screen | Kind::Unknown => None,
+            Kind::Identify | Kind::Alias => self.subject(),
+            Kind::Group => self.more(More::SECOND),
+        }
+    }
+
     /// True for an identify.
     pub fn is_identify(&self) -> bool {
         self.head().kind == Kind::Identify

@@ -48,12 +48,12 @@ impl Filter {
 }
 
 impl ReplayArgs {
-    /// Nothing says whether a newer identify was delivered since, and for a
-    /// superseded one it is known.
+    /// Nothing says whether a newer identify (or group, or alias) was delivered since, and
+    /// for a superseded one it is known.
     fn sends(&self, letter: &DeadLetter) -> bool {
         let superseded = letter.reason == DeadLetterReason::Superseded;
         let asked_for = self.filter.reason == Some(DeadLetterReason::Superseded);
-        !letter.event.is_identify() || self.identifies && (!superseded || asked_for)
+        letter.event.order_key().is_none() || self.identifies && (!superseded || asked_for)
     }
 }
 

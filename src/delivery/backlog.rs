@@ -9,7 +9,8 @@
 //!
 //! **Order.** An identify is not taken while an earlier one of the same user is
 //! held, accused or out in another request, so an older trait never overwrites a newer
-//! one. Tracks carry their own time and need no order.
+//! one; nor is an alias, or a group of the same group. Tracks carry their own time and
+//! need no order.
 //!
 //! **Throttling.** While the provider holds one of a user's events back, all of
 //! that user's events wait with it: they would only be refused too.
@@ -40,7 +41,7 @@ mod tests;
 mod waiting;
 
 pub(crate) use loads::Load;
-pub(crate) use waiting::{Arrival, Waiting, in_order, ordered_user};
+pub(crate) use waiting::{Arrival, Waiting, in_order};
 
 use busy::BusyUsers;
 use loads::Loads;
@@ -209,14 +210,15 @@ impl Backlog {
         taken
     }
 
-    /// An identify stands for the first one of its user, so that none is overtaken.
+    /// An identify stands for the first one of its user, so that none is overtaken; so do
+    /// others whose order is kept.
     fn take_one(&mut self, route: Route, share: f64) -> Option<Waiting> {
         loop {
             let ready = self.ready.get_mut(&route)?;
             let mut place = place_at(share, ready.len());
-            if let Some(user) = ready.get(place).and_then(|waiting| ordered_user(&waiting.event)) {
-                let of_user = |waiting: &Waiting| ordered_user(&waiting.event) == Some(user);
-                place = ready.iter().position(of_user).unwrap_or(place);
+            if let Some(key) = ready.get(place).and_then(|waiting| waiting.event.order_key()) {
+                let has_key = |waiting: &Waiting| waiting.event.order_key() == Some(key);
+                place = ready.iter().position(has_key).unwrap_or(place);
             }
             let waiting = ready.remove(place)?;
             if let Some(waiting) = self.unless_blocked(waiting) {
@@ -232,9 +234,9 @@ impl Backlog {
         let suspects = self.suspects.get(&route)?;
         let ready = self.ready.get(&route);
         let is_overtaking = |suspect: &Waiting| {
-            let Some(user) = ordered_user(&suspect.event) else { return false };
+            let Some(key) = suspect.event.order_key() else { return false };
             let earlier = ready.into_iter().flatten().take_while(|ready| ready.arrival < suspect.arrival);
-            earlier.into_iter().any(|ready| ordered_user(&ready.event) == Some(user))
+            earlier.into_iter().any(|ready| ready.event.order_key() == Some(key))
         };
         let may_go = |place: &usize| {
             let suspect = suspects.get(*place);

@@ -84,6 +84,14 @@ pub(crate) mod test_support {
         event(EventKind::Identify, user)
     }
 
+    pub(crate) fn group(group_id: &str, user: &str) -> Event {
+        event(EventKind::Group { group_id }, user)
+    }
+
+    pub(crate) fn alias(previous_id: &str, user: &str) -> Event {
+        event(EventKind::Alias { previous_id }, user)
+    }
+
     /// The same event, accepted at another time.
     pub(crate) fn accepted_at(event: &Event, accepted_ms: i64) -> Event {
         Event::pack(&EventParts { accepted_ms, ..event.parts() })

@@ -10,8 +10,8 @@ pub(super) struct BusyUsers(HashMap<String, Busy>);
 
 #[derive(Debug, Default)]
 struct Busy {
-    /// Identifies that are held, accused or out.
-    identifies: Vec<Arrival>,
+    /// Events whose order is kept and that are held, accused or out.
+    ordered: Vec<Arrival>,
     /// Events that are held because the provider throttles the user.
     throttled: usize,
     /// Events that wait for those.
@@ -21,11 +21,11 @@ struct Busy {
 impl Busy {
     fn blocks(&self, waiting: &Waiting) -> bool {
         self.throttled > 0
-            || waiting.event.is_identify() && self.identifies.iter().any(|before| *before < waiting.arrival)
+            || waiting.is_ordered() && self.ordered.iter().any(|before| *before < waiting.arrival)
     }
 
     fn is_idle(&self) -> bool {
-        self.identifies.is_empty() && self.throttled == 0
+        self.ordered.is_empty() && self.throttled == 0
     }
 }
 
@@ -37,12 +37,12 @@ impl BusyUsers {
     }
 
     fn busy(&self, waiting: &Waiting) -> Option<&Busy> {
-        waiting.event.subject().and_then(|user| self.0.get(user))
+        waiting.busy_key().and_then(|user| self.0.get(user))
     }
 
     /// Keeps an event that must wait, until what it waits for has gone.
     pub(super) fn block(&mut self, waiting: Waiting) {
-        let busy = self.0.entry(waiting.event.subject().unwrap_or_default().to_owned()).or_default();
+        let busy = self.0.entry(waiting.busy_key().unwrap_or_default().to_owned()).or_default();
         busy.blocked.push(waiting);
     }
 
@@ -55,11 +55,11 @@ impl BusyUsers {
     }
 
     fn mark_one(&mut self, waiting: &Waiting) {
-        let (identify, throttled) = (waiting.event.is_identify(), waiting.is_throttled());
-        let Some(user) = waiting.event.subject() else { return };
+        let (is_ordered, throttled) = (waiting.is_ordered(), waiting.is_throttled());
+        let Some(user) = waiting.busy_key() else { return };
         let busy = self.0.entry(user.to_owned()).or_default();
-        if identify {
-            busy.identifies.push(waiting.arrival);
+        if is_ordered {
+            busy.ordered.push(waiting.arrival);
         }
         busy.throttled += usize::from(throttled);
     }
@@ -72,13 +72,13 @@ impl BusyUsers {
     }
 
     fn unmark_one(&mut self, waiting: &Waiting) -> Vec<Waiting> {
-        let (identify, throttled) = (waiting.event.is_identify(), waiting.is_throttled());
-        let user = waiting.event.subject();
+        let (is_ordered, throttled) = (waiting.is_ordered(), waiting.is_throttled());
+        let user = waiting.busy_key();
         let Some((user, busy)) = user.and_then(|user| Some((user, self.0.get_mut(user)?))) else {
             return Vec::new();
         };
-        if identify && let Some(place) = busy.identifies.iter().position(|it| *it == waiting.arrival) {
-            busy.identifies.swap_remove(place);
+        if is_ordered && let Some(place) = busy.ordered.iter().position(|it| *it == waiting.arrival) {
+            busy.ordered.swap_remove(place);
         }
         busy.throttled -= usize::from(throttled);
         let blocked = std::mem::take(&mut busy.blocked);

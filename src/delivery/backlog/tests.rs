@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     delivery::{
         doubt::Doubt,
-        test_support::{accepted_at, identify, track, track_of},
+        test_support::{accepted_at, alias, group, identify, track, track_of},
     },
     reasons::DeadLetterReason,
 };
@@ -129,6 +129,38 @@ async fn a_later_identify_waits_for_an_earlier_one_of_its_user() {
     let both = take(&mut backlog);
     assert_eq!(both.len(), 2);
     assert!(both[0].arrival < both[1].arrival);
+}
+
+/// A group keeps the order of its group, whoever it is that belongs to it, and an alias
+/// that of its user.
+#[tokio::test(start_paused = true)]
+async fn aliases_wait_for_their_user_and_groups_for_their_group() {
+    let flow = |kind| Flow { endpoint: Endpoint(0), kind };
+    let mut backlog = backlog();
+    let out = [(identify("user-1"), Kind::Identify), (group("acme", "user-2"), Kind::Group)];
+    for (event, kind) in out {
+        backlog.push(event, flow(kind), Place::MEMORY);
+    }
+    let out = take(&mut backlog);
+    assert_eq!(out.len(), 2);
+    let later = [
+        (alias("user-0", "user-1"), Kind::Alias),
+        (group("acme", "user-3"), Kind::Group),
+        (group("other", "user-2"), Kind::Group),
+        (identify("user-2"), Kind::Identify),
+    ];
+    let ids: Vec<String> = later.iter().map(|(event, _)| event.id().to_string()).collect();
+    for (event, kind) in later {
+        backlog.push(event, flow(kind), Place::MEMORY);
+    }
+    let taken_ids = |events: &[Waiting]| -> Vec<String> {
+        events.iter().map(|waiting| waiting.event.id().to_string()).collect()
+    };
+    assert_eq!(taken_ids(&take(&mut backlog)), ids[2..], "another group, another user");
+    backlog.settle(&out[0]);
+    assert_eq!(taken_ids(&take(&mut backlog)), ids[..1]);
+    backlog.settle(&out[1]);
+    assert_eq!(taken_ids(&take(&mut backlog)), ids[1..2]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -412,7 +444,7 @@ proptest! {
         prop_assert_eq!(ended.len() as u64, pushed);
         let mut last: HashMap<&str, Arrival> = HashMap::new();
         for waiting in &ended {
-            if let Some(user) = ordered_user(&waiting.event) {
+            if let Some(user) = waiting.event.order_key() {
                 let before = last.insert(user, waiting.arrival);
                 prop_assert!(before.is_none_or(|before| before < waiting.arrival), "user {user} was overtaken");
             }

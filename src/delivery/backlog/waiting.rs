@@ -99,9 +99,20 @@ impl Waiting {
         self.arrival.flow()
     }
 
-    /// True for one that others of its user must not overtake while it is out.
+    /// True for one whose order is kept: see [`Event::order_key`].
+    #[inline]
+    pub(super) fn is_ordered(&self) -> bool {
+        matches!(self.flow().kind, Kind::Identify | Kind::Alias | Kind::Group)
+    }
+
+    /// True for one that others of its key must not overtake while it is out.
     pub(super) fn is_before_others(&self) -> bool {
-        self.flow().kind == Kind::Identify || self.is_throttled()
+        self.is_ordered() || self.is_throttled()
+    }
+
+    /// Whom it may have to wait for, or who for it: a group, else a user.
+    pub(super) fn busy_key(&self) -> Option<&str> {
+        self.event.order_key().or_else(|| self.event.subject())
     }
 
     pub(super) fn is_throttled(&self) -> bool {
@@ -118,9 +129,4 @@ impl Waiting {
 /// Sorts events by their arrival.
 pub(crate) fn in_order(events: &mut [Waiting]) {
     events.sort_unstable_by_key(|waiting| waiting.arrival);
-}
-
-/// The user whose events must stay in order, if this is one of them.
-pub(crate) fn ordered_user(event: &Event) -> Option<&str> {
-    if event.is_identify() { event.subject() } else { None }
 }

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{Lane, Line, Sent, millis, next_attempts};
 use crate::{
     delivery::{
-        backlog::{Waiting, ordered_user},
+        backlog::Waiting,
         doubt::RequestNumber,
         gate::{ProviderState, Refusal},
         routes::{Flow, Route},
@@ -264,7 +264,7 @@ fn sort(events: Vec<Waiting>, verdicts: Vec<Verdict>) -> Sorted {
     // From the newest: an identify must not follow a newer one of its user.
     let mut superseding = HashSet::new();
     for (mut waiting, verdict) in events.into_iter().zip(verdicts).rev() {
-        let user = ordered_user(&waiting.event).map(str::to_owned);
+        let user = waiting.event.subject().filter(|_| waiting.event.is_identify()).map(str::to_owned);
         let superseded = user.as_ref().is_some_and(|user| superseding.contains(user));
         let goes_on = match verdict {
             Verdict::Delivered => true,
