@@ -98,7 +98,7 @@ async fn one_is_slow(report: &mut Report, name: &str, settings: &[(&str, &str)])
             report.add_beside(&format!("{name}{state}.{figure}"), median(values), unit, &healthy);
         }
         // Where the caller itself came late, something else ran, and nothing was measured.
-        report.add(&format!("{ISOLATION}{state}.caller_late_p99"), median(late), "us");
+        report.add(&format!("{name}{state}.caller_late_p99"), median(late), "us");
     }
     let (balance, sent) = (relay.terminate().await?, timetable.events() * (ISOLATION_ROUNDS + 1));
     ensure!(balance["accepted"] == sent, "not all were accepted: {balance}");
