@@ -1,7 +1,7 @@
 //! The pure parts of the path of an event, one by one.
 
 use analytics_relay::providers::{
-    Event, EventId, EventKind, EventParts, MoreParts, Properties, Secret,
+    Event, EventId, EventKind, EventParts, Properties, Secret,
     amplitude::Amplitude,
     http::Wire,
     mixpanel::{IdentityMode, Mixpanel},
@@ -29,7 +29,7 @@ fn event(properties: &str) -> Event {
         ip: None,
         user_agent: None,
         properties: Properties::parse(properties, &Limits::DEFAULT).expect("an object"),
-        more: MoreParts::default(),
+        more: None,
     })
 }
 

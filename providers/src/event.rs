@@ -169,8 +169,8 @@ pub struct EventParts<'a> {
     pub user_agent: Option<&'a str>,
     /// What was done with, or what is known: of an identify and a group the traits.
     pub properties: Properties<'a>,
-    /// What most events do not have.
-    pub more: MoreParts<'a>,
+    /// What most events do not have; nothing if all of it would be empty.
+    pub more: Option<Box<MoreParts<'a>>>,
 }
 
 /// What most events do not have. Texts are never empty.
@@ -188,6 +188,23 @@ pub struct MoreParts<'a> {
     pub context: Option<JsonObject<'a>>,
     /// What the relay found out about it at admission: a JSON object.
     pub enriched: Option<JsonObject<'a>>,
+}
+
+impl MoreParts<'_> {
+    /// Nothing of it.
+    pub const EMPTY: Self = Self {
+        session_id: None,
+        source: None,
+        tenant: None,
+        audience: Audience::All,
+        context: None,
+        enriched: None,
+    };
+
+    /// For an event, if there is any of it.
+    pub fn if_any(self) -> Option<Box<Self>> {
+        (self != Self::EMPTY).then(|| Box::new(self))
+    }
 }
 
 /// Which providers get an event. Names are those of [`Provider::name`](crate::Provider::name).
@@ -355,9 +372,9 @@ impl Event {
                 }
                 u16::try_from(texts.len()).expect("an event is small")
             });
-            let has_more = !second.is_empty() || parts.more != MoreParts::default();
+            let has_more = !second.is_empty() || parts.more.is_some();
             if has_more {
-                write_more(texts, second, &parts.more);
+                write_more(texts, second, parts.more.as_deref().unwrap_or(&MoreParts::EMPTY));
             }
             texts.push_str(parts.properties.json());
             let (time_ms, accepted_ms, shape) = (parts.time_ms, parts.accepted_ms, parts.properties.shape());
@@ -381,15 +398,19 @@ impl Event {
         }
     }
 
-    fn more_parts(&self) -> MoreParts<'_> {
-        MoreParts {
+    fn more_parts(&self) -> Option<Box<MoreParts<'_>>> {
+        if !self.head().has_more {
+            return None;
+        }
+        let more = MoreParts {
             session_id: self.session_id(),
             source: self.source(),
             tenant: self.tenant(),
             audience: self.audience(),
             context: self.context(),
             enriched: self.enriched(),
-        }
+        };
+        more.if_any()
     }
 
     /// The caller's id, or the one assigned at admission.
@@ -752,7 +773,8 @@ impl EventJson<'_> {
                 audience,
                 context: self.sent_context.as_ref().map(|context| context.borrowed().into()),
                 enriched: self.enriched.as_ref().map(|enriched| enriched.borrowed().into()),
-            },
+            }
+            .if_any(),
         }))
     }
 
@@ -885,7 +907,7 @@ pub(crate) mod tests_support {
             ip: None,
             user_agent: None,
             properties: Properties::parse(properties, &Limits::DEFAULT).unwrap(),
-            more: MoreParts::default(),
+            more: None,
         }
     }
 
@@ -993,7 +1015,8 @@ mod tests {
             EventKind::Alias { previous_id: "user-0" },
         ];
         for (kind, more) in kinds.into_iter().flat_map(|kind| mores.iter().map(move |more| (kind, more))) {
-            let parts = EventParts { kind, more: more.clone(), ..tests_support::parts("x", r#"{"a":1}"#) };
+            let more = more.clone().if_any();
+            let parts = EventParts { kind, more, ..tests_support::parts("x", r#"{"a":1}"#) };
             let event = Event::pack(&parts);
             assert_eq!(event.parts(), parts);
             assert_eq!(event.properties().json(), r#"{"a":1}"#);

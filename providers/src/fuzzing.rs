@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    Event, EventId, EventKind, EventParts, MoreParts, Properties, Provider, Secret, SendError, Verdict,
+    Event, EventId, EventKind, EventParts, Properties, Provider, Secret, SendError, Verdict,
     amplitude::Amplitude,
     http::{HttpClient, HttpProvider, HttpSettings, RETRY_AFTER_MAX, Reply, Wire},
     mixpanel::{IdentityMode, Mixpanel},
@@ -306,7 +306,7 @@ fn event(index: usize, identifies: bool) -> Event {
         ip: None,
         user_agent: None,
         properties: Properties::empty(),
-        more: MoreParts::default(),
+        more: None,
     })
 }
 

@@ -309,7 +309,7 @@ mod tests {
                 ..MoreParts::default()
             };
             let ip = ip.map(|ip| ip.parse().unwrap());
-            let encoded = encode(Event::pack(&EventParts { ip, more, ..parts("x", "{}") }));
+            let encoded = encode(Event::pack(&EventParts { ip, more: more.if_any(), ..parts("x", "{}") }));
             let body: Value = serde_json::from_slice(&encoded.body).unwrap();
             body["batch"][0]["context"].clone()
         };

@@ -14,8 +14,7 @@ use std::{
 };
 
 use analytics_relay_providers::{
-    Event, EventId, EventKind, EventParts, MoreParts, Properties, Provider, Rejection, Secret, SendError,
-    Verdict,
+    Event, EventId, EventKind, EventParts, Properties, Provider, Rejection, Secret, SendError, Verdict,
     amplitude::Amplitude,
     event::Kind,
     http::Wire,
@@ -69,7 +68,7 @@ fn track(user: &str, name: &str) -> Event {
         user_agent: None,
         properties: Properties::parse(r#"{"total":19.5,"gift":false,"list":[1,null]}"#, &Limits::DEFAULT)
             .unwrap(),
-        more: MoreParts::default(),
+        more: None,
     })
 }
 
@@ -642,7 +641,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                 ip: ip.map(|ip| ip.parse().unwrap()),
                 user_agent: user_agent.as_deref(),
                 properties,
-                more: MoreParts::default(),
+                more: None,
             })
         },
     )

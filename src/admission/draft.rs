@@ -19,8 +19,9 @@ pub(crate) struct Draft<'a> {
     pub(crate) user_agent: Cow<'a, str>,
     /// Encoded by the front door, which alone knows their form on the wire.
     pub(crate) properties: Result<Properties<'a>, BadProperties>,
-    /// What else the caller says about where it happened, and the front door's field.
-    pub(crate) context: Option<Result<JsonObject<'a>, BadProperties>>,
+    /// What else the caller says about where it happened. Seldom there, and so in a place
+    /// of its own.
+    pub(crate) context: Option<Box<Result<JsonObject<'a>, BadProperties>>>,
     /// How durable it has to be before the answer, if it says; a number that
     /// means nothing.
     pub(crate) durability: Result<Option<Durability>, i32>,

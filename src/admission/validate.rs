@@ -74,7 +74,7 @@ pub(super) fn check(
     }));
     note(draft.time_ms.and_then(|(field, time_ms)| check_time(field, time_ms, now_ms, is_trusted)));
     note(draft.properties.as_ref().err().map(properties_violation));
-    let context = match &draft.context {
+    let context = match draft.context.as_deref() {
         None => None,
         Some(Ok(context)) => Some(context.borrowed()),
         Some(Err(bad)) => {
@@ -96,7 +96,8 @@ pub(super) fn check(
                 ip: read_ip(&draft.ip, &mut mends),
                 user_agent: cut(&draft.user_agent, USER_AGENT_BYTES_MAX, &mut mends),
                 properties: properties.borrowed(),
-                more: MoreParts { context, ..MoreParts::default() },
+                more: context
+                    .map(|context| Box::new(MoreParts { context: Some(context), ..MoreParts::default() })),
             });
             Ok((event, mends))
         }
@@ -318,12 +319,12 @@ mod tests {
     fn a_context_is_kept_as_it_was_sent_or_refused_by_its_place() {
         let json = r#"{"page":{"url":"/"},"n":9007199254740993}"#;
         let (event, _) = taken(|draft| {
-            draft.context = Some(Ok(JsonObject::parse(json, &Limits::DEFAULT).unwrap()));
+            draft.context = Some(Box::new(Ok(JsonObject::parse(json, &Limits::DEFAULT).unwrap())));
         });
         assert_eq!(event.context().unwrap().json(), json);
         let found = violations(|draft| {
             let error = JsonObject::parse(r#"{"a":{"":1}}"#, &Limits::DEFAULT).unwrap_err();
-            draft.context = Some(Err(BadProperties::Faulty { field: "context.json", error }));
+            draft.context = Some(Box::new(Err(BadProperties::Faulty { field: "context.json", error })));
         });
         assert_eq!(found, [(RefusalReason::ContextInvalid, "context.json".to_owned())]);
     }

@@ -59,7 +59,7 @@ impl LaneInbox {
 
 #[cfg(test)]
 pub(crate) mod test_support {
-    use analytics_relay_providers::{Event, EventId, EventKind, EventParts, MoreParts, Properties};
+    use analytics_relay_providers::{Event, EventId, EventKind, EventParts, Properties};
 
     use super::*;
     use crate::queue::Place;
@@ -108,7 +108,7 @@ pub(crate) mod test_support {
             ip: None,
             user_agent: None,
             properties: Properties::empty(),
-            more: MoreParts::default(),
+            more: None,
         })
     }
 }

@@ -163,7 +163,7 @@ fn draft(
     let EventContext { ip, user_agent, json } = context.unwrap_or_default();
     let context = (!json.is_empty()).then(|| {
         let context = parse_properties(&json).map(JsonObject::from);
-        context.map_err(|error| BadProperties::Faulty { field: "context.json", error })
+        Box::new(context.map_err(|error| BadProperties::Faulty { field: "context.json", error }))
     });
     Draft {
         kind,

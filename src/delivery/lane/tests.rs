@@ -272,8 +272,8 @@ fn tracks(count: usize) -> Vec<Event> {
 /// The same event for some providers only.
 fn only_for(event: &Event, audience: Audience<'_>) -> Event {
     let parts = event.parts();
-    let more = MoreParts { audience, ..parts.more.clone() };
-    Event::pack(&EventParts { more, ..parts })
+    let more = MoreParts { audience, ..MoreParts::default() };
+    Event::pack(&EventParts { more: more.if_any(), ..parts })
 }
 
 /// Those that are not for the provider are counted, and neither sent nor lost.

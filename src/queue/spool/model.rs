@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use analytics_relay_providers::{Event, EventId, EventKind, EventParts, MoreParts, Properties};
+use analytics_relay_providers::{Event, EventId, EventKind, EventParts, Properties};
 use fastrand::Rng;
 
 use super::{
@@ -152,7 +152,7 @@ fn event(serial: u64) -> Event {
         ip: None,
         user_agent: None,
         properties: Properties::empty(),
-        more: MoreParts::default(),
+        more: None,
     })
 }
 
