@@ -419,7 +419,17 @@ impl Event {
     }
 
     /// Its kind, and what only such events have.
+    #[inline]
     pub fn kind(&self) -> EventKind<'_> {
+        match self.head().kind {
+            Kind::Track => EventKind::Track { name: self.text(1) },
+            Kind::Identify => EventKind::Identify,
+            _ => self.seldom_kind(),
+        }
+    }
+
+    #[cold]
+    fn seldom_kind(&self) -> EventKind<'_> {
         let second = || self.more(More::SECOND);
         match self.head().kind {
             Kind::Track => EventKind::Track { name: self.text(1) },
@@ -468,12 +478,17 @@ impl Event {
     }
 
     /// What was done with, or what is known: of an identify and a group the traits.
+    #[inline]
     pub fn properties(&self) -> Properties<'_> {
-        let mut start = usize::from(self.head().ends[5]);
-        if self.head().has_more {
-            start += More::place(&self.texts()[start..], More::TEXTS).start;
-        }
+        let more = if self.head().has_more { self.more_bytes() } else { 0 };
+        let start = usize::from(self.head().ends[5]) + more;
         Properties::checked(&self.texts()[start..], self.head().shape)
+    }
+
+    /// Bytes of what most events do not have.
+    #[cold]
+    fn more_bytes(&self) -> usize {
+        More::place(&self.texts()[usize::from(self.head().ends[5])..], More::TEXTS).start
     }
 
     /// The id of the session that it belongs to.
@@ -585,11 +600,13 @@ impl Event {
 
     /// Whose event this is, as far as it is known: the key that order is kept
     /// for and that vendors throttle by.
+    #[inline]
     pub fn subject(&self) -> Option<&str> {
         self.user_id().or_else(|| self.anonymous_id())
     }
 
     /// Its kind alone, which costs less to ask for.
+    #[inline]
     pub fn kind_alone(&self) -> Kind {
         self.head().kind
     }
@@ -629,10 +646,13 @@ impl Event {
     }
 
     /// One of the texts that most events do not have.
+    #[inline]
     fn more(&self, place: usize) -> Option<&str> {
-        if !self.head().has_more {
-            return None;
-        }
+        if self.head().has_more { self.text_of_more(place) } else { None }
+    }
+
+    #[cold]
+    fn text_of_more(&self, place: usize) -> Option<&str> {
         let more = &self.texts()[usize::from(self.head().ends[5])..];
         more.get(More::place(more, place)).filter(|text| !text.is_empty())
     }

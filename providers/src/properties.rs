@@ -95,11 +95,6 @@ impl Shape {
     pub fn has_renamed_trait(self) -> bool {
         self.marks & Self::RENAMED_TRAIT != 0
     }
-
-    #[inline]
-    fn mark_if(&mut self, is_so: bool, mark: u8) {
-        self.marks |= if is_so { mark } else { 0 };
-    }
 }
 
 /// Why properties are refused.
@@ -452,8 +447,10 @@ impl Meter {
         self.shape.longest_key = self.shape.longest_key.max(small(key.len()));
         if self.depth == 1 {
             self.shape.top_keys = self.shape.top_keys.saturating_add(1);
-            self.shape.mark_if(key_hints::is_reserved_property(key), Shape::RESERVED_KEY);
-            self.shape.mark_if(key_hints::profile_name(key).is_some(), Shape::RENAMED_TRAIT);
+            let [is_reserved, is_renamed] =
+                [key_hints::is_reserved_property(key), key_hints::profile_name(key).is_some()];
+            self.shape.marks |= u8::from(is_reserved) * Shape::RESERVED_KEY;
+            self.shape.marks |= u8::from(is_renamed) * Shape::RENAMED_TRAIT;
         }
         self.item();
         Ok(())
@@ -470,7 +467,7 @@ impl Meter {
     }
 
     fn null(&mut self) {
-        self.shape.mark_if(self.depth == 1, Shape::NULL);
+        self.shape.marks |= u8::from(self.depth == 1) * Shape::NULL;
     }
 }
 

@@ -23,6 +23,7 @@ use serde::Deserialize;
 
 use crate::{
     BatchLimits, Event, EventId, EventKind, Rejection, Secret, SendError, Verdict,
+    event::Kind,
     http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, object},
     json::Object,
 };
@@ -70,7 +71,7 @@ impl Wire for Segment {
 
         let mut items = request.list("batch");
         for (index, event) in batch.iter().enumerate() {
-            if matches!(event.kind(), EventKind::Unknown { .. }) {
+            if event.kind_alone() == Kind::Unknown {
                 rejected.push(no_form(index, event));
                 continue;
             }
@@ -127,12 +128,13 @@ struct BatchReply {
 }
 
 fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
-    match event.kind() {
+    let kind = event.kind();
+    match kind {
         EventKind::Track { name } => {
             item.string("type", "track");
             item.string("event", name);
         }
-        kind @ (EventKind::Page { name, category } | EventKind::Screen { name, category }) => {
+        EventKind::Page { name, category } | EventKind::Screen { name, category } => {
             item.string("type", kind.name());
             item.optional("name", name);
             item.optional("category", category);
@@ -158,7 +160,7 @@ fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
     item.string("messageId", &message_id(event.id()));
     item.string("timestamp", times.text(event.time_ms()));
     encode_context(item.object("context"), event);
-    match event.kind() {
+    match kind {
         EventKind::Track { .. } | EventKind::Page { .. } | EventKind::Screen { .. } => {
             item.raw("properties", event.properties().json());
         }

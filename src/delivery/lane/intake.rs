@@ -263,6 +263,7 @@ impl Lane {
 
     /// Where an event goes, or why it is not for the provider. By the provider's own
     /// code: a panic in it must not end the lane.
+    #[inline]
     fn flow_of(&self, event: &Event) -> Result<Flow, NotFor> {
         if !event.is_for(self.provider.name()) {
             return Err(NotFor::Audience);
