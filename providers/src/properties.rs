@@ -290,6 +290,7 @@ pub struct PropertiesWriter {
 
 impl PropertiesWriter {
     /// Opens the outermost object, with room for so many bytes of JSON.
+    #[inline]
     pub fn new(limits: &Limits, bytes: usize) -> Self {
         let mut meter = Meter::new(limits);
         meter.enter().expect("one level is within the limit");
@@ -437,16 +438,13 @@ impl Meter {
         if key.is_empty() {
             return Err(PropertyFault::EmptyKey);
         }
-        if self.shape.keys >= self.limits.keys_max {
-            if self.limits != Limits::NONE {
-                return Err(PropertyFault::TooManyKeys(self.limits.keys_max));
-            }
-        } else {
-            self.shape.keys += 1;
+        if self.shape.keys == self.limits.keys_max {
+            return self.too_many_keys();
         }
+        self.shape.keys += 1;
         self.shape.longest_key = self.shape.longest_key.max(small(key.len()));
         if self.depth == 1 {
-            self.shape.top_keys = self.shape.top_keys.saturating_add(1);
+            self.shape.top_keys += 1;
             let [is_reserved, is_renamed] =
                 [key_hints::is_reserved_property(key), key_hints::profile_name(key).is_some()];
             self.shape.marks |= u8::from(is_reserved) * Shape::RESERVED_KEY;
@@ -454,6 +452,13 @@ impl Meter {
         }
         self.item();
         Ok(())
+    }
+
+    /// Without limits they are not counted any more.
+    #[cold]
+    fn too_many_keys(&self) -> Result<(), PropertyFault> {
+        let Limits { keys_max, .. } = self.limits;
+        if self.limits == Limits::NONE { Ok(()) } else { Err(PropertyFault::TooManyKeys(keys_max)) }
     }
 
     fn item(&mut self) {

@@ -41,8 +41,15 @@ pub(crate) enum BadProperties {
 pub(crate) enum DraftKind<'a> {
     Track { event_name: Cow<'a, str> },
     Identify,
-    Page { name: Cow<'a, str>, category: Cow<'a, str> },
-    Screen { name: Cow<'a, str>, category: Cow<'a, str> },
+    Page(Box<View<'a>>),
+    Screen(Box<View<'a>>),
     Group { group_id: Cow<'a, str> },
     Alias { previous_id: Cow<'a, str> },
+}
+
+/// What a page or a screen has of its own.
+#[derive(Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) name: Cow<'a, str>,
+    pub(crate) category: Cow<'a, str>,
 }

@@ -7,7 +7,7 @@ use analytics_relay_providers::{
 
 use super::{
     denied::{Violation, context_violation, properties_violation, shown},
-    draft::{Draft, DraftKind},
+    draft::{Draft, DraftKind, View},
     lenient::{Mends, cut, id_of_somebody, read_ip},
 };
 use crate::{
@@ -44,13 +44,13 @@ pub(super) fn check(
             note(user_id.is_none().then(|| nobody(&draft.user_id)));
             EventKind::Identify
         }
-        DraftKind::Page { name, category } => {
-            check_view(name, category).into_iter().flatten().for_each(|violation| note(Some(violation)));
-            EventKind::Page { name: given(name), category: given(category) }
+        DraftKind::Page(view) => {
+            check_view(view).into_iter().for_each(&mut note);
+            EventKind::Page { name: given(&view.name), category: given(&view.category) }
         }
-        DraftKind::Screen { name, category } => {
-            check_view(name, category).into_iter().flatten().for_each(|violation| note(Some(violation)));
-            EventKind::Screen { name: given(name), category: given(category) }
+        DraftKind::Screen(view) => {
+            check_view(view).into_iter().for_each(&mut note);
+            EventKind::Screen { name: given(&view.name), category: given(&view.category) }
         }
         DraftKind::Group { group_id } => {
             note(check_second_id(RefusalReason::GroupIdMissing, "group_id", group_id));
@@ -111,10 +111,10 @@ fn given(text: &str) -> Option<&str> {
 }
 
 /// What is too long of a page or a screen.
-fn check_view(name: &str, category: &str) -> [Option<Violation>; 2] {
+fn check_view(view: &View<'_>) -> [Option<Violation>; 2] {
     [
-        too_long(RefusalReason::EventNameTooLong, "name", name, NAME_BYTES_MAX),
-        too_long(RefusalReason::CategoryTooLong, "category", category, OTHER_ID_BYTES_MAX),
+        too_long(RefusalReason::EventNameTooLong, "name", &view.name, NAME_BYTES_MAX),
+        too_long(RefusalReason::CategoryTooLong, "category", &view.category, OTHER_ID_BYTES_MAX),
     ]
 }
 
@@ -274,14 +274,14 @@ mod tests {
     #[test]
     fn every_kind_has_what_makes_it_one() {
         type Change = fn(&mut Draft<'static>);
+        fn view(name: &str, category: &str) -> Box<View<'static>> {
+            Box::new(View { name: name.to_owned().into(), category: category.to_owned().into() })
+        }
         let rows: [(Change, &[(RefusalReason, &str)]); 9] = [
-            (|d| d.kind = DraftKind::Page { name: "".into(), category: "".into() }, &[]),
-            (|d| d.kind = DraftKind::Screen { name: "Home".into(), category: "App".into() }, &[]),
+            (|d| d.kind = DraftKind::Page(view("", "")), &[]),
+            (|d| d.kind = DraftKind::Screen(view("Home", "App")), &[]),
             (
-                |d| {
-                    d.kind =
-                        DraftKind::Page { name: "x".repeat(256).into(), category: "x".repeat(256).into() }
-                },
+                |d| d.kind = DraftKind::Page(view(&"x".repeat(256), &"x".repeat(256))),
                 &[(RefusalReason::EventNameTooLong, "name"), (RefusalReason::CategoryTooLong, "category")],
             ),
             (|d| d.kind = DraftKind::Group { group_id: "acme".into() }, &[]),

@@ -2,7 +2,7 @@
 //!
 //! Most messages take the short way through [`wire`].
 
-use std::{borrow::Cow, collections::HashMap};
+use std::collections::HashMap;
 
 use analytics_relay_providers::{
     Properties,
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     admission::{
         denied::Violation,
-        draft::{BadProperties, Draft, DraftKind},
+        draft::{BadProperties, Draft, DraftKind, View},
     },
     proto::v1::{
         self, AliasRequest, EventContext, GroupRequest, IdentifyUserRequest, PropertyValue, TrackBatchItem,
@@ -80,8 +80,8 @@ pub(super) fn item_draft(item: Item) -> Draft<'static> {
     match item {
         Item::Track(request) => track_draft(request),
         Item::Identify(request) => identify_draft(request),
-        Item::Page(request) => view_draft(|name, category| DraftKind::Page { name, category }, request),
-        Item::Screen(request) => view_draft(|name, category| DraftKind::Screen { name, category }, request),
+        Item::Page(request) => view_draft(DraftKind::Page, request),
+        Item::Screen(request) => view_draft(DraftKind::Screen, request),
         Item::Group(request) => group_draft(request),
         Item::Alias(request) => alias_draft(request),
     }
@@ -112,11 +112,11 @@ pub(super) fn identify_draft(request: IdentifyUserRequest) -> Draft<'static> {
 }
 
 fn view_draft(
-    kind: impl FnOnce(Cow<'static, str>, Cow<'static, str>) -> DraftKind<'static>,
+    kind: impl FnOnce(Box<View<'static>>) -> DraftKind<'static>,
     request: ViewRequest,
 ) -> Draft<'static> {
     draft(
-        kind(request.name.into(), request.category.into()),
+        kind(Box::new(View { name: request.name.into(), category: request.category.into() })),
         request.event_id,
         [request.user_id, request.anonymous_id],
         time_of_event(request.timestamp_ms, 0),

@@ -5,8 +5,6 @@
 //! and say what is wrong. So this is a short cut and never a second opinion:
 //! whatever it returns, the long way would too.
 
-use std::borrow::Cow;
-
 use analytics_relay_providers::{Properties, event::JsonObject, properties::PropertiesWriter};
 use bytes::Buf;
 use prost::encoding::decode_varint;
@@ -16,7 +14,7 @@ use super::{
     fields::{asked_durability, time_of_event},
     limits::PROPERTIES,
 };
-use crate::admission::draft::{BadProperties, Draft, DraftKind};
+use crate::admission::draft::{BadProperties, Draft, DraftKind, View};
 
 /// Not for this module: take the long way.
 struct Unusual;
@@ -30,8 +28,8 @@ pub(super) fn item(bytes: &[u8]) -> Option<Draft<'_>> {
         _ if !fields.0.is_empty() => None,
         (1, Field::Bytes(bytes)) => track(bytes),
         (2, Field::Bytes(bytes)) => identify(bytes),
-        (3, Field::Bytes(bytes)) => view(bytes, |name, category| DraftKind::Page { name, category }),
-        (4, Field::Bytes(bytes)) => view(bytes, |name, category| DraftKind::Screen { name, category }),
+        (3, Field::Bytes(bytes)) => view(bytes, DraftKind::Page),
+        (4, Field::Bytes(bytes)) => view(bytes, DraftKind::Screen),
         (5, Field::Bytes(bytes)) => group(bytes),
         (6, Field::Bytes(bytes)) => alias(bytes),
         _ => None,
@@ -77,10 +75,8 @@ pub(super) fn identify(bytes: &[u8]) -> Option<Draft<'_>> {
 }
 
 /// The draft of a `ViewRequest`, of that kind.
-fn view<'a>(
-    bytes: &'a [u8],
-    kind: impl FnOnce(Cow<'a, str>, Cow<'a, str>) -> DraftKind<'a>,
-) -> Option<Draft<'a>> {
+#[cold]
+fn view<'a>(bytes: &'a [u8], kind: impl FnOnce(Box<View<'a>>) -> DraftKind<'a>) -> Option<Draft<'a>> {
     let mut event = Event::default();
     let place = |number| match number {
         1 => Some(Place::EventName),
@@ -96,10 +92,12 @@ fn view<'a>(
         _ => None,
     };
     event.read(bytes, place).ok()?;
-    event.draft(kind(event.event_name.into(), event.second.into())).ok()
+    let view = View { name: event.event_name.into(), category: event.second.into() };
+    event.draft(kind(Box::new(view))).ok()
 }
 
 /// The draft of a `GroupRequest`.
+#[cold]
 fn group(bytes: &[u8]) -> Option<Draft<'_>> {
     let mut event = Event::default();
     let place = |number| match number {
@@ -119,6 +117,7 @@ fn group(bytes: &[u8]) -> Option<Draft<'_>> {
 }
 
 /// The draft of an `AliasRequest`.
+#[cold]
 fn alias(bytes: &[u8]) -> Option<Draft<'_>> {
     let mut event = Event::default();
     let place = |number| match number {

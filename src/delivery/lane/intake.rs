@@ -47,24 +47,24 @@ impl Lane {
         let (mut overflow, mut passed_over) = (0, PassedOver::default());
         let limited = self.limited_routes();
         for queued in batches.drain(..).flat_map(|batch| batch.to_vec()) {
-            let flow = match self.flow_of(&queued.event) {
-                Ok(flow) => flow,
-                Err(why) => {
-                    // It needs no room.
-                    passed_over.extend(self.source.take(queued, true).map(|queued| (why, queued.place)));
-                    continue;
+            let (flow, bytes) = (self.flow_of(&queued.event), queued.event.memory_bytes());
+            let (has_room, is_aside) = match flow {
+                Ok(flow) => {
+                    let is_beyond_share = self.is_beyond_share(flow, bytes, &limited);
+                    let has_room = self.has_room(bytes) && !is_beyond_share;
+                    (has_room, self.is_left_aside(queued.place, flow, is_beyond_share))
                 }
+                // It needs none.
+                Err(_) => (true, false),
             };
-            let bytes = queued.event.memory_bytes();
-            let is_beyond_share = self.is_beyond_share(flow, bytes, &limited);
-            let has_room = self.has_room(bytes) && !is_beyond_share;
-            let is_aside = self.is_left_aside(queued.place, flow, is_beyond_share);
             let Some(queued) = self.source.take(queued, has_room || is_aside) else { continue };
-            if has_room || is_aside {
-                self.admit(queued, flow, is_aside);
-            } else {
-                self.overflow(queued, flow);
-                overflow += 1;
+            match flow {
+                Ok(flow) if has_room || is_aside => self.admit(queued, flow, is_aside),
+                Ok(flow) => {
+                    self.overflow(queued, flow);
+                    overflow += 1;
+                }
+                Err(why) => passed_over.push((why, queued.place)),
             }
         }
         if overflow > 0 && !self.full && self.lines.take(Line::Full, overflow) {
@@ -263,7 +263,7 @@ impl Lane {
 
     /// Where an event goes, or why it is not for the provider. By the provider's own
     /// code: a panic in it must not end the lane.
-    #[inline]
+    #[inline(always)]
     fn flow_of(&self, event: &Event) -> Result<Flow, NotFor> {
         if !event.is_for(self.provider.name()) {
             return Err(NotFor::Audience);

@@ -264,7 +264,8 @@ fn sort(events: Vec<Waiting>, verdicts: Vec<Verdict>) -> Sorted {
     // From the newest: an identify must not follow a newer one of its user.
     let mut superseding = HashSet::new();
     for (mut waiting, verdict) in events.into_iter().zip(verdicts).rev() {
-        let user = waiting.event.subject().filter(|_| waiting.event.is_identify()).map(str::to_owned);
+        let user = if waiting.event.is_identify() { waiting.event.subject() } else { None };
+        let user = user.map(str::to_owned);
         let superseded = user.as_ref().is_some_and(|user| superseding.contains(user));
         let goes_on = match verdict {
             Verdict::Delivered => true,
