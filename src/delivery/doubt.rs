@@ -78,7 +78,7 @@ pub(crate) struct Charges {
     troubles: u64,
     in_trouble: bool,
     is_singled_out: bool,
-    /// Accusations in a row between which others got through.
+    /// Accusations before which others had got through since the one before.
     proofs: u32,
     /// What it becomes a dead letter of, once it is condemned.
     sentence: Option<(DeadLetterReason, String)>,
@@ -93,11 +93,6 @@ impl Charges {
     /// The provider named it, and not the others of its kind in the same request.
     pub(crate) fn single_out(&mut self) {
         self.is_singled_out = true;
-    }
-
-    /// True for one that the provider has named so.
-    pub(crate) fn are_singled_out(&self) -> bool {
-        self.is_singled_out
     }
 
     /// True for one that was singled out, and refused again after others had got through.
@@ -134,6 +129,9 @@ impl Doubt {
         if self.refusals > 0 && by >= self.next_after_refusal {
             self.recoveries += 1;
             (self.refusals, self.accused, self.is_trouble) = (0, 0, false);
+        } else if self.refusals == 0 {
+            // Accused by answers that others had overtaken.
+            self.accused = 0;
         }
     }
 
@@ -174,10 +172,8 @@ impl Doubt {
         } else if before.is_some_and(|before| self.works_since(before)) {
             charges.proofs += 1;
         }
-        // One that was refused where others were not says little of the provider.
-        let is_new = charges.proofs == 0
-            && !charges.is_singled_out
-            && (charges.accusations == 0 || charges.recoveries != self.recoveries);
+        let is_new =
+            charges.proofs == 0 && (charges.accusations == 0 || charges.recoveries != self.recoveries);
         self.accused = self.accused.saturating_add(u32::from(is_new));
         charges.accusations = charges.accusations.saturating_add(1);
         charges.accused_since.get_or_insert(now);
@@ -214,6 +210,11 @@ impl Doubt {
     /// True if the provider has taken one by that request or a later one.
     pub(crate) fn works_since(&self, request: RequestNumber) -> bool {
         self.delivered_by.is_some_and(|by| by >= request)
+    }
+
+    /// The first request that could be sent after the first refusal since it last worked.
+    pub(crate) fn next_after_first(&self) -> RequestNumber {
+        self.next_after_first
     }
 
     /// True if none was delivered since one was refused, and that request or a later one
@@ -359,6 +360,24 @@ mod tests {
         assert!(!requests.doubt.is_open(requests.now + 2 * DOUBT_TIME), "not for ever");
         requests.accuses(&mut events[2]);
         assert!(requests.doubt.comes_to_trouble());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_that_were_accused_by_overtaken_answers_count_no_more_once_it_works() {
+        let mut requests = Requests::new();
+        for _ in 0..3 {
+            let under_way = requests.next;
+            requests.next += 1;
+            requests.delivers();
+            requests.doubt.refused(under_way, requests.next, requests.now);
+            requests.doubt.accuse(&mut Charges::default(), of(), false, requests.next, requests.now);
+            requests.delivers();
+        }
+        let mut lone = Charges::default();
+        for _ in 0..3 {
+            requests.accuses(&mut lone);
+        }
+        assert!(requests.doubt.are_few() && !requests.doubt.comes_to_trouble(), "one is accused");
     }
 
     #[tokio::test(start_paused = true)]

@@ -114,13 +114,17 @@ impl Lane {
         for (waiting, reason, detail) in &mut accused {
             let flow = waiting.flow();
             let doubt = self.doubts.entry(flow).or_default();
-            let is_singled_out = waiting.charges().is_some_and(Charges::are_singled_out);
-            if flows.insert(flow) && !is_singled_out {
+            if flows.insert(flow) {
                 doubt.refused(request, next, now);
             }
             let is_logged = waiting.place.log_seq().is_some();
             let of = (*reason, detail.clone());
-            doubt.accuse(&mut waiting.history_mut().charges, of, is_logged, next, now);
+            let history = waiting.history_mut();
+            if doubt.are_void(&history.charges) {
+                // Nor did it fail in its own time.
+                history.attempts = 1;
+            }
+            doubt.accuse(&mut history.charges, of, is_logged, next, now);
         }
         let troubles: Vec<Flow> = flows.into_iter().filter(|flow| self.comes_to_trouble(*flow)).collect();
         if refusal != Refusal::Content {
@@ -237,10 +241,12 @@ impl Lane {
             info!(provider = self.provider.name(), kind = flow.kind.name(), "provider takes events again");
             self.bring_back(flow);
         }
-        let mut noted = None;
+        let mut last = None;
+        let mut flows = BTreeSet::new();
         for waiting in delivered {
-            if noted != Some(waiting.flow()) {
-                noted = Some(waiting.flow());
+            if last != Some(waiting.flow()) {
+                last = Some(waiting.flow());
+                flows.insert(waiting.flow());
                 self.doubts.entry(waiting.flow()).or_default().delivered(request);
             }
             if waiting.is_suspect() {
@@ -248,7 +254,7 @@ impl Lane {
                 self.absolve(waiting.flow());
             }
         }
-        if let Some(flow) = noted {
+        for flow in flows {
             self.bury_condemned(flow);
         }
     }
@@ -262,7 +268,7 @@ impl Lane {
         });
         for waiting in &mut absolved {
             let history = waiting.history_mut();
-            (history.charges, history.together_max) = (Charges::default(), usize::MAX);
+            (history.charges, history.together_max, history.attempts) = (Charges::default(), usize::MAX, 0);
         }
         self.backlog.put_back(absolved);
     }

@@ -40,6 +40,7 @@ const SETTINGS: LaneSettings = LaneSettings {
     probe_events: 50,
     awaits_answers: false,
     convicts_at_once: false,
+    aside_events_max: ASIDE_EVENTS_MAX,
 };
 
 type Answer = Box<dyn FnOnce(&[Event]) -> Result<Vec<Verdict>, SendError> + Send>;
