@@ -74,10 +74,11 @@ pub(crate) struct Charges {
     accusations: u32,
     accused_since: Option<Instant>,
     /// What its doubt had come to when it was last accused.
-    recoveries: u64,
     troubles: u64,
     in_trouble: bool,
     is_singled_out: bool,
+    /// How often the provider had worked again when this was counted as accused.
+    counted_at: Option<u64>,
     /// Accusations before which others had got through since the one before.
     proofs: u32,
     /// What it becomes a dead letter of, once it is condemned.
@@ -93,6 +94,12 @@ impl Charges {
     /// The provider named it, and not the others of its kind in the same request.
     pub(crate) fn single_out(&mut self) {
         self.is_singled_out = true;
+    }
+
+    /// True for one that was singled out, and of which nothing has shown yet that the
+    /// provider works.
+    pub(crate) fn are_unproven(&self) -> bool {
+        self.is_singled_out && self.proofs == 0
     }
 
     /// True for one that was singled out, and refused again after others had got through.
@@ -167,18 +174,21 @@ impl Doubt {
         now: Instant,
     ) {
         let before = charges.next_after_refusal.filter(|_| charges.accusations > 0);
+        let speaks = self.speaks_of_the_provider(charges);
         if self.are_void(charges) {
             (charges.accusations, charges.accused_since, charges.proofs) = (0, None, 0);
+            charges.counted_at = None;
         } else if before.is_some_and(|before| self.works_since(before)) {
             charges.proofs += 1;
         }
-        let is_new =
-            charges.proofs == 0 && (charges.accusations == 0 || charges.recoveries != self.recoveries);
-        self.accused = self.accused.saturating_add(u32::from(is_new));
+        if speaks && charges.proofs == 0 && charges.counted_at != Some(self.recoveries) {
+            charges.counted_at = Some(self.recoveries);
+            self.accused = self.accused.saturating_add(1);
+        }
         charges.accusations = charges.accusations.saturating_add(1);
         charges.accused_since.get_or_insert(now);
         charges.next_after_refusal = Some(next);
-        (charges.recoveries, charges.troubles) = (self.recoveries, self.troubles);
+        charges.troubles = self.troubles;
         charges.in_trouble = self.is_trouble;
         let wanted = match is_logged {
             _ if charges.is_singled_out => PROOFS_SINGLED_OUT,
@@ -188,6 +198,14 @@ impl Doubt {
         };
         charges.sentence = (charges.proofs >= wanted).then_some(of);
         self.has_condemned |= charges.sentence.is_some();
+    }
+
+    /// True if one more refusal of an event may be the provider's fault. One that is named
+    /// where others are spared says little of it, until none of those gets through.
+    pub(crate) fn speaks_of_the_provider(&self, charges: &Charges) -> bool {
+        let is_again = charges.accusations > 0
+            && charges.next_after_refusal.is_some_and(|after| !self.works_since(after));
+        !charges.is_singled_out || is_again
     }
 
     /// True if some may have been condemned that have not ended.

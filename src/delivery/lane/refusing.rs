@@ -110,11 +110,13 @@ impl Lane {
         }
         let Some(detail) = accused.first().map(|(.., detail)| detail.clone()) else { return };
         let (now, next) = (Instant::now(), self.next_request);
-        let mut flows = BTreeSet::new();
+        let (mut flows, mut doubted) = (BTreeSet::new(), BTreeSet::new());
         for (waiting, reason, detail) in &mut accused {
             let flow = waiting.flow();
             let doubt = self.doubts.entry(flow).or_default();
-            if flows.insert(flow) {
+            flows.insert(flow);
+            let speaks = waiting.charges().is_none_or(|charges| doubt.speaks_of_the_provider(charges));
+            if speaks && doubted.insert(flow) {
                 doubt.refused(request, next, now);
             }
             let is_logged = waiting.place.log_seq().is_some();
@@ -156,6 +158,7 @@ impl Lane {
         }
         let is_logged = waiting.place.log_seq().is_some();
         self.settings.retry.is_exhausted(charges.accusations())
+            && !charges.are_unproven()
             && doubt.are_few()
             && !doubt.is_by_chance(now)
             && (!is_logged || charges.accused_for(now) >= LONE_TIME)
