@@ -185,6 +185,10 @@ class Channel:
         """Waits for `timeout` or a wake. A peer that leaves meanwhile is let go,
         and one that asks is answered: a relay that stops waits for nobody."""
         connection = self._connection
+        if connection is not None and not connection.is_usable():
+            # It said so together with its last answer, and says no more.
+            self.close()
+            connection = None
         if connection is None:
             self._waker.wait(timeout)
             return
