@@ -164,7 +164,9 @@ impl Doubt {
         }
     }
 
-    /// An event was accused of that, before request `next` is sent.
+    /// An event was accused of that, before request `next` is sent. True if that may be
+    /// the provider's fault: one that is named where others are spared says little of it,
+    /// until none of those gets through.
     pub(crate) fn accuse(
         &mut self,
         charges: &mut Charges,
@@ -172,13 +174,16 @@ impl Doubt {
         is_logged: bool,
         next: RequestNumber,
         now: Instant,
-    ) {
-        let before = charges.next_after_refusal.filter(|_| charges.accusations > 0);
-        let speaks = self.speaks_of_the_provider(charges);
+    ) -> bool {
+        let got_through = charges
+            .next_after_refusal
+            .filter(|_| charges.accusations > 0)
+            .map(|refused| self.works_since(refused));
+        let speaks = !charges.is_singled_out || got_through == Some(false);
         if self.are_void(charges) {
             (charges.accusations, charges.accused_since, charges.proofs) = (0, None, 0);
             charges.counted_at = None;
-        } else if before.is_some_and(|before| self.works_since(before)) {
+        } else if got_through == Some(true) {
             charges.proofs += 1;
         }
         if speaks && charges.proofs == 0 && charges.counted_at != Some(self.recoveries) {
@@ -198,14 +203,7 @@ impl Doubt {
         };
         charges.sentence = (charges.proofs >= wanted).then_some(of);
         self.has_condemned |= charges.sentence.is_some();
-    }
-
-    /// True if one more refusal of an event may be the provider's fault. One that is named
-    /// where others are spared says little of it, until none of those gets through.
-    pub(crate) fn speaks_of_the_provider(&self, charges: &Charges) -> bool {
-        let is_again = charges.accusations > 0
-            && charges.next_after_refusal.is_some_and(|after| !self.works_since(after));
-        !charges.is_singled_out || is_again
+        speaks
     }
 
     /// True if some may have been condemned that have not ended.
@@ -228,11 +226,6 @@ impl Doubt {
     /// True if the provider has taken one by that request or a later one.
     pub(crate) fn works_since(&self, request: RequestNumber) -> bool {
         self.delivered_by.is_some_and(|by| by >= request)
-    }
-
-    /// The first request that could be sent after the first refusal since it last worked.
-    pub(crate) fn next_after_first(&self) -> RequestNumber {
-        self.next_after_first
     }
 
     /// True if none was delivered since one was refused, and that request or a later one

@@ -26,6 +26,7 @@ const READ_AHEAD_BYTES: usize = 6 * 1024 * 1024;
 const OVERFLOW_SHARE: usize = 4;
 const OVERFLOW_EVENTS_MIN: usize = 10_000;
 const OVERFLOW_BYTES_MIN: usize = 8 * 1024 * 1024;
+
 impl Lane {
     /// Takes in what an earlier run left, before anything new.
     pub(crate) fn reload(&mut self, spilled: Spilled) {

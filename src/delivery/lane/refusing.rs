@@ -12,7 +12,7 @@ use std::{cell::Cell, collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Lane, Line, Sent, letters::Dead, millis, next_attempts};
+use super::{Lane, Line, Sent, letters::Dead, millis, next_attempts, settling::flows};
 use crate::{
     delivery::{
         backlog::Waiting,
@@ -59,8 +59,7 @@ impl Lane {
         }
         // How much is too much tells nothing of the events.
         if reason != DeadLetterReason::TooLarge && !self.settings.convicts_at_once {
-            let flows: BTreeSet<Flow> = events.iter().map(Waiting::flow).collect();
-            for flow in flows {
+            for flow in flows(&events) {
                 self.doubts.entry(flow).or_default().refused(number, self.next_request, now);
             }
         }
@@ -115,10 +114,6 @@ impl Lane {
             let flow = waiting.flow();
             let doubt = self.doubts.entry(flow).or_default();
             flows.insert(flow);
-            let speaks = waiting.charges().is_none_or(|charges| doubt.speaks_of_the_provider(charges));
-            if speaks && doubted.insert(flow) {
-                doubt.refused(request, next, now);
-            }
             let is_logged = waiting.place.log_seq().is_some();
             let of = (*reason, detail.clone());
             let history = waiting.history_mut();
@@ -126,7 +121,10 @@ impl Lane {
                 // Nor did it fail in its own time.
                 history.attempts = 1;
             }
-            doubt.accuse(&mut history.charges, of, is_logged, next, now);
+            let speaks = doubt.accuse(&mut history.charges, of, is_logged, next, now);
+            if speaks && doubted.insert(flow) {
+                doubt.refused(request, next, now);
+            }
         }
         let troubles: Vec<Flow> = flows.into_iter().filter(|flow| self.comes_to_trouble(*flow)).collect();
         if refusal != Refusal::Content {
@@ -244,17 +242,15 @@ impl Lane {
             info!(provider = self.provider.name(), kind = flow.kind.name(), "provider takes events again");
             self.bring_back(flow);
         }
-        let mut last = None;
         let mut flows = BTreeSet::new();
-        for waiting in delivered {
-            if last != Some(waiting.flow()) {
-                last = Some(waiting.flow());
-                flows.insert(waiting.flow());
-                self.doubts.entry(waiting.flow()).or_default().delivered(request);
-            }
-            if waiting.is_suspect() {
-                self.doubts.entry(waiting.flow()).or_default().acquitted(Instant::now());
-                self.absolve(waiting.flow());
+        for alike in delivered.chunk_by(|one, next| one.flow() == next.flow()) {
+            let flow = alike[0].flow();
+            flows.insert(flow);
+            let doubt = self.doubts.entry(flow).or_default();
+            doubt.delivered(request);
+            if alike.iter().any(Waiting::is_suspect) {
+                doubt.acquitted(Instant::now());
+                self.absolve(flow);
             }
         }
         for flow in flows {

@@ -149,10 +149,10 @@ impl Pace<'_> {
     /// endpoint takes others.
     fn is_in_doubt(&self, endpoint: Endpoint) -> bool {
         let delivered_by = self.delivered_by.get(&endpoint);
-        let works = |doubt: &Doubt| delivered_by.is_some_and(|by| *by >= doubt.next_after_first());
+        let takes_others = |doubt: &Doubt| delivered_by.is_some_and(|by| doubt.refuses_before(*by));
         let mut doubts = self.doubts.iter().filter(|(flow, _)| flow.endpoint == endpoint);
         doubts.any(|(flow, doubt)| {
-            doubt.is_open(self.now) && !works(doubt) && !self.gates.contains_key(&flow.apart())
+            doubt.is_open(self.now) && !takes_others(doubt) && !self.gates.contains_key(&flow.apart())
         })
     }
 

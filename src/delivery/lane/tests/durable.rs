@@ -22,6 +22,8 @@ use crate::{
 
 const START_MS: i64 = 1_767_225_600_000;
 const HOUR: Duration = Duration::from_secs(3600);
+/// Whose identifies come in turn.
+const USERS: usize = 40;
 
 /// Works from a given time on, and never for a batch with a "poison" in it.
 /// Counts what it is sent.
@@ -200,6 +202,27 @@ impl Durable {
             self.accept_event(&track(name)).await;
             sleep(every).await;
         }
+    }
+
+    /// Accepts an identify of one of [`USERS`], in turn; returns its id.
+    async fn accept_identify(&self, number: usize) -> String {
+        let event = identify(&format!("user-{}", number % USERS));
+        self.accept_event(&event).await;
+        event.id().to_string()
+    }
+
+    /// What the provider took; fails if an identify of these, accepted one after the other,
+    /// came after a newer one of its user.
+    fn taken_in_order(&self, accepted: &[String]) -> Vec<String> {
+        let places: HashMap<&String, usize> =
+            accepted.iter().enumerate().map(|(place, id)| (id, place)).collect();
+        let taken = self.provider.taken.lock().unwrap().clone();
+        let mut last = [None; USERS];
+        for place in taken.iter().filter_map(|id| places.get(id).copied()) {
+            let before = last[place % USERS].replace(place);
+            assert!(before < Some(place), "{place} of its user came after {before:?}");
+        }
+        taken
     }
 
     async fn accept_event(&self, event: &Event) {
@@ -451,9 +474,7 @@ async fn what_the_queue_brings_does_not_overtake_what_is_left_aside_in_the_log()
     *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
     let mut accepted: Vec<String> = Vec::new();
     for _ in 0..3000 {
-        let event = identify(&format!("user-{}", accepted.len() % 40));
-        durable.accept_event(&event).await;
-        accepted.push(event.id().to_string());
+        accepted.push(durable.accept_identify(accepted.len()).await);
         durable.accept(1, Duration::from_millis(100)).await;
     }
     durable.ended(3000).await;
@@ -466,9 +487,7 @@ async fn what_the_queue_brings_does_not_overtake_what_is_left_aside_in_the_log()
     while durable.delivered() < 3000 + accepted.len() || late == 0 {
         let in_the_log = 3000 + accepted.len() - durable.delivered() - durable.status.events();
         late += usize::from(in_the_log > 0 && durable.delivered() > 3000);
-        let event = identify(&format!("user-{}", accepted.len() % 40));
-        durable.accept_event(&event).await;
-        accepted.push(event.id().to_string());
+        accepted.push(durable.accept_identify(accepted.len()).await);
         assert!(accepted.len() < 30_000, "{} delivered", durable.delivered());
         sleep(Duration::from_millis(20)).await;
         if in_the_log == 0 {
@@ -476,14 +495,7 @@ async fn what_the_queue_brings_does_not_overtake_what_is_left_aside_in_the_log()
         }
     }
     assert!(late > 20, "only {late} came meanwhile");
-    let places: HashMap<&String, usize> =
-        accepted.iter().enumerate().map(|(place, id)| (id, place)).collect();
-    let taken = durable.provider.taken.lock().unwrap().clone();
-    let mut last = [None; 40];
-    for place in taken.iter().filter_map(|id| places.get(id).copied()) {
-        let before = last[place % 40].replace(place);
-        assert!(before < Some(place), "{place} of its user came after {before:?}");
-    }
+    let taken = durable.taken_in_order(&accepted);
     let ids: HashSet<&String> = taken.iter().collect();
     assert_eq!((ids.len(), taken.len(), durable.dead()), (taken.len(), 3000 + accepted.len(), 0));
     assert_eq!(durable.stop().await, 0);
@@ -499,9 +511,7 @@ async fn at_the_limit_of_what_is_left_aside_none_overtakes_another() {
     *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
     let mut accepted: Vec<String> = Vec::new();
     for _ in 0..2000 {
-        let event = identify(&format!("user-{}", accepted.len() % 40));
-        durable.accept_event(&event).await;
-        accepted.push(event.id().to_string());
+        accepted.push(durable.accept_identify(accepted.len()).await);
         durable.accept(1, Duration::from_millis(100)).await;
     }
     sleep(HOUR * 3).await;
@@ -509,14 +519,7 @@ async fn at_the_limit_of_what_is_left_aside_none_overtakes_another() {
     assert!(delivered > 0 && delivered < 2000, "{delivered}: the limit was reached");
     *durable.provider.refuses_identifies.lock().unwrap() = None;
     durable.ended(4000).await;
-    let places: HashMap<&String, usize> =
-        accepted.iter().enumerate().map(|(place, id)| (id, place)).collect();
-    let taken = durable.provider.taken.lock().unwrap().clone();
-    let mut last = [None; 40];
-    for place in taken.iter().filter_map(|id| places.get(id).copied()) {
-        let before = last[place % 40].replace(place);
-        assert!(before < Some(place), "{place} of its user came after {before:?}");
-    }
+    durable.taken_in_order(&accepted);
     assert_eq!(durable.stop().await, 0);
 }
 

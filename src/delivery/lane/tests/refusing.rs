@@ -546,22 +546,9 @@ async fn a_late_success_of_its_own_route_halves_no_lane() {
             Err(SendError::Unauthorized { detail: "401".into() })
         }
     });
-    let running = Running::start(Vec::new());
     let kept = Arc::new(Kept::default());
-    let provider = Arc::new(FirstIsLate { rule });
-    let (inbox, receiver) = LaneInbox::new(50);
-    let lane = Lane::new(
-        provider,
-        SETTINGS,
-        LaneSource::memory(receiver),
-        LaneObservers {
-            recorder: kept.clone(),
-            metrics: LaneFamilies::default().of("scripted"),
-            status: running.status.clone(),
-        },
-        Clock::system(),
-        running.stop.clone(),
-    );
+    let status = Arc::new(LaneStatus::new("scripted"));
+    let (inbox, lane) = lane_to(Arc::new(FirstIsLate { rule }), kept.clone(), status, Stop::default());
     let lane = tokio::spawn(lane.run());
     let queued = |event: Event| Queued { event, place: Place::MEMORY };
     inbox.send(tracks(20).into_iter().map(queued).collect()).await;
