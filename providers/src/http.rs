@@ -827,20 +827,14 @@ mod tests {
 
     #[test]
     fn keys_are_removed_from_what_an_answer_says() {
-        let settings = HttpSettings {
-            base_url: "http://localhost".parse().unwrap(),
-            request_timeout: Duration::from_secs(1),
-            idle_connections_max: 1,
-        };
-        let client = HttpClient::new(settings, &Secret::new("canary-key")).unwrap();
+        let client = HttpClient::new(client().settings, &Secret::new("canary-key")).unwrap();
         assert_eq!(client.redact("no canary-key, no Y2FuYXJ5LWtleTo= here"), "no ***, no *** here");
     }
 
     /// As a query or a form has them, in either case and twice over.
     #[test]
     fn keys_are_removed_in_percent_encoding_too() {
-        let settings = client().settings;
-        let client = HttpClient::new(settings, &Secret::new("a+b/c=~k")).unwrap();
+        let client = HttpClient::new(client().settings, &Secret::new("a+b/c=~k")).unwrap();
         for said in [
             "a%2Bb%2Fc%3D~k",
             "a%2bb%2fc%3d%7ek",

@@ -23,7 +23,7 @@ use crate::{
     delivery::{
         Batch, LaneInbox,
         dead_letter::{DeadLetterDir, DeadLetterWriter},
-        lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus, Leftover},
+        lane::{ASIDE_EVENTS_MAX, Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus, Leftover},
         recorder::RelayRecorder,
         spill::SpillDir,
         suspension::Suspension,
@@ -181,6 +181,7 @@ pub(crate) fn lane_settings(config: &Config, delivery: DeliveryConfig) -> LaneSe
         probe_events: delivery.batch.events,
         awaits_answers: false,
         convicts_at_once: false,
+        aside_events_max: ASIDE_EVENTS_MAX,
     }
 }
 

@@ -74,11 +74,12 @@ pub(crate) struct Charges {
     accusations: u32,
     accused_since: Option<Instant>,
     /// What its doubt had come to when it was last accused.
-    recoveries: u64,
     troubles: u64,
     in_trouble: bool,
     is_singled_out: bool,
-    /// Accusations in a row between which others got through.
+    /// How often the provider had worked again when this was counted as accused.
+    counted_at: Option<u64>,
+    /// Accusations before which others had got through since the one before.
     proofs: u32,
     /// What it becomes a dead letter of, once it is condemned.
     sentence: Option<(DeadLetterReason, String)>,
@@ -95,9 +96,10 @@ impl Charges {
         self.is_singled_out = true;
     }
 
-    /// True for one that the provider has named so.
-    pub(crate) fn are_singled_out(&self) -> bool {
-        self.is_singled_out
+    /// True for one that was singled out, and of which nothing has shown yet that the
+    /// provider works.
+    pub(crate) fn are_unproven(&self) -> bool {
+        self.is_singled_out && self.proofs == 0
     }
 
     /// True for one that was singled out, and refused again after others had got through.
@@ -134,6 +136,9 @@ impl Doubt {
         if self.refusals > 0 && by >= self.next_after_refusal {
             self.recoveries += 1;
             (self.refusals, self.accused, self.is_trouble) = (0, 0, false);
+        } else if self.refusals == 0 {
+            // Accused by answers that others had overtaken.
+            self.accused = 0;
         }
     }
 
@@ -159,7 +164,9 @@ impl Doubt {
         }
     }
 
-    /// An event was accused of that, before request `next` is sent.
+    /// An event was accused of that, before request `next` is sent. True if that may be
+    /// the provider's fault: one that is named where others are spared says little of it,
+    /// until none of those gets through.
     pub(crate) fn accuse(
         &mut self,
         charges: &mut Charges,
@@ -167,22 +174,26 @@ impl Doubt {
         is_logged: bool,
         next: RequestNumber,
         now: Instant,
-    ) {
-        let before = charges.next_after_refusal.filter(|_| charges.accusations > 0);
+    ) -> bool {
+        let got_through = charges
+            .next_after_refusal
+            .filter(|_| charges.accusations > 0)
+            .map(|refused| self.works_since(refused));
+        let speaks = !charges.is_singled_out || got_through == Some(false);
         if self.are_void(charges) {
             (charges.accusations, charges.accused_since, charges.proofs) = (0, None, 0);
-        } else if before.is_some_and(|before| self.works_since(before)) {
+            charges.counted_at = None;
+        } else if got_through == Some(true) {
             charges.proofs += 1;
         }
-        // One that was refused where others were not says little of the provider.
-        let is_new = charges.proofs == 0
-            && !charges.is_singled_out
-            && (charges.accusations == 0 || charges.recoveries != self.recoveries);
-        self.accused = self.accused.saturating_add(u32::from(is_new));
+        if speaks && charges.proofs == 0 && charges.counted_at != Some(self.recoveries) {
+            charges.counted_at = Some(self.recoveries);
+            self.accused = self.accused.saturating_add(1);
+        }
         charges.accusations = charges.accusations.saturating_add(1);
         charges.accused_since.get_or_insert(now);
         charges.next_after_refusal = Some(next);
-        (charges.recoveries, charges.troubles) = (self.recoveries, self.troubles);
+        charges.troubles = self.troubles;
         charges.in_trouble = self.is_trouble;
         let wanted = match is_logged {
             _ if charges.is_singled_out => PROOFS_SINGLED_OUT,
@@ -192,6 +203,7 @@ impl Doubt {
         };
         charges.sentence = (charges.proofs >= wanted).then_some(of);
         self.has_condemned |= charges.sentence.is_some();
+        speaks
     }
 
     /// True if some may have been condemned that have not ended.
@@ -359,6 +371,24 @@ mod tests {
         assert!(!requests.doubt.is_open(requests.now + 2 * DOUBT_TIME), "not for ever");
         requests.accuses(&mut events[2]);
         assert!(requests.doubt.comes_to_trouble());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_that_were_accused_by_overtaken_answers_count_no_more_once_it_works() {
+        let mut requests = Requests::new();
+        for _ in 0..3 {
+            let under_way = requests.next;
+            requests.next += 1;
+            requests.delivers();
+            requests.doubt.refused(under_way, requests.next, requests.now);
+            requests.doubt.accuse(&mut Charges::default(), of(), false, requests.next, requests.now);
+            requests.delivers();
+        }
+        let mut lone = Charges::default();
+        for _ in 0..3 {
+            requests.accuses(&mut lone);
+        }
+        assert!(requests.doubt.are_few() && !requests.doubt.comes_to_trouble(), "one is accused");
     }
 
     #[tokio::test(start_paused = true)]

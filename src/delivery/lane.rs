@@ -65,7 +65,13 @@ pub(crate) struct LaneSettings {
     /// An event that is refused, by name or alone in its request, becomes a dead letter
     /// at once, and nothing is made of how many are: for a replay.
     pub(crate) convicts_at_once: bool,
+    /// Most events that are left aside in the log, or a little more: what is delivered
+    /// between them makes as many holes in the cursor.
+    pub(crate) aside_events_max: usize,
 }
+
+/// For a running relay.
+pub(crate) const ASIDE_EVENTS_MAX: usize = 250_000;
 
 /// Who learns what a lane does.
 pub(crate) struct LaneObservers {

@@ -305,6 +305,7 @@ mod tests {
             probe_events: 50,
             awaits_answers: false,
             convicts_at_once: false,
+            aside_events_max: 0,
         };
         let names = std::iter::repeat_n("bad", bad).chain(std::iter::repeat_n("good", good));
         let letters = names.map(|name| letter(track(name))).collect();

@@ -272,40 +272,38 @@ impl Relay {
 
     /// Waits until a metric has this value: gauges of the log are some milliseconds old.
     pub(crate) async fn metric_is(&self, name: &str, labels: &[&str], value: f64) {
-        let start = Instant::now();
-        loop {
-            let now = self.metric(name, labels).await;
-            if now == value {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "{name} {labels:?} is {now}, want {value}");
-            sleep(Duration::from_millis(5)).await;
-        }
+        self.metric_until(name, labels, PATIENCE, |now| now == value).await;
     }
 
     /// Waits until so many events have become a provider's dead letters.
     pub(crate) async fn dead_lettered(&self, vendor: Vendor, events: u64) {
-        self.reached(vendor, events, &["\"dead_lettered\""]).await;
+        let labels = [vendor.name(), "\"dead_lettered\""];
+        self.metric_until("relay_events_total", &labels, PATIENCE, |ended| ended >= events as f64).await;
     }
 
     /// Waits until so many events of a provider have ended, however they did: an event
     /// that is still judged when the relay stops is spilled.
     pub(crate) async fn settled(&self, vendor: Vendor, events: u64) {
-        self.reached(vendor, events, &[]).await;
+        let labels = [vendor.name()];
+        self.metric_until("relay_events_total", &labels, 2 * PATIENCE, |ended| ended >= events as f64).await;
     }
 
-    async fn reached(&self, vendor: Vendor, events: u64, outcome: &[&str]) {
-        let labels = [&[vendor.name()], outcome].concat();
+    async fn metric_until(
+        &self,
+        name: &str,
+        labels: &[&str],
+        patience: Duration,
+        is_so: impl Fn(f64) -> bool,
+    ) {
         let start = Instant::now();
         loop {
-            let ended = self.metric("relay_events_total", &labels).await;
-            if ended >= events as f64 {
+            let now = self.metric(name, labels).await;
+            if is_so(now) {
                 return;
             }
-            let waited = start.elapsed();
             assert!(
-                waited < 2 * PATIENCE,
-                "{vendor} {outcome:?}: {ended} of {events} ended in {waited:?}\n{}\n{}",
+                start.elapsed() < patience,
+                "waited in vain: {name} {labels:?} is {now}\n{}\n{}",
                 self.page("/metrics").await.1,
                 self.raw_logs().join("\n")
             );

@@ -185,6 +185,10 @@ class Channel:
         """Waits for `timeout` or a wake. A peer that leaves meanwhile is let go,
         and one that asks is answered: a relay that stops waits for nobody."""
         connection = self._connection
+        if connection is not None and not connection.is_usable():
+            # It said so when it was read last, be it with an answer, and says no more.
+            self.close()
+            connection = None
         if connection is None:
             self._waker.wait(timeout)
             return
@@ -192,9 +196,6 @@ class Channel:
         try:
             connection.exchange()
         except Exception:  # the next call connects again, and says what is wrong if it still is
-            self.close()
-            return
-        if not connection.is_usable():
             self.close()
 
     def close(self):

@@ -142,10 +142,20 @@ class Paths(Case):
     def test_a_connection_that_the_peer_closed_while_idle_costs_no_retry(self):
         def once(connection):
             connection.sendall(SETTINGS)
-            connection.sendall(answer_frames(request_of(connection)))
-            connection.sendall(frame(7, 0, 0, struct.pack(">II", 2**31 - 1, 0)))
+            answer, goaway = answer_frames(request_of(connection)), frame(7, 0, 0, struct.pack(">II", 2**31 - 1, 0))
+            if together:
+                time.sleep(0.2)  # until the client has nothing more to write, which would wake it
+                connection.sendall(answer + goaway)
+            else:
+                connection.sendall(answer)
+                connection.sendall(goaway)
             self.assertEqual(self.rest(connection), b"")  # the client leaves, and a draining relay need not wait
 
+        for together in (True, False):
+            with self.subTest(together=together):
+                self.leaves_three_times(once)
+
+    def leaves_three_times(self, once):
         peer = self.peer(once)
         client = self.client(peer.address)
         for number in range(3):

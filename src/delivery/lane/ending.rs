@@ -214,8 +214,11 @@ impl Lane {
             let expired = self.backlog.take_where(|waiting| {
                 waiting.event.accepted_ms() < before_ms && waiting.place.log_seq().is_some()
             });
-            self.bury_all(expired, Expired, "its retention has ended");
-            self.source.look_again();
+            // What is not in the log waits, however old it is.
+            if !expired.is_empty() {
+                self.bury_all(expired, Expired, "its retention has ended");
+                self.source.look_again();
+            }
         }
     }
 

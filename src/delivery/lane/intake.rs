@@ -26,9 +26,6 @@ const READ_AHEAD_BYTES: usize = 6 * 1024 * 1024;
 const OVERFLOW_SHARE: usize = 4;
 const OVERFLOW_EVENTS_MIN: usize = 10_000;
 const OVERFLOW_BYTES_MIN: usize = 8 * 1024 * 1024;
-/// Most events that are left aside: what is delivered between them makes as many holes in
-/// the cursor.
-const ASIDE_EVENTS_MAX: usize = 250_000;
 
 /// Events that are not for the provider: why, and where they are kept.
 type PassedOver = Vec<(NotFor, Place)>;
@@ -51,8 +48,9 @@ impl Lane {
             let (has_room, is_aside) = match flow {
                 Ok(flow) => {
                     let is_beyond_share = self.is_beyond_share(flow, bytes, &limited);
-                    let has_room = self.has_room(bytes) && !is_beyond_share;
-                    (has_room, self.is_left_aside(queued.place, flow, is_beyond_share))
+                    let stays = self.is_left_aside(queued.place, flow, is_beyond_share);
+                    let has_room = !stays && !is_beyond_share && self.has_room(bytes);
+                    (has_room, stays && self.has_aside_room())
                 }
                 // It needs none.
                 Err(_) => (true, false),
@@ -120,9 +118,13 @@ impl Lane {
     /// Routes on which nothing gets through while it does on another one. What goes by
     /// them has a share of the lane and no more: the rest is for the others.
     fn limited_routes(&self) -> Vec<Route> {
-        let others_work = |since| self.gates.values().any(|gate| gate.delivered_after(since));
-        let is_limited = |gate: &Gate| gate.barred_since().is_some_and(others_work);
-        self.gates.iter().filter(|(_, gate)| is_limited(gate)).map(|(route, _)| *route).collect()
+        // Not itself: what was under way when it refused may be answered later.
+        let others_work = |route: Route, since| {
+            self.gates.iter().any(|(other, gate)| *other != route && gate.delivered_after(since))
+        };
+        let is_limited =
+            |route: Route, gate: &Gate| gate.barred_since().is_some_and(|since| others_work(route, since));
+        self.gates.iter().filter(|(route, gate)| is_limited(**route, gate)).map(|(route, _)| *route).collect()
     }
 
     /// True for one more event, of so many bytes, than a flow may have in memory.
@@ -141,16 +143,17 @@ impl Lane {
         QueueLimits { events_max: capacity.events_max / 2, bytes_max: capacity.bytes_max / 2 }
     }
 
-    /// True for an event that stays in the log for now: see [`super::aside`].
+    /// True for an event that stays in the log for now: see [`super::aside`]. However many
+    /// there are, for none may overtake them: when they are enough, nothing is read on.
     #[inline]
     fn is_left_aside(&self, place: Place, flow: Flow, is_beyond_share: bool) -> bool {
-        (is_beyond_share || !self.asides.is_empty() && self.asides.contains_key(&flow))
-            && place.log_seq().is_some()
-            && self.has_aside_room()
+        place.log_seq().is_some()
+            && (!self.asides.is_empty() && self.asides.contains_key(&flow)
+                || is_beyond_share && self.has_aside_room())
     }
 
     fn has_aside_room(&self) -> bool {
-        self.asides.values().map(Aside::len).sum::<usize>() < ASIDE_EVENTS_MAX
+        self.asides.values().map(Aside::len).sum::<usize>() < self.settings.aside_events_max
     }
 
     /// Reads on in the log, as long as there is less to send than requests can

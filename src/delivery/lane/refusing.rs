@@ -13,7 +13,7 @@ use analytics_relay_providers::event::Kind;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Lane, Line, Sent, letters::Dead, millis, next_attempts};
+use super::{Lane, Line, Sent, letters::Dead, millis, next_attempts, settling::flows};
 use crate::{
     delivery::{
         backlog::Waiting,
@@ -60,8 +60,7 @@ impl Lane {
         }
         // How much is too much tells nothing of the events.
         if reason != DeadLetterReason::TooLarge && !self.settings.convicts_at_once {
-            let flows: BTreeSet<Flow> = events.iter().map(Waiting::flow).collect();
-            for flow in flows {
+            for flow in flows(&events) {
                 self.doubts.entry(flow).or_default().refused(number, self.next_request, now);
             }
         }
@@ -111,17 +110,22 @@ impl Lane {
         }
         let Some(detail) = accused.first().map(|(.., detail)| detail.clone()) else { return };
         let (now, next) = (Instant::now(), self.next_request);
-        let mut flows = BTreeSet::new();
+        let (mut flows, mut doubted) = (BTreeSet::new(), BTreeSet::new());
         for (waiting, reason, detail) in &mut accused {
             let flow = waiting.flow();
             let doubt = self.doubts.entry(flow).or_default();
-            let is_singled_out = waiting.charges().is_some_and(Charges::are_singled_out);
-            if flows.insert(flow) && !is_singled_out {
-                doubt.refused(request, next, now);
-            }
+            flows.insert(flow);
             let is_logged = waiting.place.log_seq().is_some();
             let of = (*reason, detail.clone());
-            doubt.accuse(&mut waiting.history_mut().charges, of, is_logged, next, now);
+            let history = waiting.history_mut();
+            if doubt.are_void(&history.charges) {
+                // Nor did it fail in its own time.
+                history.attempts = 1;
+            }
+            let speaks = doubt.accuse(&mut history.charges, of, is_logged, next, now);
+            if speaks && doubted.insert(flow) {
+                doubt.refused(request, next, now);
+            }
         }
         let troubles: Vec<Flow> = flows.into_iter().filter(|flow| self.comes_to_trouble(*flow)).collect();
         if refusal != Refusal::Content {
@@ -153,6 +157,7 @@ impl Lane {
         }
         let is_logged = waiting.place.log_seq().is_some();
         self.settings.retry.is_exhausted(charges.accusations())
+            && !charges.are_unproven()
             && doubt.are_few()
             && !doubt.is_by_chance(now)
             && (!is_logged || charges.accused_for(now) >= LONE_TIME)
@@ -238,18 +243,18 @@ impl Lane {
             info!(provider = self.provider.name(), kind = flow.kind.name(), "provider takes events again");
             self.bring_back(flow);
         }
-        let mut noted = None;
-        for waiting in delivered {
-            if noted != Some(waiting.flow()) {
-                noted = Some(waiting.flow());
-                self.doubts.entry(waiting.flow()).or_default().delivered(request);
-            }
-            if waiting.is_suspect() {
-                self.doubts.entry(waiting.flow()).or_default().acquitted(Instant::now());
-                self.absolve(waiting.flow());
+        let mut flows = BTreeSet::new();
+        for alike in delivered.chunk_by(|one, next| one.flow() == next.flow()) {
+            let flow = alike[0].flow();
+            flows.insert(flow);
+            let doubt = self.doubts.entry(flow).or_default();
+            doubt.delivered(request);
+            if alike.iter().any(Waiting::is_suspect) {
+                doubt.acquitted(Instant::now());
+                self.absolve(flow);
             }
         }
-        if let Some(flow) = noted {
+        for flow in flows {
             self.bury_condemned(flow);
         }
     }
@@ -263,7 +268,7 @@ impl Lane {
         });
         for waiting in &mut absolved {
             let history = waiting.history_mut();
-            (history.charges, history.together_max) = (Charges::default(), usize::MAX);
+            (history.charges, history.together_max, history.attempts) = (Charges::default(), usize::MAX, 0);
         }
         self.backlog.put_back(absolved);
     }

@@ -24,6 +24,7 @@ impl Lane {
             let pace = Pace {
                 gates: &self.gates,
                 doubts: &self.doubts,
+                delivered_by: &self.delivered_by,
                 sent: &self.sent,
                 draining: self.draining,
                 account_refused,
@@ -87,6 +88,7 @@ impl Lane {
 struct Pace<'a> {
     gates: &'a HashMap<Route, Gate>,
     doubts: &'a HashMap<Flow, Doubt>,
+    delivered_by: &'a HashMap<Endpoint, RequestNumber>,
     sent: &'a HashMap<Id, Sent>,
     draining: bool,
     account_refused: Option<RequestNumber>,
@@ -143,10 +145,15 @@ impl Pace<'_> {
     }
 
     /// One request at a time while it is not known what is to blame. A flow that is
-    /// kept apart holds up no other.
+    /// kept apart holds up no other; nor does one of which a few are refused while the
+    /// endpoint takes others.
     fn is_in_doubt(&self, endpoint: Endpoint) -> bool {
+        let delivered_by = self.delivered_by.get(&endpoint);
+        let takes_others = |doubt: &Doubt| delivered_by.is_some_and(|by| doubt.refuses_before(*by));
         let mut doubts = self.doubts.iter().filter(|(flow, _)| flow.endpoint == endpoint);
-        doubts.any(|(flow, doubt)| doubt.is_open(self.now) && !self.gates.contains_key(&flow.apart()))
+        doubts.any(|(flow, doubt)| {
+            doubt.is_open(self.now) && !takes_others(doubt) && !self.gates.contains_key(&flow.apart())
+        })
     }
 
     fn under_way(&self, route: Route) -> impl Iterator<Item = &Sent> {

@@ -242,7 +242,8 @@ impl Lane {
     }
 }
 
-fn flows(events: &[Waiting]) -> BTreeSet<Flow> {
+/// The flows that events are of.
+pub(super) fn flows(events: &[Waiting]) -> BTreeSet<Flow> {
     events.iter().map(Waiting::flow).collect()
 }
 

@@ -42,6 +42,7 @@ const SETTINGS: LaneSettings = LaneSettings {
     probe_events: 50,
     awaits_answers: false,
     convicts_at_once: false,
+    aside_events_max: ASIDE_EVENTS_MAX,
 };
 
 type Answer = Box<dyn FnOnce(&[Event]) -> Result<Vec<Verdict>, SendError> + Send>;
@@ -226,19 +227,7 @@ impl Running {
     ) -> Self {
         let status = Arc::new(LaneStatus::new("scripted"));
         let stop = Stop::default();
-        let (inbox, receiver) = LaneInbox::new(50);
-        let mut lane = Lane::new(
-            provider.clone(),
-            SETTINGS,
-            LaneSource::memory(receiver),
-            LaneObservers {
-                recorder,
-                metrics: LaneFamilies::default().of("scripted"),
-                status: status.clone(),
-            },
-            Clock::system(),
-            stop.clone(),
-        );
+        let (inbox, mut lane) = lane_to(provider.clone(), recorder, status.clone(), stop.clone());
         lane.suspend_while(suspended);
         let lane = tokio::spawn(lane.run());
         Self { provider, kept, status, stop, inbox, lane }
@@ -255,6 +244,20 @@ impl Running {
         assert!(self.lane.await.unwrap().events.is_empty());
         (self.provider, self.kept)
     }
+}
+
+/// A lane without a log, and the way into it.
+fn lane_to(
+    provider: Arc<dyn Provider>,
+    recorder: Arc<dyn Recorder>,
+    status: Arc<LaneStatus>,
+    stop: Stop,
+) -> (LaneInbox, Lane) {
+    let (inbox, receiver) = LaneInbox::new(50);
+    let metrics = LaneFamilies::default().of(provider.name());
+    let observers = LaneObservers { recorder, metrics, status };
+    let lane = Lane::new(provider, SETTINGS, LaneSource::memory(receiver), observers, Clock::system(), stop);
+    (inbox, lane)
 }
 
 fn answer(answer: impl FnOnce(&[Event]) -> Result<Vec<Verdict>, SendError> + Send + 'static) -> Answer {
@@ -451,25 +454,14 @@ async fn forced_to_stop_a_lane_gives_back_what_is_under_way() {
             std::future::pending().await
         }
     }
-    let running = Running::start(Vec::new());
-    let (inbox, receiver) = LaneInbox::new(50);
-    let lane = Lane::new(
-        Arc::new(Never),
-        SETTINGS,
-        LaneSource::memory(receiver),
-        LaneObservers {
-            recorder: running.kept.clone(),
-            metrics: LaneFamilies::default().of("never"),
-            status: running.status.clone(),
-        },
-        Clock::system(),
-        running.stop.clone(),
-    );
+    let stop = Stop::default();
+    let status = Arc::new(LaneStatus::new("never"));
+    let (inbox, lane) = lane_to(Arc::new(Never), Arc::new(Kept::default()), status, stop.clone());
     let lane = tokio::spawn(lane.run());
     let queued = |event: Event| Queued { event, place: Place::MEMORY };
     inbox.send(tracks(25).into_iter().map(queued).collect()).await;
     sleep(Duration::from_secs(1)).await;
-    running.stop.force();
+    stop.force();
     drop(inbox);
     assert_eq!(lane.await.unwrap().events.len(), 25);
 }

@@ -17,7 +17,6 @@
 //!   asked by [`command`]s, and what others may see of it is in [`status`].
 //! - [`entrance`] is what admission holds, [`lane_log`] and [`reports`] what a
 //!   lane does.
-//! - [`age`] says whether the wall clock can be asked how old an event is.
 //! - [`scan`] and [`reader`] read; [`index`] tells them how far they may.
 //! - [`fs`] is the seam to the file system, [`layout`] where the files are.
 //!

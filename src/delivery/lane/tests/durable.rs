@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::{
-    delivery::test_support::accepted_at,
+    delivery::{spill::Spilled, test_support::accepted_at},
     queue::{
         Durability,
         memory::{self, QueueReceiver},
@@ -22,6 +22,8 @@ use crate::{
 
 const START_MS: i64 = 1_767_225_600_000;
 const HOUR: Duration = Duration::from_secs(3600);
+/// Whose identifies come in turn.
+const USERS: usize = 40;
 
 /// Works from a given time on, and never for a batch with a "poison" in it.
 /// Counts what it is sent.
@@ -77,6 +79,29 @@ fn is_poison(event: &Event) -> bool {
     event.name() == Some("poison")
 }
 
+/// What is special about a lane.
+struct Options {
+    queue: QueueLimits,
+    /// In a request.
+    events_max: usize,
+    aside_events_max: usize,
+    /// Of an earlier run in memory mode.
+    spilled: Option<Event>,
+    is_suspended: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            queue: QueueLimits { events_max: 1, bytes_max: 1 },
+            events_max: 1000,
+            aside_events_max: ASIDE_EVENTS_MAX,
+            spilled: None,
+            is_suspended: false,
+        }
+    }
+}
+
 /// Hands on what the queue holds.
 async fn bring(mut queue: QueueReceiver, inbox: LaneInbox) {
     let mut events = Vec::new();
@@ -104,10 +129,10 @@ struct Durable {
 impl Durable {
     /// With a queue that has no room: the lane gets everything from the log.
     fn start(down_for: Duration, retention: Duration) -> Self {
-        Self::start_with(down_for, retention, QueueLimits { events_max: 1, bytes_max: 1 }, 1000)
+        Self::start_with(down_for, retention, Options::default())
     }
 
-    fn start_with(down_for: Duration, retention: Duration, queue: QueueLimits, events_max: usize) -> Self {
+    fn start_with(down_for: Duration, retention: Duration, options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let start = Instant::now();
         let set_by_ms = Arc::new(AtomicI64::new(0));
@@ -132,7 +157,7 @@ impl Durable {
         let opened = OpenedSpool::open(settings, &["scripted"], START_MS).unwrap();
         let log = opened.lane_log(0);
         let spool = opened.spool().clone();
-        let (queue, queue_end) = memory::bounded(queue);
+        let (queue, queue_end) = memory::bounded(options.queue);
         let thread = opened.run(queue, Vec::new(), SpoolMetrics::default(), Clock::system(), ()).unwrap();
 
         let provider = Arc::new(Outage {
@@ -142,7 +167,7 @@ impl Durable {
             under_way: AtomicU64::new(0),
             most_events_under_way: Mutex::default(),
             takes: Duration::from_millis(100),
-            events_max,
+            events_max: options.events_max,
             taken: Mutex::default(),
             taken_json: Mutex::default(),
         });
@@ -150,9 +175,9 @@ impl Durable {
         let status = Arc::new(LaneStatus::new("scripted"));
         let stop = Stop::default();
         let (inbox, receiver_of_lane) = LaneInbox::new(50);
-        let lane = Lane::new(
+        let mut lane = Lane::new(
             provider.clone(),
-            SETTINGS,
+            LaneSettings { aside_events_max: options.aside_events_max, ..SETTINGS },
             LaneSource::logged(receiver_of_lane, log, retention),
             LaneObservers {
                 recorder: kept.clone(),
@@ -162,6 +187,10 @@ impl Durable {
             clock.clone(),
             stop.clone(),
         );
+        let old: Vec<Event> = options.spilled.into_iter().collect();
+        lane.reload(Spilled { events: old, files: Vec::new() });
+        let suspended = watch::Sender::new(options.is_suspended);
+        lane.suspend_while(suspended.subscribe());
         let lane = tokio::spawn(lane.run());
         let worker = tokio::spawn(bring(queue_end, inbox));
         Self { provider, kept, status, stop, spool, thread, clock, set_by_ms, lane, worker, _dir: dir }
@@ -177,6 +206,27 @@ impl Durable {
             self.accept_event(&track(name)).await;
             sleep(every).await;
         }
+    }
+
+    /// Accepts an identify of one of [`USERS`], in turn; returns its id.
+    async fn accept_identify(&self, number: usize) -> String {
+        let event = identify(&format!("user-{}", number % USERS));
+        self.accept_event(&event).await;
+        event.id().to_string()
+    }
+
+    /// What the provider took; fails if an identify of these, accepted one after the other,
+    /// came after a newer one of its user.
+    fn taken_in_order(&self, accepted: &[String]) -> Vec<String> {
+        let places: HashMap<&String, usize> =
+            accepted.iter().enumerate().map(|(place, id)| (id, place)).collect();
+        let taken = self.provider.taken.lock().unwrap().clone();
+        let mut last = [None; USERS];
+        for place in taken.iter().filter_map(|id| places.get(id).copied()) {
+            let before = last[place % USERS].replace(place);
+            assert!(before < Some(place), "{place} of its user came after {before:?}");
+        }
+        taken
     }
 
     async fn accept_event(&self, event: &Event) {
@@ -422,14 +472,13 @@ async fn a_kind_that_is_refused_stays_in_the_log_and_the_others_are_read_on() {
 #[tokio::test(start_paused = true)]
 async fn what_the_queue_brings_does_not_overtake_what_is_left_aside_in_the_log() {
     // With requests so small that the lane reads less than it has room for.
-    let durable = Durable::start_with(Duration::ZERO, HOUR * 72, SETTINGS.capacity, 50);
+    let options = Options { queue: SETTINGS.capacity, events_max: 50, ..Options::default() };
+    let durable = Durable::start_with(Duration::ZERO, HOUR * 72, options);
     let refusal = SendError::Refused { detail: "400 no profiles".into() };
     *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
     let mut accepted: Vec<String> = Vec::new();
     for _ in 0..3000 {
-        let event = identify(&format!("user-{}", accepted.len() % 40));
-        durable.accept_event(&event).await;
-        accepted.push(event.id().to_string());
+        accepted.push(durable.accept_identify(accepted.len()).await);
         durable.accept(1, Duration::from_millis(100)).await;
     }
     durable.ended(3000).await;
@@ -442,9 +491,7 @@ async fn what_the_queue_brings_does_not_overtake_what_is_left_aside_in_the_log()
     while durable.delivered() < 3000 + accepted.len() || late == 0 {
         let in_the_log = 3000 + accepted.len() - durable.delivered() - durable.status.events();
         late += usize::from(in_the_log > 0 && durable.delivered() > 3000);
-        let event = identify(&format!("user-{}", accepted.len() % 40));
-        durable.accept_event(&event).await;
-        accepted.push(event.id().to_string());
+        accepted.push(durable.accept_identify(accepted.len()).await);
         assert!(accepted.len() < 30_000, "{} delivered", durable.delivered());
         sleep(Duration::from_millis(20)).await;
         if in_the_log == 0 {
@@ -452,14 +499,7 @@ async fn what_the_queue_brings_does_not_overtake_what_is_left_aside_in_the_log()
         }
     }
     assert!(late > 20, "only {late} came meanwhile");
-    let places: HashMap<&String, usize> =
-        accepted.iter().enumerate().map(|(place, id)| (id, place)).collect();
-    let taken = durable.provider.taken.lock().unwrap().clone();
-    let mut last = [None; 40];
-    for place in taken.iter().filter_map(|id| places.get(id).copied()) {
-        let before = last[place % 40].replace(place);
-        assert!(before < Some(place), "{place} of its user came after {before:?}");
-    }
+    let taken = durable.taken_in_order(&accepted);
     let ids: HashSet<&String> = taken.iter().collect();
     assert_eq!((ids.len(), taken.len(), durable.dead()), (taken.len(), 3000 + accepted.len(), 0));
     assert_eq!(durable.stop().await, 0);
@@ -488,7 +528,7 @@ async fn a_kind_that_only_a_newer_relay_knows_is_read_from_the_log_as_it_stands(
 #[tokio::test(start_paused = true)]
 async fn what_is_not_for_the_provider_is_passed_over_in_the_log() {
     for queue in [SETTINGS.capacity, QueueLimits { events_max: 1, bytes_max: 1 }] {
-        let durable = Durable::start_with(Duration::ZERO, HOUR, queue, 50);
+        let durable = Durable::start_with(Duration::ZERO, HOUR, Options { queue, ..Options::default() });
         for _ in 0..100 {
             durable.accept_event(&only_for(&track("x"), Audience::Only("elsewhere".into()))).await;
             durable.accept(1, Duration::from_millis(10)).await;
@@ -500,6 +540,41 @@ async fn what_is_not_for_the_provider_is_passed_over_in_the_log() {
         assert_eq!(passed_over, 100);
         assert_eq!(durable.stop().await, 0, "nothing is left in the log");
     }
+}
+
+/// However many are left aside: none is taken in before them, and reading stops when they
+/// are too many.
+#[tokio::test(start_paused = true)]
+async fn at_the_limit_of_what_is_left_aside_none_overtakes_another() {
+    let options = Options { aside_events_max: 300, ..Options::default() };
+    let durable = Durable::start_with(HOUR, HOUR * 72, options);
+    let refusal = SendError::Refused { detail: "400 no profiles".into() };
+    *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
+    let mut accepted: Vec<String> = Vec::new();
+    for _ in 0..2000 {
+        accepted.push(durable.accept_identify(accepted.len()).await);
+        durable.accept(1, Duration::from_millis(100)).await;
+    }
+    sleep(HOUR * 3).await;
+    let delivered = durable.delivered();
+    assert!(delivered > 0 && delivered < 2000, "{delivered}: the limit was reached");
+    *durable.provider.refuses_identifies.lock().unwrap() = None;
+    durable.ended(4000).await;
+    durable.taken_in_order(&accepted);
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// An event that is older than the retention and not in the log, in a lane that cannot
+/// send it: it waits, and the lane sleeps.
+#[tokio::test(start_paused = true)]
+async fn an_old_event_that_is_not_in_the_log_keeps_no_lane_awake() {
+    let old = accepted_at(&track("old"), START_MS - 1000 * 3_600_000);
+    let options = Options { spilled: Some(old), is_suspended: true, ..Options::default() };
+    let durable = Durable::start_with(HOUR * 1000, HOUR * 72, options);
+    // In simulated time, which stands still while a lane turns round and round.
+    let looked = tokio::time::timeout(HOUR, sleep(Duration::from_secs(1800)));
+    assert!(looked.await.is_ok());
+    assert_eq!((durable.delivered(), durable.dead(), durable.status.events()), (0, 0, 1));
 }
 
 /// What was left aside expires like what is in memory.

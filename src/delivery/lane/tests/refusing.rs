@@ -464,3 +464,125 @@ async fn what_a_full_lane_and_its_disk_have_no_room_for_is_counted() {
     drop(lane.inbox);
     assert_eq!(lane.lane.await.unwrap().events.len(), 11_000);
 }
+
+/// It names the first of each request and spares the others: so it refuses everything.
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_names_one_event_of_each_request_costs_none() {
+    let (is_trouble, rule) = trouble(|batch: &[Event]| {
+        let mut verdicts = vec![Verdict::Resend; batch.len()];
+        verdicts[0] = Verdict::Rejected { reason: Rejection::Invalid, detail: "400 no".into() };
+        Ok(verdicts)
+    });
+    let lane = Running::start_by(Vec::new(), rule, true);
+    lane.send(&tracks(60)).await;
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!((lane.kept.counts(), lane.status.state()), ((0, 0), ProviderState::Refusing));
+    let requests = lane.provider.requests.lock().unwrap().len();
+    // Each is named once, and from then on the provider is probed.
+    assert!(requests < 250, "{requests} requests in ten minutes");
+    is_trouble.store(false, Ordering::SeqCst);
+    let (_, kept) = lane.finish().await;
+    assert_eq!(kept.counts(), (60, 0));
+}
+
+/// What was refused in trouble is held against no event: it has its attempts yet when the
+/// provider comes back by way of another failure.
+#[tokio::test(start_paused = true)]
+async fn one_failure_after_trouble_ends_no_event() {
+    let answers = Arc::new(AtomicUsize::new(400));
+    let says = answers.clone();
+    let rule: Rule = Box::new(move |batch| match says.load(Ordering::SeqCst) {
+        400 => refuse("400 no"),
+        503 => Err(SendError::Unavailable { retry_after: None, detail: "503".into() }),
+        _ => deliver(batch),
+    });
+    let lane = Running::start_by(Vec::new(), rule, true);
+    lane.send(&tracks(5)).await;
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!((lane.kept.counts(), lane.status.state()), ((0, 0), ProviderState::Refusing));
+    let before = lane.provider.requests.lock().unwrap().len();
+    answers.store(503, Ordering::SeqCst);
+    while lane.provider.requests.lock().unwrap().len() < before + 3 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    answers.store(200, Ordering::SeqCst);
+    let (_, kept) = lane.finish().await;
+    assert_eq!(kept.counts(), (5, 0));
+}
+
+/// One bad identify and no other beside it: tracks go on as fast as before.
+#[tokio::test(start_paused = true)]
+async fn a_lone_bad_event_of_its_kind_holds_up_no_other_kind() {
+    let rule: Rule =
+        Box::new(
+            |batch| {
+                if batch.iter().any(Event::is_identify) { refuse("400 no") } else { deliver(batch) }
+            },
+        );
+    let suspended = watch::Sender::new(false).subscribe();
+    let lane = Running::start_with(Vec::new(), rule, false, Duration::from_secs(1), suspended);
+    lane.send(&[identify("ann")]).await;
+    sleep(Duration::from_secs(3)).await;
+    // More than one request at a time takes.
+    for _ in 0..1500 {
+        lane.send(&tracks(15)).await;
+        sleep(Duration::from_millis(100)).await;
+    }
+    let (_, kept) = lane.finish().await;
+    let dead = kept.dead.lock().unwrap();
+    assert!(dead.iter().all(|letter| letter.event.is_identify()), "{} are dead", dead.len());
+    assert_eq!(kept.delivered.lock().unwrap().len(), 22_500);
+}
+
+/// Requests are under way when a key is revoked, and one of them succeeds late: that
+/// shows nothing of other routes, and the lane holds what it can.
+#[tokio::test(start_paused = true)]
+async fn a_late_success_of_its_own_route_halves_no_lane() {
+    let first = AtomicBool::new(true);
+    let rule: Rule = Box::new(move |batch| {
+        if first.swap(false, Ordering::SeqCst) {
+            deliver(batch)
+        } else {
+            Err(SendError::Unauthorized { detail: "401".into() })
+        }
+    });
+    let kept = Arc::new(Kept::default());
+    let status = Arc::new(LaneStatus::new("scripted"));
+    let (inbox, lane) = lane_to(Arc::new(FirstIsLate { rule }), kept.clone(), status, Stop::default());
+    let lane = tokio::spawn(lane.run());
+    let queued = |event: Event| Queued { event, place: Place::MEMORY };
+    inbox.send(tracks(20).into_iter().map(queued).collect()).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(kept.counts(), (10, 0), "the late one");
+    for _ in 0..18 {
+        inbox.send(tracks(50).into_iter().map(queued).collect()).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(kept.counts(), (10, 0), "910 in a lane for 1,000");
+    lane.abort();
+}
+
+/// Its first answer comes after others that were asked for later.
+struct FirstIsLate {
+    rule: Rule,
+}
+
+#[async_trait]
+impl Provider for FirstIsLate {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn limits(&self) -> BatchLimits {
+        BatchLimits { events_max: 10, body_bytes_max: 1 << 20, requests_max: 2 }
+    }
+
+    async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
+        let answer = (self.rule)(batch);
+        if answer.is_ok() {
+            sleep(Duration::from_secs(2)).await;
+        }
+        answer
+    }
+}
