@@ -51,7 +51,7 @@ use crate::{
     health::Health,
     ingest::{
         self,
-        server::DoorLimits,
+        budget::ReceiveBudget,
         tls::{Tls, TlsError},
     },
     ledger::Ledger,
@@ -60,7 +60,7 @@ use crate::{
         Durability, Queue, memory,
         spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
     },
-    reasons::Outcome,
+    reasons::{Outcome, RefusalReason},
     shutdown::{DrainReport, Signals, Stop},
     telemetry::{Telemetry, VERSION},
     time::Clock,
@@ -248,6 +248,8 @@ impl App {
         let spool_status = spool.as_ref().map(|spool| spool.status.clone());
         let health = Arc::new(Health::new(stop.clone(), queue_in.clone(), statuses, spool_status.clone()));
         let ingest_metrics = telemetry.ingest();
+        let messages_refused = admission.refusals(RefusalReason::ReceivingTooMuch).clone();
+        let budget = ReceiveBudget::new(config.grpc.receive_bytes_max, messages_refused);
         // From now on a clock that is set is noticed.
         admission.trusts_its_clock();
         let gate = admission.clone();
@@ -266,16 +268,11 @@ impl App {
             }
         }));
         let stopped = stop_servers.clone().cancelled_owned();
-        let grpc = ingest::server::serve(
+        let grpc = ingest::grpc::server::serve(
             grpc_listener,
             tls,
-            DoorLimits {
-                connections: ConnectionLimits {
-                    all: connections_max,
-                    of_peer: config.grpc.connections_of_peer_max,
-                },
-                receive_bytes_max: config.grpc.receive_bytes_max,
-            },
+            ConnectionLimits { all: connections_max, of_peer: config.grpc.connections_of_peer_max },
+            budget.clone(),
             admission.clone(),
             health,
             ingest_metrics,

@@ -230,6 +230,15 @@ impl<'a> Audience<'a> {
         }
     }
 
+    /// The same, as long as this is there.
+    pub fn borrowed(&self) -> Audience<'_> {
+        match self {
+            Self::All => Audience::All,
+            Self::Only(names) => Audience::Only((&**names).into()),
+            Self::AllBut(names) => Audience::AllBut((&**names).into()),
+        }
+    }
+
     /// As one text; empty for all.
     fn packed(&self) -> Cow<'a, str> {
         match self {

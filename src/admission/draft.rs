@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
-use analytics_relay_providers::{Properties, event::JsonObject, properties::PropertyError};
+use analytics_relay_providers::{
+    Properties,
+    event::{Audience, JsonObject},
+    properties::PropertyError,
+};
 
 use crate::queue::Durability;
 
@@ -19,12 +23,29 @@ pub(crate) struct Draft<'a> {
     pub(crate) user_agent: Cow<'a, str>,
     /// Encoded by the front door, which alone knows their form on the wire.
     pub(crate) properties: Result<Properties<'a>, BadProperties>,
-    /// What else the caller says about where it happened. Seldom there, and so in a place
-    /// of its own.
-    pub(crate) context: Option<Box<Result<JsonObject<'a>, BadProperties>>>,
+    /// What most drafts do not have, and so in a place of its own.
+    pub(crate) more: Option<Box<More<'a>>>,
     /// How durable it has to be before the answer, if it says; a number that
     /// means nothing.
     pub(crate) durability: Result<Option<Durability>, i32>,
+}
+
+/// What most drafts do not have.
+#[derive(Debug)]
+pub(crate) struct More<'a> {
+    /// The session that it belongs to.
+    pub(crate) session_id: Cow<'a, str>,
+    /// The providers that get it.
+    pub(crate) audience: Audience<'a>,
+    /// What else the caller says about where it happened.
+    pub(crate) context: Option<Result<JsonObject<'a>, BadProperties>>,
+}
+
+impl<'a> More<'a> {
+    /// Of a draft that says no more than where it happened.
+    pub(crate) fn of_context(context: Result<JsonObject<'a>, BadProperties>) -> Box<Self> {
+        Box::new(Self { session_id: "".into(), audience: Audience::All, context: Some(context) })
+    }
 }
 
 /// Why a draft has no properties.

@@ -240,7 +240,7 @@ mod tests {
             ip: "".into(),
             user_agent: "".into(),
             properties: Ok(Properties::empty()),
-            context: None,
+            more: None,
             durability: Ok(None),
         }
     }

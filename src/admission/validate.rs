@@ -7,7 +7,7 @@ use analytics_relay_providers::{
 
 use super::{
     denied::{Violation, context_violation, properties_violation, shown},
-    draft::{Draft, DraftKind, View},
+    draft::{Draft, DraftKind, More, View},
     lenient::{Mends, cut, id_of_somebody, read_ip},
 };
 use crate::{
@@ -74,14 +74,7 @@ pub(super) fn check(
     }));
     note(draft.time_ms.and_then(|(field, time_ms)| check_time(field, time_ms, now_ms, is_trusted)));
     note(draft.properties.as_ref().err().map(properties_violation));
-    let context = match draft.context.as_deref() {
-        None => None,
-        Some(Ok(context)) => Some(context.borrowed()),
-        Some(Err(bad)) => {
-            note(Some(context_violation(bad)));
-            None
-        }
-    };
+    let more = draft.more.as_deref().and_then(|more| check_more(more, &mut note));
 
     match (id, &draft.properties) {
         (Ok(id), Ok(properties)) if violations.is_empty() => {
@@ -96,13 +89,32 @@ pub(super) fn check(
                 ip: read_ip(&draft.ip, &mut mends),
                 user_agent: cut(&draft.user_agent, USER_AGENT_BYTES_MAX, &mut mends),
                 properties: properties.borrowed(),
-                more: context
-                    .map(|context| Box::new(MoreParts { context: Some(context), ..MoreParts::default() })),
+                more,
             });
             Ok((event, mends))
         }
         _ => Err(violations),
     }
+}
+
+/// What most drafts do not have.
+#[cold]
+fn check_more<'a>(
+    more: &'a More<'_>,
+    note: &mut impl FnMut(Option<Violation>),
+) -> Option<Box<MoreParts<'a>>> {
+    let session_id = given(&more.session_id);
+    note(session_id.and_then(|id| too_long(RefusalReason::IdTooLong, "session_id", id, OTHER_ID_BYTES_MAX)));
+    let context = match &more.context {
+        None => None,
+        Some(Ok(context)) => Some(context.borrowed()),
+        Some(Err(bad)) => {
+            note(Some(context_violation(bad)));
+            None
+        }
+    };
+    let audience = more.audience.borrowed();
+    MoreParts { session_id, audience, context, ..MoreParts::EMPTY }.if_any()
 }
 
 /// A text, if there is one.
@@ -319,12 +331,12 @@ mod tests {
     fn a_context_is_kept_as_it_was_sent_or_refused_by_its_place() {
         let json = r#"{"page":{"url":"/"},"n":9007199254740993}"#;
         let (event, _) = taken(|draft| {
-            draft.context = Some(Box::new(Ok(JsonObject::parse(json, &Limits::DEFAULT).unwrap())));
+            draft.more = Some(More::of_context(Ok(JsonObject::parse(json, &Limits::DEFAULT).unwrap())));
         });
         assert_eq!(event.context().unwrap().json(), json);
         let found = violations(|draft| {
             let error = JsonObject::parse(r#"{"a":{"":1}}"#, &Limits::DEFAULT).unwrap_err();
-            draft.context = Some(Box::new(Err(BadProperties::Faulty { field: "context.json", error })));
+            draft.more = Some(More::of_context(Err(BadProperties::Faulty { field: "context.json", error })));
         });
         assert_eq!(found, [(RefusalReason::ContextInvalid, "context.json".to_owned())]);
     }

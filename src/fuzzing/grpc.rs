@@ -19,7 +19,10 @@ use super::NOW_MS;
 use crate::{
     admission::Admission,
     health::Health,
-    ingest::{answer::AnswerBody, budget::ReceiveBudget, grpc::FrontDoor, service::AnalyticsService},
+    ingest::{
+        budget::ReceiveBudget,
+        grpc::{answer::AnswerBody, front_door::FrontDoor, service::AnalyticsService},
+    },
     listener::{Peer, Slot},
     proto::v1::{
         self, EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue, TrackBatchItem,

@@ -1,6 +1,6 @@
 //! What the front doors are told.
 
-use super::tls::TlsFiles;
+use super::tls::{TlsDoor, TlsFiles};
 use crate::{listener::Listen, settings::Reader};
 
 /// How gRPC is served.
@@ -26,7 +26,7 @@ impl GrpcSettings {
             connections_max: reader.number("GRPC_MAX_CONNECTIONS", 1..=100_000),
             connections_of_peer_max: reader.number_if_set("GRPC_MAX_CONNECTIONS_PER_PEER", 1..=100_000),
             receive_bytes_max: reader.number("GRPC_RECEIVE_MAX_BYTES", 4 << 20..=1 << 36),
-            tls: TlsFiles::read(reader),
+            tls: TlsFiles::read(reader, TlsDoor::GRPC),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! TLS for the gRPC port, from files that may be renewed while it runs.
+//! TLS for the doors' ports, from files that may be renewed while they run.
 
 use std::{
     convert::Infallible,
@@ -30,16 +30,42 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the files are looked at. What renews certificates replaces the
 /// files and cannot tell us.
 pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
-/// All that gRPC speaks.
-const ALPN: &[u8] = b"h2";
 
-const CERT: &str = "GRPC_TLS_CERT_FILE";
-const KEY: &str = "GRPC_TLS_KEY_FILE";
-const CLIENT_CA: &str = "GRPC_TLS_CLIENT_CA_FILE";
+/// A door, as far as its TLS differs from another's.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TlsDoor {
+    /// Its settings: the relay's certificate,
+    cert: &'static str,
+    /// the certificate's key,
+    key: &'static str,
+    /// and the authorities of callers.
+    client_ca: &'static str,
+    /// The protocols that it speaks, the best first.
+    protocols: &'static [&'static [u8]],
+}
+
+impl TlsDoor {
+    /// gRPC speaks HTTP/2 and nothing else.
+    pub(crate) const GRPC: &'static Self = &Self {
+        cert: "GRPC_TLS_CERT_FILE",
+        key: "GRPC_TLS_KEY_FILE",
+        client_ca: "GRPC_TLS_CLIENT_CA_FILE",
+        protocols: &[b"h2"],
+    };
+    /// Browsers and SDKs.
+    pub(crate) const HTTP: &'static Self = &Self {
+        cert: "HTTP_TLS_CERT_FILE",
+        key: "HTTP_TLS_KEY_FILE",
+        client_ca: "HTTP_TLS_CLIENT_CA_FILE",
+        protocols: &[b"h2", b"http/1.1"],
+    };
+}
 
 /// PEM files, read at the start and again whenever they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
+    /// Which door they are for.
+    pub(crate) door: &'static TlsDoor,
     /// The relay's certificate, and those between it and its authority.
     pub cert: PathBuf,
     /// The certificate's private key.
@@ -49,16 +75,17 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    pub(crate) fn read(reader: &mut Reader) -> Option<Self> {
+    pub(crate) fn read(reader: &mut Reader, door: &'static TlsDoor) -> Option<Self> {
         let mut file =
             |name| Some(PathBuf::from(reader.text(name))).filter(|path| !path.as_os_str().is_empty());
-        let [cert, key, client_ca] = [CERT, KEY, CLIENT_CA].map(&mut file);
+        let [cert, key, client_ca] = [door.cert, door.key, door.client_ca].map(&mut file);
         match (cert, key) {
-            (Some(cert), Some(key)) => return Some(Self { cert, key, client_ca }),
+            (Some(cert), Some(key)) => return Some(Self { door, cert, key, client_ca }),
             // What was meant to be closed must not be open.
             (None, None) if client_ca.is_none() => {}
-            (None, _) => reader.wrong(CERT, "", "a file, as other GRPC_TLS settings are set"),
-            (_, None) => reader.wrong(KEY, "", "a file, as GRPC_TLS_CERT_FILE is set"),
+            (None, None) => reader.wrong(door.cert, "", &format!("a file, as {} is set", door.client_ca)),
+            (None, Some(_)) => reader.wrong(door.cert, "", &format!("a file, as {} is set", door.key)),
+            (Some(_), None) => reader.wrong(door.key, "", &format!("a file, as {} is set", door.cert)),
         }
         None
     }
@@ -88,11 +115,21 @@ pub enum TlsError {
         want: &'static str,
     },
     /// The certificate and the key cannot be used together.
-    #[error("{CERT}, {KEY}: cannot be used together")]
-    Pair(#[source] rustls::Error),
+    #[error("{}, {}: cannot be used together", door.cert, door.key)]
+    Pair {
+        /// Whose they are.
+        door: &'static TlsDoor,
+        /// Why not.
+        source: rustls::Error,
+    },
     /// The callers' authorities cannot be used.
-    #[error("{CLIENT_CA}: cannot be used")]
-    ClientCa(#[source] VerifierBuilderError),
+    #[error("{setting}: cannot be used")]
+    ClientCa {
+        /// The setting that names them.
+        setting: &'static str,
+        /// Why not.
+        source: VerifierBuilderError,
+    },
 }
 
 /// What TLS is served with now.
@@ -178,37 +215,41 @@ impl Content {
             fs::read(path).map_err(|source| TlsError::Read { setting, path: path.to_owned(), source })
         };
         Ok(Self {
-            cert: read(CERT, &files.cert)?,
-            key: read(KEY, &files.key)?,
-            client_ca: files.client_ca.as_deref().map(|path| read(CLIENT_CA, path)).transpose()?,
+            cert: read(files.door.cert, &files.cert)?,
+            key: read(files.door.key, &files.key)?,
+            client_ca: files.client_ca.as_deref().map(|path| read(files.door.client_ca, path)).transpose()?,
         })
     }
 }
 
 fn acceptor(files: &TlsFiles, content: &Content) -> Result<TlsAcceptor, TlsError> {
-    let certs = certificates(CERT, &files.cert, &content.cert)?;
+    let door = files.door;
+    let unusable = |source| TlsError::Pair { door, source };
+    let certs = certificates(door.cert, &files.cert, &content.cert)?;
     let key = PrivateKeyDer::from_pem_slice(&content.key).map_err(|_| TlsError::Pem {
-        setting: KEY,
+        setting: door.key,
         path: files.key.clone(),
         want: "a private key",
     })?;
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(TlsError::Pair)?;
+        .map_err(unusable)?;
     let builder = match (&files.client_ca, &content.client_ca) {
         (Some(path), Some(client_ca)) => {
             let mut authorities = RootCertStore::empty();
-            for authority in certificates(CLIENT_CA, path, client_ca)? {
-                authorities.add(authority).map_err(|_| not_certificates(CLIENT_CA, path))?;
+            for authority in certificates(door.client_ca, path, client_ca)? {
+                authorities.add(authority).map_err(|_| not_certificates(door.client_ca, path))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(authorities.into(), provider);
-            builder.with_client_cert_verifier(verifier.build().map_err(TlsError::ClientCa)?)
+            builder.with_client_cert_verifier(
+                verifier.build().map_err(|source| TlsError::ClientCa { setting: door.client_ca, source })?,
+            )
         }
         _ => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(certs, key).map_err(TlsError::Pair)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    let mut config = builder.with_single_cert(certs, key).map_err(unusable)?;
+    config.alpn_protocols = door.protocols.iter().map(|protocol| protocol.to_vec()).collect();
     if content.client_ca.is_some() {
         // A session that is resumed does not show its certificate again, which may
         // have ended since.
@@ -239,6 +280,7 @@ mod tests {
     fn a_caller_who_needs_a_certificate_has_to_show_it_each_time() {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let files = |client_ca: Option<&str>| TlsFiles {
+            door: TlsDoor::GRPC,
             cert: "cert.pem".into(),
             key: "key.pem".into(),
             client_ca: client_ca.map(Into::into),

@@ -14,15 +14,15 @@ use prost::{DecodeError, Message};
 
 use super::{
     fields::{asked_durability, time_of_event},
-    limits::PROPERTIES,
     refusal::said_shortly,
     wire,
 };
 use crate::{
     admission::{
         denied::Violation,
-        draft::{BadProperties, Draft, DraftKind, View},
+        draft::{BadProperties, Draft, DraftKind, More, View},
     },
+    ingest::limits::PROPERTIES,
     proto::v1::{
         self, AliasRequest, EventContext, GroupRequest, IdentifyUserRequest, PropertyValue, TrackBatchItem,
         TrackEventRequest, ViewRequest, property_value::Value, track_batch_item::Item,
@@ -161,9 +161,9 @@ fn draft(
     durability: i32,
 ) -> Draft<'static> {
     let EventContext { ip, user_agent, json } = context.unwrap_or_default();
-    let context = (!json.is_empty()).then(|| {
+    let more = (!json.is_empty()).then(|| {
         let context = parse_properties(&json).map(JsonObject::from);
-        Box::new(context.map_err(|error| BadProperties::Faulty { field: "context.json", error }))
+        More::of_context(context.map_err(|error| BadProperties::Faulty { field: "context.json", error }))
     });
     Draft {
         kind,
@@ -174,7 +174,7 @@ fn draft(
         ip: ip.into(),
         user_agent: user_agent.into(),
         properties,
-        context,
+        more,
         durability: asked_durability(durability),
     }
 }

@@ -16,10 +16,8 @@ use tonic::{
     codegen::http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE},
 };
 
-use super::{
-    budget::Held,
-    message::{ACCEPT_ENCODING, ENCODINGS, HEAD_BYTES},
-};
+use super::message::{ACCEPT_ENCODING, ENCODINGS, HEAD_BYTES};
+use crate::ingest::budget::Held;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -26,10 +26,8 @@ use tonic::{
     metadata::MetadataValue,
 };
 
-use super::{
-    budget::{Held, Receiving},
-    refusal::malformed,
-};
+use super::refusal::malformed;
+use crate::ingest::budget::{Held, Receiving};
 
 /// Before a message: whether it is compressed, and its length.
 pub(super) const HEAD_BYTES: usize = 5;
@@ -303,7 +301,7 @@ pub(super) mod tests {
     };
 
     /// Rules for a call with this encoding.
-    pub(in crate::ingest) fn rules(bytes_max: usize, encoding: &'static str) -> Rules {
+    pub(in crate::ingest::grpc) fn rules(bytes_max: usize, encoding: &'static str) -> Rules {
         let mut metadata = HeaderMap::new();
         if !encoding.is_empty() {
             metadata.insert("grpc-encoding", HeaderValue::from_static(encoding));

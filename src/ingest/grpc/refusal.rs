@@ -5,9 +5,9 @@ use std::{collections::HashMap, fmt::Display, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use super::limits::METADATA_BYTES_MAX;
 use crate::{
     admission::denied::{Denied, Violation},
+    ingest::limits::METADATA_BYTES_MAX,
     reasons::RefusalReason,
 };
 

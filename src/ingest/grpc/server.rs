@@ -4,34 +4,31 @@
 //! without a word, with the calls that are under way on it. Callers' deadlines
 //! reach us as resets.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    task::JoinSet,
-    time::sleep,
 };
-use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tracing::debug;
 
 use super::{
-    budget::{ReceiveBudget, Receiving},
-    grpc::FrontDoor,
+    front_door::FrontDoor,
     service::{AnalyticsService, STREAM_AGE_MAX},
-    tls::{RENEWAL_INTERVAL, Tls},
 };
 use crate::{
     admission::Admission,
     health::Health,
+    ingest::{
+        budget::{ReceiveBudget, Receiving},
+        connections::{Door, Entrance, Lifetime, Tending},
+        tls::Tls,
+    },
     listener::{Connection, ConnectionLimits, Connections},
     proto::v1::DESCRIPTOR_SET,
-    reasons::RefusalReason,
     telemetry::IngestMetrics,
 };
 
@@ -62,54 +59,26 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// and closed if it does not answer.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a connection lives.
-#[derive(Debug, Clone, Copy)]
-struct Lifetime {
-    /// A connection that has had no call for so long, and up to twice, is told to
-    /// close, whatever else comes on it.
-    idle: Duration,
-    /// After this time its caller is told to make a new one, so that callers
-    /// spread over relays that were added; a tenth more or less, so that those
-    /// which came together do not go together.
-    age_max: Duration,
-    /// And its calls have this long to finish.
-    grace: Duration,
-}
-
 const LIFETIME: Lifetime = Lifetime {
     idle: Duration::from_secs(150),
     age_max: Duration::from_secs(30 * 60),
     grace: STREAM_AGE_MAX.saturating_add(Duration::from_secs(30)),
 };
 
-/// Of a connection beyond the number, which is there for a probe.
-const SPARE_LIFETIME: Lifetime =
-    Lifetime { idle: Duration::from_secs(5), age_max: Duration::from_secs(5), grace: Duration::from_secs(2) };
-
-/// What callers may use.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct DoorLimits {
-    /// Connections.
-    pub(crate) connections: ConnectionLimits,
-    /// Bytes of messages that are being received.
-    pub(crate) receive_bytes_max: usize,
-}
-
 /// Serves until `stop`, then lets calls under way finish; unbounded, so the
 /// caller sets a limit.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
-    limits: DoorLimits,
+    limits: ConnectionLimits,
+    budget: Arc<ReceiveBudget>,
     admission: Arc<Admission>,
     health: Arc<Health>,
     metrics: IngestMetrics,
     stop: impl Future<Output = ()>,
 ) {
     let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
-    let connections = Connections::new(listener, limits.connections, open, refused);
-    let messages_refused = admission.refusals(RefusalReason::ReceivingTooMuch).clone();
-    let budget = ReceiveBudget::new(limits.receive_bytes_max, messages_refused);
+    let connections = Connections::new(listener, limits, open, refused);
     let (reporter, standard_health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -128,106 +97,37 @@ pub(crate) async fn serve(
     let handshakes_failed = metrics.handshakes_failed.clone();
     let front_door = FrontDoor::new(admission, health.clone(), metrics.read_slowly.clone());
     let service = Arc::new(AnalyticsService::new(front_door, others, metrics));
-    let tls = tls.map(Arc::new);
-    let renewals = tls.clone();
-    let door = Door { tls, handshakes_failed, service, budget, lifetime: LIFETIME };
+    let entrance = Entrance {
+        tls: tls.map(Arc::new),
+        handshakes_failed,
+        budget,
+        lifetime: LIFETIME,
+        door: GrpcDoor(service),
+    };
     tokio::select! {
-        () = serve_connections(connections, door, stop) => {}
+        () = entrance.serve(connections, stop) => {}
         never = report_health(reporter, health) => match never {},
-        Some(never) = async { Some(renewals?.follow_renewals(RENEWAL_INTERVAL).await) } => match never {},
     }
 }
 
-/// What every connection is served with.
 #[derive(Clone)]
-struct Door {
-    tls: Option<Arc<Tls>>,
-    handshakes_failed: Counter,
-    service: Arc<AnalyticsService>,
-    budget: Arc<ReceiveBudget>,
-    lifetime: Lifetime,
-}
+struct GrpcDoor(Arc<AnalyticsService>);
 
-async fn serve_connections(mut connections: Connections, door: Door, stop: impl Future<Output = ()>) {
-    let (mut open, closing) = (JoinSet::new(), CancellationToken::new());
-    let mut stop = pin!(stop);
-    loop {
-        tokio::select! {
-            (connection, peer) = connections.next() => {
-                open.spawn(door.clone().serve(connection, peer, closing.clone()));
-            }
-            Some(_) = open.join_next() => {}
-            () = &mut stop => break,
-        }
-    }
-    drop(connections);
-    closing.cancel();
-    while open.join_next().await.is_some() {}
-}
-
-impl Door {
-    async fn serve(self, connection: Connection, peer: SocketAddr, closing: CancellationToken) {
-        let receiving = self.budget.connection(connection.peer().clone(), connection.slot());
-        let lifetime = if receiving.is_spare() { SPARE_LIFETIME } else { self.lifetime };
-        let calls = Calls { service: self.service, receiving, lifetime };
-        let Some(tls) = self.tls else { return calls.serve(connection, closing).await };
-        let secured = tokio::select! {
-            secured = connection.upgrade(|stream| async move { tls.accept(stream).await }) => secured,
-            () = closing.cancelled() => return,
-        };
-        match secured {
-            Ok(connection) => calls.serve(connection, closing).await,
-            Err(error) => {
-                self.handshakes_failed.inc();
-                debug!(%peer, %error, "TLS handshake failed");
-            }
-        }
-    }
-}
-
-/// The calls of one connection.
-struct Calls {
-    service: Arc<AnalyticsService>,
-    receiving: Arc<Receiving>,
-    lifetime: Lifetime,
-}
-
-impl Calls {
-    /// Serves until their caller closes the connection, or until it is old or idle or
-    /// the server is `closing`: then it takes no more calls and ends with its last one.
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+impl Door for GrpcDoor {
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         self,
         connection: Connection<S>,
-        closing: CancellationToken,
+        tending: Tending,
     ) {
-        let Self { service, receiving, lifetime } = self;
+        let Self(service) = self;
+        let receiving = tending.receiving.clone();
         let http = http2_of(&receiving);
-        let idle = without_calls(receiving.clone(), lifetime.idle);
         let answer = service_fn(move |call| {
             let answer = service.clone().answer(call, receiving.begin_call());
             Box::pin(async move { Ok::<_, Infallible>(answer.await) })
         });
-        let mut served = pin!(http.serve_connection(TokioIo::new(connection), answer));
-        let age_max = lifetime.age_max.mul_f64(0.9 + fastrand::f64() / 5.0);
-        let ended = tokio::select! {
-            ended = served.as_mut() => Some(ended),
-            () = sleep(age_max) => None,
-            () = idle => None,
-            () = closing.cancelled() => None,
-        };
-        let ended = match ended {
-            Some(ended) => ended,
-            None => {
-                served.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = served => ended,
-                    () = sleep(lifetime.grace) => return debug!("an old connection was cut off"),
-                }
-            }
-        };
-        if let Err(error) = ended {
-            debug!(error = &error as &dyn std::error::Error, "connection failed");
-        }
+        let served = pin!(http.serve_connection(TokioIo::new(connection), answer));
+        tending.until_over(served, |served| served.graceful_shutdown()).await;
     }
 }
 
@@ -247,19 +147,6 @@ fn http2_of(receiving: &Receiving) -> http2::Builder<TokioExecutor> {
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .auto_date_header(false);
     http
-}
-
-/// Ends when a connection has had no call for one interval at least.
-async fn without_calls(receiving: Arc<Receiving>, interval: Duration) {
-    /// Held here, and by what hands them out.
-    const WITHOUT_CALLS: usize = 2;
-    loop {
-        let before = receiving.calls();
-        sleep(interval).await;
-        if receiving.calls() == before && Arc::strong_count(&receiving) <= WITHOUT_CALLS {
-            return;
-        }
-    }
 }
 
 /// Keeps the standard health service in step with ours.
@@ -282,6 +169,8 @@ async fn report_health(reporter: HealthReporter, health: Arc<Health>) -> Infalli
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::time::sleep;
     use tonic::Code;
 
     use super::*;
@@ -296,8 +185,11 @@ mod tests {
         time::Clock,
     };
 
-    const LIMITS: DoorLimits =
-        DoorLimits { connections: ConnectionLimits { all: 10, of_peer: None }, receive_bytes_max: 4 << 20 };
+    const LIMITS: ConnectionLimits = ConnectionLimits { all: 10, of_peer: None };
+
+    fn budget() -> Arc<ReceiveBudget> {
+        ReceiveBudget::new(4 << 20, Counter::default())
+    }
 
     #[tokio::test]
     async fn a_panic_in_a_handler_is_internal_for_that_caller_and_counted() {
@@ -318,8 +210,16 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let server =
-            serve(listener, None, LIMITS, admission, health, metrics.clone(), std::future::pending());
+        let server = serve(
+            listener,
+            None,
+            LIMITS,
+            budget(),
+            admission,
+            health,
+            metrics.clone(),
+            std::future::pending(),
+        );
         tokio::spawn(server);
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
@@ -353,18 +253,18 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
-        let connections = Connections::new(listener, LIMITS.connections, open, refused);
+        let connections = Connections::new(listener, LIMITS, open, refused);
         let door = FrontDoor::new(admission, health, Counter::default());
         let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
         let minute = Duration::from_secs(60);
-        let door = Door {
+        let entrance = Entrance {
             tls: None,
             handshakes_failed: metrics.handshakes_failed.clone(),
-            service,
-            budget: ReceiveBudget::new(LIMITS.receive_bytes_max, Counter::default()),
+            budget: budget(),
             lifetime: Lifetime { idle: Duration::from_millis(50), age_max: minute, grace: minute },
+            door: GrpcDoor(service),
         };
-        tokio::spawn(serve_connections(connections, door, std::future::pending()));
+        tokio::spawn(entrance.serve(connections, std::future::pending()));
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
         let (requests, stream) = tokio::sync::mpsc::channel(1);
@@ -397,16 +297,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let refused = metrics.connections_refused.clone();
-        let connections =
-            Connections::new(listener, LIMITS.connections, metrics.connections.clone(), refused);
-        let budget = ReceiveBudget::new(LIMITS.receive_bytes_max, Counter::default());
+        let connections = Connections::new(listener, LIMITS, metrics.connections.clone(), refused);
         let door = FrontDoor::new(admission, health, Counter::default());
         let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
         let minute = Duration::from_secs(60);
         let lifetime = Lifetime { idle: minute, age_max: Duration::from_millis(100), grace: minute };
         let handshakes_failed = metrics.handshakes_failed.clone();
-        let door = Door { tls: None, handshakes_failed, service, budget, lifetime };
-        tokio::spawn(serve_connections(connections, door, std::future::pending()));
+        let (budget, door) = (budget(), GrpcDoor(service));
+        let entrance = Entrance { tls: None, handshakes_failed, budget, lifetime, door };
+        tokio::spawn(entrance.serve(connections, std::future::pending()));
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
         let (requests, stream) = tokio::sync::mpsc::channel(1);

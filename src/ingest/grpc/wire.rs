@@ -10,11 +10,9 @@ use bytes::Buf;
 use prost::encoding::decode_varint;
 use smallvec::SmallVec;
 
-use super::{
-    fields::{asked_durability, time_of_event},
-    limits::PROPERTIES,
-};
-use crate::admission::draft::{BadProperties, Draft, DraftKind, View};
+use super::fields::{asked_durability, time_of_event};
+use crate::admission::draft::{Draft, DraftKind, More, View};
+use crate::ingest::limits::PROPERTIES;
 
 /// Not for this module: take the long way.
 struct Unusual;
@@ -217,7 +215,7 @@ impl<'a> Event<'a> {
             ip: ip.into(),
             user_agent: user_agent.into(),
             properties: Ok(properties),
-            context: json,
+            more: json,
             durability: asked_durability(self.durability),
         })
     }
@@ -228,7 +226,7 @@ impl<'a> Event<'a> {
 struct Context<'a> {
     ip: &'a str,
     user_agent: &'a str,
-    json: Option<Box<Result<JsonObject<'a>, BadProperties>>>,
+    json: Option<Box<More<'a>>>,
 }
 
 fn context(bytes: &[u8]) -> Read<Context<'_>> {
@@ -240,7 +238,7 @@ fn context(bytes: &[u8]) -> Read<Context<'_>> {
             // An empty one is none.
             (3, Field::Bytes(bytes @ [_, ..])) => {
                 let json = JsonObject::parse(text(bytes)?, &PROPERTIES).map_err(|_| Unusual)?;
-                context.json = Some(Box::new(Ok(json)));
+                context.json = Some(More::of_context(Ok(json)));
             }
             _ => return Err(Unusual),
         }
@@ -429,7 +427,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        ingest::draft::{identify_draft, item_draft, track_draft},
+        ingest::grpc::draft::{identify_draft, item_draft, track_draft},
         proto::v1::{
             EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue, TrackBatchItem,
             TrackEventRequest, property_value::Value, track_batch_item::Item,
@@ -499,7 +497,7 @@ mod tests {
             let whole = message.encode_to_vec();
             // The long way is for what is refused, and for damage.
             let draft = track_draft(message.clone());
-            let is_refused = draft.properties.is_err() || draft.context.is_some_and(|context| context.is_err());
+            let is_refused = draft.properties.is_err() || draft.more.is_some_and(|more| more.context.is_some_and(|context| context.is_err()));
             prop_assert_eq!(check_track(&whole), !is_refused);
             // Two messages in one: to be merged field by field.
             check_track(&[whole.clone(), other.encode_to_vec()].concat());

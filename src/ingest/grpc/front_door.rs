@@ -11,7 +11,6 @@ use tonic::Status;
 
 use super::{
     batch::{BadBatch, Items, batch_response, too_large},
-    budget::Held,
     draft::{read_identify, read_item, read_track},
     message::Message,
     refusal::malformed,
@@ -19,6 +18,7 @@ use super::{
 use crate::{
     admission::{Accepted, Admission, denied::Denied},
     health::Health,
+    ingest::budget::Held,
     proto::v1::{
         Durability, GetEventCountRequest, GetEventCountResponse, GetUserCountRequest, GetUserCountResponse,
         HealthCheckRequest, HealthCheckResponse, IdentifyUserResponse, TrackBatchResponse,

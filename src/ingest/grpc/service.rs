@@ -28,13 +28,15 @@ use tracing::error;
 
 use super::{
     answer::{AnswerBody, answer_of_stream, answer_with},
-    budget::{Held, Receiving},
     codec::MessageEncoder,
-    grpc::FrontDoor,
-    limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX},
+    front_door::FrontDoor,
     message::{CallBody, MESSAGE_TIMEOUT, Rules, late, messages, read_message},
     observe::{code_of, label, observe_stream},
     refusal::{malformed, metadata_too_large, no_connection_left},
+};
+use crate::ingest::{
+    budget::{Held, Receiving},
+    limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX},
 };
 use crate::telemetry::{IngestMetrics, MethodMetrics};
 
@@ -249,7 +251,7 @@ mod tests {
     use http_body_util::StreamBody;
 
     use super::*;
-    use crate::{ingest::message::tests::rules, proto::v1::TrackEventResponse};
+    use crate::{ingest::grpc::message::tests::rules, proto::v1::TrackEventResponse};
 
     #[tokio::test(start_paused = true)]
     async fn a_message_that_does_not_come_is_not_waited_for_for_ever() {
