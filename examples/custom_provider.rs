@@ -199,6 +199,7 @@ mod tests {
             ("GRPC_HOST", "127.0.0.1"),
             ("GRPC_PORT", "0"),
             ("METRICS_HOST", "127.0.0.1"),
+            ("HTTP_PORT", "off"),
             ("METRICS_PORT", "0"),
             ("BATCH_SIZE", "1"),
             ("INITIAL_RETRY_DELAY_MS", "10"),

@@ -52,10 +52,11 @@ use crate::{
     ingest::{
         self,
         budget::ReceiveBudget,
+        http::server::HttpServer,
         tls::{Tls, TlsError},
     },
     ledger::Ledger,
-    listener::{self, ConnectionLimits, Listen},
+    listener::{self, Listen},
     queue::{
         Durability, Queue, memory,
         spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
@@ -67,12 +68,14 @@ use crate::{
 };
 
 mod accounts;
+mod doors;
 mod gauges;
 mod lanes;
 mod watch;
 mod watchdog;
 
 use accounts::Accounts;
+use doors::{DoorConnections, HttpPort};
 pub(crate) use lanes::lane_settings;
 use lanes::{BuiltLane, LaneBuilder, LaneHandle};
 use watch::StageWatch;
@@ -96,6 +99,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The settings of the two ports, for errors.
 const METRICS_PORT: &str = "METRICS_HOST, METRICS_PORT";
 const GRPC_PORT: &str = "GRPC_HOST, GRPC_PORT";
+const HTTP_PORT: &str = "HTTP_HOST, HTTP_PORT";
 
 /// Why the relay did not start.
 #[derive(Debug, Error)]
@@ -150,6 +154,7 @@ pub struct App {
     stop: Stop,
     admission: Arc<Admission>,
     grpc_addr: SocketAddr,
+    http_addr: Option<SocketAddr>,
     metrics_addr: SocketAddr,
     drain_timeout: Duration,
     lanes: Vec<LaneHandle>,
@@ -180,7 +185,9 @@ impl App {
         let lock = DataDirLock::acquire(&data_dir).map_err(unusable)?;
         let (metrics_listener, metrics_addr) = listen(METRICS_PORT, &config.metrics.listen).await?;
         let (grpc_listener, grpc_addr) = listen(GRPC_PORT, &config.grpc.listen).await?;
-        let connections_max = listener::connections_within_limits(config.grpc.connections_max);
+        let http = HttpPort::open(config).await?;
+        let http_addr = http.as_ref().map(|port| port.addr);
+        let connections = DoorConnections::within_limits(config);
 
         let clock = Clock::system();
         let stop = Stop::default();
@@ -194,6 +201,7 @@ impl App {
             .iter()
             .map(|(provider, _)| families.ledger(provider.name(), accepted.clone()))
             .collect();
+        let names = providers.iter().map(|(provider, _)| provider.name()).collect();
         let opened = open_spool(config, &providers, clock.now_ms()).await?;
 
         let suspensions = Suspensions::new(&data_dir);
@@ -254,7 +262,7 @@ impl App {
         admission.trusts_its_clock();
         let gate = admission.clone();
         telemetry.gauge("relay_clock_trusted", move || i64::from(gate.trusts_its_clock()));
-        telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections_max));
+        telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections.grpc.all));
         gauges::of_queue(&mut telemetry, &queue_in, &stop);
         gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock, spool_status.as_ref());
 
@@ -271,24 +279,44 @@ impl App {
         let grpc = ingest::grpc::server::serve(
             grpc_listener,
             tls,
-            ConnectionLimits { all: connections_max, of_peer: config.grpc.connections_of_peer_max },
+            connections.grpc,
             budget.clone(),
             admission.clone(),
-            health,
-            ingest_metrics,
+            health.clone(),
+            ingest_metrics.clone(),
             stopped,
         );
+        if let Some(HttpPort { listener, tls, .. }) = http {
+            let server = HttpServer {
+                listener,
+                tls,
+                limits: connections.http,
+                budget,
+                write_keys: config.http.write_keys.clone(),
+                providers: names,
+                admission: admission.clone(),
+                health,
+                metrics: ingest_metrics,
+            };
+            let stopped = stop_servers.clone().cancelled_owned();
+            servers.spawn(watch.over("HTTP server", server.serve(stopped)));
+        }
         servers.spawn(watch.over("gRPC server", grpc));
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
 
         if let Some(files) = &config.grpc.tls {
             info!(client_certificates = files.client_ca.is_some(), "gRPC is served over TLS");
         }
-        info!(version = VERSION, %grpc_addr, %metrics_addr, "relay started");
+        if config.http.is_open() {
+            warn!("HTTP_WRITE_KEYS is not set: whoever reaches the HTTP port can send events");
+        }
+        let shown = http_addr.map_or("off".to_owned(), |addr| addr.to_string());
+        info!(version = VERSION, %grpc_addr, http_addr = shown, %metrics_addr, "relay started");
         Ok(Self {
             stop,
             admission,
             grpc_addr,
+            http_addr,
             metrics_addr,
             drain_timeout: config.stop.drain_timeout,
             lanes,
@@ -305,6 +333,11 @@ impl App {
     /// Where callers are listened for.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.grpc_addr
+    }
+
+    /// Where callers of HTTP are listened for, if they are.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http_addr
     }
 
     /// Where scrapes and probes are listened for.

@@ -18,7 +18,10 @@ pub use crate::{
     admin::AdminSettings,
     batch_worker::BatchRule,
     delivery::{dead_letter::DeadLetterSettings, retry::RetryRule},
-    ingest::{settings::GrpcSettings, tls::TlsFiles},
+    ingest::{
+        settings::{GrpcSettings, HttpSettings},
+        tls::TlsFiles,
+    },
     listener::Listen,
     queue::{
         QueueLimits,
@@ -38,6 +41,8 @@ use crate::{
 pub struct Config {
     /// How callers are served over gRPC.
     pub grpc: GrpcSettings,
+    /// How callers are served over HTTP.
+    pub http: HttpSettings,
     /// How scrapes and probes are served.
     pub metrics: AdminSettings,
     /// The logs.
@@ -123,6 +128,7 @@ impl Config {
     fn assemble(reader: &mut Reader) -> Self {
         let test_mode = reader.flag("TEST_MODE");
         let grpc = GrpcSettings::read(reader);
+        let http = HttpSettings::read(reader);
         let metrics = AdminSettings::read(reader);
         let logs = LogSettings::read(reader);
         let queue = QueueLimits::read(reader);
@@ -134,6 +140,7 @@ impl Config {
         let providers = providers(reader, test_mode);
         Self {
             grpc,
+            http,
             metrics,
             logs,
             providers,

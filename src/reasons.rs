@@ -29,6 +29,12 @@ pub(crate) enum RefusalReason {
     CategoryTooLong,
     ContextInvalid,
     ItemMissing,
+    KindUnknown,
+    NoUser,
+    FieldNotText,
+    TimeMalformed,
+    IntegrationsMalformed,
+    EventTooLarge,
     BatchTooLarge,
     MessageMalformed,
     DurabilityUnavailable,
@@ -42,7 +48,7 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 30] = [
+    pub(crate) const ALL: [Self; 36] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
@@ -63,6 +69,12 @@ impl RefusalReason {
         Self::CategoryTooLong,
         Self::ContextInvalid,
         Self::ItemMissing,
+        Self::KindUnknown,
+        Self::NoUser,
+        Self::FieldNotText,
+        Self::TimeMalformed,
+        Self::IntegrationsMalformed,
+        Self::EventTooLarge,
         Self::BatchTooLarge,
         Self::MessageMalformed,
         Self::DurabilityUnavailable,
@@ -98,6 +110,12 @@ impl RefusalReason {
             Self::CategoryTooLong => "CATEGORY_TOO_LONG",
             Self::ContextInvalid => "CONTEXT_INVALID",
             Self::ItemMissing => "ITEM_MISSING",
+            Self::KindUnknown => "TYPE_UNKNOWN",
+            Self::NoUser => "NO_USER_OR_ANONYMOUS_ID",
+            Self::FieldNotText => "FIELD_NOT_TEXT",
+            Self::TimeMalformed => "TIME_MALFORMED",
+            Self::IntegrationsMalformed => "INTEGRATIONS_MALFORMED",
+            Self::EventTooLarge => "EVENT_TOO_LARGE",
             Self::BatchTooLarge => "BATCH_TOO_LARGE",
             Self::MessageMalformed => "MESSAGE_MALFORMED",
             Self::DurabilityUnavailable => "DURABILITY_UNAVAILABLE",

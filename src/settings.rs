@@ -43,7 +43,7 @@ const fn per_provider(name: &'static str, default: &'static str) -> SettingInfo 
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 41] = [
+pub const SETTINGS: [SettingInfo; 49] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -62,6 +62,14 @@ pub const SETTINGS: [SettingInfo; 41] = [
     setting("GRPC_TLS_CERT_FILE", ""),
     setting("GRPC_TLS_KEY_FILE", ""),
     setting("GRPC_TLS_CLIENT_CA_FILE", ""),
+    setting("HTTP_HOST", "[::]"),
+    setting("HTTP_PORT", "8080"),
+    setting("HTTP_WRITE_KEYS", ""),
+    setting("HTTP_MAX_CONNECTIONS", "1000"),
+    setting("HTTP_MAX_CONNECTIONS_PER_PEER", ""),
+    setting("HTTP_TLS_CERT_FILE", ""),
+    setting("HTTP_TLS_KEY_FILE", ""),
+    setting("HTTP_TLS_CLIENT_CA_FILE", ""),
     setting("METRICS_HOST", "[::]"),
     setting("METRICS_PORT", "9090"),
     setting("LOG_LEVEL", "info"),

@@ -205,6 +205,7 @@ impl Relay {
 fn configure(command: &mut Command, providers_url: &str, data_dir: &Path) {
     command.env("DATA_DIR", data_dir).env("LOG_FORMAT", "json");
     command.env("GRPC_HOST", "127.0.0.1").env("GRPC_PORT", "0");
+    command.env("HTTP_HOST", "127.0.0.1").env("HTTP_PORT", "0");
     command.env("METRICS_HOST", "127.0.0.1").env("METRICS_PORT", "0");
     command.env("DRAIN_TIMEOUT_SECONDS", "60").env("TEST_MODE", "false");
     for (vendor, key) in [("MIXPANEL", "API_KEY"), ("AMPLITUDE", "API_KEY"), ("SEGMENT", "WRITE_KEY")] {

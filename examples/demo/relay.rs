@@ -43,6 +43,7 @@ impl Relay {
         let mut command = Command::new(&binary);
         command.env("DATA_DIR", data_dir).env("LOG_FORMAT", "json").env("LOG_LEVEL", "info");
         command.env("GRPC_HOST", "127.0.0.1").env("GRPC_PORT", "0");
+        command.env("HTTP_HOST", "127.0.0.1").env("HTTP_PORT", "0");
         command.env("METRICS_HOST", "127.0.0.1").env("METRICS_PORT", "0");
         command.env("TEST_MODE", "false").env("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment");
         command.env("FLUSH_INTERVAL_SECONDS", "1").env("INITIAL_RETRY_DELAY_MS", "200");

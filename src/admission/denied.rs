@@ -128,7 +128,7 @@ pub(super) fn context_violation(bad: &BadProperties) -> Violation {
 }
 
 /// A caller's text, short and quoted, so that it can stand in a message.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
     let dots = if cut.len() < text.len() { "…" } else { "" };
     format!("{cut:?}{dots}")

@@ -124,6 +124,11 @@ impl Admission {
         self.metrics.refused(reason)
     }
 
+    /// The time by which events are admitted: Unix time in milliseconds.
+    pub(crate) fn now_ms(&self) -> i64 {
+        self.clock.now_ms()
+    }
+
     /// True once everything is refused.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)

@@ -26,7 +26,9 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> anyhow::Result<Confi
     for warning in &config.warnings {
         println!("warning: {warning}");
     }
-    config.grpc.tls.as_ref().map(Tls::load).transpose()?;
+    for files in config.grpc.tls.iter().chain(&config.http.tls) {
+        Tls::load(files)?;
+    }
     println!("ok");
     Ok(config)
 }

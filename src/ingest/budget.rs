@@ -5,9 +5,12 @@
 //! events are in the queue, and the windows of HTTP/2, which are what a connection
 //! may send that nobody has read yet.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use prometheus_client::metrics::counter::Counter;
@@ -96,6 +99,11 @@ impl Receiving {
         u32::try_from(self.window).unwrap_or(u32::MAX)
     }
 
+    /// Where it comes from.
+    pub(super) fn peer_ip(&self) -> IpAddr {
+        self.peer.ip()
+    }
+
     /// True if it was taken beyond the number of connections, for a probe.
     pub(super) fn is_spare(&self) -> bool {
         self.slot == Slot::Spare
@@ -120,6 +128,11 @@ impl Receiving {
     /// Holds so many bytes of a message that is being received, if there is room for
     /// them in all three.
     pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> Result<Held, Denied> {
+        self.take(bytes)?;
+        Ok(Held { of: self.clone(), bytes })
+    }
+
+    fn take(&self, bytes: usize) -> Result<(), Denied> {
         let levels = [
             (&self.bytes, self.bytes_max),
             (self.peer.receiving(), self.peer_bytes_max),
@@ -134,7 +147,7 @@ impl Receiving {
                 return Err(Denied::receiving_too_much());
             }
         }
-        Ok(Held { of: self.clone(), bytes })
+        Ok(())
     }
 }
 
@@ -149,6 +162,19 @@ impl Drop for Receiving {
 pub(crate) struct Held {
     of: Arc<Receiving>,
     bytes: usize,
+}
+
+impl Held {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds so many more, if there is room for them.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Denied> {
+        self.of.take(bytes)?;
+        self.bytes += bytes;
+        Ok(())
+    }
 }
 
 impl Drop for Held {

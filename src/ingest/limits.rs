@@ -8,6 +8,16 @@ pub(super) const PROPERTIES: Limits = Limits::DEFAULT;
 pub(super) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Largest message with a batch, in bytes.
 pub(super) const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// The properties, or the context, of one event over HTTP.
+pub(super) const HTTP_PROPERTIES: Limits = Limits { json_bytes_max: 32 * 1024, ..Limits::DEFAULT };
+/// One event over HTTP, in bytes of JSON: as much as Segment takes.
+pub(super) const HTTP_EVENT_BYTES_MAX: usize = 32 * 1024;
+/// Largest body with one event over HTTP: white space and a write key stand beside it.
+pub(super) const HTTP_CALL_BYTES_MAX: usize = 64 * 1024;
+/// Most events of a batch in Segment's form,
+pub(super) const HTTP_BATCH_ITEMS_MAX: usize = 2500;
+/// and in the ingestion API's.
+pub(super) const HTTP_INGESTION_ITEMS_MAX: usize = 1000;
 /// Largest metadata of a call, as HTTP/2 counts: 32 bytes for each entry beside its
 /// name and value.
 pub(super) const METADATA_BYTES_MAX: usize = 8 * 1024;

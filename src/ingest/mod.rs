@@ -5,6 +5,7 @@
 pub(crate) mod budget;
 mod connections;
 pub(crate) mod grpc;
+pub(crate) mod http;
 mod limits;
 pub(crate) mod settings;
 pub(crate) mod tls;

@@ -1,5 +1,7 @@
 //! What the front doors are told.
 
+use std::net::IpAddr;
+
 use super::tls::{TlsDoor, TlsFiles};
 use crate::{listener::Listen, settings::Reader};
 
@@ -29,4 +31,53 @@ impl GrpcSettings {
             tls: TlsFiles::read(reader, TlsDoor::GRPC),
         }
     }
+}
+
+/// How HTTP is served.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Where to listen for callers; nowhere if nothing.
+    pub listen: Option<Listen>,
+    /// Most connections of callers.
+    pub connections_max: usize,
+    /// Most of them of one peer; nothing if a quarter, and without a limit for this
+    /// machine's own.
+    pub connections_of_peer_max: Option<usize>,
+    /// The write keys that are taken; any, and none, if there are none.
+    pub write_keys: Vec<String>,
+    /// What to serve TLS with; plaintext if nothing.
+    pub tls: Option<TlsFiles>,
+}
+
+impl HttpSettings {
+    pub(crate) fn read(reader: &mut Reader) -> Self {
+        let is_off = reader.lookup("HTTP_PORT").0.eq_ignore_ascii_case("off");
+        let listen = if is_off {
+            reader.text("HTTP_HOST");
+            reader.text("HTTP_PORT");
+            None
+        } else {
+            Some(Listen::read(reader, "HTTP_HOST", "HTTP_PORT"))
+        };
+        Self {
+            listen,
+            connections_max: reader.number("HTTP_MAX_CONNECTIONS", 1..=100_000),
+            connections_of_peer_max: reader.number_if_set("HTTP_MAX_CONNECTIONS_PER_PEER", 1..=100_000),
+            write_keys: write_keys(&reader.secret("HTTP_WRITE_KEYS")),
+            tls: TlsFiles::read(reader, TlsDoor::HTTP),
+        }
+    }
+
+    /// True if anybody who reaches the port can send.
+    pub fn is_open(&self) -> bool {
+        let is_loopback = |listen: &Listen| {
+            let host = listen.host.trim_start_matches('[').trim_end_matches(']');
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        };
+        self.write_keys.is_empty() && self.listen.as_ref().is_some_and(|listen| !is_loopback(listen))
+    }
+}
+
+fn write_keys(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned).collect()
 }

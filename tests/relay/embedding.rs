@@ -71,6 +71,7 @@ async fn start(own: Vec<Arc<dyn Provider>>) -> (tempfile::TempDir, Result<App, S
         ("GRPC_HOST", "127.0.0.1"),
         ("GRPC_PORT", "0"),
         ("METRICS_HOST", "127.0.0.1"),
+        ("HTTP_PORT", "off"),
         ("METRICS_PORT", "0"),
         ("BATCH_SIZE", "1"),
         ("MAX_RETRY_ATTEMPTS", "1"),

@@ -71,6 +71,8 @@ impl Setup {
         for (name, value) in [
             ("GRPC_HOST", "127.0.0.1"),
             ("GRPC_PORT", "0"),
+            ("HTTP_HOST", "127.0.0.1"),
+            ("HTTP_PORT", "0"),
             ("METRICS_HOST", "127.0.0.1"),
             ("METRICS_PORT", "0"),
             ("LOG_FORMAT", "json"),
@@ -139,6 +141,8 @@ pub(crate) struct Relay {
     logs: Arc<Mutex<Vec<String>>>,
     lines: watch::Receiver<usize>,
     pub(crate) grpc_addr: SocketAddr,
+    /// If it listens there.
+    pub(crate) http_addr: Option<SocketAddr>,
     pub(crate) metrics_addr: SocketAddr,
 }
 
@@ -175,6 +179,7 @@ impl Relay {
         let started = relay.log("relay started").await;
         let addr = |field: &str| started[field].as_str().unwrap().parse().unwrap();
         relay.grpc_addr = addr("grpc_addr");
+        relay.http_addr = started["http_addr"].as_str().and_then(|addr| addr.parse().ok());
         relay.metrics_addr = addr("metrics_addr");
         relay
     }
@@ -193,13 +198,13 @@ impl Relay {
             }
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        Self { child, logs, lines, grpc_addr: nowhere, metrics_addr: nowhere }
+        Self { child, logs, lines, grpc_addr: nowhere, http_addr: None, metrics_addr: nowhere }
     }
 
     /// A relay that runs already, and whose log lines the test sees to.
     pub(crate) fn unread(child: Child, grpc_addr: SocketAddr, metrics_addr: SocketAddr) -> Self {
         let (_, lines) = watch::channel(0);
-        Self { child, logs: Arc::default(), lines, grpc_addr, metrics_addr }
+        Self { child, logs: Arc::default(), lines, grpc_addr, http_addr: None, metrics_addr }
     }
 
     /// Waits for a log line with this message.

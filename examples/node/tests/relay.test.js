@@ -18,7 +18,7 @@ async function startRelay (t, settings = {}) {
   assert.ok(!missing, missing)
   const dir = mkdtempSync(path.join(os.tmpdir(), 'relay-data-'))
   const env = {
-    PATH: process.env.PATH, TEST_MODE: 'true', LOG_FORMAT: 'json', LOG_LEVEL: 'debug', GRPC_PORT: '0', METRICS_PORT: '0',
+    PATH: process.env.PATH, TEST_MODE: 'true', LOG_FORMAT: 'json', LOG_LEVEL: 'debug', GRPC_PORT: '0', HTTP_PORT: 'off', METRICS_PORT: '0',
     FLUSH_INTERVAL_SECONDS: '1', ANALYTICS_PROVIDER: 'segment', DATA_DIR: dir, ...settings
   }
   const child = spawn(path.resolve(RELAY_BIN), [], { cwd: dir, env, stdio: ['ignore', 'pipe', 'inherit'] })

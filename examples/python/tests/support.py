@@ -199,6 +199,7 @@ class Relay:
         settings = {
             "TEST_MODE": "true",
             "GRPC_PORT": str(port),
+            "HTTP_PORT": "off",
             "METRICS_PORT": "0",
             "DATA_DIR": self._folder.name,
             "LOG_FORMAT": "json",

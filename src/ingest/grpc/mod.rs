@@ -12,3 +12,5 @@ mod refusal;
 pub(crate) mod server;
 pub(crate) mod service;
 mod wire;
+
+pub(super) use message::CallBody;

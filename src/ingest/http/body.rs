@@ -1,0 +1,189 @@
+//! The body of a call: in time, within the budget and the limits, inflated, as text.
+
+use std::{future::poll_fn, io::Read, pin::pin, sync::Arc, time::Duration};
+
+use flate2::bufread::GzDecoder;
+use http_body::Body;
+use http_body_util::BodyExt;
+use hyper::{
+    HeaderMap,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT},
+};
+use tokio::time::timeout;
+
+use super::{json::without_lone_surrogates, reply::Problem};
+use crate::{
+    admission::denied::Denied,
+    ingest::{
+        budget::{Held, Receiving},
+        grpc::CallBody,
+    },
+};
+
+/// Longest time for a body, from the call's head on: enough for what a phone sends.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+/// What is read and thrown away of a body that is refused, so that its caller reads the
+/// answer and not a broken connection; and how long.
+const REST_BYTES_MAX: usize = 8 * 1024 * 1024;
+const REST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Steps in which room is held for what has no length of its own.
+const STEP_BYTES: usize = 64 * 1024;
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// A body as text, and what it holds of the budget.
+#[derive(Debug)]
+pub(super) struct Text {
+    pub(super) text: String,
+    pub(super) held: Option<Held>,
+}
+
+/// Reads a body of at most so many bytes, as they come and as they inflate.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    body: impl CallBody,
+    bytes_max: usize,
+    receiving: &Arc<Receiving>,
+) -> Result<Text, Problem> {
+    check_type(headers)?;
+    let mut body = pin!(body);
+    let received = timeout(BODY_TIMEOUT, receive(body.as_mut(), bytes_max, receiving)).await;
+    let (bytes, held) = match received {
+        Ok(Ok(received)) => received,
+        Ok(Err(problem)) => {
+            // Who asks first is told before anything comes.
+            if !headers.contains_key(EXPECT) {
+                let _ = timeout(REST_TIMEOUT, throw_away(body)).await;
+            }
+            return Err(problem);
+        }
+        Err(_) => return Err(Problem::Late),
+    };
+    let (bytes, held) = match encoding(headers, &bytes)? {
+        Encoding::Identity => (bytes, held),
+        Encoding::Gzip => inflate(&bytes, bytes_max, receiving)?,
+    };
+    let text = String::from_utf8(bytes)
+        .map_err(|error| Problem::malformed("", format!("the body is not UTF-8: {}", error.utf8_error())))?;
+    let text = match text.strip_prefix(BYTE_ORDER_MARK) {
+        Some(text) => text.to_owned(),
+        None => text,
+    };
+    Ok(Text { text: without_lone_surrogates(&text).unwrap_or(text), held })
+}
+
+async fn receive<B: CallBody>(
+    mut body: std::pin::Pin<&mut B>,
+    bytes_max: usize,
+    receiving: &Arc<Receiving>,
+) -> Result<(Vec<u8>, Option<Held>), Problem> {
+    let length = body.size_hint().exact().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+    if length.is_some_and(|length| length > bytes_max) {
+        return Err(Problem::TooLarge(bytes_max));
+    }
+    let (mut bytes, mut held, mut held_call) = (Vec::new(), None, None);
+    loop {
+        // Most bodies are here with their call, and nothing is waited for.
+        let frame = poll_fn(|cx| {
+            let frame = body.as_mut().poll_frame(cx);
+            if frame.is_pending() && held_call.is_none() {
+                held_call = Some(receiving.hold_call()?);
+            }
+            frame.map(Ok::<_, Denied>)
+        });
+        let Some(frame) = frame.await.map_err(Problem::Denied)? else { break };
+        let frame = frame.map_err(|_| Problem::malformed("", "the body ends before its end"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > bytes_max {
+            return Err(Problem::TooLarge(bytes_max));
+        }
+        let whole = length.unwrap_or(bytes.len() + data.len());
+        if bytes.len() + data.len() < whole || length.is_none() {
+            hold(receiving, &mut held, whole)?;
+        }
+        bytes.reserve_exact(whole.saturating_sub(bytes.len()));
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes, held))
+}
+
+/// Holds at least so many bytes, in steps.
+fn hold(receiving: &Arc<Receiving>, held: &mut Option<Held>, bytes: usize) -> Result<(), Problem> {
+    match held {
+        None => *held = Some(receiving.hold(bytes).map_err(Problem::Denied)?),
+        Some(held) if held.bytes() < bytes => {
+            held.grow(STEP_BYTES.max(bytes - held.bytes())).map_err(Problem::Denied)?
+        }
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+async fn throw_away<B: CallBody>(mut body: std::pin::Pin<&mut B>) {
+    let mut rest = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        rest += frame.data_ref().map_or(0, bytes::Bytes::len);
+        if rest > REST_BYTES_MAX {
+            return;
+        }
+    }
+}
+
+/// Browsers send what needs no preflight, and any of it is JSON.
+fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+    let value = String::from_utf8_lossy(value.as_bytes());
+    let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let is_json = matches!(
+        media.as_str(),
+        "" | "application/json"
+            | "text/json"
+            | "text/plain"
+            | "application/x-www-form-urlencoded"
+            | "application/octet-stream"
+    ) || media.starts_with("application/") && media.ends_with("+json");
+    if is_json { Ok(()) } else { Err(Problem::UnsupportedType(media.chars().take(60).collect())) }
+}
+
+enum Encoding {
+    Identity,
+    Gzip,
+}
+
+/// By its first bytes too: some proxies and SDKs lose the header.
+fn encoding(headers: &HeaderMap, bytes: &[u8]) -> Result<Encoding, Problem> {
+    const GZIP: [u8; 2] = [0x1F, 0x8B];
+    let named = headers.get(CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    match named.map(|name| name.trim().to_ascii_lowercase()).as_deref() {
+        _ if bytes.starts_with(&GZIP) => Ok(Encoding::Gzip),
+        None | Some("" | "identity") => Ok(Encoding::Identity),
+        Some("gzip" | "x-gzip") => {
+            Err(Problem::malformed("", "content-encoding: got gzip and a body that is none"))
+        }
+        Some(other) => Err(Problem::UnsupportedEncoding(other.chars().take(40).collect())),
+    }
+}
+
+/// What a body inflates to, of which no more is made than it may be.
+fn inflate(
+    compressed: &[u8],
+    bytes_max: usize,
+    receiving: &Arc<Receiving>,
+) -> Result<(Vec<u8>, Option<Held>), Problem> {
+    let malformed = |error: std::io::Error| Problem::malformed("", format!("gzip: {error}"));
+    let (mut bytes, mut held, mut decoder) = (Vec::new(), None, GzDecoder::new(compressed));
+    loop {
+        let step = u64::try_from(STEP_BYTES).expect("a step is small");
+        let more = decoder.by_ref().take(step).read_to_end(&mut bytes).map_err(malformed)?;
+        if bytes.len() > bytes_max {
+            return Err(Problem::TooLarge(bytes_max));
+        }
+        if more == 0 {
+            break;
+        }
+        hold(receiving, &mut held, bytes.len())?;
+    }
+    if !decoder.into_inner().is_empty() {
+        return Err(Problem::malformed("", "gzip: more behind its end"));
+    }
+    Ok((bytes, held))
+}

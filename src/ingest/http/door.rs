@@ -1,0 +1,313 @@
+//! One call, from its head to its answer: which route it is, whether its key is taken,
+//! what its panic costs, what is counted.
+
+use std::{net::IpAddr, panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::FutureExt;
+use hyper::{
+    HeaderMap, Method, Request, StatusCode, Uri,
+    header::{HeaderName, ORIGIN, USER_AGENT},
+};
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::error;
+
+use super::{
+    batch::{Batch, not_json, reply_of_ingestion, reply_of_segment, reply_with_answers},
+    body, cors,
+    credential::{WriteKeys, key_in},
+    integrations::Destinations,
+    item::{Call, Caller},
+    json::{fields, text},
+    pixel,
+    reply::{Problem, Reply, bytes, json, queued, success},
+    route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
+    snippet,
+};
+use crate::{
+    admission::{Admission, denied::Denied},
+    health::Health,
+    ingest::{
+        budget::Receiving,
+        grpc::CallBody,
+        limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, METADATA_BYTES_MAX},
+    },
+    telemetry::{IngestMetrics, MethodMetrics},
+};
+
+/// Largest body of what SDKs count of themselves, which nobody looks at.
+const SDK_METRICS_BYTES_MAX: usize = 64 * 1024;
+/// With these, the peer of the connection is a proxy and not the caller.
+const OF_PROXIES: [&str; 2] = ["forwarded", "x-forwarded-for"];
+
+/// Answers the calls of the HTTP door.
+#[derive(Debug)]
+pub(super) struct HttpDoor {
+    admission: Arc<Admission>,
+    health: Arc<Health>,
+    keys: WriteKeys,
+    destinations: Destinations,
+    metrics: IngestMetrics,
+    /// By the places of their routes.
+    routes: [MethodMetrics; LABELS.len()],
+}
+
+/// What is known of a call beside its body.
+struct Head {
+    uri: Uri,
+    headers: HeaderMap,
+    ip: IpAddr,
+    is_tls: bool,
+}
+
+impl Head {
+    fn query(&self) -> &str {
+        self.uri.query().unwrap_or_default()
+    }
+
+    /// A browser says where the page is from that sends.
+    fn is_browser(&self) -> bool {
+        self.headers.contains_key(ORIGIN)
+    }
+
+    fn caller(&self) -> Caller<'_> {
+        let is_proxied =
+            OF_PROXIES.iter().any(|name| self.headers.contains_key(HeaderName::from_static(name)));
+        let user_agent =
+            self.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Caller { ip: (!is_proxied).then_some(self.ip), user_agent }
+    }
+
+    /// The write key, as the head or the query says it.
+    fn key(&self) -> Option<String> {
+        key_in(&self.headers).or_else(|| query_value(self.query(), "writeKey"))
+    }
+}
+
+impl HttpDoor {
+    pub(super) fn new(
+        admission: Arc<Admission>,
+        health: Arc<Health>,
+        write_keys: &[String],
+        providers: Vec<&'static str>,
+        metrics: IngestMetrics,
+    ) -> Self {
+        let routes = LABELS.map(|label| metrics.method(label));
+        let (keys, destinations) = (WriteKeys::new(write_keys), Destinations::new(providers));
+        Self { admission, health, keys, destinations, metrics, routes }
+    }
+
+    /// Answers a call, whatever it is, and counts it.
+    pub(super) async fn answer<B: CallBody>(
+        &self,
+        call: Request<B>,
+        receiving: Arc<Receiving>,
+        is_tls: bool,
+    ) -> Reply {
+        let started = Instant::now();
+        let (parts, body) = call.into_parts();
+        let route = Route::of_path(parts.uri.path());
+        let (uri, headers, ip) = (parts.uri, parts.headers, receiving.peer_ip());
+        let head = Head { uri, headers, ip, is_tls };
+        let served = AssertUnwindSafe(self.dispatch(route, &parts.method, &head, body, &receiving));
+        let mut reply = match served.catch_unwind().await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(problem)) => problem.reply(form_of(route)),
+            Err(panic) => {
+                drop(panic);
+                self.metrics.panics.inc();
+                error!("a defect: a call's handler panicked; its caller got 500");
+                Problem::Defect.reply(form_of(route))
+            }
+        };
+        cors::allow(&head.headers, &mut reply);
+        let (place, _) = route.label();
+        self.routes[place].answered(code_label(reply.status()), started.elapsed().as_secs_f64());
+        reply
+    }
+
+    async fn dispatch<B: CallBody>(
+        &self,
+        route: Route,
+        method: &Method,
+        head: &Head,
+        body: B,
+        receiving: &Arc<Receiving>,
+    ) -> Result<Reply, Problem> {
+        if *method == Method::OPTIONS {
+            return Ok(cors::preflight(&head.headers));
+        }
+        if route == Route::Unknown {
+            return Err(Problem::NotFound);
+        }
+        let is_read = *method == Method::HEAD && route.method() == "GET";
+        if method.as_str() != route.method() && !is_read {
+            return Err(Problem::MethodNotAllowed(match route.method() {
+                "POST" => "POST, OPTIONS",
+                _ => "GET, HEAD, OPTIONS",
+            }));
+        }
+        if receiving.is_spare() && !matches!(route, Route::Health | Route::Ready) {
+            return Err(Problem::NoConnectionLeft);
+        }
+        match route {
+            Route::One(kind, form) => self.one(kind, form, head, body, receiving).await,
+            Route::Batch(form) => self.batch(form, head, body, receiving).await,
+            Route::SdkMetrics => {
+                body::read(&head.headers, body, SDK_METRICS_BYTES_MAX, receiving).await?;
+                Ok(success())
+            }
+            Route::SdkSettings => {
+                let path = head.uri.path().trim_end_matches('/').trim_start_matches("/v1/");
+                let key = write_key_of_settings(path).ok_or(Problem::NotFound)?;
+                self.keys.check(Some(key))?;
+                let authority = head.uri.authority().map(hyper::http::uri::Authority::as_str);
+                Ok(snippet::settings(key, &head.headers, authority, head.is_tls))
+            }
+            Route::Pixel => {
+                if let Err(problem) = self.pixel(head).await {
+                    tracing::debug!(?problem, "event of a pixel refused");
+                }
+                Ok(pixel::image())
+            }
+            Route::Health => Ok(self.status(StatusCode::OK)),
+            Route::Ready if self.health.is_ready() => Ok(self.status(StatusCode::OK)),
+            Route::Ready => Ok(self.status(StatusCode::SERVICE_UNAVAILABLE)),
+            Route::Schemas => Ok(json(StatusCode::OK, &json!({"current": 1, "supported": [{"version": 1}]}))),
+            Route::Unknown => Err(Problem::NotFound),
+        }
+    }
+
+    fn status(&self, code: StatusCode) -> Reply {
+        bytes(code, "text/plain; charset=utf-8", self.health.status())
+    }
+
+    /// Before the body is read, who cannot be taken is told.
+    fn check_head(&self, head: &Head) -> Result<Option<String>, Problem> {
+        let key = head.key();
+        if key.is_some() {
+            self.keys.check(key.as_deref())?;
+        }
+        let headers_bytes: usize =
+            head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if headers_bytes > 2 * METADATA_BYTES_MAX {
+            return Err(Problem::malformed(
+                "",
+                format!("got {headers_bytes} bytes of headers, want at most {}", 2 * METADATA_BYTES_MAX),
+            ));
+        }
+        if self.admission.is_closed() {
+            return Err(Problem::Denied(self.admission.denied(Denied::Draining)));
+        }
+        Ok(key)
+    }
+
+    async fn one<B: CallBody>(
+        &self,
+        kind: Kind,
+        form: Form,
+        head: &Head,
+        body: B,
+        receiving: &Arc<Receiving>,
+    ) -> Result<Reply, Problem> {
+        let key = self.check_head(head)?;
+        let read = body::read(&head.headers, body, HTTP_CALL_BYTES_MAX, receiving).await?;
+        let [write_key] = fields(&read.text, &["writeKey"]).map_err(|error| not_json(&read.text, &error))?;
+        if key.is_none() {
+            self.keys.check(write_key.and_then(text).as_deref())?;
+        }
+        let call = self.call(form, head.caller(), head.is_browser());
+        let admitted = call.read(&read.text, Some(kind)).map(|draft| self.admission.admit(draft));
+        // Who waits for the disk holds its event and no message.
+        drop(read);
+        let accepted = match admitted {
+            Ok(admitted) => admitted.await.map_err(Problem::Denied)?,
+            Err(violation) => {
+                return Err(Problem::Denied(self.admission.denied(Denied::Invalid(vec![violation]))));
+            }
+        };
+        Ok(match form {
+            Form::Segment => success(),
+            Form::Ingestion => queued(&accepted),
+        })
+    }
+
+    async fn batch<B: CallBody>(
+        &self,
+        form: Form,
+        head: &Head,
+        body: B,
+        receiving: &Arc<Receiving>,
+    ) -> Result<Reply, Problem> {
+        let key = self.check_head(head)?;
+        let body::Text { text: json, held } =
+            body::read(&head.headers, body, BATCH_BYTES_MAX, receiving).await?;
+        let batch = Batch::of(&json, form)?;
+        if key.is_none() {
+            self.keys.check(batch.write_key.and_then(text).as_deref())?;
+        }
+        let answers =
+            batch.put(form, head.caller(), head.is_browser(), &self.destinations, &self.admission).await;
+        drop(held);
+        Ok(match form {
+            Form::Ingestion => reply_of_ingestion(&answers),
+            Form::Segment if batch.wants_answers => reply_with_answers(&answers),
+            Form::Segment => reply_of_segment(&answers),
+        })
+    }
+
+    async fn pixel(&self, head: &Head) -> Result<(), Problem> {
+        let json = pixel::event_in(head.query())?;
+        let [write_key] = fields(&json, &["writeKey"]).map_err(|error| not_json(&json, &error))?;
+        let key = write_key.and_then(text).map(std::borrow::Cow::into_owned).or_else(|| head.key());
+        self.keys.check(key.as_deref())?;
+        let path = head.uri.path().trim_end_matches('/');
+        let kind = path.rsplit('/').next().and_then(Kind::named).ok_or(Problem::NotFound)?;
+        let draft = self.call(Form::Segment, head.caller(), true).read(&json, Some(kind));
+        match draft {
+            Ok(draft) => self.admission.admit(draft).await.map(|_| ()).map_err(Problem::Denied),
+            Err(violation) => Err(Problem::Denied(self.admission.denied(Denied::Invalid(vec![violation])))),
+        }
+    }
+
+    /// Of one event, beside which nothing stands.
+    fn call<'a>(&'a self, form: Form, caller: Caller<'a>, is_browser: bool) -> Call<'a> {
+        Call {
+            form,
+            context: None,
+            integrations: None,
+            sent_at_ms: None,
+            received_ms: self.admission.now_ms(),
+            caller,
+            is_browser,
+            destinations: &self.destinations,
+        }
+    }
+}
+
+/// The form in which a route's errors are told.
+fn form_of(route: Route) -> Form {
+    match route {
+        Route::One(_, form) | Route::Batch(form) => form,
+        _ => Form::Segment,
+    }
+}
+
+/// The label of a status.
+fn code_label(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        // As at the other door, so that one query finds what went well.
+        200 | 202 | 204 => "OK",
+        207 => "207",
+        400 => "400",
+        401 => "401",
+        404 => "404",
+        405 => "405",
+        408 => "408",
+        413 => "413",
+        415 => "415",
+        429 => "429",
+        503 => "503",
+        _ => "500",
+    }
+}

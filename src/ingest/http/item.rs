@@ -1,0 +1,363 @@
+//! One message of Segment's form, or of the ingestion API's, which has the same fields:
+//! JSON → [`Draft`].
+
+use std::{borrow::Cow, net::IpAddr};
+
+use analytics_relay_providers::{
+    Properties,
+    event::{Audience, JsonObject},
+};
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use serde_json::value::RawValue;
+
+use super::{
+    integrations::{self, Destinations},
+    json::{fields, is_null, text},
+    route::{Form, Kind},
+};
+use crate::{
+    admission::{
+        denied::{Violation, shown},
+        draft::{BadProperties, Draft, DraftKind, More, View},
+    },
+    ingest::limits::{HTTP_EVENT_BYTES_MAX, HTTP_PROPERTIES},
+    reasons::RefusalReason,
+};
+
+/// How far a caller's clock may be from ours before its times are corrected: what is
+/// less is the time that a message takes.
+const CLOCK_TOLERANCE_MS: i64 = 60_000;
+/// A number that is a time is milliseconds from here on, and seconds below.
+const MILLIS_FROM: i64 = 100_000_000_000;
+
+/// What holds for all items of a call.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub(super) form: Form,
+    /// What stands beside the items, for those that do not say it themselves.
+    pub(super) context: Option<&'a RawValue>,
+    pub(super) integrations: Option<&'a RawValue>,
+    pub(super) sent_at_ms: Option<i64>,
+    pub(super) received_ms: i64,
+    /// Who calls, which is the user's own browser, or a server of the customer's.
+    pub(super) caller: Caller<'a>,
+    pub(super) is_browser: bool,
+    pub(super) destinations: &'a Destinations,
+}
+
+/// Who calls, as the connection and the head of the call show it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller<'a> {
+    pub(super) ip: Option<IpAddr>,
+    pub(super) user_agent: &'a str,
+}
+
+impl<'a> Call<'a> {
+    /// What stands beside the items of a batch, or beside one event.
+    pub(super) fn sent_at(value: Option<&RawValue>) -> Option<i64> {
+        value.and_then(|value| time_of(value).ok())
+    }
+
+    /// The draft of one item; its kind is `path`'s, or else what its `type` says.
+    pub(super) fn read(&self, json: &'a str, path: Option<Kind>) -> Result<Draft<'a>, Violation> {
+        if json.len() > HTTP_EVENT_BYTES_MAX {
+            return Err(Violation {
+                reason: RefusalReason::EventTooLarge,
+                field: String::new(),
+                got: format!("{} bytes", json.len()),
+                want: format!("at most {HTTP_EVENT_BYTES_MAX} bytes of JSON"),
+            });
+        }
+        let [
+            of_type,
+            event,
+            user_id,
+            anonymous_id,
+            message_id,
+            session_id,
+            name,
+            category,
+            group_id,
+            previous_id,
+            timestamp,
+            original_timestamp,
+            sent_at,
+            properties,
+            traits,
+            context,
+            integrations,
+        ] = fields(json, &NAMES).map_err(|error| malformed(&error))?;
+
+        let kind = match path {
+            Some(kind) => kind,
+            None => kind_of(of_type)?,
+        };
+        let user_id = text_of("userId", user_id)?;
+        let anonymous_id = text_of("anonymousId", anonymous_id)?;
+        let may_be_nobodys = self.form == Form::Ingestion || kind == Kind::Alias;
+        if user_id.is_empty() && anonymous_id.is_empty() && !may_be_nobodys {
+            return Err(nobody());
+        }
+        let view =
+            || Ok(Box::new(View { name: text_of("name", name)?, category: text_of("category", category)? }));
+        let kind = match kind {
+            Kind::Track => DraftKind::Track { event_name: text_only("event", event)? },
+            Kind::Identify => DraftKind::Identify,
+            Kind::Page => DraftKind::Page(view()?),
+            Kind::Screen => DraftKind::Screen(view()?),
+            Kind::Group => DraftKind::Group { group_id: text_of("groupId", group_id)? },
+            Kind::Alias => DraftKind::Alias { previous_id: text_of("previousId", previous_id)? },
+        };
+        let is_about_somebody = matches!(kind, DraftKind::Identify | DraftKind::Group { .. });
+        let properties = match is_about_somebody {
+            true => object_of("traits", traits),
+            false => object_of("properties", properties),
+        };
+        let sent_at_ms = Self::sent_at(sent_at).or(self.sent_at_ms);
+        let time = timestamp.map(|value| ("timestamp", value));
+        let time = time.or(original_timestamp.map(|value| ("originalTimestamp", value)));
+        let time_ms = match time.filter(|(_, value)| !is_null(value)) {
+            Some((field, value)) => Some((field, self.corrected(read_time(field, value)?, sent_at_ms))),
+            None => None,
+        };
+        let place = self.place(context);
+        let user_agent = place.user_agent;
+        let more = More {
+            session_id: match text_of("sessionId", session_id)? {
+                id if id.is_empty() => place.session_id,
+                id => id,
+            },
+            audience: self.audience(integrations)?,
+            context: place.context,
+        };
+        Ok(Draft {
+            kind,
+            event_id: text_of("messageId", message_id)?,
+            user_id,
+            anonymous_id,
+            time_ms,
+            ip: place.ip,
+            user_agent,
+            properties,
+            more: more.is_any().then(|| Box::new(more)),
+            durability: Ok(None),
+        })
+    }
+
+    /// A time by the caller's clock, as our clock would have shown it, if the two are far
+    /// apart.
+    fn corrected(&self, time_ms: i64, sent_at_ms: Option<i64>) -> i64 {
+        match sent_at_ms.map(|sent_at_ms| self.received_ms.saturating_sub(sent_at_ms)) {
+            Some(behind_ms) if behind_ms.saturating_abs() > CLOCK_TOLERANCE_MS => {
+                time_ms.saturating_add(behind_ms)
+            }
+            _ => time_ms,
+        }
+    }
+
+    fn audience(&self, integrations: Option<&'a RawValue>) -> Result<Audience<'a>, Violation> {
+        let given = |value: &&RawValue| !is_null(value);
+        match (integrations.filter(given), self.integrations.filter(given)) {
+            (None, None) => Ok(Audience::All),
+            (Some(own), None) => integrations::audience([own.get()], self.destinations),
+            (None, Some(common)) => integrations::audience([common.get()], self.destinations),
+            (Some(own), Some(common)) => integrations::audience([common.get(), own.get()], self.destinations),
+        }
+    }
+
+    /// Where it happened: the item's own context, and of the call's what that lacks.
+    fn place(&self, context: Option<&'a RawValue>) -> PlaceOfEvent<'a> {
+        let given = |value: &&RawValue| !is_null(value);
+        let json = match (context.filter(given), self.context.filter(given)) {
+            (None, None) => return self.seen(false),
+            (Some(one), None) | (None, Some(one)) => one.get().into(),
+            (Some(own), Some(common)) => merged(common.get(), own.get()),
+        };
+        let context = match checked_object("context", &json) {
+            Ok(context) => context,
+            Err(bad) => return PlaceOfEvent { context: Some(Err(bad)), ..PlaceOfEvent::default() },
+        };
+        // It is a JSON object: nothing of it can be missing but what it does not have.
+        let [ip, user_agent, direct, session_id] =
+            fields(&json, &["ip", "userAgent", "direct", "sessionId"]).unwrap_or_default();
+        let texts = [ip, user_agent, session_id].map(|value| value.and_then(scalar).map(Cow::into_owned));
+        let [ip, user_agent, session_id] = texts.map(Option::unwrap_or_default);
+        let seen = self.seen(direct.is_some_and(|direct| direct.get() == "true"));
+        PlaceOfEvent {
+            ip: if ip.is_empty() { seen.ip } else { ip.into() },
+            user_agent: if user_agent.is_empty() { seen.user_agent } else { user_agent.into() },
+            session_id: session_id.into(),
+            context: Some(Ok(context.into_owned())),
+        }
+    }
+
+    /// What the call itself shows of the user, if it comes from the user's own device.
+    fn seen(&self, is_direct: bool) -> PlaceOfEvent<'a> {
+        if !self.is_browser && !is_direct {
+            return PlaceOfEvent::default();
+        }
+        let Caller { ip, user_agent } = self.caller;
+        let ip = ip.map(|ip| ip.to_string()).unwrap_or_default();
+        PlaceOfEvent { ip: ip.into(), user_agent: user_agent.into(), ..PlaceOfEvent::default() }
+    }
+}
+
+/// The names of an item's fields, in the order in which [`Call::read`] takes them.
+const NAMES: [&str; 17] = [
+    "type",
+    "event",
+    "userId",
+    "anonymousId",
+    "messageId",
+    "sessionId",
+    "name",
+    "category",
+    "groupId",
+    "previousId",
+    "timestamp",
+    "originalTimestamp",
+    "sentAt",
+    "properties",
+    "traits",
+    "context",
+    "integrations",
+];
+
+/// What is known of where an event happened.
+#[derive(Debug, Default)]
+struct PlaceOfEvent<'a> {
+    ip: Cow<'a, str>,
+    user_agent: Cow<'a, str>,
+    session_id: Cow<'a, str>,
+    context: Option<Result<JsonObject<'a>, BadProperties>>,
+}
+
+impl More<'_> {
+    fn is_any(&self) -> bool {
+        !self.session_id.is_empty() || self.audience != Audience::All || self.context.is_some()
+    }
+}
+
+/// The fields of two objects; of those that both have the second's.
+fn merged<'a>(common: &'a str, own: &'a str) -> Cow<'a, str> {
+    let entries =
+        |json: &'a str| serde_json::from_str::<std::collections::BTreeMap<Cow<'a, str>, &RawValue>>(json);
+    match (entries(common), entries(own)) {
+        (Ok(mut all), Ok(own)) => {
+            all.extend(own);
+            serde_json::to_string(&all).expect("it was JSON").into()
+        }
+        // What is no object is refused as what it is.
+        (Ok(_), Err(_)) => own.into(),
+        (Err(_), _) => common.into(),
+    }
+}
+
+/// The kind that an item names.
+fn kind_of(of_type: Option<&RawValue>) -> Result<Kind, Violation> {
+    let name = text_of("type", of_type)?;
+    Kind::named(&name).ok_or_else(|| Violation {
+        reason: RefusalReason::KindUnknown,
+        field: "type".into(),
+        got: if name.is_empty() { "nothing".into() } else { shown(&name) },
+        want: "track, identify, page, screen, group or alias".into(),
+    })
+}
+
+/// A text, or a number as it stands; empty if it is not there.
+fn text_of<'a>(field: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, Violation> {
+    match value {
+        None => Ok("".into()),
+        Some(value) => scalar(value).ok_or_else(|| not_text(field, value, "a text or a number")),
+    }
+}
+
+/// A text; empty if it is not there.
+fn text_only<'a>(field: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, Violation> {
+    match value.filter(|value| !is_null(value)) {
+        None => Ok("".into()),
+        Some(value) => text(value).ok_or_else(|| not_text(field, value, "a text")),
+    }
+}
+
+/// A text or a number as it stands; empty for null.
+fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
+    match value.get().as_bytes().first() {
+        Some(b'"') => text(value),
+        Some(b'-' | b'0'..=b'9') => Some(value.get().into()),
+        Some(b'n') => Some("".into()),
+        _ => None,
+    }
+}
+
+fn not_text(field: &str, value: &RawValue, want: &str) -> Violation {
+    Violation {
+        reason: RefusalReason::FieldNotText,
+        field: field.to_owned(),
+        got: shown(value.get()),
+        want: want.to_owned(),
+    }
+}
+
+/// The object that properties or traits are: none of them if they are not there.
+fn object_of<'a>(field: &'static str, value: Option<&'a RawValue>) -> Result<Properties<'a>, BadProperties> {
+    match value.filter(|value| !is_null(value)) {
+        None => Ok(Properties::empty()),
+        Some(value) => parse(field, value.get()),
+    }
+}
+
+fn checked_object<'a>(field: &'static str, json: &'a str) -> Result<JsonObject<'a>, BadProperties> {
+    parse(field, json).map(JsonObject::from)
+}
+
+fn parse<'a>(field: &'static str, json: &'a str) -> Result<Properties<'a>, BadProperties> {
+    Properties::parse(json, &HTTP_PROPERTIES).map_err(|error| BadProperties::Faulty { field, error })
+}
+
+fn read_time(field: &'static str, value: &RawValue) -> Result<i64, Violation> {
+    time_of(value).map_err(|got| Violation {
+        reason: RefusalReason::TimeMalformed,
+        field: field.to_owned(),
+        got,
+        want: "a time as in 2026-01-31T12:00:00.000Z".into(),
+    })
+}
+
+/// A time in Unix milliseconds: ISO 8601, without an offset UTC, or a number of seconds
+/// or milliseconds. What came, if it is none.
+fn time_of(value: &RawValue) -> Result<i64, String> {
+    let json = value.get();
+    if let Ok(number) = json.parse::<i64>() {
+        return Ok(if number.unsigned_abs() < MILLIS_FROM.unsigned_abs() {
+            number.saturating_mul(1000)
+        } else {
+            number
+        });
+    }
+    let text = text(value).ok_or_else(|| shown(json))?;
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time.as_millisecond());
+    }
+    let civil = text.parse::<DateTime>().ok().and_then(|time| time.to_zoned(TimeZone::UTC).ok());
+    civil.map(|time| time.timestamp().as_millisecond()).ok_or_else(|| shown(&text))
+}
+
+/// An item that is JSON and not an object.
+fn malformed(error: &serde_json::Error) -> Violation {
+    Violation {
+        reason: RefusalReason::MessageMalformed,
+        field: String::new(),
+        got: error.to_string().chars().take(100).collect(),
+        want: "a JSON object".into(),
+    }
+}
+
+fn nobody() -> Violation {
+    Violation {
+        reason: RefusalReason::NoUser,
+        field: "userId".into(),
+        got: "neither userId nor anonymousId".into(),
+        want: "one of the two".into(),
+    }
+}

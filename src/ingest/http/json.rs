@@ -1,0 +1,209 @@
+//! A caller's JSON, as far as the doors look into it: the fields of one object, values
+//! as they stand in the text.
+
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+/// The values of some names of an object, each as it stands; of a name that occurs twice
+/// the last one. What the object has beside them is skipped, whatever it is.
+pub(super) fn fields<'a, const N: usize>(
+    json: &'a str,
+    names: &[&str; N],
+) -> Result<[Option<&'a RawValue>; N], serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let values = deserializer.deserialize_map(OfObject(names))?;
+    deserializer.end()?;
+    Ok(values)
+}
+
+struct OfObject<'n, const N: usize>(&'n [&'n str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for OfObject<'_, N> {
+    type Value = [Option<&'de RawValue>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut values = [None; N];
+        while let Some(place) = map.next_key_seed(Place(self.0))? {
+            match place {
+                Some(place) => values[place] = Some(map.next_value()?),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// Where a name stands among those that are looked for.
+struct Place<'n>(&'n [&'n str]);
+
+impl<'de> DeserializeSeed<'de> for Place<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Place<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|it| *it == name))
+    }
+}
+
+/// The items of a list, each as it stands: at most so many, and how many there are.
+pub(super) fn items(json: &str, items_max: usize) -> Result<(Vec<&RawValue>, usize), serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let items = deserializer.deserialize_seq(OfList { items_max })?;
+    deserializer.end()?;
+    Ok(items)
+}
+
+struct OfList {
+    items_max: usize,
+}
+
+impl<'de> Visitor<'de> for OfList {
+    type Value = (Vec<&'de RawValue>, usize);
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let (mut items, mut count) = (Vec::new(), 0);
+        while let Some(item) = list.next_element::<&RawValue>()? {
+            count += 1;
+            if count <= self.items_max {
+                items.push(item);
+            }
+        }
+        Ok((items, count))
+    }
+}
+
+/// A text, as it stands or unescaped; nothing of any other value.
+pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+    let json = value.get();
+    if !json.starts_with('"') {
+        return None;
+    }
+    let inner = &json[1..json.len() - 1];
+    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
+        return Some(inner.into());
+    }
+    String::deserialize(value).ok().map(Cow::Owned)
+}
+
+/// True for `null`.
+pub(super) fn is_null(value: &RawValue) -> bool {
+    value.get() == "null"
+}
+
+/// Puts U+FFFD for halves of surrogate pairs that stand alone, which are no text in any
+/// encoding but occur where one was cut. Nothing if there are none.
+pub(super) fn without_lone_surrogates(json: &str) -> Option<String> {
+    let mut mended: Option<String> = None;
+    let (mut copied, mut from) = (0, 0);
+    while let Some(at) = memchr::memchr(b'\\', &json.as_bytes()[from..]).map(|at| from + at) {
+        let (length, is_lone) = escape_at(json, at);
+        if is_lone {
+            let mended = mended.get_or_insert_with(|| String::with_capacity(json.len()));
+            mended.push_str(&json[copied..at]);
+            mended.push_str("\\ufffd");
+            copied = at + length;
+        }
+        // Behind a backslash may stand a character of several bytes, in what is no JSON.
+        from = (at + length..=json.len()).find(|at| json.is_char_boundary(*at)).unwrap_or(json.len());
+    }
+    mended.map(|mut mended| {
+        mended.push_str(&json[copied..]);
+        mended
+    })
+}
+
+/// How long the escape at a place is, and if it is half of a pair that stands alone.
+fn escape_at(json: &str, at: usize) -> (usize, bool) {
+    const UNIT: usize = "\\u0000".len();
+    let unit = |at: usize| {
+        let digits = json.get(at..at + UNIT)?.strip_prefix("\\u")?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    match unit(at) {
+        Some(0xD800..=0xDBFF) => match unit(at + UNIT) {
+            Some(0xDC00..=0xDFFF) => (2 * UNIT, false),
+            _ => (UNIT, true),
+        },
+        Some(0xDC00..=0xDFFF) => (UNIT, true),
+        Some(_) => (UNIT, false),
+        None => (2, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_name_that_occurs_twice_the_last_one_holds() {
+        let json = r#" {"a":1,"b":{"a":[2]},"a":"3","c":null,"A":9} "#;
+        let [a, c, d] = fields(json, &["a", "c", "d"]).unwrap();
+        assert_eq!((a.unwrap().get(), c.unwrap().get()), (r#""3""#, "null"));
+        assert!(d.is_none() && is_null(c.unwrap()));
+        // A name may be escaped.
+        assert_eq!(fields(r#"{"\u0061":1}"#, &["a"]).unwrap()[0].unwrap().get(), "1");
+        for bad in ["[]", "1", "", "{", r#"{"a":1}x"#, r#"{"a"}"#, r#"{"b":[1,}"#] {
+            assert!(fields(bad, &["a"]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn deep_json_that_nobody_reads_is_skipped() {
+        let deep = format!(r#"{{"x":{}{},"a":1}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(fields(&deep, &["a"]).unwrap()[0].unwrap().get(), "1");
+    }
+
+    #[test]
+    fn halves_of_pairs_that_stand_alone_are_replaced_and_nothing_else() {
+        for (json, mended) in [
+            (r#""a\ud83d""#, Some(r#""a\ufffd""#)),
+            (r#""\ude00b""#, Some(r#""\ufffdb""#)),
+            (r#""\ud83d\ud83d\ude00""#, Some(r#""\ufffd\ud83d\ude00""#)),
+            (r#""\uD83D\uDE00""#, None),
+            (r#""\\ud83d""#, None),
+            (r#""\u00e9\n""#, None),
+            (r#""\ud83""#, None),
+            ("\"\\é\"", None),
+            ("\\", None),
+        ] {
+            assert_eq!(without_lone_surrogates(json).as_deref(), mended, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_text_is_unescaped_and_no_other_value_is_one() {
+        let read = |json: &str| {
+            let value: Box<RawValue> = serde_json::from_str(json).unwrap();
+            text(&value).map(Cow::into_owned)
+        };
+        assert_eq!(read(r#""plain é""#).as_deref(), Some("plain é"));
+        assert_eq!(read(r#""a\n\"\u00e9""#).as_deref(), Some("a\n\"é"));
+        assert_eq!([read("1"), read("null"), read("{}")], [None, None, None]);
+    }
+}

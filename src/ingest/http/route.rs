@@ -1,0 +1,205 @@
+//! What a path stands for.
+
+/// What is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// One event.
+    One(Kind, Form),
+    /// Many events.
+    Batch(Form),
+    /// What SDKs count of themselves.
+    SdkMetrics,
+    /// What analytics.js asks before it sends.
+    SdkSettings,
+    /// An event in the address of an image.
+    Pixel,
+    Health,
+    Ready,
+    Schemas,
+    Unknown,
+}
+
+/// The kinds of events, as paths and `type` name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Track,
+    Identify,
+    Page,
+    Screen,
+    Group,
+    Alias,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Track, Self::Identify, Self::Page, Self::Screen, Self::Group, Self::Alias];
+
+    /// The kind's name in paths and in `type`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Track => "track",
+            Self::Identify => "identify",
+            Self::Page => "page",
+            Self::Screen => "screen",
+            Self::Group => "group",
+            Self::Alias => "alias",
+        }
+    }
+
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// By its name, or by the first letter of it.
+    fn of_segment(path: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == path || path.len() == 1 && kind.name().starts_with(path))
+    }
+}
+
+/// How a caller says what it sends, and wants to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Segment's: OK for all of a batch, whatever is wrong with some of it.
+    Segment,
+    /// The ingestion API's: an answer for each event.
+    Ingestion,
+}
+
+impl Route {
+    /// The route of a path, with and without a slash at its end.
+    pub(super) fn of_path(path: &str) -> Self {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        if let Some(of_events) = path.strip_prefix("/v1/events/") {
+            return match of_events {
+                "track" => Self::One(Kind::Track, Form::Ingestion),
+                "identify" => Self::One(Kind::Identify, Form::Ingestion),
+                "batch" => Self::Batch(Form::Ingestion),
+                _ => Self::Unknown,
+            };
+        }
+        match path {
+            "/health" | "/healthz" => return Self::Health,
+            "/ready" | "/readyz" => return Self::Ready,
+            "/beacon/v1/batch" => return Self::Batch(Form::Segment),
+            _ => {}
+        }
+        let Some(path) = path.strip_prefix("/v1/") else { return Self::Unknown };
+        match path {
+            "batch" | "b" | "import" => Self::Batch(Form::Segment),
+            "m" => Self::SdkMetrics,
+            "schemas" => Self::Schemas,
+            _ if path.starts_with("pixel/") => Self::Pixel,
+            _ if write_key_of_settings(path).is_some() => Self::SdkSettings,
+            _ => Kind::of_segment(path).map_or(Self::Unknown, |kind| Self::One(kind, Form::Segment)),
+        }
+    }
+
+    /// The method that it is called with; all can be asked about with OPTIONS.
+    pub(super) fn method(self) -> &'static str {
+        match self {
+            Self::One(..) | Self::Batch(_) | Self::SdkMetrics => "POST",
+            Self::SdkSettings | Self::Pixel | Self::Health | Self::Ready | Self::Schemas | Self::Unknown => {
+                "GET"
+            }
+        }
+    }
+
+    /// The name that it has in metrics, and its place among all.
+    pub(super) fn label(self) -> (usize, &'static str) {
+        let place = match self {
+            Self::One(kind, Form::Segment) => kind as usize,
+            Self::One(Kind::Identify, Form::Ingestion) => 6,
+            Self::One(_, Form::Ingestion) => 7,
+            Self::Batch(Form::Segment) => 8,
+            Self::Batch(Form::Ingestion) => 9,
+            Self::SdkMetrics => 10,
+            Self::SdkSettings => 11,
+            Self::Pixel => 12,
+            Self::Health => 13,
+            Self::Ready => 14,
+            Self::Schemas => 15,
+            Self::Unknown => 16,
+        };
+        (place, LABELS[place])
+    }
+}
+
+/// The labels of all routes, by their places.
+pub(super) const LABELS: [&str; 17] = [
+    "/v1/track",
+    "/v1/identify",
+    "/v1/page",
+    "/v1/screen",
+    "/v1/group",
+    "/v1/alias",
+    "/v1/events/identify",
+    "/v1/events/track",
+    "/v1/batch",
+    "/v1/events/batch",
+    "/v1/m",
+    "/v1/projects/settings",
+    "/v1/pixel",
+    "/health",
+    "/ready",
+    "/v1/schemas",
+    "other",
+];
+
+/// The write key in the path of the settings, which begins behind `/v1/`.
+pub(super) fn write_key_of_settings(path: &str) -> Option<&str> {
+    let key = path.strip_prefix("projects/")?.strip_suffix("/settings")?;
+    Some(key).filter(|key| !key.is_empty() && !key.contains('/'))
+}
+
+/// The value of a name in a query.
+pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
+    form_urlencoded::parse(query.as_bytes()).find(|(it, _)| it == name).map(|(_, value)| value.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_has_its_route_with_and_without_a_slash_behind_it() {
+        let segment = |kind| Route::One(kind, Form::Segment);
+        for (path, route) in [
+            ("/v1/track", segment(Kind::Track)),
+            ("/v1/t", segment(Kind::Track)),
+            ("/v1/i", segment(Kind::Identify)),
+            ("/v1/p", segment(Kind::Page)),
+            ("/v1/screen", segment(Kind::Screen)),
+            ("/v1/g", segment(Kind::Group)),
+            ("/v1/a", segment(Kind::Alias)),
+            ("/v1/batch", Route::Batch(Form::Segment)),
+            ("/v1/b", Route::Batch(Form::Segment)),
+            ("/v1/import", Route::Batch(Form::Segment)),
+            ("/beacon/v1/batch", Route::Batch(Form::Segment)),
+            ("/v1/m", Route::SdkMetrics),
+            ("/v1/projects/key/settings", Route::SdkSettings),
+            ("/v1/pixel/track", Route::Pixel),
+            ("/v1/events/track", Route::One(Kind::Track, Form::Ingestion)),
+            ("/v1/events/batch", Route::Batch(Form::Ingestion)),
+            ("/health", Route::Health),
+            ("/readyz", Route::Ready),
+        ] {
+            assert_eq!(Route::of_path(path), route, "{path}");
+            assert_eq!(Route::of_path(&format!("{path}/")), route, "{path}/");
+        }
+        for path in [
+            "",
+            "/",
+            "/v1",
+            "/v1/",
+            "/v1/x",
+            "/v1/tr",
+            "/v1/projects//settings",
+            "/v1/events/page",
+            "/v2/track",
+        ] {
+            assert_eq!(Route::of_path(path), Route::Unknown, "{path}");
+        }
+    }
+}
