@@ -20,6 +20,7 @@ mod flush;
 mod foreign_clients;
 mod isolation;
 mod logs;
+mod official_sdks;
 mod raw;
 mod secrets;
 mod sigterm;
