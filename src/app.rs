@@ -49,12 +49,7 @@ use crate::{
     delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions, unnamed::Unnamed},
     files::DataDirLock,
     health::Health,
-    ingest::{
-        self,
-        budget::ReceiveBudget,
-        http::server::HttpServer,
-        tls::{Tls, TlsError},
-    },
+    ingest::{self, budget::ReceiveBudget, connections::Behind, tls::TlsError},
     ledger::Ledger,
     listener::{self, Listen},
     queue::{
@@ -75,7 +70,7 @@ mod watch;
 mod watchdog;
 
 use accounts::Accounts;
-use doors::{DoorConnections, HttpPort};
+use doors::DoorPorts;
 pub(crate) use lanes::lane_settings;
 use lanes::{BuiltLane, LaneBuilder, LaneHandle};
 use watch::StageWatch;
@@ -179,15 +174,13 @@ impl App {
     /// providers of your own.
     pub async fn start_with(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Self, StartError> {
         let providers = providers(config, own)?;
-        let tls = config.grpc.tls.as_ref().map(Tls::load).transpose()?;
         let data_dir = data_dir(config);
         let unusable = |source| StartError::DataDir { dir: data_dir.display().to_string(), source };
         let lock = DataDirLock::acquire(&data_dir).map_err(unusable)?;
         let (metrics_listener, metrics_addr) = listen(METRICS_PORT, &config.metrics.listen).await?;
-        let (grpc_listener, grpc_addr) = listen(GRPC_PORT, &config.grpc.listen).await?;
-        let http = HttpPort::open(config).await?;
-        let http_addr = http.as_ref().map(|port| port.addr);
-        let connections = DoorConnections::within_limits(config);
+        let doors = DoorPorts::open(config).await?;
+        let (grpc_addr, http_addr, connections_max) =
+            (doors.grpc_addr, doors.http_addr, doors.connections_max);
 
         let clock = Clock::system();
         let stop = Stop::default();
@@ -262,7 +255,7 @@ impl App {
         admission.trusts_its_clock();
         let gate = admission.clone();
         telemetry.gauge("relay_clock_trusted", move || i64::from(gate.trusts_its_clock()));
-        telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections.grpc.all));
+        telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections_max));
         gauges::of_queue(&mut telemetry, &queue_in, &stop);
         gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock, spool_status.as_ref());
 
@@ -276,32 +269,15 @@ impl App {
             }
         }));
         let stopped = stop_servers.clone().cancelled_owned();
-        let grpc = ingest::grpc::server::serve(
-            grpc_listener,
-            tls,
-            connections.grpc,
-            budget.clone(),
-            admission.clone(),
-            health.clone(),
-            ingest_metrics.clone(),
-            stopped,
-        );
-        if let Some(HttpPort { listener, tls, .. }) = http {
-            let server = HttpServer {
-                listener,
-                tls,
-                limits: connections.http,
-                budget,
-                write_keys: config.http.write_keys.clone(),
-                providers: names,
-                admission: admission.clone(),
-                health,
-                metrics: ingest_metrics,
-            };
-            let stopped = stop_servers.clone().cancelled_owned();
-            servers.spawn(watch.over("HTTP server", server.serve(stopped)));
-        }
+        let behind = Behind { admission: admission.clone(), health, budget, metrics: ingest_metrics };
+        let grpc = ingest::grpc::server::serve(doors.grpc, behind.clone(), stopped);
         servers.spawn(watch.over("gRPC server", grpc));
+        if let Some(port) = doors.http {
+            let stopped = stop_servers.clone().cancelled_owned();
+            let write_keys = config.http.write_keys.clone();
+            let http = ingest::http::server::serve(port, behind, write_keys, names, stopped);
+            servers.spawn(watch.over("HTTP server", http));
+        }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
 
         if let Some(files) = &config.grpc.tls {

@@ -3,50 +3,53 @@
 
 use std::net::SocketAddr;
 
-use tokio::net::TcpListener;
-
-use super::{HTTP_PORT, StartError, listen};
+use super::{GRPC_PORT, HTTP_PORT, StartError, listen};
 use crate::{
     config::Config,
-    ingest::tls::Tls,
+    ingest::{connections::Port, tls::Tls},
     listener::{self, ConnectionLimits},
 };
 
-/// The port of the HTTP door.
-pub(super) struct HttpPort {
-    pub(super) listener: TcpListener,
-    pub(super) addr: SocketAddr,
-    pub(super) tls: Option<Tls>,
+/// The ports of the doors, and where they are. Nobody is answered yet.
+pub(super) struct DoorPorts {
+    pub(super) grpc: Port,
+    pub(super) grpc_addr: SocketAddr,
+    /// Nothing if it is off.
+    pub(super) http: Option<Port>,
+    pub(super) http_addr: Option<SocketAddr>,
+    /// Most connections of both.
+    pub(super) connections_max: usize,
 }
 
-impl HttpPort {
-    /// Listens, if it is to be; nobody is answered yet.
-    pub(super) async fn open(config: &Config) -> Result<Option<Self>, StartError> {
-        let Some(at) = &config.http.listen else { return Ok(None) };
-        let tls = config.http.tls.as_ref().map(Tls::load).transpose()?;
-        let (listener, addr) = listen(HTTP_PORT, at).await?;
-        Ok(Some(Self { listener, addr, tls }))
-    }
-}
+impl DoorPorts {
+    /// Listens; each door gets its part of the connections that are set, or that the
+    /// limit of open files leaves room for.
+    pub(super) async fn open(config: &Config) -> Result<Self, StartError> {
+        let (grpc, http) = (&config.grpc, &config.http);
+        let grpc_tls = grpc.tls.as_ref().map(Tls::load).transpose()?;
+        let http_tls = http.tls.as_ref().map(Tls::load).transpose()?;
+        let (grpc_listener, grpc_addr) = listen(GRPC_PORT, &grpc.listen).await?;
+        let http_listener = match &http.listen {
+            Some(at) => Some(listen(HTTP_PORT, at).await?),
+            None => None,
+        };
 
-/// Most connections of each door.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct DoorConnections {
-    pub(super) grpc: ConnectionLimits,
-    pub(super) http: ConnectionLimits,
-}
-
-impl DoorConnections {
-    /// As many as are set, or as the limit of open files leaves room for; then each door
-    /// has its part of them.
-    pub(super) fn within_limits(config: &Config) -> Self {
-        let grpc = config.grpc.connections_max;
-        let http = if config.http.listen.is_some() { config.http.connections_max } else { 0 };
-        let room = listener::connections_within_limits(grpc + http);
-        let part = |wanted: usize| (wanted * room / (grpc + http)).max(1);
-        Self {
-            grpc: ConnectionLimits { all: part(grpc), of_peer: config.grpc.connections_of_peer_max },
-            http: ConnectionLimits { all: part(http), of_peer: config.http.connections_of_peer_max },
-        }
+        let of_http = http_listener.as_ref().map_or(0, |_| http.connections_max);
+        let wanted = grpc.connections_max + of_http;
+        let connections_max = listener::connections_within_limits(wanted);
+        let part = |of_door: usize, of_peer| ConnectionLimits {
+            all: (of_door * connections_max / wanted).max(1),
+            of_peer,
+        };
+        let grpc_limits = part(grpc.connections_max, grpc.connections_of_peer_max);
+        let http_limits = part(of_http, http.connections_of_peer_max);
+        let http_addr = http_listener.as_ref().map(|(_, addr)| *addr);
+        Ok(Self {
+            grpc: Port { listener: grpc_listener, tls: grpc_tls, limits: grpc_limits },
+            grpc_addr,
+            http: http_listener.map(|(listener, _)| Port { listener, tls: http_tls, limits: http_limits }),
+            http_addr,
+            connections_max,
+        })
     }
 }

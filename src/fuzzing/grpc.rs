@@ -325,7 +325,7 @@ fn made_up_context(input: &mut Input<'_>) -> Option<EventContext> {
         3 => made_up_text(input),
         _ => String::new(),
     };
-    Some(EventContext { ip, user_agent: made_up_text(input) })
+    Some(EventContext { ip, user_agent: made_up_text(input), json: made_up_json(input) })
 }
 
 fn made_up_time(input: &mut Input<'_>) -> i64 {

@@ -6,6 +6,7 @@ use std::{error::Error, future::Future, net::SocketAddr, pin::Pin, pin::pin, syn
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     task::JoinSet,
     time::sleep,
 };
@@ -16,7 +17,28 @@ use super::{
     budget::{ReceiveBudget, Receiving},
     tls::{RENEWAL_INTERVAL, Tls},
 };
-use crate::listener::{Connection, Connections};
+use crate::{
+    admission::Admission,
+    health::Health,
+    listener::{Connection, ConnectionLimits, Connections},
+    telemetry::IngestMetrics,
+};
+
+/// Where a door is.
+pub(crate) struct Port {
+    pub(crate) listener: TcpListener,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) limits: ConnectionLimits,
+}
+
+/// What all doors lead to and count with.
+#[derive(Clone)]
+pub(crate) struct Behind {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) budget: Arc<ReceiveBudget>,
+    pub(crate) metrics: IngestMetrics,
+}
 
 /// How long a connection lives.
 #[derive(Debug, Clone, Copy)]
@@ -49,18 +71,35 @@ pub(super) trait Door: Clone + Send + 'static {
 
 /// What a door's connections are served with.
 #[derive(Clone)]
-pub(super) struct Entrance<D> {
-    pub(super) tls: Option<Arc<Tls>>,
-    pub(super) handshakes_failed: Counter,
-    pub(super) budget: Arc<ReceiveBudget>,
-    pub(super) lifetime: Lifetime,
-    pub(super) door: D,
+struct Entrance<D> {
+    tls: Option<Arc<Tls>>,
+    handshakes_failed: Counter,
+    budget: Arc<ReceiveBudget>,
+    lifetime: Lifetime,
+    door: D,
+}
+
+impl Port {
+    /// Serves until `stop`, then lets calls under way finish; unbounded, so the caller
+    /// sets a limit.
+    pub(super) async fn serve(
+        self,
+        door: impl Door,
+        lifetime: Lifetime,
+        budget: Arc<ReceiveBudget>,
+        metrics: &IngestMetrics,
+        stop: impl Future<Output = ()>,
+    ) {
+        let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
+        let connections = Connections::new(self.listener, self.limits, open, refused);
+        let handshakes_failed = metrics.handshakes_failed.clone();
+        let entrance = Entrance { tls: self.tls.map(Arc::new), handshakes_failed, budget, lifetime, door };
+        entrance.serve(connections, stop).await;
+    }
 }
 
 impl<D: Door> Entrance<D> {
-    /// Serves until `stop`, then lets calls under way finish; unbounded, so the caller
-    /// sets a limit.
-    pub(super) async fn serve(self, connections: Connections, stop: impl Future<Output = ()>) {
+    async fn serve(self, connections: Connections, stop: impl Future<Output = ()>) {
         let renewals = self.tls.clone();
         tokio::select! {
             () = self.serve_connections(connections, stop) => {}

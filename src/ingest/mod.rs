@@ -3,7 +3,7 @@
 //! answer into a reply. It never calls a provider and never waits for one.
 
 pub(crate) mod budget;
-mod connections;
+pub(crate) mod connections;
 pub(crate) mod grpc;
 pub(crate) mod http;
 mod limits;

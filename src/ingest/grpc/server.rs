@@ -8,10 +8,7 @@ use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Durati
 
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -20,16 +17,13 @@ use super::{
     service::{AnalyticsService, STREAM_AGE_MAX},
 };
 use crate::{
-    admission::Admission,
     health::Health,
     ingest::{
-        budget::{ReceiveBudget, Receiving},
-        connections::{Door, Entrance, Lifetime, Tending},
-        tls::Tls,
+        budget::Receiving,
+        connections::{Behind, Door, Lifetime, Port, Tending},
     },
-    listener::{Connection, ConnectionLimits, Connections},
+    listener::Connection,
     proto::v1::DESCRIPTOR_SET,
-    telemetry::IngestMetrics,
 };
 
 /// Largest head of a call that is read: more than its metadata may have, so that one
@@ -40,7 +34,7 @@ const HEADER_BYTES_MAX: u32 = 32 * 1024;
 const STREAMS_MAX: u32 = 100;
 /// What one call may have sent that is not read yet, and which part of what all calls
 /// of its connection may: a stream that is held back must not keep the others from
-/// being heard. For the connection's see [`ReceiveBudget`].
+/// being heard. For the connection's see [`ReceiveBudget`](crate::ingest::budget::ReceiveBudget).
 const STREAM_WINDOW_BYTES_MAX: u32 = 256 * 1024;
 const STREAM_WINDOW_SHARE: u32 = 4;
 /// Largest message to a service that is not ours.
@@ -67,18 +61,8 @@ const LIFETIME: Lifetime = Lifetime {
 
 /// Serves until `stop`, then lets calls under way finish; unbounded, so the
 /// caller sets a limit.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    tls: Option<Tls>,
-    limits: ConnectionLimits,
-    budget: Arc<ReceiveBudget>,
-    admission: Arc<Admission>,
-    health: Arc<Health>,
-    metrics: IngestMetrics,
-    stop: impl Future<Output = ()>,
-) {
-    let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
-    let connections = Connections::new(listener, limits, open, refused);
+pub(crate) async fn serve(port: Port, behind: Behind, stop: impl Future<Output = ()>) {
+    let Behind { admission, health, budget, metrics } = behind;
     let (reporter, standard_health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -94,18 +78,11 @@ pub(crate) async fn serve(
             .add_service(v1.max_decoding_message_size(OTHERS_BYTES_MAX))
             .add_service(v1alpha.max_decoding_message_size(OTHERS_BYTES_MAX))
     };
-    let handshakes_failed = metrics.handshakes_failed.clone();
     let front_door = FrontDoor::new(admission, health.clone(), metrics.read_slowly.clone());
-    let service = Arc::new(AnalyticsService::new(front_door, others, metrics));
-    let entrance = Entrance {
-        tls: tls.map(Arc::new),
-        handshakes_failed,
-        budget,
-        lifetime: LIFETIME,
-        door: GrpcDoor(service),
-    };
+    let service = AnalyticsService::new(front_door, others, metrics.clone());
+    let door = GrpcDoor(Arc::new(service));
     tokio::select! {
-        () = entrance.serve(connections, stop) => {}
+        () = port.serve(door, LIFETIME, budget, &metrics, stop) => {}
         never = report_health(reporter, health) => match never {},
     }
 }
@@ -170,11 +147,14 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use prometheus_client::metrics::counter::Counter;
-    use tokio::time::sleep;
+    use tokio::{net::TcpListener, time::sleep};
     use tonic::Code;
 
     use super::*;
     use crate::{
+        admission::Admission,
+        ingest::budget::ReceiveBudget,
+        listener::ConnectionLimits,
         proto::v1::{
             TrackBatchItem, TrackBatchRequest, TrackBatchResponse, TrackEventRequest,
             analytics_service_client::AnalyticsServiceClient, track_batch_item,
@@ -210,16 +190,9 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let server = serve(
-            listener,
-            None,
-            LIMITS,
-            budget(),
-            admission,
-            health,
-            metrics.clone(),
-            std::future::pending(),
-        );
+        let port = Port { listener, tls: None, limits: LIMITS };
+        let behind = Behind { admission, health, budget: budget(), metrics: metrics.clone() };
+        let server = serve(port, behind, std::future::pending());
         tokio::spawn(server);
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
@@ -252,19 +225,15 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
-        let connections = Connections::new(listener, LIMITS, open, refused);
         let door = FrontDoor::new(admission, health, Counter::default());
         let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
         let minute = Duration::from_secs(60);
-        let entrance = Entrance {
-            tls: None,
-            handshakes_failed: metrics.handshakes_failed.clone(),
-            budget: budget(),
-            lifetime: Lifetime { idle: Duration::from_millis(50), age_max: minute, grace: minute },
-            door: GrpcDoor(service),
-        };
-        tokio::spawn(entrance.serve(connections, std::future::pending()));
+        let lifetime = Lifetime { idle: Duration::from_millis(50), age_max: minute, grace: minute };
+        let port = Port { listener, tls: None, limits: LIMITS };
+        let counts = metrics.clone();
+        tokio::spawn(async move {
+            port.serve(GrpcDoor(service), lifetime, budget(), &counts, std::future::pending()).await;
+        });
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
         let (requests, stream) = tokio::sync::mpsc::channel(1);
@@ -296,16 +265,15 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let refused = metrics.connections_refused.clone();
-        let connections = Connections::new(listener, LIMITS, metrics.connections.clone(), refused);
         let door = FrontDoor::new(admission, health, Counter::default());
         let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
         let minute = Duration::from_secs(60);
         let lifetime = Lifetime { idle: minute, age_max: Duration::from_millis(100), grace: minute };
-        let handshakes_failed = metrics.handshakes_failed.clone();
-        let (budget, door) = (budget(), GrpcDoor(service));
-        let entrance = Entrance { tls: None, handshakes_failed, budget, lifetime, door };
-        tokio::spawn(entrance.serve(connections, std::future::pending()));
+        let port = Port { listener, tls: None, limits: LIMITS };
+        let counts = metrics.clone();
+        tokio::spawn(async move {
+            port.serve(GrpcDoor(service), lifetime, budget(), &counts, std::future::pending()).await;
+        });
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
         let (requests, stream) = tokio::sync::mpsc::channel(1);

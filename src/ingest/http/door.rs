@@ -8,7 +8,6 @@ use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     header::{HeaderName, ORIGIN, USER_AGENT},
 };
-use serde_json::json;
 use tokio::time::Instant;
 use tracing::error;
 
@@ -20,7 +19,7 @@ use super::{
     item::{Call, Caller},
     json::{fields, text},
     pixel,
-    reply::{Problem, Reply, bytes, json, queued, success},
+    reply::{Problem, Reply, bytes, queued, success},
     route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
     snippet,
 };
@@ -173,7 +172,6 @@ impl HttpDoor {
             Route::Health => Ok(self.status(StatusCode::OK)),
             Route::Ready if self.health.is_ready() => Ok(self.status(StatusCode::OK)),
             Route::Ready => Ok(self.status(StatusCode::SERVICE_UNAVAILABLE)),
-            Route::Schemas => Ok(json(StatusCode::OK, &json!({"current": 1, "supported": [{"version": 1}]}))),
             Route::Unknown => Err(Problem::NotFound),
         }
     }

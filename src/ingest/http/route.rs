@@ -15,7 +15,6 @@ pub(super) enum Route {
     Pixel,
     Health,
     Ready,
-    Schemas,
     Unknown,
 }
 
@@ -89,7 +88,6 @@ impl Route {
         match path {
             "batch" | "b" | "import" => Self::Batch(Form::Segment),
             "m" => Self::SdkMetrics,
-            "schemas" => Self::Schemas,
             _ if path.starts_with("pixel/") => Self::Pixel,
             _ if write_key_of_settings(path).is_some() => Self::SdkSettings,
             _ => Kind::of_segment(path).map_or(Self::Unknown, |kind| Self::One(kind, Form::Segment)),
@@ -100,9 +98,7 @@ impl Route {
     pub(super) fn method(self) -> &'static str {
         match self {
             Self::One(..) | Self::Batch(_) | Self::SdkMetrics => "POST",
-            Self::SdkSettings | Self::Pixel | Self::Health | Self::Ready | Self::Schemas | Self::Unknown => {
-                "GET"
-            }
+            Self::SdkSettings | Self::Pixel | Self::Health | Self::Ready | Self::Unknown => "GET",
         }
     }
 
@@ -119,15 +115,14 @@ impl Route {
             Self::Pixel => 12,
             Self::Health => 13,
             Self::Ready => 14,
-            Self::Schemas => 15,
-            Self::Unknown => 16,
+            Self::Unknown => 15,
         };
         (place, LABELS[place])
     }
 }
 
 /// The labels of all routes, by their places.
-pub(super) const LABELS: [&str; 17] = [
+pub(super) const LABELS: [&str; 16] = [
     "/v1/track",
     "/v1/identify",
     "/v1/page",
@@ -143,7 +138,6 @@ pub(super) const LABELS: [&str; 17] = [
     "/v1/pixel",
     "/health",
     "/ready",
-    "/v1/schemas",
     "other",
 ];
 

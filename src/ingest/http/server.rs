@@ -8,22 +8,15 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::door::HttpDoor;
 use crate::{
-    admission::Admission,
-    health::Health,
     ingest::{
-        budget::{ReceiveBudget, Receiving},
-        connections::{Door, Entrance, Lifetime, Tending},
-        tls::Tls,
+        budget::Receiving,
+        connections::{Behind, Door, Lifetime, Port, Tending},
     },
-    listener::{Connection, ConnectionLimits, Connections},
-    telemetry::IngestMetrics,
+    listener::Connection,
 };
 
 /// Largest head of a call, and what is read ahead of a connection.
@@ -47,38 +40,19 @@ const LIFETIME: Lifetime = Lifetime {
     grace: Duration::from_secs(30),
 };
 
-/// What the door is made of.
-pub(crate) struct HttpServer {
-    pub(crate) listener: TcpListener,
-    pub(crate) tls: Option<Tls>,
-    pub(crate) limits: ConnectionLimits,
-    pub(crate) budget: Arc<ReceiveBudget>,
-    pub(crate) write_keys: Vec<String>,
-    /// The names of those that get events.
-    pub(crate) providers: Vec<&'static str>,
-    pub(crate) admission: Arc<Admission>,
-    pub(crate) health: Arc<Health>,
-    pub(crate) metrics: IngestMetrics,
-}
-
-impl HttpServer {
-    /// Serves until `stop`, then lets calls under way finish; unbounded, so the caller
-    /// sets a limit.
-    pub(crate) async fn serve(self, stop: impl Future<Output = ()>) {
-        let Self { listener, tls, limits, budget, write_keys, providers, admission, health, metrics } = self;
-        let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
-        let handshakes_failed = metrics.handshakes_failed.clone();
-        let is_tls = tls.is_some();
-        let door = HttpDoor::new(admission, health, &write_keys, providers, metrics);
-        let entrance = Entrance {
-            tls: tls.map(Arc::new),
-            handshakes_failed,
-            budget,
-            lifetime: LIFETIME,
-            door: ServedDoor { door: Arc::new(door), is_tls },
-        };
-        entrance.serve(Connections::new(listener, limits, open, refused), stop).await;
-    }
+/// Serves until `stop`, then lets calls under way finish; unbounded, so the caller sets a
+/// limit. `providers` are the names of those that get events.
+pub(crate) async fn serve(
+    port: Port,
+    behind: Behind,
+    write_keys: Vec<String>,
+    providers: Vec<&'static str>,
+    stop: impl Future<Output = ()>,
+) {
+    let Behind { admission, health, budget, metrics } = behind;
+    let is_tls = port.tls.is_some();
+    let door = HttpDoor::new(admission, health, &write_keys, providers, metrics.clone());
+    port.serve(ServedDoor { door: Arc::new(door), is_tls }, LIFETIME, budget, &metrics, stop).await;
 }
 
 #[derive(Clone)]
