@@ -14,8 +14,12 @@ use analytics_relay::{
     proto::v1::analytics_service_client::AnalyticsServiceClient,
     providers::sandbox::{Options, Sandbox, TakenKind, Vendor},
 };
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, client::conn::http1::SendRequest};
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::{net::TcpStream, time::sleep};
 use tonic::transport::Channel;
 
 mod crash;
@@ -23,8 +27,10 @@ mod relay;
 
 use relay::{KEY, Relay, send_one};
 
-/// Events a second.
+/// Events a second over gRPC,
 const RATE: u32 = 400;
+/// and pages over HTTP, as an SDK of Segment's sends them.
+const PAGE_RATE: u32 = 50;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -41,13 +47,16 @@ async fn main() -> anyhow::Result<()> {
 
 async fn show_drain(sandbox: &Sandbox, data_dir: &std::path::Path, seconds: u64) -> anyhow::Result<()> {
     let relay = Relay::start(sandbox, data_dir, &[]).await?;
-    println!("relay at {}, process {}", relay.addr, relay.child.id().unwrap_or_default());
+    let process = relay.child.id().unwrap_or_default();
+    println!("relay at {} (gRPC) and {} (HTTP), process {process}", relay.addr, relay.http_addr);
 
     sandbox.always(Vendor::Amplitude, Some("20%reset-after".parse()?));
     sandbox.always(Vendor::Segment, Some("503".parse()?));
     println!("amplitude loses one answer in five; segment is down for a while\n");
 
-    let sender = tokio::spawn(send(relay.client().await?, Duration::from_secs(seconds + 5)));
+    let longest = Duration::from_secs(seconds + 5);
+    let sender = tokio::spawn(send(relay.client().await?, longest));
+    let pages = tokio::spawn(send_pages(relay.http_addr.clone(), longest));
     let start = Instant::now();
     for second in 1..=seconds {
         sleep((start + Duration::from_secs(second)).saturating_duration_since(Instant::now())).await;
@@ -58,11 +67,12 @@ async fn show_drain(sandbox: &Sandbox, data_dir: &std::path::Path, seconds: u64)
         }
     }
 
-    println!("\nSIGTERM, with the sender still sending");
+    println!("\nSIGTERM, with the senders still sending");
     relay.signal("TERM")?;
-    let accepted = sender.await?;
+    let (accepted, pages) = (sender.await?, pages.await?);
     let (balances, code) = relay.ended().await?;
-    println!("exit code {code:?}; the sender was answered OK {accepted} times\n");
+    println!("exit code {code:?}; answered OK {accepted} times over gRPC, {pages} over HTTP\n");
+    let accepted = accepted + pages;
     let exact = print_balance(sandbox, &balances);
     let agrees = balances.iter().all(|balance| balance["accepted"] == accepted);
     print_examples(sandbox);
@@ -90,6 +100,43 @@ async fn send(mut client: AnalyticsServiceClient<Channel>, longest: Duration) ->
         accepted += 1;
     }
     accepted
+}
+
+/// The same over HTTP.
+async fn send_pages(addr: String, longest: Duration) -> u64 {
+    let client = http1_client(&addr).await;
+    let Ok(mut client) = client else { return 0 };
+    let (start, mut accepted) = (Instant::now(), 0);
+    for number in 0_u32.. {
+        let due = start + Duration::from_secs(1) * number / PAGE_RATE;
+        sleep(due.saturating_duration_since(Instant::now())).await;
+        let page = serde_json::json!({
+            "userId": format!("user-{}", number % 50),
+            "name": "Pricing",
+            "properties": {"url": "https://shop.example/pricing"},
+        });
+        let call =
+            Request::post("/v1/page").header("host", &addr).body(Full::new(Bytes::from(page.to_string())));
+        let Ok(call) = call else { break };
+        let answered = client.send_request(call).await;
+        let is_ok = match answered {
+            // Its end is waited for, or the connection could not be used again.
+            Ok(answer) => answer.status().is_success() && answer.into_body().collect().await.is_ok(),
+            Err(_) => false,
+        };
+        if !is_ok || start.elapsed() > longest {
+            break;
+        }
+        accepted += 1;
+    }
+    accepted
+}
+
+async fn http1_client(addr: &str) -> anyhow::Result<SendRequest<Full<Bytes>>> {
+    let stream = TokioIo::new(TcpStream::connect(addr).await?);
+    let (client, connection) = hyper::client::conn::http1::handshake(stream).await?;
+    tokio::spawn(connection);
+    Ok(client)
 }
 
 /// The relay's account beside the sandbox's. True if both agree.
@@ -124,7 +171,11 @@ fn print_balance(sandbox: &Sandbox, balances: &[Value]) -> bool {
             taken.len(),
             doubles
         );
-        let ended = number("delivered") + number("dead_lettered") + number("spilled") + number("dropped");
+        let ended = number("delivered")
+            + number("dead_lettered")
+            + number("spilled")
+            + number("dropped")
+            + number("not_for");
         exact &= ended == number("accepted") + number("reloaded") && number("dropped") == 0;
     }
     println!("the balance is {}\n", if exact { "exact" } else { "NOT exact" });

@@ -26,6 +26,7 @@ pub(crate) struct Relay {
     pub(crate) child: Child,
     pub(crate) logs: mpsc::UnboundedReceiver<String>,
     pub(crate) addr: String,
+    pub(crate) http_addr: String,
 }
 
 impl Relay {
@@ -65,9 +66,10 @@ impl Relay {
                 let _ = sender.send(line);
             }
         });
-        let mut relay = Self { child, logs, addr: String::new() };
+        let mut relay = Self { child, logs, addr: String::new(), http_addr: String::new() };
         let started = relay.wait_for("relay started").await?;
         relay.addr = started["grpc_addr"].as_str().context("no address")?.to_owned();
+        relay.http_addr = started["http_addr"].as_str().context("no HTTP address")?.to_owned();
         Ok(relay)
     }
 
