@@ -16,7 +16,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::harness::{Relay, Setup, reqwest_client, taken};
+use crate::{
+    harness::{Relay, Setup, reqwest_client, taken},
+    tls::{Authority, setup_with},
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -502,4 +505,52 @@ async fn half_a_body_holds_up_nobody_and_not_the_stop() {
     assert_eq!(ended.code, 0);
     assert!(ended.took < Duration::from_secs(4), "{:?}", ended.took);
     assert_eq!(ended.balance(Vendor::Segment).delivered, 1);
+}
+
+/// While it drains: the connection is there, and says that it is over.
+#[tokio::test]
+async fn a_relay_that_stops_says_so_and_when_to_come_back() {
+    let setup = Setup::new().await;
+    for vendor in Vendor::ALL {
+        setup.sandbox.always(vendor, Some("stall".parse().unwrap()));
+    }
+    let relay = setup.start().await;
+    let event = json!({"event":"x","userId":"u"}).to_string();
+    assert_eq!(post(&relay, "/v1/track", event.clone()).await.status(), 200);
+    relay.signal("TERM");
+    relay.log("draining").await;
+    let refused = post(&relay, "/v1/track", event.clone()).await;
+    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (503, "1"));
+    assert_eq!(answer(refused).await.1["code"], "unavailable");
+    let (status, said) = answer(post(&relay, "/v1/events/track", event).await).await;
+    assert_eq!((status, &said["error"]["code"]), (503, &"DRAINING".into()));
+    let (status, said) = answer(call(&relay, Method::GET, "/ready").send().await.unwrap()).await;
+    assert_eq!((status, said), (503, "DRAINING".into()));
+    let ended = relay.ended(Instant::now()).await;
+    let balance = ended.balance(Vendor::Segment);
+    assert!(balance.is_exact() && balance.accepted == 1, "{balance:?}");
+}
+
+#[tokio::test]
+async fn both_protocols_are_served_over_tls() {
+    let authority = Authority::new();
+    let mut setup = setup_with(&authority).await;
+    for file in ["CERT_FILE", "KEY_FILE"] {
+        let path = setup.vars[&format!("GRPC_TLS_{file}")].clone();
+        setup.set(&format!("HTTP_TLS_{file}"), &path);
+    }
+    let relay = setup.start().await;
+    let url = format!("https://localhost:{}/v1/track", relay.http_addr.unwrap().port());
+    let trusted = reqwest::Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+    drop(reqwest_client());
+    let event = json!({"event":"x","userId":"u"}).to_string();
+    for (is_old, version) in [(true, reqwest::Version::HTTP_11), (false, reqwest::Version::HTTP_2)] {
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([trusted.clone()]);
+        let client = if is_old { client.http1_only() } else { client };
+        let sent = client.build().unwrap().post(&url).body(event.clone()).send().await.unwrap();
+        assert_eq!((sent.status().as_u16(), sent.version()), (200, version));
+    }
+    let plain = url.replace("https", "http");
+    assert!(reqwest_client().post(plain).body(event).send().await.is_err(), "TLS and nothing else");
+    taken(&setup, Vendor::Segment, 2).await;
 }
