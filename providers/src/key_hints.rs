@@ -4,27 +4,28 @@
 //! written, and know no vendor. A vendor that reserves more names adds them
 //! here; a mark that is set for nothing costs that vendor a look inside.
 
-/// Properties that Mixpanel reads itself, beside those that start with `mp_`. A
-/// caller's property of that name is relayed under another one.
-const RESERVED_PROPERTIES: [&[u8]; 13] = [
-    b"time",
-    b"distinct_id",
-    b"ip",
-    b"token",
-    b"bucket",
-    b"alias",
-    b"$insert_id",
-    b"$device_id",
-    b"$user_id",
-    b"$anon_id",
-    b"$ignore",
-    b"$event_name",
-    b"$identified_id",
-];
-
-/// True if Mixpanel reads a property of this name itself.
+/// True if Mixpanel reads a property of this name itself: a caller's is relayed under
+/// another one.
 pub(crate) fn is_reserved_property(key: &[u8]) -> bool {
-    key.starts_with(b"mp_") || key == b"$distinct_ids" || RESERVED_PROPERTIES.contains(&key)
+    // A match looks at the length first, and hardly any name gets further.
+    matches!(
+        key,
+        [b'm', b'p', b'_', ..]
+            | b"time"
+            | b"distinct_id"
+            | b"ip"
+            | b"token"
+            | b"bucket"
+            | b"alias"
+            | b"$insert_id"
+            | b"$device_id"
+            | b"$user_id"
+            | b"$anon_id"
+            | b"$ignore"
+            | b"$event_name"
+            | b"$identified_id"
+            | b"$distinct_ids"
+    )
 }
 
 /// The name under which Mixpanel's own pages know a common trait.

@@ -240,7 +240,9 @@ async fn every_error_says_what_is_wrong_in_the_words_of_its_form() {
     let setup = Setup::new().await;
     let relay = setup.start().await;
     let big = format!("{{\"batch\":[{{\"type\":\"track\",\"x\":\"{}\"}}]}}", "x".repeat(1 << 20));
-    let rows: [(&str, &str, String, u16, &str); 12] = [
+    let beside =
+        format!("{{\"context\":{{\"x\":\"{}\"}},\"batch\":[{}1]}}", "x".repeat(20_000), "1,".repeat(500));
+    let rows: [(&str, &str, String, u16, &str); 13] = [
         ("POST", "/v1/nothing", String::new(), 404, "not_found"),
         ("GET", "/v1/track", String::new(), 405, "method_not_allowed"),
         ("PUT", "/v1/batch", String::new(), 405, "method_not_allowed"),
@@ -252,6 +254,7 @@ async fn every_error_says_what_is_wrong_in_the_words_of_its_form() {
         ("POST", "/v1/batch", "{\"batch\":[]}".into(), 400, "invalid_request"),
         ("POST", "/v1/batch", "{\"batch\":{}}".into(), 400, "invalid_request"),
         ("POST", "/v1/batch", format!("{{\"batch\":[{}1]}}", "1,".repeat(2500)), 400, "invalid_request"),
+        ("POST", "/v1/batch", beside, 400, "invalid_request"),
         ("POST", "/v1/batch", big.clone(), 400, "payload_too_large"),
     ];
     for (method, path, body, status, code) in rows {

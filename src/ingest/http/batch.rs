@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::{
     integrations::Destinations,
-    item::{Call, Caller},
+    item::{Beside, Call, Caller},
     json::{fields, items},
     reply::{Problem, Reply, described, json, name_here, success},
     route::Form,
@@ -16,13 +16,15 @@ use crate::{
     ingest::limits::{HTTP_BATCH_ITEMS_MAX, HTTP_INGESTION_ITEMS_MAX},
 };
 
+/// Most bytes of what stands beside the items, as often as it stands for one: it becomes
+/// a part of each of them.
+const BESIDE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// What a batch has beside its items.
 #[derive(Debug)]
 pub(super) struct Batch<'a> {
     items: Vec<&'a RawValue>,
-    context: Option<&'a RawValue>,
-    integrations: Option<&'a RawValue>,
-    sent_at: Option<&'a RawValue>,
+    beside: Beside<'a>,
     pub(super) write_key: Option<&'a RawValue>,
     /// The caller reads an answer for each item.
     pub(super) wants_answers: bool,
@@ -53,7 +55,15 @@ impl<'a> Batch<'a> {
             ));
         }
         let wants_answers = answers.is_some_and(|answers| matches!(answers.get(), "1" | "true"));
-        Ok(Self { items, context, integrations, sent_at, write_key, wants_answers })
+        let beside_bytes =
+            [context, integrations].iter().flatten().map(|value| value.get().len()).sum::<usize>();
+        if beside_bytes * count > BESIDE_BYTES_MAX {
+            let got = format!("got {beside_bytes} bytes for each of {count} events");
+            let want = format!("want at most {BESIDE_BYTES_MAX} for all together");
+            return Err(Problem::malformed("context", format!("{got}, {want}")));
+        }
+        let beside = Beside { context, integrations, sent_at };
+        Ok(Self { items, beside, write_key, wants_answers })
     }
 
     /// Puts all of it, and waits for the disk if it has to.
@@ -65,16 +75,7 @@ impl<'a> Batch<'a> {
         destinations: &'a Destinations,
         admission: &Admission,
     ) -> Vec<Result<Accepted, Denied>> {
-        let call = Call {
-            form,
-            context: self.context,
-            integrations: self.integrations,
-            sent_at_ms: Call::sent_at(self.sent_at),
-            received_ms: admission.now_ms(),
-            caller,
-            is_browser,
-            destinations,
-        };
+        let call = Call::new(form, admission.now_ms(), (caller, is_browser), self.beside, destinations);
         let puts = admission.put_batch(self.items.iter().map(|item| call.read(item.get(), None)));
         admission.answers(puts).await
     }

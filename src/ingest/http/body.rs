@@ -187,3 +187,73 @@ fn inflate(
     }
     Ok((bytes, held))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use bytes::Bytes;
+    use flate2::{Compression, write::GzEncoder};
+    use futures_util::{StreamExt, stream};
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+    use prometheus_client::metrics::counter::Counter;
+    use tonic::Status;
+
+    use super::*;
+    use crate::{
+        ingest::budget::ReceiveBudget,
+        listener::{Peer, Slot},
+    };
+
+    fn receiving(bytes_max: usize) -> Arc<Receiving> {
+        ReceiveBudget::new(bytes_max, Counter::default())
+            .connection(Peer::for_test("127.0.0.1"), Slot::Regular)
+    }
+
+    fn frames(pieces: &[&[u8]]) -> Vec<Result<Frame<Bytes>, Status>> {
+        pieces.iter().map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect()
+    }
+
+    async fn read_of(pieces: &[&[u8]], bytes_max: usize) -> Result<String, Problem> {
+        let (headers, receiving) = (HeaderMap::new(), receiving(64 << 20));
+        let body = StreamBody::new(stream::iter(frames(pieces)));
+        read(&headers, body, bytes_max, &receiving).await.map(|read| read.text)
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_however_it_is_cut_and_up_to_its_limit() {
+        assert_eq!(read_of(&[b"{\"a\"", b":", b"1}"], 7).await.unwrap(), "{\"a\":1}");
+        assert_eq!(read_of(&[], 7).await.unwrap(), "");
+        assert!(matches!(read_of(&[b"{\"a\"", b":", b"12}"], 7).await, Err(Problem::TooLarge(7))));
+        assert!(matches!(read_of(&[b"\xff"], 7).await, Err(Problem::Malformed { .. })));
+    }
+
+    #[tokio::test]
+    async fn gzip_is_bounded_by_what_comes_out_and_must_be_whole() {
+        let gzip = |bytes: &[u8]| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let (fits, bomb) = (gzip(&[b'x'; 100_000]), gzip(&[b'x'; 100_001]));
+        assert_eq!(read_of(&[&fits], 100_000).await.unwrap().len(), 100_000);
+        assert!(matches!(read_of(&[&bomb], 100_000).await, Err(Problem::TooLarge(100_000))));
+        assert!(matches!(read_of(&[&fits[..fits.len() - 1]], 100_000).await, Err(Problem::Malformed { .. })));
+        assert!(matches!(read_of(&[&fits, b"more"], 100_000).await, Err(Problem::Malformed { .. })));
+    }
+
+    /// What is held while it comes is given back, and more than there is room for is
+    /// refused before it is here.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_given_up_and_holds_nothing_after() {
+        let (headers, receiving) = (HeaderMap::new(), receiving(2 << 20));
+        let waiting = || StreamBody::new(stream::iter(frames(&[b"{"])).chain(stream::pending()));
+        let first = read(&headers, waiting(), 1 << 20, &receiving).await;
+        assert!(matches!(first, Err(Problem::Late)), "{first:?}");
+        let all = receiving.hold(2 << 20).expect("nothing is held any more");
+        let refused = read(&headers, waiting(), 1 << 20, &receiving).await;
+        assert!(matches!(refused, Err(Problem::Denied(Denied::ReceivingTooMuch { .. }))), "{refused:?}");
+        drop(all);
+    }
+}

@@ -16,7 +16,7 @@ use super::{
     body, cors,
     credential::{WriteKeys, key_in},
     integrations::Destinations,
-    item::{Call, Caller},
+    item::{Beside, Call, Caller},
     json::{fields, text},
     pixel,
     reply::{Problem, Reply, bytes, queued, success},
@@ -261,8 +261,8 @@ impl HttpDoor {
         self.keys.check(key.as_deref())?;
         let path = head.uri.path().trim_end_matches('/');
         let kind = path.rsplit('/').next().and_then(Kind::named).ok_or(Problem::NotFound)?;
-        let draft = self.call(Form::Segment, head.caller(), true).read(&json, Some(kind));
-        match draft {
+        let call = self.call(Form::Segment, head.caller(), true);
+        match call.read(&json, Some(kind)) {
             Ok(draft) => self.admission.admit(draft).await.map(|_| ()).map_err(Problem::Denied),
             Err(violation) => Err(Problem::Denied(self.admission.denied(Denied::Invalid(vec![violation])))),
         }
@@ -270,16 +270,8 @@ impl HttpDoor {
 
     /// Of one event, beside which nothing stands.
     fn call<'a>(&'a self, form: Form, caller: Caller<'a>, is_browser: bool) -> Call<'a> {
-        Call {
-            form,
-            context: None,
-            integrations: None,
-            sent_at_ms: None,
-            received_ms: self.admission.now_ms(),
-            caller,
-            is_browser,
-            destinations: &self.destinations,
-        }
+        let received_ms = self.admission.now_ms();
+        Call::new(form, received_ms, (caller, is_browser), Beside::default(), &self.destinations)
     }
 }
 

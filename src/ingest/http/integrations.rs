@@ -31,10 +31,10 @@ impl Destinations {
 
 /// The audience that one or several such objects name; the later wins over the earlier.
 /// A destination that this relay does not have changes nothing.
-pub(super) fn audience<'a, const N: usize>(
+pub(super) fn audience<const N: usize>(
     objects: [&str; N],
     destinations: &Destinations,
-) -> Result<Audience<'a>, Violation> {
+) -> Result<Audience<'static>, Violation> {
     let (mut all, mut named) = (true, BTreeMap::new());
     for json in objects {
         let object: BTreeMap<Cow<'_, str>, &RawValue> =

@@ -33,16 +33,23 @@ const MILLIS_FROM: i64 = 100_000_000_000;
 /// What holds for all items of a call.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
-    pub(super) form: Form,
-    /// What stands beside the items, for those that do not say it themselves.
+    form: Form,
+    received_ms: i64,
+    /// Who calls, which is the user's own browser, or a server of the customer's.
+    caller: Caller<'a>,
+    is_browser: bool,
+    destinations: &'a Destinations,
+    beside: Beside<'a>,
+    /// What stands beside the items of where they happened, read once for all.
+    place: PlaceOfEvent<'a>,
+}
+
+/// What stands beside the items of a batch, for those that do not say it themselves.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Beside<'a> {
     pub(super) context: Option<&'a RawValue>,
     pub(super) integrations: Option<&'a RawValue>,
-    pub(super) sent_at_ms: Option<i64>,
-    pub(super) received_ms: i64,
-    /// Who calls, which is the user's own browser, or a server of the customer's.
-    pub(super) caller: Caller<'a>,
-    pub(super) is_browser: bool,
-    pub(super) destinations: &'a Destinations,
+    pub(super) sent_at: Option<&'a RawValue>,
 }
 
 /// Who calls, as the connection and the head of the call show it.
@@ -53,13 +60,24 @@ pub(super) struct Caller<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// What stands beside the items of a batch, or beside one event.
-    pub(super) fn sent_at(value: Option<&RawValue>) -> Option<i64> {
-        value.and_then(|value| time_of(value).ok())
+    pub(super) fn new(
+        form: Form,
+        received_ms: i64,
+        (caller, is_browser): (Caller<'a>, bool),
+        beside: Beside<'a>,
+        destinations: &'a Destinations,
+    ) -> Self {
+        let place = PlaceOfEvent::default();
+        let mut call = Self { form, received_ms, caller, is_browser, destinations, beside, place };
+        call.place = match beside.context.filter(|value| !is_null(value)) {
+            Some(common) => call.place_of(common.get().into()),
+            None => call.seen(false),
+        };
+        call
     }
 
     /// The draft of one item; its kind is `path`'s, or else what its `type` says.
-    pub(super) fn read(&self, json: &'a str, path: Option<Kind>) -> Result<Draft<'a>, Violation> {
+    pub(super) fn read<'c>(&'c self, json: &'c str, path: Option<Kind>) -> Result<Draft<'c>, Violation> {
         if json.len() > HTTP_EVENT_BYTES_MAX {
             return Err(Violation {
                 reason: RefusalReason::EventTooLarge,
@@ -113,7 +131,7 @@ impl<'a> Call<'a> {
             true => object_of("traits", traits),
             false => object_of("properties", properties),
         };
-        let sent_at_ms = Self::sent_at(sent_at).or(self.sent_at_ms);
+        let sent_at_ms = sent_at.or(self.beside.sent_at).and_then(|value| time_of(value).ok());
         let time = timestamp.map(|value| ("timestamp", value));
         let time = time.or(original_timestamp.map(|value| ("originalTimestamp", value)));
         let time_ms = match time.filter(|(_, value)| !is_null(value)) {
@@ -155,9 +173,9 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn audience(&self, integrations: Option<&'a RawValue>) -> Result<Audience<'a>, Violation> {
+    fn audience(&self, integrations: Option<&RawValue>) -> Result<Audience<'static>, Violation> {
         let given = |value: &&RawValue| !is_null(value);
-        match (integrations.filter(given), self.integrations.filter(given)) {
+        match (integrations.filter(given), self.beside.integrations.filter(given)) {
             (None, None) => Ok(Audience::All),
             (Some(own), None) => integrations::audience([own.get()], self.destinations),
             (None, Some(common)) => integrations::audience([common.get()], self.destinations),
@@ -166,13 +184,19 @@ impl<'a> Call<'a> {
     }
 
     /// Where it happened: the item's own context, and of the call's what that lacks.
-    fn place(&self, context: Option<&'a RawValue>) -> PlaceOfEvent<'a> {
+    fn place<'c>(&'c self, context: Option<&'c RawValue>) -> PlaceOfEvent<'c> {
         let given = |value: &&RawValue| !is_null(value);
-        let json = match (context.filter(given), self.context.filter(given)) {
-            (None, None) => return self.seen(false),
-            (Some(one), None) | (None, Some(one)) => one.get().into(),
-            (Some(own), Some(common)) => merged(common.get(), own.get()),
-        };
+        match (context.filter(given), self.beside.context.filter(given)) {
+            (None, _) => self.place.borrowed(),
+            (Some(own), None) => self.place_of(own.get().into()),
+            (Some(own), Some(common)) => self.place_of(merged(common.get(), own.get())),
+        }
+    }
+
+    fn place_of<'c>(&self, json: Cow<'c, str>) -> PlaceOfEvent<'c>
+    where
+        'a: 'c,
+    {
         let context = match checked_object("context", &json) {
             Ok(context) => context,
             Err(bad) => return PlaceOfEvent { context: Some(Err(bad)), ..PlaceOfEvent::default() },
@@ -230,6 +254,19 @@ struct PlaceOfEvent<'a> {
     user_agent: Cow<'a, str>,
     session_id: Cow<'a, str>,
     context: Option<Result<JsonObject<'a>, BadProperties>>,
+}
+
+impl PlaceOfEvent<'_> {
+    /// The same, as long as this is there.
+    fn borrowed(&self) -> PlaceOfEvent<'_> {
+        let context = self.context.as_ref().map(|context| match context {
+            Ok(context) => Ok(context.borrowed()),
+            Err(bad) => Err(bad.clone()),
+        });
+        let [ip, user_agent, session_id] =
+            [&self.ip, &self.user_agent, &self.session_id].map(|text| Cow::Borrowed(&**text));
+        PlaceOfEvent { ip, user_agent, session_id, context }
+    }
 }
 
 impl More<'_> {
