@@ -25,13 +25,15 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    BatchLimits, Endpoint, Event, NotFor, Rejection, Secret, SendError, Verdict,
+    BatchLimits, Endpoint, Event, EventKind, NotFor, Rejection, Secret, SendError, Verdict,
     event::Kind,
     http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, null_as_default, object},
     json::{Json, Object},
     properties::Properties,
-    view::as_track,
+    view::View,
 };
+
+mod seldom;
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 1000, body_bytes_max: BODY_BYTES_MAX, requests_max: 4 };
 const PATH: &str = "/batch";
@@ -58,8 +60,9 @@ const FORBIDDEN_IDS: [&str; 13] = [
     "-1",
 ];
 
+const IDENTIFY: &str = "$identify";
 /// Event types that mean something of their own.
-const RESERVED_TYPES: [&str; 3] = ["$identify", "$groupidentify", "revenue_amount"];
+const RESERVED_TYPES: [&str; 3] = [IDENTIFY, "$groupidentify", "revenue_amount"];
 const RESERVED_TYPE_PREFIX: &str = "[Amplitude] ";
 
 /// Amplitude's wire contract.
@@ -67,13 +70,20 @@ const RESERVED_TYPE_PREFIX: &str = "[Amplitude] ";
 pub struct Amplitude {
     api_key: Secret,
     min_id_length: u32,
+    view: View,
 }
 
 impl Amplitude {
     /// `min_id_length` is the shortest user or device id that the project
     /// takes; Amplitude would silently remove shorter ones.
     pub fn new(api_key: Secret, min_id_length: u32) -> Self {
-        Self { api_key, min_id_length }
+        Self { api_key, min_id_length, view: View::default() }
+    }
+
+    /// Where pages, screens and groups are to look otherwise.
+    #[must_use]
+    pub fn with_view(self, view: View) -> Self {
+        Self { view, ..self }
     }
 }
 
@@ -104,17 +114,26 @@ impl Wire for Amplitude {
         let mut request = self.begin_upload(&mut body, &self.api_key);
         let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
-            let track = as_track(event);
-            if track.is_none() && !event.is_identify() {
+            let kind = event.kind();
+            if !matches!(
+                kind,
+                EventKind::Track { .. }
+                    | EventKind::Identify
+                    | EventKind::Page { .. }
+                    | EventKind::Screen { .. }
+            ) {
                 rejected.push(no_form(index, event));
                 continue;
             }
-            match self.ids(event) {
-                Some(ids) => encode_event(events.object(), event, &ids, track),
-                None => {
-                    let detail = "Amplitude takes neither the user id nor the anonymous id".to_owned();
-                    rejected.push((index, Rejection::UnusableId, detail));
+            match (self.ids(event), kind) {
+                (None, _) => rejected.push(no_usable_id(index)),
+                (Some(ids), EventKind::Track { name }) if event.is_plain() => {
+                    encode_event(events.object(), event, &ids, Some((name, event.properties())));
                 }
+                (Some(ids), EventKind::Identify) if event.is_plain() => {
+                    encode_event(events.object(), event, &ids, None);
+                }
+                (Some(ids), _) => self.encode_seldom(events.object(), event, &ids),
             }
         }
         events.end();
@@ -272,20 +291,37 @@ impl Amplitude {
 fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>, track: Option<(&str, Properties<'_>)>) {
     match &track {
         Some((name, _)) => object.string("event_type", &event_type(name)),
-        None => object.string("event_type", "$identify"),
+        None => object.string("event_type", IDENTIFY),
     }
-    object.optional("user_id", ids.user);
-    object.optional("device_id", ids.device.as_deref());
-    object.integer("time", event.time_ms());
-    object.string("insert_id", event.id().as_str());
-    object.optional("ip", event.ip());
-    object.optional("user_agent", event.user_agent());
-    object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
+    write_head(&mut object, event, ids, event.id().as_str(), event.user_agent());
     match track {
         Some((_, properties)) => object.raw("event_properties", properties.json()),
         None => encode_traits(object.object("user_properties"), &event.properties()),
     }
     object.end();
+}
+
+/// What every event has behind its type.
+#[inline(always)]
+fn write_head(
+    object: &mut Object<'_>,
+    event: &Event,
+    ids: &Ids<'_>,
+    insert_id: &str,
+    user_agent: Option<&str>,
+) {
+    object.optional("user_id", ids.user);
+    object.optional("device_id", ids.device.as_deref());
+    object.integer("time", event.time_ms());
+    object.string("insert_id", insert_id);
+    object.optional("ip", event.ip());
+    object.optional("user_agent", user_agent);
+    object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
+}
+
+fn no_usable_id(index: usize) -> (usize, Rejection, String) {
+    let detail = "Amplitude takes neither the user id nor the anonymous id".to_owned();
+    (index, Rejection::UnusableId, detail)
 }
 
 fn event_type(name: &str) -> Cow<'_, str> {
@@ -299,19 +335,30 @@ fn encode_traits(mut object: Object<'_>, traits: &Properties) {
         object.raw("$set", traits.json());
         return object.end();
     }
+    encode_operations(object, traits, None);
+}
+
+/// What is known of a user or a group, and beside it a name and JSON of ours.
+#[cold]
+fn encode_operations(mut object: Object<'_>, traits: &Properties, ours: Option<(&str, &str)>) {
     let entries = traits.entries();
     let (removed, set): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| value.get() == "null");
-    if !set.is_empty() {
+    if !set.is_empty() || ours.is_some() || removed.is_empty() {
         let mut operation = object.object("$set");
         operation.entries(set.iter().map(|(key, value)| (&**key, *value)));
+        if let Some((name, json)) = ours {
+            operation.named_raw(name, json);
+        }
         operation.end();
     }
-    let mut operation = object.object("$unset");
-    for (key, _) in removed {
-        // The value is ignored; Amplitude's own SDKs send a dash.
-        operation.named_string(key, "-");
+    if !removed.is_empty() {
+        let mut operation = object.object("$unset");
+        for (key, _) in removed {
+            // The value is ignored; Amplitude's own SDKs send a dash.
+            operation.named_string(key, "-");
+        }
+        operation.end();
     }
-    operation.end();
     object.end();
 }
 

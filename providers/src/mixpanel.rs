@@ -1,4 +1,6 @@
-//! Mixpanel: tracks through `/import`, identifies through `/engage`.
+//! Mixpanel: tracks through `/import`, pages and screens as tracks; identifies through
+//! `/engage`; groups through `/groups`; and in projects of the original ID merge aliases
+//! through `/track`.
 //!
 //! Limits, as documented in Mixpanel's Ingestion API reference (checked
 //! 2026-11-20):
@@ -16,7 +18,7 @@
 //! counts other than what was sent. Not sent again: a 400 with `failed_records`, which
 //! means that **the other rows were taken**.
 //!
-//! `/engage` answers 1 if **at least one** record was valid, and to a token that is no
+//! The others answer 1 if **at least one** record was valid, and to a token that is no
 //! project's. So `/import` is asked about the token before.
 
 use std::{
@@ -28,14 +30,17 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    BatchLimits, Endpoint, Event, NotFor, Rejection, Secret, SendError, Verdict,
+    BatchLimits, Endpoint, Event, EventKind, NotFor, Rejection, Secret, SendError, Verdict,
+    context::Added,
     event::Kind,
     http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, null_as_default, object},
     json::{Json, List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
-    view::as_track,
+    view::View,
 };
+
+mod seldom;
 
 /// Without an address Mixpanel would locate the user where the relay stands.
 const NO_IP: &str = "0";
@@ -100,12 +105,19 @@ pub enum IdentityMode {
 pub struct Mixpanel {
     token: Secret,
     identity: IdentityMode,
+    view: View,
 }
 
 impl Mixpanel {
     /// `token` is the project token.
     pub fn new(token: Secret, identity: IdentityMode) -> Self {
-        Self { token, identity }
+        Self { token, identity, view: View::default() }
+    }
+
+    /// Where pages, screens and groups are to look otherwise.
+    #[must_use]
+    pub fn with_view(self, view: View) -> Self {
+        Self { view, ..self }
     }
 }
 
@@ -172,9 +184,13 @@ impl Mixpanel {
         let mut rows = List::begin(&mut body);
         let mut rejected = Vec::new();
         for (index, event) in batch.iter().enumerate() {
-            match as_track(event) {
-                Some((name, properties)) => self.encode_track(rows.object(), event, name, &properties),
-                None => rejected.push(no_form(index, event)),
+            match event.kind() {
+                EventKind::Track { name } if event.is_plain() => {
+                    let ip = event.ip().unwrap_or(NO_IP);
+                    self.encode_row(rows.object(), event, &event_name(name), ip, &event.properties(), None);
+                }
+                _ if self.encode_seldom(&mut rows, event) => {}
+                _ => rejected.push(no_form(index, event)),
             }
         }
         rows.end();
@@ -188,7 +204,18 @@ impl Mixpanel {
         }
     }
 
-    fn encode_track(&self, mut row: Object<'_>, event: &Event, name: &str, given: &Properties<'_>) {
+    /// Writes a row: `name` as Mixpanel takes it, and beside the caller's properties what
+    /// was added to them.
+    #[inline(always)]
+    fn encode_row(
+        &self,
+        mut row: Object<'_>,
+        event: &Event,
+        name: &str,
+        ip: &str,
+        given: &Properties<'_>,
+        added: Option<&Added<'_>>,
+    ) {
         let user = usable(event.user_id());
         let device = usable(event.anonymous_id());
         let simplified = self.identity == IdentityMode::Simplified;
@@ -201,7 +228,7 @@ impl Mixpanel {
             (None, None) => Cow::Borrowed(""),
         };
 
-        row.string("event", &event_name(name));
+        row.string("event", name);
         let mut properties = row.object("properties");
         properties.integer("time", time_ms(event));
         properties.string("distinct_id", &distinct_id);
@@ -210,8 +237,15 @@ impl Mixpanel {
             properties.optional("$device_id", device);
         }
         properties.string("$insert_id", &insert_id(event));
-        properties.string("ip", event.ip().unwrap_or(NO_IP));
-        splice_properties(&mut properties, given);
+        properties.string("ip", ip);
+        match added {
+            None => splice_properties(&mut properties, given, OWN_PROPERTIES, Names::default),
+            Some(added) => {
+                added.write(&mut properties);
+                let own = OWN_PROPERTIES + u16::try_from(added.names().count()).unwrap_or(ITEMS_MAX);
+                splice_properties(&mut properties, given, own, || Names::beside(added.names()));
+            }
+        }
         properties.end();
         row.end();
     }
@@ -319,11 +353,12 @@ fn insert_id(event: &Event) -> Cow<'_, str> {
 }
 
 /// Writes the caller's properties beside ours, as they are if Mixpanel's
-/// narrower rules allow it.
-fn splice_properties(out: &mut Object<'_>, properties: &Properties) {
+/// narrower rules allow it. `own` is the number of ours.
+#[inline]
+fn splice_properties(out: &mut Object<'_>, properties: &Properties, own: u16, names: impl Fn() -> Names) {
     let shape = properties.shape();
     let fits = !shape.has_reserved_key()
-        && shape.top_keys + OWN_PROPERTIES <= ITEMS_MAX
+        && shape.top_keys.saturating_add(own) <= ITEMS_MAX
         && shape.depth <= NESTING_MAX + 1
         && shape.widest <= ITEMS_MAX
         && shape.longest_key <= KEY_BYTES_MAX
@@ -331,7 +366,7 @@ fn splice_properties(out: &mut Object<'_>, properties: &Properties) {
     if fits {
         out.splice(properties.json());
     } else {
-        write_fitted(out, properties);
+        write_fitted(out, properties, own, names());
     }
 }
 
@@ -339,13 +374,12 @@ fn splice_properties(out: &mut Object<'_>, properties: &Properties) {
 /// a reserved or overlong name is changed, a value that is too deep, too wide
 /// or too large becomes its JSON text, and what is beyond the number of
 /// properties goes into one object.
-fn write_fitted(out: &mut Object<'_>, properties: &Properties) {
+fn write_fitted(out: &mut Object<'_>, properties: &Properties, own: u16, mut names: Names) {
     let mut entries = properties.entries();
-    let mut names = Names::default();
     for (key, _) in &mut entries {
         *key = names.fit(key);
     }
-    let room = usize::from(ITEMS_MAX - OWN_PROPERTIES);
+    let room = usize::from(ITEMS_MAX.saturating_sub(own).max(1));
     let surplus = if entries.len() > room { entries.split_off(room - 1) } else { Vec::new() };
     for (key, value) in &entries {
         write_value(out, key, value, NESTING_MAX);
@@ -383,6 +417,11 @@ fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: u
 struct Names(HashSet<String>);
 
 impl Names {
+    /// Some are ours.
+    fn beside<'a>(ours: impl Iterator<Item = &'a str>) -> Self {
+        Self(ours.map(str::to_owned).collect())
+    }
+
     /// A name for a property: the name itself, or one like it that Mixpanel
     /// takes and that is not in use.
     fn fit(&mut self, name: &str) -> String {

@@ -23,6 +23,7 @@ use analytics_relay_providers::{
     registry::{self, ProviderSettings},
     sandbox::{Fault, Options, Sandbox, TakenKind, Vendor},
     segment::Segment,
+    view::View,
 };
 use proptest::{
     prelude::*,
@@ -42,6 +43,7 @@ fn settings(sandbox: &Sandbox, vendor: Vendor) -> ProviderSettings {
         request_timeout: Duration::from_millis(500),
         identity_mode: IdentityMode::Simplified,
         min_id_length: 1,
+        view: View::default(),
     }
 }
 

@@ -261,7 +261,7 @@ mod tests {
         let judgement = batch(items).judge(judge);
         let taken: Vec<_> = judgement.taken.iter().map(|taken| (taken.kind, &*taken.name)).collect();
         let want = [
-            (TakenKind::Track, "a"),
+            (TakenKind::Track, "Order Placed"),
             (TakenKind::Page, "Home"),
             (TakenKind::Screen, ""),
             (TakenKind::Group, "group-1"),
