@@ -1,4 +1,5 @@
-//! Amplitude: everything through `/batch`, identifies as `$identify` events.
+//! Amplitude: everything through `/batch`, identifies as `$identify` events, groups as two
+//! events each.
 //!
 //! Limits, as documented in Amplitude's Batch Event Upload reference (checked
 //! 2026-11-20):
@@ -33,7 +34,10 @@ use crate::{
     view::View,
 };
 
+mod group;
 mod seldom;
+
+use group::Records;
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 1000, body_bytes_max: BODY_BYTES_MAX, requests_max: 4 };
 const PATH: &str = "/batch";
@@ -102,13 +106,16 @@ impl Wire for Amplitude {
 
     fn endpoint(&self, event: &Event) -> Result<Endpoint, NotFor> {
         match event.kind_alone() {
-            Kind::Group => Err(NotFor::NoGroupType),
+            Kind::Group => self.group_endpoint(event),
             Kind::Alias => Err(NotFor::UnsupportedKind),
             Kind::Track | Kind::Identify | Kind::Page | Kind::Screen | Kind::Unknown => Ok(Endpoint::DEFAULT),
         }
     }
 
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
+        if batch.first().is_some_and(|event| event.kind_alone() == Kind::Group) {
+            return self.encode_groups(batch);
+        }
         let mut body = body_for(batch);
         let mut rejected = Vec::new();
         let mut request = self.begin_upload(&mut body, &self.api_key);
@@ -138,15 +145,7 @@ impl Wire for Amplitude {
         }
         events.end();
         request.end();
-        let body_bytes_max = BODY_BYTES_MAX;
-        Encoded {
-            path: PATH,
-            body: body.into_bytes(),
-            gzip: false,
-            basic_user: None,
-            body_bytes_max,
-            rejected,
-        }
+        self.upload(body, rejected)
     }
 
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
@@ -156,8 +155,10 @@ impl Wire for Amplitude {
         // A success must be one in both places; what hides behind one, the body says.
         let status = if reply.status == 200 { parsed.code.unwrap_or(200) } else { reply.status };
         let reply = &Reply { status, ..reply.clone() };
+        let records = Records::of(sent);
+        let parsed = records.placed(parsed);
         match status {
-            200 if parsed.code.is_some() => self.interpret_success(sent, &parsed, reply),
+            200 if parsed.code.is_some() => self.interpret_success(sent, &records, &parsed, reply),
             400 | 429 => self.interpret_failure(sent, &parsed, reply),
             _ => Err(reply.failure()),
         }
@@ -189,6 +190,18 @@ impl Amplitude {
         request
     }
 
+    fn upload(&self, body: Json, rejected: Vec<(usize, Rejection, String)>) -> Encoded {
+        Encoded {
+            path: PATH,
+            body: body.into_bytes(),
+            form: false,
+            gzip: false,
+            basic_user: None,
+            body_bytes_max: BODY_BYTES_MAX,
+            rejected,
+        }
+    }
+
     /// The ids that can be used; none if ids were given and none is usable.
     fn ids<'a>(&self, event: &'a Event) -> Option<Ids<'a>> {
         let usable =
@@ -211,12 +224,14 @@ impl Amplitude {
     fn interpret_success(
         &self,
         sent: &[&Event],
+        records: &Records,
         parsed: &BatchReply,
         reply: &Reply,
     ) -> Result<Vec<Verdict>, SendError> {
         let named = self.named(sent, parsed, reply);
         let named_count = named.iter().flatten().count();
-        let is_counted = [sent.len(), sent.len() - named_count].map(Some).contains(&parsed.events_ingested);
+        let may_be = |ingested| records.may_be(ingested, |place| named[place].is_some());
+        let is_counted = parsed.events_ingested.is_some_and(may_be);
         let others = match named_count {
             _ if is_counted => Verdict::Delivered,
             0 => return Err(reply.unavailable()),

@@ -40,6 +40,8 @@ use crate::{
     view::View,
 };
 
+mod alias;
+mod group;
 mod seldom;
 
 /// Without an address Mixpanel would locate the user where the relay stands.
@@ -138,21 +140,22 @@ impl Wire for Mixpanel {
         match event.kind_alone() {
             Kind::Identify => Ok(ENGAGE),
             Kind::Track | Kind::Page | Kind::Screen | Kind::Unknown => Ok(IMPORT),
-            Kind::Group => Err(NotFor::NoGroupType),
-            Kind::Alias => Err(NotFor::UnsupportedKind),
+            Kind::Group => self.group_endpoint(event),
+            Kind::Alias => self.alias_endpoint(),
         }
     }
 
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
-        if batch.first().is_some_and(|event| event.is_identify()) {
-            self.encode_engage(batch)
-        } else {
-            self.encode_import(batch)
+        match batch.first().map(Event::kind_alone) {
+            Some(Kind::Identify) => self.encode_engage(batch),
+            Some(Kind::Group) => self.encode_groups(batch),
+            Some(Kind::Alias) => self.encode_aliases(batch),
+            _ => self.encode_import(batch),
         }
     }
 
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
-        if sent.first().is_some_and(|event| event.is_identify()) {
+        if sent.first().is_some_and(|event| takes_any_token(event)) {
             interpret_engage(sent.len(), reply)
         } else {
             interpret_import(sent.len(), reply)
@@ -160,21 +163,23 @@ impl Wire for Mixpanel {
     }
 
     fn key_question(&self, batch: &[Event]) -> Option<Encoded> {
-        batch.first().filter(|event| event.is_identify()).map(|_| empty_import(&self.token))
+        batch.first().filter(|event| takes_any_token(event)).map(|_| empty_import(&self.token))
     }
 
     fn probes(&self, key: &Secret) -> Vec<Probe> {
         let import = empty_import(key);
         let engage = Encoded { path: ENGAGE_PATH, body: b"[]".to_vec(), ..Encoded::default() };
-        let at_import = "/engage takes any token: only /import tells";
-        vec![
-            Probe { request: import, wrong_key: WrongKey::Refused },
-            Probe { request: engage, wrong_key: WrongKey::Untold(at_import) },
-        ]
+        let groups = self.view.group_type().map(|_| self.probe_of_groups());
+        let aliases = (self.identity == IdentityMode::Original).then(|| self.probe_of_aliases());
+        let at_import = WrongKey::Untold("only /import tells: the others take any token");
+        let others = [Some(engage), groups, aliases].into_iter().flatten();
+        std::iter::once(Probe { request: import, wrong_key: WrongKey::Refused })
+            .chain(others.map(|request| Probe { request, wrong_key: at_import }))
+            .collect()
     }
 
     fn interpret_probe(&self, path: &str, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
-        if path == ENGAGE_PATH { interpret_engage(0, reply) } else { interpret_import(0, reply) }
+        if path == IMPORT_PATH { interpret_import(0, reply) } else { interpret_engage(0, reply) }
     }
 }
 
@@ -197,6 +202,7 @@ impl Mixpanel {
         Encoded {
             path: IMPORT_PATH,
             body: body.into_bytes(),
+            form: false,
             gzip: true,
             basic_user: Some(self.token.clone()),
             body_bytes_max: BODY_BYTES_MAX,
@@ -265,17 +271,7 @@ impl Mixpanel {
             }
         }
         updates.end();
-        // An identify that also removes traits is two updates, so a full batch
-        // may be too many.
-        let body_bytes_max = if count > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
-        Encoded {
-            path: ENGAGE_PATH,
-            body: body.into_bytes(),
-            gzip: false,
-            basic_user: None,
-            body_bytes_max,
-            rejected,
-        }
+        updates_request(ENGAGE_PATH, body, count, rejected)
     }
 
     /// Writes the updates of one identify and returns their number.
@@ -295,20 +291,19 @@ impl Mixpanel {
             if entries.is_empty() {
                 update.raw("$set", traits.json());
             } else {
-                let mut object = update.object("$set");
-                object.entries(set.iter().map(|(key, value)| (&**key, *value)));
-                object.end();
+                write_set(&mut update, &set);
             }
             update.end();
             count += 1;
         }
         if !removed.is_empty() {
             let mut update = self.begin_update(updates.object(), event, user);
-            let mut names = update.list("$unset");
-            removed.iter().for_each(|(key, _)| names.string(key));
-            names.end();
+            write_unset(&mut update, &removed);
             update.end();
             count += 1;
+        }
+        if !event.is_plain() {
+            count += self.encode_membership(updates, event, user);
         }
         count
     }
@@ -319,6 +314,38 @@ impl Mixpanel {
         update.string("$ip", event.ip().unwrap_or(NO_IP));
         update
     }
+}
+
+/// Whether an event goes to an endpoint that says nothing of a wrong token.
+fn takes_any_token(event: &Event) -> bool {
+    matches!(event.kind_alone(), Kind::Identify | Kind::Group | Kind::Alias)
+}
+
+/// A name of a caller's, and the JSON that it has.
+type Entry<'a> = (String, &'a RawValue);
+
+fn write_set(update: &mut Object<'_>, set: &[&Entry<'_>]) {
+    let mut object = update.object("$set");
+    object.entries(set.iter().map(|(key, value)| (&**key, *value)));
+    object.end();
+}
+
+fn write_unset(update: &mut Object<'_>, removed: &[&Entry<'_>]) {
+    let mut names = update.list("$unset");
+    removed.iter().for_each(|(key, _)| names.string(key));
+    names.end();
+}
+
+/// Profile updates, so many: an event may be more than one, and a full batch of such too
+/// many.
+fn updates_request(
+    path: &'static str,
+    body: Json,
+    updates: usize,
+    rejected: Vec<(usize, Rejection, String)>,
+) -> Encoded {
+    let body_bytes_max = if updates > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
+    Encoded { path, body: body.into_bytes(), body_bytes_max, rejected, ..Encoded::default() }
 }
 
 fn empty_import(token: &Secret) -> Encoded {
@@ -452,7 +479,7 @@ fn cut(text: &mut String, bytes_max: usize) {
 
 /// Gives common traits Mixpanel's names, unless the caller uses that name too,
 /// and cuts names that are too long.
-fn rename_traits(entries: Vec<(String, &RawValue)>) -> Vec<(String, &RawValue)> {
+fn rename_traits(entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
     let given: HashSet<String> = entries.iter().map(|(key, _)| key.clone()).collect();
     let mut names = Names::default();
     let mut rename = |key: String| match profile_name(key.as_bytes()) {
