@@ -30,20 +30,25 @@ pub struct SettingInfo {
     pub name: &'static str,
     /// What holds when it is not set; empty if nothing does.
     pub default: &'static str,
-    /// May be set for one provider, as in `SEGMENT_BATCH_SIZE`.
-    pub per_provider: bool,
+    /// The providers for which it may be set alone, as in `SEGMENT_BATCH_SIZE`.
+    pub providers: &'static [Vendor],
 }
 
 const fn setting(name: &'static str, default: &'static str) -> SettingInfo {
-    SettingInfo { name, default, per_provider: false }
+    SettingInfo { name, default, providers: &[] }
 }
 
 const fn per_provider(name: &'static str, default: &'static str) -> SettingInfo {
-    SettingInfo { name, default, per_provider: true }
+    SettingInfo { name, default, providers: &Vendor::ALL }
+}
+
+/// One that says nothing to Segment, which knows every kind of event.
+const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
+    SettingInfo { name, default, providers: &[Vendor::Mixpanel, Vendor::Amplitude] }
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 49] = [
+pub const SETTINGS: [SettingInfo; 52] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -54,6 +59,9 @@ pub const SETTINGS: [SettingInfo; 49] = [
     setting("AMPLITUDE_MIN_ID_LENGTH", "1"),
     setting("SEGMENT_WRITE_KEY", ""),
     setting("SEGMENT_BASE_URL", "us"),
+    per_view("PAGE_NAME", "Loaded a Page"),
+    per_view("SCREEN_NAME", "Loaded a Screen"),
+    per_view("GROUP_TYPE", ""),
     setting("GRPC_HOST", "[::]"),
     setting("GRPC_PORT", "50054"),
     setting("GRPC_MAX_CONNECTIONS", "1000"),
@@ -339,6 +347,11 @@ quotes as they are: leave them out there"
         general(name).name != name && self.set(name).is_none()
     }
 
+    /// True if a setting was read and is shown.
+    pub(crate) fn has_shown(&self, name: &str) -> bool {
+        self.shown.iter().any(|shown| shown.name == name)
+    }
+
     /// Shows a value that [`Reader::lookup`] got, masked if it is a secret.
     pub(crate) fn show(&mut self, name: &str, value: String, source: Source) {
         if !self.is_repeated(name) {
@@ -368,7 +381,7 @@ pub(crate) fn name_for(vendor: Option<Vendor>, setting: &str) -> String {
 fn general(name: &str) -> &'static SettingInfo {
     let is_for = |info: &&SettingInfo| {
         let prefix = name.strip_suffix(info.name);
-        info.name == name || info.per_provider && prefix.is_some_and(|prefix| prefix.ends_with('_'))
+        info.name == name || !info.providers.is_empty() && prefix.is_some_and(|prefix| prefix.ends_with('_'))
     };
     SETTINGS.iter().find(is_for).expect("every setting that is read is in SETTINGS")
 }
@@ -377,8 +390,7 @@ fn general(name: &str) -> &'static SettingInfo {
 pub fn known_names() -> impl Iterator<Item = String> {
     let prefixed = |info: &SettingInfo| {
         let name = info.name;
-        let vendors = if info.per_provider { &Vendor::ALL[..] } else { &[] };
-        vendors.iter().map(move |vendor| format!("{}_{name}", vendor.name().to_ascii_uppercase()))
+        info.providers.iter().map(move |vendor| format!("{}_{name}", vendor.name().to_ascii_uppercase()))
     };
     SETTINGS.iter().flat_map(move |info| std::iter::once(info.name.to_owned()).chain(prefixed(info)))
 }

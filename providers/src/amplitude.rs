@@ -1,4 +1,5 @@
-//! Amplitude: everything through `/batch`, identifies as `$identify` events.
+//! Amplitude: everything through `/batch`, identifies as `$identify` events, groups as two
+//! events each.
 //!
 //! Limits, as documented in Amplitude's Batch Event Upload reference (checked
 //! 2026-11-20):
@@ -25,13 +26,18 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    BatchLimits, Endpoint, Event, NotFor, Rejection, Secret, SendError, Verdict,
+    BatchLimits, Endpoint, Event, EventKind, NotFor, Rejection, Secret, SendError, Verdict,
     event::Kind,
     http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, null_as_default, object},
     json::{Json, Object},
     properties::Properties,
-    view::as_track,
+    view::View,
 };
+
+mod group;
+mod seldom;
+
+use group::Records;
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 1000, body_bytes_max: BODY_BYTES_MAX, requests_max: 4 };
 const PATH: &str = "/batch";
@@ -58,8 +64,9 @@ const FORBIDDEN_IDS: [&str; 13] = [
     "-1",
 ];
 
+const IDENTIFY: &str = "$identify";
 /// Event types that mean something of their own.
-const RESERVED_TYPES: [&str; 3] = ["$identify", "$groupidentify", "revenue_amount"];
+const RESERVED_TYPES: [&str; 3] = [IDENTIFY, "$groupidentify", "revenue_amount"];
 const RESERVED_TYPE_PREFIX: &str = "[Amplitude] ";
 
 /// Amplitude's wire contract.
@@ -67,13 +74,20 @@ const RESERVED_TYPE_PREFIX: &str = "[Amplitude] ";
 pub struct Amplitude {
     api_key: Secret,
     min_id_length: u32,
+    view: View,
 }
 
 impl Amplitude {
     /// `min_id_length` is the shortest user or device id that the project
     /// takes; Amplitude would silently remove shorter ones.
     pub fn new(api_key: Secret, min_id_length: u32) -> Self {
-        Self { api_key, min_id_length }
+        Self { api_key, min_id_length, view: View::default() }
+    }
+
+    /// Where pages, screens and groups are to look otherwise.
+    #[must_use]
+    pub fn with_view(self, view: View) -> Self {
+        Self { view, ..self }
     }
 }
 
@@ -92,42 +106,46 @@ impl Wire for Amplitude {
 
     fn endpoint(&self, event: &Event) -> Result<Endpoint, NotFor> {
         match event.kind_alone() {
-            Kind::Group => Err(NotFor::NoGroupType),
+            Kind::Group => self.group_endpoint(event),
             Kind::Alias => Err(NotFor::UnsupportedKind),
             Kind::Track | Kind::Identify | Kind::Page | Kind::Screen | Kind::Unknown => Ok(Endpoint::DEFAULT),
         }
     }
 
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
+        if batch.first().is_some_and(|event| event.kind_alone() == Kind::Group) {
+            return self.encode_groups(batch);
+        }
         let mut body = body_for(batch);
         let mut rejected = Vec::new();
         let mut request = self.begin_upload(&mut body, &self.api_key);
         let mut events = request.list("events");
         for (index, event) in batch.iter().enumerate() {
-            let track = as_track(event);
-            if track.is_none() && !event.is_identify() {
+            let kind = event.kind();
+            if !matches!(
+                kind,
+                EventKind::Track { .. }
+                    | EventKind::Identify
+                    | EventKind::Page { .. }
+                    | EventKind::Screen { .. }
+            ) {
                 rejected.push(no_form(index, event));
                 continue;
             }
-            match self.ids(event) {
-                Some(ids) => encode_event(events.object(), event, &ids, track),
-                None => {
-                    let detail = "Amplitude takes neither the user id nor the anonymous id".to_owned();
-                    rejected.push((index, Rejection::UnusableId, detail));
+            match (self.ids(event), kind) {
+                (None, _) => rejected.push(no_usable_id(index)),
+                (Some(ids), EventKind::Track { name }) if event.is_plain() => {
+                    encode_event(events.object(), event, &ids, Some((name, event.properties())));
                 }
+                (Some(ids), EventKind::Identify) if event.is_plain() => {
+                    encode_event(events.object(), event, &ids, None);
+                }
+                (Some(ids), _) => self.encode_seldom(events.object(), event, &ids),
             }
         }
         events.end();
         request.end();
-        let body_bytes_max = BODY_BYTES_MAX;
-        Encoded {
-            path: PATH,
-            body: body.into_bytes(),
-            gzip: false,
-            basic_user: None,
-            body_bytes_max,
-            rejected,
-        }
+        self.upload(body, rejected)
     }
 
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
@@ -137,8 +155,10 @@ impl Wire for Amplitude {
         // A success must be one in both places; what hides behind one, the body says.
         let status = if reply.status == 200 { parsed.code.unwrap_or(200) } else { reply.status };
         let reply = &Reply { status, ..reply.clone() };
+        let records = Records::of(sent);
+        let parsed = records.placed(parsed);
         match status {
-            200 if parsed.code.is_some() => self.interpret_success(sent, &parsed, reply),
+            200 if parsed.code.is_some() => self.interpret_success(sent, &records, &parsed, reply),
             400 | 429 => self.interpret_failure(sent, &parsed, reply),
             _ => Err(reply.failure()),
         }
@@ -170,6 +190,18 @@ impl Amplitude {
         request
     }
 
+    fn upload(&self, body: Json, rejected: Vec<(usize, Rejection, String)>) -> Encoded {
+        Encoded {
+            path: PATH,
+            body: body.into_bytes(),
+            form: false,
+            gzip: false,
+            basic_user: None,
+            body_bytes_max: BODY_BYTES_MAX,
+            rejected,
+        }
+    }
+
     /// The ids that can be used; none if ids were given and none is usable.
     fn ids<'a>(&self, event: &'a Event) -> Option<Ids<'a>> {
         let usable =
@@ -192,12 +224,14 @@ impl Amplitude {
     fn interpret_success(
         &self,
         sent: &[&Event],
+        records: &Records,
         parsed: &BatchReply,
         reply: &Reply,
     ) -> Result<Vec<Verdict>, SendError> {
         let named = self.named(sent, parsed, reply);
         let named_count = named.iter().flatten().count();
-        let is_counted = [sent.len(), sent.len() - named_count].map(Some).contains(&parsed.events_ingested);
+        let may_be = |ingested| records.may_be(ingested, |place| named[place].is_some());
+        let is_counted = parsed.events_ingested.is_some_and(may_be);
         let others = match named_count {
             _ if is_counted => Verdict::Delivered,
             0 => return Err(reply.unavailable()),
@@ -272,20 +306,37 @@ impl Amplitude {
 fn encode_event(mut object: Object<'_>, event: &Event, ids: &Ids<'_>, track: Option<(&str, Properties<'_>)>) {
     match &track {
         Some((name, _)) => object.string("event_type", &event_type(name)),
-        None => object.string("event_type", "$identify"),
+        None => object.string("event_type", IDENTIFY),
     }
-    object.optional("user_id", ids.user);
-    object.optional("device_id", ids.device.as_deref());
-    object.integer("time", event.time_ms());
-    object.string("insert_id", event.id().as_str());
-    object.optional("ip", event.ip());
-    object.optional("user_agent", event.user_agent());
-    object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
+    write_head(&mut object, event, ids, event.id().as_str(), event.user_agent());
     match track {
         Some((_, properties)) => object.raw("event_properties", properties.json()),
         None => encode_traits(object.object("user_properties"), &event.properties()),
     }
     object.end();
+}
+
+/// What every event has behind its type.
+#[inline(always)]
+fn write_head(
+    object: &mut Object<'_>,
+    event: &Event,
+    ids: &Ids<'_>,
+    insert_id: &str,
+    user_agent: Option<&str>,
+) {
+    object.optional("user_id", ids.user);
+    object.optional("device_id", ids.device.as_deref());
+    object.integer("time", event.time_ms());
+    object.string("insert_id", insert_id);
+    object.optional("ip", event.ip());
+    object.optional("user_agent", user_agent);
+    object.string("library", concat!("analytics-relay/", env!("CARGO_PKG_VERSION")));
+}
+
+fn no_usable_id(index: usize) -> (usize, Rejection, String) {
+    let detail = "Amplitude takes neither the user id nor the anonymous id".to_owned();
+    (index, Rejection::UnusableId, detail)
 }
 
 fn event_type(name: &str) -> Cow<'_, str> {
@@ -299,19 +350,30 @@ fn encode_traits(mut object: Object<'_>, traits: &Properties) {
         object.raw("$set", traits.json());
         return object.end();
     }
+    encode_operations(object, traits, None);
+}
+
+/// What is known of a user or a group, and beside it a name and JSON of ours.
+#[cold]
+fn encode_operations(mut object: Object<'_>, traits: &Properties, ours: Option<(&str, &str)>) {
     let entries = traits.entries();
     let (removed, set): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| value.get() == "null");
-    if !set.is_empty() {
+    if !set.is_empty() || ours.is_some() || removed.is_empty() {
         let mut operation = object.object("$set");
         operation.entries(set.iter().map(|(key, value)| (&**key, *value)));
+        if let Some((name, json)) = ours {
+            operation.named_raw(name, json);
+        }
         operation.end();
     }
-    let mut operation = object.object("$unset");
-    for (key, _) in removed {
-        // The value is ignored; Amplitude's own SDKs send a dash.
-        operation.named_string(key, "-");
+    if !removed.is_empty() {
+        let mut operation = object.object("$unset");
+        for (key, _) in removed {
+            // The value is ignored; Amplitude's own SDKs send a dash.
+            operation.named_string(key, "-");
+        }
+        operation.end();
     }
-    operation.end();
     object.end();
 }
 

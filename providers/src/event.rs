@@ -531,6 +531,17 @@ impl Event {
         self.more(More::CONTEXT).map(JsonObject::checked)
     }
 
+    /// The text of [`Event::context`].
+    pub(crate) fn context_json(&self) -> Option<&str> {
+        self.more(More::CONTEXT)
+    }
+
+    /// True if it has nothing of what most events do not have: no context, no session.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.head().has_more
+    }
+
     /// What the relay found out about it at admission.
     pub fn enriched(&self) -> Option<JsonObject<'_>> {
         self.more(More::ENRICHED).map(JsonObject::checked)
@@ -905,6 +916,11 @@ impl<'a> EventId<'a> {
     /// vendor.
     pub fn namespaced(&self) -> Uuid {
         Uuid::new_v5(&Self::NAMESPACE, self.0.as_bytes())
+    }
+
+    /// The same for a second record that a vendor gets of the event.
+    pub(crate) fn namespaced_as(&self, record: &str) -> Uuid {
+        Uuid::new_v5(&Self::NAMESPACE, format!("{}:{record}", self.0).as_bytes())
     }
 }
 

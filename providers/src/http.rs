@@ -108,6 +108,8 @@ pub struct Encoded {
     pub path: &'static str,
     /// The body; meaningless if every event was rejected.
     pub body: Vec<u8>,
+    /// Whether the body is a form; else it is JSON.
+    pub form: bool,
     /// Whether the vendor takes this body compressed.
     pub gzip: bool,
     /// User name of Basic authentication; the password is empty.
@@ -373,10 +375,12 @@ impl HttpClient {
     }
 
     async fn request(&self, client: &Client, encoded: Encoded) -> Result<RequestBuilder, SendError> {
+        let content_type =
+            if encoded.form { "application/x-www-form-urlencoded" } else { "application/json" };
         let url = format!("{}{}", self.settings.base_url.as_str().trim_end_matches('/'), encoded.path);
         let mut request = client
             .post(url)
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_TYPE, content_type)
             // Answers are short, and what reads them should meet as little as can be.
             .header(header::ACCEPT_ENCODING, "identity");
         if let Some(user) = &encoded.basic_user {

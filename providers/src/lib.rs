@@ -13,6 +13,7 @@
 //! | [`registry`] | provider name → settings → built provider |
 //! | [`http`] | the shared client, and [`Wire`](http::Wire): what a vendor's file states |
 //! | [`mixpanel`], [`amplitude`], [`segment`] | a vendor's limits, mapping and answers |
+//! | [`view`] | what pages, screens and groups are to a vendor that has none |
 //! | [`test_mode`] | shows what would be sent, opens no socket |
 //! | [`sandbox`] | a local server that speaks the vendors' contracts, with faults on demand |
 //!
@@ -20,6 +21,7 @@
 //! it in [`registry`], and add its row to `tests/conformance.rs`. For anything
 //! else implement [`Provider`] itself, as `examples/custom_provider.rs` does.
 
+mod context;
 pub mod event;
 mod probe;
 pub mod properties;
@@ -37,7 +39,7 @@ pub mod sandbox;
 pub mod secret;
 pub mod segment;
 pub mod test_mode;
-mod view;
+pub mod view;
 
 pub use event::{Event, EventId, EventKind, EventParts, MoreParts};
 pub use probe::{Finding, Step};

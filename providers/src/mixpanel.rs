@@ -1,4 +1,6 @@
-//! Mixpanel: tracks through `/import`, identifies through `/engage`.
+//! Mixpanel: tracks through `/import`, pages and screens as tracks; identifies through
+//! `/engage`; groups through `/groups`; and in projects of the original ID merge aliases
+//! through `/track`.
 //!
 //! Limits, as documented in Mixpanel's Ingestion API reference (checked
 //! 2026-11-20):
@@ -16,7 +18,7 @@
 //! counts other than what was sent. Not sent again: a 400 with `failed_records`, which
 //! means that **the other rows were taken**.
 //!
-//! `/engage` answers 1 if **at least one** record was valid, and to a token that is no
+//! The others answer 1 if **at least one** record was valid, and to a token that is no
 //! project's. So `/import` is asked about the token before.
 
 use std::{
@@ -28,14 +30,19 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    BatchLimits, Endpoint, Event, NotFor, Rejection, Secret, SendError, Verdict,
+    BatchLimits, Endpoint, Event, EventKind, NotFor, Rejection, Secret, SendError, Verdict,
+    context::Added,
     event::Kind,
     http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, null_as_default, object},
     json::{Json, List, Object},
     key_hints::{is_reserved_property, profile_name},
     properties::{Properties, shape_of},
-    view::as_track,
+    view::View,
 };
+
+mod alias;
+mod group;
+mod seldom;
 
 /// Without an address Mixpanel would locate the user where the relay stands.
 const NO_IP: &str = "0";
@@ -100,12 +107,19 @@ pub enum IdentityMode {
 pub struct Mixpanel {
     token: Secret,
     identity: IdentityMode,
+    view: View,
 }
 
 impl Mixpanel {
     /// `token` is the project token.
     pub fn new(token: Secret, identity: IdentityMode) -> Self {
-        Self { token, identity }
+        Self { token, identity, view: View::default() }
+    }
+
+    /// Where pages, screens and groups are to look otherwise.
+    #[must_use]
+    pub fn with_view(self, view: View) -> Self {
+        Self { view, ..self }
     }
 }
 
@@ -126,21 +140,22 @@ impl Wire for Mixpanel {
         match event.kind_alone() {
             Kind::Identify => Ok(ENGAGE),
             Kind::Track | Kind::Page | Kind::Screen | Kind::Unknown => Ok(IMPORT),
-            Kind::Group => Err(NotFor::NoGroupType),
-            Kind::Alias => Err(NotFor::UnsupportedKind),
+            Kind::Group => self.group_endpoint(event),
+            Kind::Alias => self.alias_endpoint(),
         }
     }
 
     fn encode(&self, batch: &[Event], _now_ms: i64) -> Encoded {
-        if batch.first().is_some_and(|event| event.is_identify()) {
-            self.encode_engage(batch)
-        } else {
-            self.encode_import(batch)
+        match batch.first().map(Event::kind_alone) {
+            Some(Kind::Identify) => self.encode_engage(batch),
+            Some(Kind::Group) => self.encode_groups(batch),
+            Some(Kind::Alias) => self.encode_aliases(batch),
+            _ => self.encode_import(batch),
         }
     }
 
     fn interpret(&self, sent: &[&Event], reply: &Reply) -> Result<Vec<Verdict>, SendError> {
-        if sent.first().is_some_and(|event| event.is_identify()) {
+        if sent.first().is_some_and(|event| takes_any_token(event)) {
             interpret_engage(sent.len(), reply)
         } else {
             interpret_import(sent.len(), reply)
@@ -148,21 +163,23 @@ impl Wire for Mixpanel {
     }
 
     fn key_question(&self, batch: &[Event]) -> Option<Encoded> {
-        batch.first().filter(|event| event.is_identify()).map(|_| empty_import(&self.token))
+        batch.first().filter(|event| takes_any_token(event)).map(|_| empty_import(&self.token))
     }
 
     fn probes(&self, key: &Secret) -> Vec<Probe> {
         let import = empty_import(key);
         let engage = Encoded { path: ENGAGE_PATH, body: b"[]".to_vec(), ..Encoded::default() };
-        let at_import = "/engage takes any token: only /import tells";
-        vec![
-            Probe { request: import, wrong_key: WrongKey::Refused },
-            Probe { request: engage, wrong_key: WrongKey::Untold(at_import) },
-        ]
+        let groups = self.view.group_type().map(|_| self.probe_of_groups());
+        let aliases = (self.identity == IdentityMode::Original).then(|| self.probe_of_aliases());
+        let at_import = WrongKey::Untold("only /import tells: the others take any token");
+        let others = [Some(engage), groups, aliases].into_iter().flatten();
+        std::iter::once(Probe { request: import, wrong_key: WrongKey::Refused })
+            .chain(others.map(|request| Probe { request, wrong_key: at_import }))
+            .collect()
     }
 
     fn interpret_probe(&self, path: &str, reply: &Reply) -> Result<Vec<Verdict>, SendError> {
-        if path == ENGAGE_PATH { interpret_engage(0, reply) } else { interpret_import(0, reply) }
+        if path == IMPORT_PATH { interpret_import(0, reply) } else { interpret_engage(0, reply) }
     }
 }
 
@@ -172,15 +189,20 @@ impl Mixpanel {
         let mut rows = List::begin(&mut body);
         let mut rejected = Vec::new();
         for (index, event) in batch.iter().enumerate() {
-            match as_track(event) {
-                Some((name, properties)) => self.encode_track(rows.object(), event, name, &properties),
-                None => rejected.push(no_form(index, event)),
+            match event.kind() {
+                EventKind::Track { name } if event.is_plain() => {
+                    let ip = event.ip().unwrap_or(NO_IP);
+                    self.encode_row(rows.object(), event, &event_name(name), ip, &event.properties(), None);
+                }
+                _ if self.encode_seldom(&mut rows, event) => {}
+                _ => rejected.push(no_form(index, event)),
             }
         }
         rows.end();
         Encoded {
             path: IMPORT_PATH,
             body: body.into_bytes(),
+            form: false,
             gzip: true,
             basic_user: Some(self.token.clone()),
             body_bytes_max: BODY_BYTES_MAX,
@@ -188,7 +210,18 @@ impl Mixpanel {
         }
     }
 
-    fn encode_track(&self, mut row: Object<'_>, event: &Event, name: &str, given: &Properties<'_>) {
+    /// Writes a row: `name` as Mixpanel takes it, and beside the caller's properties what
+    /// was added to them.
+    #[inline(always)]
+    fn encode_row(
+        &self,
+        mut row: Object<'_>,
+        event: &Event,
+        name: &str,
+        ip: &str,
+        given: &Properties<'_>,
+        added: Option<&Added<'_>>,
+    ) {
         let user = usable(event.user_id());
         let device = usable(event.anonymous_id());
         let simplified = self.identity == IdentityMode::Simplified;
@@ -201,7 +234,7 @@ impl Mixpanel {
             (None, None) => Cow::Borrowed(""),
         };
 
-        row.string("event", &event_name(name));
+        row.string("event", name);
         let mut properties = row.object("properties");
         properties.integer("time", time_ms(event));
         properties.string("distinct_id", &distinct_id);
@@ -210,8 +243,15 @@ impl Mixpanel {
             properties.optional("$device_id", device);
         }
         properties.string("$insert_id", &insert_id(event));
-        properties.string("ip", event.ip().unwrap_or(NO_IP));
-        splice_properties(&mut properties, given);
+        properties.string("ip", ip);
+        match added {
+            None => splice_properties(&mut properties, given, OWN_PROPERTIES, Names::default),
+            Some(added) => {
+                added.write(&mut properties);
+                let own = OWN_PROPERTIES + u16::try_from(added.names().count()).unwrap_or(ITEMS_MAX);
+                splice_properties(&mut properties, given, own, || Names::beside(added.names()));
+            }
+        }
         properties.end();
         row.end();
     }
@@ -231,17 +271,7 @@ impl Mixpanel {
             }
         }
         updates.end();
-        // An identify that also removes traits is two updates, so a full batch
-        // may be too many.
-        let body_bytes_max = if count > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
-        Encoded {
-            path: ENGAGE_PATH,
-            body: body.into_bytes(),
-            gzip: false,
-            basic_user: None,
-            body_bytes_max,
-            rejected,
-        }
+        updates_request(ENGAGE_PATH, body, count, rejected)
     }
 
     /// Writes the updates of one identify and returns their number.
@@ -261,20 +291,19 @@ impl Mixpanel {
             if entries.is_empty() {
                 update.raw("$set", traits.json());
             } else {
-                let mut object = update.object("$set");
-                object.entries(set.iter().map(|(key, value)| (&**key, *value)));
-                object.end();
+                write_set(&mut update, &set);
             }
             update.end();
             count += 1;
         }
         if !removed.is_empty() {
             let mut update = self.begin_update(updates.object(), event, user);
-            let mut names = update.list("$unset");
-            removed.iter().for_each(|(key, _)| names.string(key));
-            names.end();
+            write_unset(&mut update, &removed);
             update.end();
             count += 1;
+        }
+        if !event.is_plain() {
+            count += self.encode_membership(updates, event, user);
         }
         count
     }
@@ -285,6 +314,38 @@ impl Mixpanel {
         update.string("$ip", event.ip().unwrap_or(NO_IP));
         update
     }
+}
+
+/// Whether an event goes to an endpoint that says nothing of a wrong token.
+fn takes_any_token(event: &Event) -> bool {
+    matches!(event.kind_alone(), Kind::Identify | Kind::Group | Kind::Alias)
+}
+
+/// A name of a caller's, and the JSON that it has.
+type Entry<'a> = (String, &'a RawValue);
+
+fn write_set(update: &mut Object<'_>, set: &[&Entry<'_>]) {
+    let mut object = update.object("$set");
+    object.entries(set.iter().map(|(key, value)| (&**key, *value)));
+    object.end();
+}
+
+fn write_unset(update: &mut Object<'_>, removed: &[&Entry<'_>]) {
+    let mut names = update.list("$unset");
+    removed.iter().for_each(|(key, _)| names.string(key));
+    names.end();
+}
+
+/// Profile updates, so many: an event may be more than one, and a full batch of such too
+/// many.
+fn updates_request(
+    path: &'static str,
+    body: Json,
+    updates: usize,
+    rejected: Vec<(usize, Rejection, String)>,
+) -> Encoded {
+    let body_bytes_max = if updates > PROFILE_UPDATES_MAX { 0 } else { BODY_BYTES_MAX };
+    Encoded { path, body: body.into_bytes(), body_bytes_max, rejected, ..Encoded::default() }
 }
 
 fn empty_import(token: &Secret) -> Encoded {
@@ -319,11 +380,12 @@ fn insert_id(event: &Event) -> Cow<'_, str> {
 }
 
 /// Writes the caller's properties beside ours, as they are if Mixpanel's
-/// narrower rules allow it.
-fn splice_properties(out: &mut Object<'_>, properties: &Properties) {
+/// narrower rules allow it. `own` is the number of ours.
+#[inline]
+fn splice_properties(out: &mut Object<'_>, properties: &Properties, own: u16, names: impl Fn() -> Names) {
     let shape = properties.shape();
     let fits = !shape.has_reserved_key()
-        && shape.top_keys + OWN_PROPERTIES <= ITEMS_MAX
+        && shape.top_keys.saturating_add(own) <= ITEMS_MAX
         && shape.depth <= NESTING_MAX + 1
         && shape.widest <= ITEMS_MAX
         && shape.longest_key <= KEY_BYTES_MAX
@@ -331,7 +393,7 @@ fn splice_properties(out: &mut Object<'_>, properties: &Properties) {
     if fits {
         out.splice(properties.json());
     } else {
-        write_fitted(out, properties);
+        write_fitted(out, properties, own, names());
     }
 }
 
@@ -339,13 +401,12 @@ fn splice_properties(out: &mut Object<'_>, properties: &Properties) {
 /// a reserved or overlong name is changed, a value that is too deep, too wide
 /// or too large becomes its JSON text, and what is beyond the number of
 /// properties goes into one object.
-fn write_fitted(out: &mut Object<'_>, properties: &Properties) {
+fn write_fitted(out: &mut Object<'_>, properties: &Properties, own: u16, mut names: Names) {
     let mut entries = properties.entries();
-    let mut names = Names::default();
     for (key, _) in &mut entries {
         *key = names.fit(key);
     }
-    let room = usize::from(ITEMS_MAX - OWN_PROPERTIES);
+    let room = usize::from(ITEMS_MAX.saturating_sub(own).max(1));
     let surplus = if entries.len() > room { entries.split_off(room - 1) } else { Vec::new() };
     for (key, value) in &entries {
         write_value(out, key, value, NESTING_MAX);
@@ -383,6 +444,11 @@ fn write_value(out: &mut Object<'_>, key: &str, value: &RawValue, nesting_max: u
 struct Names(HashSet<String>);
 
 impl Names {
+    /// Some are ours.
+    fn beside<'a>(ours: impl Iterator<Item = &'a str>) -> Self {
+        Self(ours.map(str::to_owned).collect())
+    }
+
     /// A name for a property: the name itself, or one like it that Mixpanel
     /// takes and that is not in use.
     fn fit(&mut self, name: &str) -> String {
@@ -413,7 +479,7 @@ fn cut(text: &mut String, bytes_max: usize) {
 
 /// Gives common traits Mixpanel's names, unless the caller uses that name too,
 /// and cuts names that are too long.
-fn rename_traits(entries: Vec<(String, &RawValue)>) -> Vec<(String, &RawValue)> {
+fn rename_traits(entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
     let given: HashSet<String> = entries.iter().map(|(key, _)| key.clone()).collect();
     let mut names = Names::default();
     let mut rename = |key: String| match profile_name(key.as_bytes()) {

@@ -12,6 +12,7 @@ use crate::{
     mixpanel::{IdentityMode, Mixpanel},
     segment::Segment,
     test_mode::TestMode,
+    view::View,
 };
 
 /// A vendor that the relay knows.
@@ -83,6 +84,8 @@ pub struct ProviderSettings {
     pub identity_mode: IdentityMode,
     /// Amplitude: the shortest id that the project takes.
     pub min_id_length: u32,
+    /// Mixpanel and Amplitude: how pages, screens and groups look there.
+    pub view: View,
 }
 
 /// A provider could not be built.
@@ -97,8 +100,8 @@ pub struct BuildError {
 pub fn build(settings: &ProviderSettings) -> Result<Arc<dyn Provider>, BuildError> {
     let key = settings.key.clone();
     match settings.vendor {
-        Vendor::Mixpanel => over_http(settings, Mixpanel::new(key, settings.identity_mode)),
-        Vendor::Amplitude => over_http(settings, Amplitude::new(key, settings.min_id_length)),
+        Vendor::Mixpanel => over_http(settings, mixpanel(settings, key)),
+        Vendor::Amplitude => over_http(settings, amplitude(settings, key)),
         Vendor::Segment => over_http(settings, Segment::new(key)),
     }
 }
@@ -107,10 +110,18 @@ pub fn build(settings: &ProviderSettings) -> Result<Arc<dyn Provider>, BuildErro
 pub fn build_test_mode(settings: &ProviderSettings) -> Arc<dyn Provider> {
     let key = Secret::new("***");
     match settings.vendor {
-        Vendor::Mixpanel => Arc::new(TestMode::new(Mixpanel::new(key, settings.identity_mode))),
-        Vendor::Amplitude => Arc::new(TestMode::new(Amplitude::new(key, settings.min_id_length))),
+        Vendor::Mixpanel => Arc::new(TestMode::new(mixpanel(settings, key))),
+        Vendor::Amplitude => Arc::new(TestMode::new(amplitude(settings, key))),
         Vendor::Segment => Arc::new(TestMode::new(Segment::new(key))),
     }
+}
+
+fn mixpanel(settings: &ProviderSettings, key: Secret) -> Mixpanel {
+    Mixpanel::new(key, settings.identity_mode).with_view(settings.view.clone())
+}
+
+fn amplitude(settings: &ProviderSettings, key: Secret) -> Amplitude {
+    Amplitude::new(key, settings.min_id_length).with_view(settings.view.clone())
 }
 
 fn over_http(settings: &ProviderSettings, wire: impl Wire) -> Result<Arc<dyn Provider>, BuildError> {

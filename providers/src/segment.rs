@@ -88,6 +88,7 @@ impl Wire for Segment {
         Encoded {
             path: PATH,
             body: body.into_bytes(),
+            form: false,
             gzip: false,
             basic_user: Some(self.write_key.clone()),
             body_bytes_max: BODY_BYTES_MAX,

@@ -14,15 +14,17 @@ use std::{
 };
 
 use analytics_relay_providers::{
-    Event, EventId, EventKind, EventParts, Properties, Provider, Rejection, Secret, SendError, Verdict,
+    Event, EventId, EventKind, EventParts, Finding, MoreParts, NotFor, Properties, Provider, Rejection,
+    Secret, SendError, Verdict,
     amplitude::Amplitude,
-    event::Kind,
+    event::{JsonObject, Kind},
     http::Wire,
     mixpanel::{IdentityMode, Mixpanel},
     properties::Limits,
     registry::{self, ProviderSettings},
     sandbox::{Fault, Options, Sandbox, TakenKind, Vendor},
     segment::Segment,
+    view::{GroupType, View, ViewName},
 };
 use proptest::{
     prelude::*,
@@ -42,6 +44,7 @@ fn settings(sandbox: &Sandbox, vendor: Vendor) -> ProviderSettings {
         request_timeout: Duration::from_millis(500),
         identity_mode: IdentityMode::Simplified,
         min_id_length: 1,
+        view: View::default(),
     }
 }
 
@@ -533,6 +536,299 @@ async fn both_identity_modes_of_mixpanel_are_taken() {
     assert_eq!(users, ["$device:device-1", "device-1"]);
 }
 
+// Kinds beside track and identify, and contexts.
+
+const PAGE: EventKind<'_> = EventKind::Page { name: None, category: None };
+const HOME: EventKind<'_> = EventKind::Page { name: Some("Home"), category: None };
+const GROUP: EventKind<'_> = EventKind::Group { group_id: "g1" };
+
+fn of_kind(kind: EventKind<'_>, properties: Value, context: Value) -> Event {
+    let [properties, context] = [properties, context].map(|object| object.to_string());
+    let context = (context != "{}").then(|| JsonObject::parse(&context, &Limits::DEFAULT).unwrap());
+    let more = MoreParts { context, ..MoreParts::default() };
+    let properties = Properties::parse(&properties, &Limits::DEFAULT).unwrap();
+    Event::pack(&EventParts { kind, properties, more: more.if_any(), ..track("user-1", "x").parts() })
+}
+
+fn viewed(page_name: &str, screen_name: &str, group_type: &str) -> View {
+    let [page_name, screen_name] = [page_name, screen_name].map(|text| ViewName::parse(text).unwrap());
+    View { page_name, screen_name, group_type: GroupType::parse(group_type).ok() }
+}
+
+fn of_companies() -> View {
+    viewed("Loaded a Page", "Loaded a Screen", "company")
+}
+
+async fn start_with(vendor: Vendor, view: View, identity_mode: IdentityMode) -> (Sandbox, Arc<dyn Provider>) {
+    let sandbox = Sandbox::start(Options::default()).await.unwrap();
+    let settings = ProviderSettings { view, identity_mode, ..settings(&sandbox, vendor) };
+    let provider = registry::build(&settings).unwrap();
+    (sandbox, provider)
+}
+
+/// What the vendor took of one event that was sent to it twice, as it was received.
+async fn taken(vendor: Vendor, view: View, event: &Event) -> Vec<Value> {
+    let (sandbox, provider) = start_with(vendor, view, IdentityMode::Original).await;
+    for _ in 0..2 {
+        let verdicts = send_all(&*provider, std::slice::from_ref(event)).await.unwrap();
+        assert_eq!(verdicts, [Verdict::Delivered], "{vendor:?}");
+    }
+    assert_eq!(sandbox.stats(vendor).rejected, 0, "{vendor:?}");
+    let taken = sandbox.taken(vendor);
+    // Mixpanel applies an update of a profile as often as it comes.
+    let known_again = taken.iter().filter(|taken| taken.copies == 2).count();
+    assert!(known_again == taken.len() || known_again == 0 && vendor == Vendor::Mixpanel, "{taken:?}");
+    let once = if known_again == 0 { taken.len() / 2 } else { taken.len() };
+    taken.into_iter().take(once).map(|taken| taken.event).collect()
+}
+
+/// The name and the properties of the track that an event becomes.
+async fn seen(vendor: Vendor, view: View, event: &Event) -> (Value, Value) {
+    let mut taken = taken(vendor, view, event).await;
+    assert_eq!(taken.len(), 1, "{vendor:?}");
+    let (name, properties) = match vendor {
+        Vendor::Mixpanel => ("event", "properties"),
+        Vendor::Amplitude => ("event_type", "event_properties"),
+        Vendor::Segment => ("name", "properties"),
+    };
+    (taken[0][name].take(), taken[0][properties].take())
+}
+
+#[tokio::test]
+async fn a_page_is_an_event_of_one_name_with_the_page_among_its_properties() {
+    let page = of_kind(HOME, json!({"url": "https://x.io/p"}), json!({}));
+    for vendor in [Vendor::Mixpanel, Vendor::Amplitude] {
+        let (name, properties) = seen(vendor, View::default(), &page).await;
+        assert_eq!((&name, &properties["name"]), (&json!("Loaded a Page"), &json!("Home")), "{vendor:?}");
+        assert_eq!(properties["url"], "https://x.io/p", "{vendor:?}");
+        let url = (vendor == Vendor::Mixpanel).then(|| json!("https://x.io/p"));
+        assert_eq!(properties.get("$current_url"), url.as_ref(), "{vendor:?}");
+
+        // A caller's own property wins, and a context fills the gaps.
+        let page = of_kind(
+            EventKind::Page { name: Some("B"), category: Some("Docs") },
+            json!({"name": "A"}),
+            json!({"page": {"referrer": "https://g.co/s", "name": "never"}}),
+        );
+        let (_, properties) = seen(vendor, View::default(), &page).await;
+        let [name, category, referrer] = ["name", "category", "referrer"].map(|name| &properties[name]);
+        assert_eq!((name, category, referrer), (&json!("A"), &json!("Docs"), &json!("https://g.co/s")));
+        let domain = (vendor == Vendor::Mixpanel).then(|| json!("g.co"));
+        assert_eq!(properties.get("$referring_domain"), domain.as_ref(), "{vendor:?}");
+        let taken = &taken(Vendor::Segment, View::default(), &page).await[0];
+        assert_eq!((&taken["name"], &taken["properties"]["name"]), (&json!("B"), &json!("A")));
+    }
+}
+
+#[tokio::test]
+async fn a_page_and_a_screen_are_called_as_the_operator_says() {
+    let view = || viewed("Viewed {category} {name} Page", "{name}", "");
+    let screen = EventKind::Screen { name: Some("[Amplitude] X"), category: None };
+    for vendor in [Vendor::Mixpanel, Vendor::Amplitude] {
+        let name =
+            async |kind, properties| seen(vendor, view(), &of_kind(kind, properties, json!({}))).await.0;
+        assert_eq!(name(HOME, json!({})).await, "Viewed Home Page", "{vendor:?}");
+        assert_eq!(name(PAGE, json!({})).await, "Loaded a Page", "{vendor:?}");
+        let both = EventKind::Page { name: Some("Home"), category: Some("Docs") };
+        assert_eq!(name(both, json!({})).await, "Viewed Docs Home Page", "{vendor:?}");
+        assert_eq!(name(PAGE, json!({"name": "Home"})).await, "Viewed Home Page", "{vendor:?}");
+        let want = if vendor == Vendor::Amplitude { "event_[Amplitude] X" } else { "[Amplitude] X" };
+        assert_eq!(name(screen, json!({})).await, want, "what a vendor reserves it does not get");
+    }
+}
+
+#[tokio::test]
+async fn a_page_and_a_screen_may_be_called_as_the_vendors_own_sdks_call_them() {
+    let view = || viewed("vendor", "vendor", "");
+    let page = of_kind(HOME, json!({"url": "https://x.io/p?q=1"}), json!({"page": {"title": "T"}}));
+    let (name, found) = seen(Vendor::Amplitude, view(), &page).await;
+    assert_eq!(name, "[Amplitude] Page Viewed");
+    for (name, want) in [
+        ("Domain", "x.io"),
+        ("Location", "https://x.io/p?q=1"),
+        ("Path", "/p"),
+        ("Title", "T"),
+        ("URL", "https://x.io/p"),
+    ] {
+        assert_eq!(found[format!("[Amplitude] Page {name}")], want, "{name}");
+    }
+    assert!(!found.to_string().contains("Counter") && !found.to_string().contains("View ID"), "{found}");
+
+    let (name, found) = seen(Vendor::Mixpanel, view(), &page).await;
+    assert_eq!((&name, &found["current_url_search"]), (&json!("$mp_web_page_view"), &json!("?q=1")));
+    assert_eq!(found["name"], "Home");
+
+    let screen = EventKind::Screen { name: Some("Home"), category: None };
+    let screen = of_kind(screen, json!({}), json!({}));
+    let (name, found) = seen(Vendor::Amplitude, view(), &screen).await;
+    assert_eq!(
+        (&name, &found["[Amplitude] Screen Name"]),
+        (&json!("[Amplitude] Screen Viewed"), &json!("Home"))
+    );
+    assert_eq!(seen(Vendor::Mixpanel, view(), &screen).await.0, "Loaded a Screen", "it has none of its own");
+}
+
+#[tokio::test]
+async fn a_context_has_each_vendors_own_names() {
+    let context = json!({"app": {"version": "2.1"}, "os": {"name": "iOS"}, "device": {"id": "never"},
+        "campaign": {"name": "spring", "source": "mail"}});
+    let screen = EventKind::Screen { name: None, category: None };
+    for kind in [screen, EventKind::Track { name: "x" }] {
+        let event = of_kind(kind, json!({"$os": "own"}), context.clone());
+        let (_, found) = seen(Vendor::Mixpanel, View::default(), &event).await;
+        assert_eq!((&found["$app_version_string"], &found["$os"]), (&json!("2.1"), &json!("own")));
+        assert_eq!((&found["utm_campaign"], &found["utm_source"]), (&json!("spring"), &json!("mail")));
+        let found = &taken(Vendor::Amplitude, View::default(), &event).await[0];
+        assert_eq!((&found["app_version"], &found["os_name"]), (&json!("2.1"), &json!("iOS")));
+        let properties = json!({"$os": "own", "utm_campaign": "spring", "utm_source": "mail"});
+        assert_eq!((&found["event_properties"], found.get("user_properties")), (&properties, None));
+        assert!(found.get("device_id").is_none(), "a device of the context's would join people");
+        let found = &taken(Vendor::Segment, View::default(), &event).await[0];
+        assert_eq!(found["context"]["campaign"], context["campaign"]);
+    }
+    // What an identify says of its user is what the caller said.
+    let event = of_kind(EventKind::Identify, json!({"plan": "pro"}), context);
+    let found = taken(Vendor::Mixpanel, View::default(), &event).await;
+    assert_eq!((found.len(), &found[0]["$set"]), (1, &json!({"plan": "pro"})));
+    let found = &taken(Vendor::Amplitude, View::default(), &event).await[0];
+    assert_eq!(found["user_properties"], json!({"$set": {"plan": "pro"}}));
+    assert_eq!(found["os_name"], "iOS");
+}
+
+#[tokio::test]
+async fn a_group_is_what_is_known_of_it_and_who_belongs_to_it() {
+    let group = of_kind(GROUP, json!({"plan": "pro", "old": null}), json!({}));
+    let found = taken(Vendor::Mixpanel, of_companies(), &group).await;
+    let record = |operation: &str, operand: Value| json!({"$token": KEY, "$group_key": "company", "$group_id": "g1", operation: operand});
+    assert_eq!(found, [record("$set", json!({"plan": "pro"})), record("$unset", json!(["old"]))]);
+
+    let found = taken(Vendor::Amplitude, of_companies(), &group).await;
+    let [known, member] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(
+        (&known["event_type"], &member["event_type"]),
+        (&json!("$groupidentify"), &json!("$identify"))
+    );
+    assert_eq!(known["group_properties"], json!({"$set": {"plan": "pro"}, "$unset": {"old": "-"}}));
+    assert_eq!(member["user_properties"], json!({"$set": {"company": "g1"}}));
+    assert_eq!((&known["groups"], &member["groups"]), (&json!({"company": "g1"}), &known["groups"]));
+    assert_ne!(known["insert_id"], member["insert_id"]);
+
+    let found = &taken(Vendor::Segment, of_companies(), &group).await[0];
+    assert_eq!((&found["groupId"], &found["traits"]), (&json!("g1"), &json!({"plan": "pro", "old": null})));
+}
+
+#[tokio::test]
+async fn what_a_vendor_has_no_form_for_is_not_for_it() {
+    let group = of_kind(GROUP, json!({"plan": "pro"}), json!({}));
+    let says_nothing = of_kind(GROUP, json!({}), json!({}));
+    let alias = of_kind(EventKind::Alias { previous_id: "u0" }, json!({}), json!({}));
+    for vendor in Vendor::ALL {
+        let why = async |view, event| {
+            let (_sandbox, provider) = start_with(vendor, view, IdentityMode::Simplified).await;
+            provider.endpoint(event).err()
+        };
+        let unless_segment = |reason| (vendor != Vendor::Segment).then_some(reason);
+        assert_eq!(why(View::default(), &group).await, unless_segment(NotFor::NoGroupType), "{vendor:?}");
+        assert_eq!(why(of_companies(), &group).await, None, "{vendor:?}");
+        let nothing = (vendor == Vendor::Mixpanel).then_some(NotFor::NothingToSet);
+        assert_eq!(why(of_companies(), &says_nothing).await, nothing, "{vendor:?}");
+        assert_eq!(why(of_companies(), &alias).await, unless_segment(NotFor::UnsupportedKind), "{vendor:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_event_belongs_to_the_group_of_its_context() {
+    let of_group = || json!({"groupId": "g1"});
+    let event = of_kind(EventKind::Track { name: "x" }, json!({}), of_group());
+    let (_, found) = seen(Vendor::Mixpanel, of_companies(), &event).await;
+    assert_eq!(found["company"], json!(["g1"]));
+    let found = &taken(Vendor::Amplitude, of_companies(), &event).await[0];
+    assert_eq!(found["groups"], json!({"company": "g1"}));
+    // Of no type, of none.
+    assert_eq!(seen(Vendor::Mixpanel, View::default(), &event).await.1.get("company"), None);
+    assert_eq!(taken(Vendor::Amplitude, View::default(), &event).await[0].get("groups"), None);
+
+    let event = of_kind(EventKind::Identify, json!({"plan": "pro"}), of_group());
+    let found = taken(Vendor::Mixpanel, of_companies(), &event).await;
+    assert_eq!(
+        (&found[0]["$set"], &found[1]["$union"]),
+        (&json!({"plan": "pro"}), &json!({"company": ["g1"]}))
+    );
+    let found = &taken(Vendor::Amplitude, of_companies(), &event).await[0];
+    assert_eq!(found["user_properties"], json!({"$set": {"plan": "pro", "company": "g1"}}));
+    assert_eq!(found["groups"], json!({"company": "g1"}));
+}
+
+#[tokio::test]
+async fn an_alias_is_one_for_segment_and_for_mixpanels_original_id_merge() {
+    let alias = of_kind(EventKind::Alias { previous_id: "u0" }, json!({}), json!({}));
+    let found = &taken(Vendor::Mixpanel, View::default(), &alias).await[0];
+    let properties = json!({"distinct_id": "u0", "alias": "user-1", "token": KEY});
+    assert_eq!(*found, json!({"event": "$create_alias", "properties": properties}));
+    let found = &taken(Vendor::Segment, View::default(), &alias).await[0];
+    assert_eq!((&found["previousId"], &found["userId"]), (&json!("u0"), &json!("user-1")));
+}
+
+/// Delivered only if both of its records are.
+#[tokio::test]
+async fn a_group_of_which_amplitude_refuses_a_record_is_dead_and_the_others_go_again() {
+    let groups = [1, 2].map(|plan| of_kind(GROUP, json!({"plan": plan}), json!({})));
+    for (index, dead) in [(0, 0), (1, 0), (2, 1), (3, 1)] {
+        let (sandbox, provider) =
+            start_with(Vendor::Amplitude, of_companies(), IdentityMode::Simplified).await;
+        let body = json!({"code": 400, "error": "bad", "events_with_invalid_fields": {"groups": [index]}});
+        let fault = Fault::Status { code: 400, retry_after: None, body: Some(body.to_string()) };
+        sandbox.script(Vendor::Amplitude, [fault]);
+        let verdicts = provider.send(&groups).await.unwrap();
+        assert!(
+            matches!(&verdicts[dead], Verdict::Rejected { reason: Rejection::Invalid, .. }),
+            "{verdicts:?}"
+        );
+        assert_eq!(verdicts[1 - dead], Verdict::Resend);
+        assert!(sandbox.taken(Vendor::Amplitude).is_empty());
+        assert!(all_delivered(&provider.send(&groups[1 - dead..][..1]).await.unwrap()));
+        assert_eq!(sandbox.taken(Vendor::Amplitude).len(), 2, "both of its records");
+    }
+}
+
+/// Mixpanel's other endpoints take any token, so `/import` is asked before.
+#[tokio::test]
+async fn groups_and_aliases_under_a_wrong_token_are_not_called_delivered() {
+    for kind in [GROUP, EventKind::Alias { previous_id: "u0" }] {
+        let sandbox = Sandbox::start(Options::default()).await.unwrap();
+        let wrong = ProviderSettings {
+            key: Secret::new("canary-key"),
+            view: of_companies(),
+            identity_mode: IdentityMode::Original,
+            ..settings(&sandbox, Vendor::Mixpanel)
+        };
+        let provider = registry::build(&wrong).unwrap();
+        let answer = provider.send(&[of_kind(kind, json!({"plan": "pro"}), json!({}))]).await;
+        assert!(matches!(answer, Err(SendError::Unauthorized { .. })), "{answer:?}");
+        assert!(sandbox.taken(Vendor::Mixpanel).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_try_of_the_way_asks_each_endpoint_that_is_used() {
+    let paths = async |view, identity_mode| -> Vec<String> {
+        let (sandbox, provider) = start_with(Vendor::Mixpanel, view, identity_mode).await;
+        let steps = provider.probe().await;
+        assert!(steps.iter().all(|step| step.finding == Finding::Ok), "{steps:?}");
+        assert!(sandbox.taken(Vendor::Mixpanel).is_empty());
+        let mut paths: Vec<_> =
+            sandbox.requests(Vendor::Mixpanel).into_iter().map(|seen| seen.path).collect();
+        paths.sort();
+        paths.dedup();
+        paths
+    };
+    assert_eq!(paths(View::default(), IdentityMode::Simplified).await, ["/engage", "/import"]);
+    assert_eq!(
+        paths(of_companies(), IdentityMode::Original).await,
+        ["/engage", "/groups", "/import", "/track"]
+    );
+}
+
 // Any event that admission accepts.
 
 fn any_id() -> impl Strategy<Value = Option<String>> {
@@ -600,6 +896,53 @@ fn any_properties() -> impl Strategy<Value = Properties<'static>> {
     })
 }
 
+/// A context as SDKs send it, one with anything in its places, or none.
+fn any_context() -> impl Strategy<Value = Option<JsonObject<'static>>> {
+    let sections = prop::sample::select(vec![
+        "page", "campaign", "os", "browser", "device", "app", "screen", "network", "location", "library",
+    ]);
+    let fields = prop::sample::select(vec![
+        "url",
+        "path",
+        "referrer",
+        "title",
+        "search",
+        "name",
+        "version",
+        "source",
+        "type",
+        "id",
+        "country",
+        "city",
+        "latitude",
+        "width",
+        "wifi",
+        "carrier",
+        "build",
+        "namespace",
+        "density",
+    ]);
+    let value = prop_oneof![
+        3 => "\\PC{1,20}".prop_map(Value::from),
+        1 => Just(json!("https://user@x.io:1/p?q=1#f")),
+        1 => Just(json!("IT")),
+        1 => any::<i32>().prop_map(Value::from),
+        1 => any_value(),
+    ];
+    let section = prop::collection::btree_map(fields, value, 0..8).prop_map(|fields| json!(fields));
+    let section = prop_oneof![6 => section, 1 => any_value()];
+    let top = prop_oneof![Just(json!("g1")), Just(json!("de-DE")), any_value()];
+    let tops = prop::sample::select(vec!["groupId", "locale", "userAgent", "ip", "traits"]);
+    let context =
+        (prop::collection::btree_map(sections, section, 0..6), prop::collection::btree_map(tops, top, 0..4));
+    let context = context.prop_filter_map("over admission's limits", |(mut sections, tops)| {
+        sections.extend(tops);
+        let json = json!(sections).to_string();
+        JsonObject::parse(&json, &Limits::DEFAULT).ok().map(JsonObject::into_owned)
+    });
+    prop_oneof![Just(None), context.prop_map(Some)]
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let event_id =
         prop_oneof![3 => Just(None), 1 => "[ -~]{1,100}".prop_map(Some), 1 => Just(Some("0".to_owned()))];
@@ -616,8 +959,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Kind::Alias)
     ];
     let kind = (kind, any_name(), prop::option::of(any_name()));
-    (event_id, kind, any_id(), any_id(), ip, user_agent, time, any_properties()).prop_map(
-        |(event_id, (kind, name, second), user_id, anonymous_id, ip, user_agent, offset_ms, properties)| {
+    let session_id = prop_oneof![3 => Just(None), 1 => Just(Some("1767225600000")), 1 => Just(Some("s-1"))];
+    let inside = (any_properties(), any_context(), session_id);
+    (event_id, kind, any_id(), any_id(), ip, user_agent, time, inside).prop_map(
+        |(event_id, (kind, name, second), user_id, anonymous_id, ip, user_agent, offset_ms, inside)| {
+            let (properties, context, session_id) = inside;
             let now_ms = now_ms();
             let of_a_user = matches!(kind, Kind::Identify | Kind::Alias);
             let user_id = user_id.or_else(|| of_a_user.then(|| "user-1".to_owned()));
@@ -629,6 +975,8 @@ fn any_event() -> impl Strategy<Value = Event> {
                 Kind::Page => EventKind::Page { name: page, category: second.as_deref() },
                 Kind::Screen => EventKind::Screen { name: page, category: second.as_deref() },
                 Kind::Group => EventKind::Group { group_id: &name },
+                // Not of itself.
+                Kind::Alias if user_id.as_ref() == Some(&name) => EventKind::Alias { previous_id: "user-0" },
                 Kind::Alias => EventKind::Alias { previous_id: &name },
             };
             Event::pack(&EventParts {
@@ -641,7 +989,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                 ip: ip.map(|ip| ip.parse().unwrap()),
                 user_agent: user_agent.as_deref(),
                 properties,
-                more: None,
+                more: MoreParts { context, session_id, ..MoreParts::default() }.if_any(),
             })
         },
     )
@@ -658,7 +1006,12 @@ fn is_placeable(vendor: Vendor, event: &Event) -> bool {
     };
     match vendor {
         Vendor::Mixpanel => {
-            !event.is_identify() || only(&["anon", "<nil>", "true", "false", "[]", "{}"], event.user_id())
+            let usable = |id| only(&["anon", "<nil>", "true", "false", "[]", "{}"], id);
+            match event.kind() {
+                EventKind::Identify => usable(event.user_id()),
+                EventKind::Alias { previous_id } => usable(event.user_id()) && usable(Some(previous_id)),
+                _ => true,
+            }
         }
         Vendor::Amplitude => {
             let usable = |id| only(&["{}", "lmy47d"], id);
@@ -673,10 +1026,11 @@ fn is_placeable(vendor: Vendor, event: &Event) -> bool {
 fn a_later_attempt_says_the_same_but_for_segments_time_of_sending() {
     const BATCHES: usize = 60;
     let key = || Secret::new(KEY);
-    let wires: [&dyn Wire; 4] = [
+    let wires: [&dyn Wire; 5] = [
         &Mixpanel::new(key(), IdentityMode::Simplified),
-        &Mixpanel::new(key(), IdentityMode::Original),
+        &Mixpanel::new(key(), IdentityMode::Original).with_view(of_companies()),
         &Amplitude::new(key(), 1),
+        &Amplitude::new(key(), 1).with_view(viewed("vendor", "{name}", "company")),
         &Segment::new(key()),
     ];
     let attempts_ms = [now_ms(), now_ms() + 1, now_ms() + 3_600_000, now_ms() + 72 * 3_600_000];
@@ -685,9 +1039,15 @@ fn a_later_attempt_says_the_same_but_for_segments_time_of_sending() {
     for _ in 0..BATCHES {
         let events: Vec<_> = strategy.new_tree(&mut runner).unwrap().current();
         for (wire, at_ms) in wires.iter().flat_map(|wire| attempts_ms.map(|at_ms| (wire, at_ms))) {
+            let endpoint = events.iter().find_map(|event| wire.endpoint(event).ok());
+            let of_endpoint = |event: &&Event| wire.endpoint(event).ok() == endpoint;
+            let events: Vec<_> = events.iter().filter(of_endpoint).cloned().collect();
             let said = |at_ms: i64| -> (Value, Vec<usize>) {
                 let encoded = wire.encode(&events, at_ms);
                 let rejected = encoded.rejected.iter().map(|(index, ..)| *index).collect();
+                if encoded.form {
+                    return (Value::from(String::from_utf8(encoded.body).unwrap()), rejected);
+                }
                 let mut body: Value = serde_json::from_slice(&encoded.body).unwrap();
                 if let Some(body) = body.as_object_mut() {
                     // Segment takes an event's time plus the difference of this to its
@@ -718,11 +1078,18 @@ async fn any_event_that_admission_accepts_becomes_a_body_that_the_vendor_accepts
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), random);
+    let views = [
+        (View::default(), IdentityMode::Simplified),
+        (viewed("vendor", "vendor", "company"), IdentityMode::Original),
+        (viewed("{name}", "Viewed {category} {name}", "Team Id"), IdentityMode::Simplified),
+    ];
     let providers: Vec<_> = Vendor::ALL
         .into_iter()
-        .map(|vendor| {
+        .flat_map(|vendor| views.clone().map(|(view, identity_mode)| (vendor, view, identity_mode)))
+        .map(|(vendor, view, identity_mode)| {
             let request_timeout = Duration::from_secs(10);
-            let settings = ProviderSettings { request_timeout, ..settings(&sandbox, vendor) };
+            let settings =
+                ProviderSettings { request_timeout, view, identity_mode, ..settings(&sandbox, vendor) };
             (vendor, registry::build(&settings).unwrap())
         })
         .collect();

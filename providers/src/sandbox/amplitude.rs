@@ -1,7 +1,9 @@
 //! Amplitude: `POST /batch` and `POST /2/httpapi`.
 //!
 //! Limits enforced: 20 MB and 2000 events a request on `/batch`; on `/2/httpapi`
-//! less than 1 MB and less than 2000 events. 40 levels of properties.
+//! less than 1 MB and less than 2000 events. 40 levels of properties. 5 types of groups
+//! and 10 groups an event, and what is known of a group only in a `$groupidentify`.
+//! Types that begin with `[Amplitude] ` are its own: of these, those that its SDKs send.
 //!
 //! All or nothing: a 400 or 429 that lists events has taken none of them, and
 //! wants the rest sent again without them.
@@ -39,6 +41,30 @@ const FORBIDDEN_IDS: [&str; 14] = [
     "lmy47d",
     "0",
     "-1",
+];
+
+/// Types of its own that its SDKs send.
+const SDK_TYPES: [&str; 2] = ["[Amplitude] Page Viewed", "[Amplitude] Screen Viewed"];
+const GROUP_TYPES_MAX: usize = 5;
+const GROUPS_MAX: usize = 10;
+
+/// Fields that are texts, if they are there.
+const TEXT_FIELDS: [&str; 15] = [
+    "user_agent",
+    "library",
+    "language",
+    "os_name",
+    "os_version",
+    "device_brand",
+    "device_manufacturer",
+    "device_model",
+    "platform",
+    "app_version",
+    "carrier",
+    "country",
+    "region",
+    "city",
+    "dma",
 ];
 
 const OPERATIONS: [&str; 10] = [
@@ -193,8 +219,8 @@ fn check_event(event: &Map<String, Value>, id_min_chars: u64, mut blame: impl Fn
         }
         Some(name) => {
             let name = name.as_str().unwrap_or_default();
-            let reserved =
-                matches!(name, "$groupidentify" | "revenue_amount") || name.starts_with("[Amplitude] ");
+            let of_its_own = name.starts_with("[Amplitude] ") && !SDK_TYPES.contains(&name);
+            let reserved = name == "revenue_amount" || of_its_own;
             if name.is_empty() || reserved {
                 blame(Kind::Invalid, "event_type");
             }
@@ -202,6 +228,19 @@ fn check_event(event: &Map<String, Value>, id_min_chars: u64, mut blame: impl Fn
         }
     };
 
+    check_ids(event, id_min_chars, &mut blame);
+    check_fields(event, &mut blame);
+    check_groups(event, name, &mut blame);
+    match present(event, "user_properties") {
+        Some(Value::Object(properties)) if !are_user_properties(properties) => {
+            blame(Kind::Invalid, "user_properties")
+        }
+        None if name == "$identify" => blame(Kind::Missing, "user_properties"),
+        _ => {}
+    }
+}
+
+fn check_ids(event: &Map<String, Value>, id_min_chars: u64, blame: &mut impl FnMut(Kind, &'static str)) {
     let mut usable = false;
     let mut short = None;
     for field in ["user_id", "device_id"] {
@@ -222,7 +261,9 @@ fn check_event(event: &Map<String, Value>, id_min_chars: u64, mut blame: impl Fn
         Some(field) => blame(Kind::IdLength, field),
         None => blame(Kind::Missing, "user_id"),
     }
+}
 
+fn check_fields(event: &Map<String, Value>, blame: &mut impl FnMut(Kind, &'static str)) {
     match present(event, "time") {
         // The vendor would put its own time: an event that lost its time on the way.
         None => blame(Kind::Missing, "time"),
@@ -241,18 +282,54 @@ fn check_event(event: &Map<String, Value>, id_min_chars: u64, mut blame: impl Fn
     if present(event, "ip").is_some_and(|ip| ip.as_str().is_none_or(|ip| ip.is_empty() || ip == "$remote")) {
         blame(Kind::Invalid, "ip");
     }
+    for field in TEXT_FIELDS {
+        if present(event, field).is_some_and(|text| text.as_str().is_none_or(str::is_empty)) {
+            blame(Kind::Invalid, field);
+        }
+    }
+    for field in ["location_lat", "location_lng"] {
+        if present(event, field).is_some_and(|number| !number.is_number()) {
+            blame(Kind::Invalid, field);
+        }
+    }
     for field in ["event_properties", "user_properties"] {
         let usable = |value: &Value| value.is_object() && depth(value) <= NESTED_MAX_DEPTH;
         if present(event, field).is_some_and(|value| !usable(value)) {
             blame(Kind::Invalid, field);
         }
     }
-    match present(event, "user_properties") {
-        Some(Value::Object(properties)) if !are_user_properties(properties) => {
-            blame(Kind::Invalid, "user_properties")
+}
+
+/// Which groups, and what is known of one.
+fn check_groups(event: &Map<String, Value>, name: &str, blame: &mut impl FnMut(Kind, &'static str)) {
+    let is_id = |id: &Value| id.as_str().is_some_and(|id| !id.is_empty());
+    let ids = |ids: &Value| match ids {
+        Value::Array(ids) if ids.iter().all(is_id) => ids.len(),
+        id => usize::from(is_id(id)),
+    };
+    let known = present(event, "group_properties");
+    match present(event, "groups") {
+        Some(Value::Object(groups)) => {
+            let counts: Vec<_> = groups.values().map(ids).collect();
+            let is_right = !counts.contains(&0) && counts.iter().sum::<usize>() <= GROUPS_MAX;
+            if !is_right || counts.is_empty() || counts.len() > GROUP_TYPES_MAX {
+                blame(Kind::Invalid, "groups");
+            }
         }
-        None if name == "$identify" => blame(Kind::Missing, "user_properties"),
-        _ => {}
+        Some(_) => blame(Kind::Invalid, "groups"),
+        None if name == "$groupidentify" => blame(Kind::Missing, "groups"),
+        None => {}
+    }
+    match known {
+        Some(Value::Object(properties)) => {
+            // Elsewhere the vendor ignores it: what was said of the group would be lost.
+            if name != "$groupidentify" || properties.is_empty() || !are_user_properties(properties) {
+                blame(Kind::Invalid, "group_properties");
+            }
+        }
+        Some(_) => blame(Kind::Invalid, "group_properties"),
+        None if name == "$groupidentify" => blame(Kind::Missing, "group_properties"),
+        None => {}
     }
 }
 
@@ -277,7 +354,12 @@ fn are_user_properties(properties: &Map<String, Value>) -> bool {
 
 fn arrival(raw: &str, event: &Map<String, Value>) -> Arrival {
     let (name, id) = (text(event, "event_type"), text(event, "insert_id"));
-    let kind = if name == "$identify" { TakenKind::Identify } else { TakenKind::Track };
+    let group = || event.get("groups")?.as_object()?.values().next()?.as_str();
+    let (kind, name) = match name {
+        "$identify" => (TakenKind::Identify, ""),
+        "$groupidentify" => (TakenKind::Group, group().unwrap_or_default()),
+        name => (TakenKind::Track, name),
+    };
     Arrival {
         dedup_key: (!id.is_empty()).then(|| id.to_owned()),
         id: id.to_owned(),
@@ -285,7 +367,7 @@ fn arrival(raw: &str, event: &Map<String, Value>) -> Arrival {
         user: present(event, "user_id")
             .map_or(text(event, "device_id"), |_| text(event, "user_id"))
             .to_owned(),
-        name: if kind == TakenKind::Identify { String::new() } else { name.to_owned() },
+        name: name.to_owned(),
         event: raw.into(),
     }
 }
@@ -434,6 +516,13 @@ mod tests {
         event
     }
 
+    fn group(group_properties: Value) -> Value {
+        let mut event = with("group_properties", group_properties);
+        event["event_type"] = json!("$groupidentify");
+        event["groups"] = json!({"company": "g1"});
+        event
+    }
+
     fn batch(events: Value) -> Sample {
         Sample::new("/batch", json!({"api_key": KEY, "options": {"min_id_length": 1}, "events": events}))
     }
@@ -497,7 +586,6 @@ mod tests {
         let invalid = [
             (with("event_type", json!("")), "event_type"),
             (with("event_type", json!("revenue_amount")), "event_type"),
-            (with("event_type", json!("$groupidentify")), "event_type"),
             (with("event_type", json!("[Amplitude] Page")), "event_type"),
             (with("user_id", json!("unknown")), "user_id"),
             (with("user_id", json!("")), "user_id"),
@@ -513,6 +601,18 @@ mod tests {
             (with("event_properties", json!([])), "event_properties"),
             (with("event_properties", nested(41)), "event_properties"),
             (with("user_properties", json!(1)), "user_properties"),
+            (with("os_name", json!(7)), "os_name"),
+            (with("language", json!("")), "language"),
+            (with("location_lat", json!("45.1")), "location_lat"),
+            (with("groups", json!([])), "groups"),
+            (with("groups", json!({})), "groups"),
+            (with("groups", json!({"company": ""})), "groups"),
+            (with("groups", json!({"company": ["a", 1]})), "groups"),
+            (with("groups", json!({"company": vec!["a"; 11]})), "groups"),
+            (with("groups", json!({"a": "1", "b": "1", "c": "1", "d": "1", "e": "1", "f": "1"})), "groups"),
+            (with("group_properties", json!({"$set": {"a": 1}})), "group_properties"),
+            (group(json!({"$set": {"a": null}})), "group_properties"),
+            (group(json!({})), "group_properties"),
             (identify(json!({"$set": {"a": 1}, "b": 2})), "user_properties"),
             (identify(json!({"$set": {"a": null}})), "user_properties"),
             (identify(json!({"$unset": ["a"]})), "user_properties"),
@@ -526,11 +626,15 @@ mod tests {
         }
         let mut nobody = with("user_id", Value::Null);
         nobody["device_id"] = Value::Null;
+        let mut of_no_group = group(json!({"$set": {"a": 1}}));
+        of_no_group["groups"] = Value::Null;
         let missing = [
             (with("event_type", Value::Null), "event_type"),
             (with("time", Value::Null), "time"),
             (nobody, "user_id"),
             (identify(Value::Null), "user_properties"),
+            (group(Value::Null), "group_properties"),
+            (of_no_group, "groups"),
         ];
         for (bad, field) in missing {
             let judgement = batch(json!([bad])).judge(judge);
@@ -545,6 +649,10 @@ mod tests {
             with("device_id", Value::Null),
             with("event_properties", nested(40)),
             with("event_id", json!(7)),
+            with("event_type", json!("[Amplitude] Page Viewed")),
+            with("groups", json!({"company": "g1", "team": ["t1", "t2"]})),
+            with("location_lng", json!(7)),
+            group(json!({"$set": {"a": 1}, "$unset": {"b": "-"}})),
             identify(json!({"$set": {"a": 1}, "$unset": {"b": "-"}})),
             identify(json!({"a": 1, "b": null})),
         ];
@@ -552,6 +660,8 @@ mod tests {
             let judgement = batch(json!([event])).judge(judge);
             assert_eq!(judgement.status, 200, "{event}: {}", judgement.body);
         }
+        let judgement = batch(json!([group(json!({"$set": {"a": 1}}))])).judge(judge);
+        assert_eq!((judgement.taken[0].kind, judgement.taken[0].name.as_str()), (TakenKind::Group, "g1"));
         let judgement = batch(json!([identify(json!({"$clearAll": "-"}))])).judge(judge);
         assert_eq!((judgement.taken[0].kind, judgement.taken[0].name.as_str()), (TakenKind::Identify, ""));
     }

@@ -128,10 +128,19 @@ impl Request<'_> {
 
     /// Whether its content type is JSON, with or without parameters.
     pub(super) fn is_json(&self) -> bool {
+        self.is_of("application/json")
+    }
+
+    /// Whether its content type is that of a form.
+    pub(super) fn is_form(&self) -> bool {
+        self.is_of("application/x-www-form-urlencoded")
+    }
+
+    fn is_of(&self, media_type: &str) -> bool {
         let content_type =
             self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = content_type.split_once(';').map_or(content_type, |(essence, _)| essence);
-        essence.trim().eq_ignore_ascii_case("application/json")
+        essence.trim().eq_ignore_ascii_case(media_type)
     }
 
     /// The first value of a query parameter.

@@ -1,4 +1,5 @@
-//! Mixpanel: `POST /import` and `POST /engage`.
+//! Mixpanel: `POST /import`, `POST /engage`, `POST /groups`, and of `POST /track` what makes
+//! an alias.
 //!
 //! Limits enforced: 2000 rows a request, 2 MiB of body uncompressed (the lower of
 //! the two documented figures), 1 MB a row, fewer than 255 properties, 255
@@ -6,8 +7,8 @@
 //!
 //! `/import` answers row by row: the good rows of a 400 with `failed_records` are
 //! in. A time up to an hour ahead becomes the time of arrival, so such an event is
-//! not recognised when it comes again. `/engage` answers 200 if a single record is
-//! good and never says which; that a token is nobody's, or somebody else's, it does
+//! not recognised when it comes again. The others answer 200 if a single record is
+//! good and never say which; that a token is nobody's, or somebody else's, they do
 //! not say at all.
 //!
 //! Documented at docs.mixpanel.com/reference (import events, identities, user
@@ -56,10 +57,12 @@ const FORBIDDEN_IDS: [&str; 17] = [
 const OPERATIONS: [&str; 8] =
     ["$set", "$set_once", "$add", "$union", "$append", "$remove", "$unset", "$delete"];
 
-/// Judges a request to either path.
+/// Judges a request to any path.
 pub(super) fn judge(request: &Request<'_>, terms: &Terms<'_>) -> Judgement {
     match request.path {
-        "/engage" => engage(request, terms),
+        "/engage" => updates(request, terms, engage_record),
+        "/groups" => updates(request, terms, group_record),
+        "/track" => track(request, terms),
         _ => import(request, terms),
     }
 }
@@ -78,9 +81,9 @@ pub(super) fn refusal(path: &str, status: u16) -> Value {
 
 fn refusal_saying(path: &str, status: u16, error: &str) -> Value {
     match path {
-        "/engage" if matches!(status, 401 | 403) => json!({"error": error, "status": "error"}),
-        "/engage" => json!({"error": error, "status": 0}),
-        _ => json!({"code": status, "error": error, "status": reason(status)}),
+        "/import" => json!({"code": status, "error": error, "status": reason(status)}),
+        _ if matches!(status, 401 | 403) => json!({"error": error, "status": "error"}),
+        _ => json!({"error": error, "status": 0}),
     }
 }
 
@@ -317,21 +320,32 @@ fn check_members(value: &Value) -> Result<(), &'static str> {
     }
 }
 
-// ---- /engage ----
+// ---- /engage, /groups ----
 
-fn engage(request: &Request<'_>, terms: &Terms<'_>) -> Judgement {
-    let records = match engage_records(request) {
+/// The update, or None if it is another project's.
+type Judge = fn(&str, &Terms<'_>) -> Result<Option<Arrival>, &'static str>;
+
+fn updates(request: &Request<'_>, terms: &Terms<'_>, judge: Judge) -> Judgement {
+    let records = match update_records(request) {
         Ok(records) => records,
         Err((status, error)) => {
             return Judgement::refuse(status, spoken(request, refusal_saying(request.path, status, error)));
         }
     };
+    one_is_enough(request, &records, |raw| judge(raw, terms))
+}
 
+/// Takes what is good of some records, and answers whether one was.
+fn one_is_enough(
+    request: &Request<'_>,
+    records: &[&RawValue],
+    judge: impl Fn(&str) -> Result<Option<Arrival>, &'static str>,
+) -> Judgement {
     let mut taken = Vec::with_capacity(records.len());
     let mut good = 0;
     let mut first_error = None;
-    for raw in &records {
-        match engage_record(raw.get(), terms) {
+    for raw in records {
+        match judge(raw.get()) {
             Ok(arrival) => {
                 good += 1;
                 taken.extend(arrival);
@@ -349,7 +363,7 @@ fn engage(request: &Request<'_>, terms: &Terms<'_>) -> Judgement {
     Judgement { status: 200, body: spoken(request, body), events: records.len(), taken, rejected }
 }
 
-fn engage_records<'a>(request: &Request<'a>) -> Result<Vec<&'a RawValue>, (u16, &'static str)> {
+fn update_records<'a>(request: &Request<'a>) -> Result<Vec<&'a RawValue>, (u16, &'static str)> {
     if request.method != Method::POST {
         return Err((405, "Method Not Allowed"));
     }
@@ -380,25 +394,31 @@ fn spoken(request: &Request<'_>, verbose: Value) -> Value {
     }
 }
 
-/// The update, or None if it is another project's.
-fn engage_record(raw: &str, terms: &Terms<'_>) -> Result<Option<Arrival>, &'static str> {
-    let check = |good: bool, error| if good { Ok(()) } else { Err(error) };
+fn check(good: bool, error: &'static str) -> Result<(), &'static str> {
+    if good { Ok(()) } else { Err(error) }
+}
 
+/// A record with its operation.
+fn update_record(raw: &str) -> Result<Map<String, Value>, &'static str> {
     check(raw.len() <= ROW_MAX_BYTES, "want at most 1 MB")?;
     let Ok(Value::Object(record)) = serde_json::from_str(raw) else {
         return Err("want a JSON object");
     };
-    let token = text(&record, "$token");
-    check(!token.is_empty(), "$token, missing or empty")?;
-    let distinct_id = text(&record, "$distinct_id");
-    check(!distinct_id.is_empty(), "$distinct_id, missing or empty")?;
-    check(!FORBIDDEN_IDS.contains(&distinct_id), "$distinct_id, is not an id")?;
-
+    check(!text(&record, "$token").is_empty(), "$token, missing or empty")?;
     let mut operations = OPERATIONS.iter().filter_map(|name| Some((*name, record.get(*name)?)));
     let (Some((operation, operand)), None) = (operations.next(), operations.next()) else {
         return Err("want exactly one operation");
     };
     check_operation(operation, operand)?;
+    Ok(record)
+}
+
+fn engage_record(raw: &str, terms: &Terms<'_>) -> Result<Option<Arrival>, &'static str> {
+    let record = update_record(raw)?;
+    let token = text(&record, "$token");
+    let distinct_id = text(&record, "$distinct_id");
+    check(!distinct_id.is_empty(), "$distinct_id, missing or empty")?;
+    check(!FORBIDDEN_IDS.contains(&distinct_id), "$distinct_id, is not an id")?;
 
     let rejected = terms.fault.is_some_and(|fault| fault.rejects("", distinct_id, ""));
     check(!rejected, "refused by the sandbox on request")?;
@@ -414,11 +434,113 @@ fn engage_record(raw: &str, terms: &Terms<'_>) -> Result<Option<Arrival>, &'stat
     }))
 }
 
+fn group_record(raw: &str, terms: &Terms<'_>) -> Result<Option<Arrival>, &'static str> {
+    let record = update_record(raw)?;
+    let (key, id) = (text(&record, "$group_key"), text(&record, "$group_id"));
+    let is_key = (1..=NAME_MAX_CHARS).contains(&key.chars().count()) && !key.starts_with('$');
+    check(is_key, "$group_key, want 1 to 255 characters that do not begin with $")?;
+    check(!id.is_empty(), "$group_id, missing or empty")?;
+    // A group has no id among the users', and no place on the map.
+    check(record.get("$distinct_id").is_none(), "$distinct_id, is a user's")?;
+    let is_empty = |operand: &Value| operand.as_object().is_some_and(Map::is_empty);
+    check(!record.get("$set").is_some_and(is_empty), "$set, want a property")?;
+    let rejected = terms.fault.is_some_and(|fault| fault.rejects("", "", id));
+    check(!rejected, "refused by the sandbox on request")?;
+    Ok((text(&record, "$token") == terms.key).then(|| Arrival {
+        dedup_key: None,
+        id: String::new(),
+        kind: TakenKind::Group,
+        user: String::new(),
+        name: id.to_owned(),
+        event: raw.into(),
+    }))
+}
+
+// ---- /track ----
+
+fn track(request: &Request<'_>, terms: &Terms<'_>) -> Judgement {
+    let refuse = |status, error| {
+        Judgement::refuse(status, spoken(request, refusal_saying(request.path, status, error)))
+    };
+    if request.method != Method::POST {
+        return refuse(405, "Method Not Allowed");
+    }
+    if !request.is_form() || request.content.coding != Coding::Identity {
+        return refuse(400, "want a form, and no Content-Encoding");
+    }
+    if request.content.exceeds(BODY_MAX_BYTES) {
+        return refuse(413, "request exceeds max limit");
+    }
+    let data = request.content.bytes.strip_prefix(b"data=").and_then(percent_decoded);
+    let Some(rows) = data.as_deref().and_then(|data| serde_json::from_str::<Vec<&RawValue>>(data).ok())
+    else {
+        return refuse(200, "data, want a JSON array of events");
+    };
+    match rows.len() {
+        0 => refuse(200, "request has no events"),
+        1..=ROWS_MAX => one_is_enough(request, &rows, |raw| alias_row(raw, terms)),
+        _ => refuse(413, "request exceeds max limit of 2000 events"),
+    }
+}
+
+/// The alias, or None if it is another project's.
+fn alias_row(raw: &str, terms: &Terms<'_>) -> Result<Option<Arrival>, &'static str> {
+    let Ok(Value::Object(row)) = serde_json::from_str(raw) else {
+        return Err("want a JSON object");
+    };
+    check(
+        text(&row, "event") == "$create_alias",
+        "event, want $create_alias: the sandbox takes nothing else",
+    )?;
+    let Some(Value::Object(properties)) = row.get("properties") else {
+        return Err("properties, want an object");
+    };
+    let token = text(properties, "token");
+    check(!token.is_empty(), "token, missing or empty")?;
+    let [previous_id, user_id] = ["distinct_id", "alias"].map(|name| text(properties, name));
+    for id in [previous_id, user_id] {
+        check(!id.is_empty() && !FORBIDDEN_IDS.contains(&id), "distinct_id and alias, want ids")?;
+    }
+    check(previous_id != user_id, "alias, want another id")?;
+    let rejected = terms.fault.is_some_and(|fault| fault.rejects("", user_id, previous_id));
+    check(!rejected, "refused by the sandbox on request")?;
+    Ok((token == terms.key).then(|| Arrival {
+        // The same one again changes nothing.
+        dedup_key: Some(format!("$create_alias\0{previous_id}\0{user_id}")),
+        id: String::new(),
+        kind: TakenKind::Alias,
+        user: user_id.to_owned(),
+        name: previous_id.to_owned(),
+        event: raw.into(),
+    }))
+}
+
+/// The value of a form's field, if it is the only one.
+fn percent_decoded(value: &[u8]) -> Option<String> {
+    let mut decoded = Vec::with_capacity(value.len());
+    let mut bytes = value.iter();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digits = [*bytes.next()?, *bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            b'+' => b' ',
+            b'&' | b'=' => return None,
+            byte => *byte,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
 fn check_operation(operation: &str, operand: &Value) -> Result<(), &'static str> {
     match (operation, operand) {
         ("$delete", _) => Ok(()),
         ("$unset", Value::Array(names)) if names.iter().all(Value::is_string) => Ok(()),
         ("$unset", _) => Err("$unset, want an array of strings"),
+        ("$union", Value::Object(properties)) if !properties.values().all(Value::is_array) => {
+            Err("$union, want arrays")
+        }
         (_, Value::Object(properties)) => {
             if properties.len() > PROFILE_MAX_PROPERTIES {
                 return Err("want at most 2000 properties");
@@ -653,6 +775,70 @@ mod tests {
         let judgement = engage(stranger).judge(judge);
         assert_eq!((judgement.status, &judgement.body["status"]), (200, &json!(1)));
         assert_eq!((judgement.taken.len(), judgement.rejected), (1, 1));
+    }
+
+    #[test]
+    fn a_groups_update_has_a_key_an_id_and_something_to_do() {
+        let groups = |records: Value| Sample::new("/groups?verbose=1", records).judge(judge);
+        let good =
+            json!({"$token": KEY, "$group_key": "company", "$group_id": "g1", "$set": {"plan": "pro"}});
+        let with = |name: &str, value: Value| {
+            let mut record = good.clone();
+            record[name] = value;
+            record
+        };
+        let bad = [
+            with("$token", json!("")),
+            with("$group_key", Value::Null),
+            with("$group_key", json!("$set")),
+            with("$group_id", json!("")),
+            with("$group_id", json!(7)),
+            with("$distinct_id", json!("user-1")),
+            with("$set", json!({})),
+            with("$set", json!({"plan": null})),
+            with("$unset", json!(["old"])),
+        ];
+        for bad in bad {
+            let judgement = groups(json!([bad]));
+            assert_eq!((judgement.status, &judgement.body["status"]), (200, &json!(0)), "{bad}");
+        }
+        let judgement = groups(json!([good, with("$token", json!("another"))]));
+        assert_eq!((&judgement.body["status"], judgement.taken.len(), judgement.rejected), (&json!(1), 1, 1));
+        assert_eq!((judgement.taken[0].kind, &*judgement.taken[0].name), (TakenKind::Group, "g1"));
+        let union = json!({"$token": KEY, "$distinct_id": "user-1", "$union": {"company": "g1"}});
+        assert_eq!(engage(json!([union])).judge(judge).body["status"], 0);
+    }
+
+    #[test]
+    fn an_alias_is_a_form_with_two_ids() {
+        let form = "application/x-www-form-urlencoded";
+        let track =
+            |body: &str| Sample::new("/track?verbose=1", body).header("content-type", form).judge(judge);
+        let row = |previous: &str, user: &str, token: &str| {
+            let properties = json!({"distinct_id": previous, "alias": user, "token": token});
+            format!("data={}", json!([{"event": "$create_alias", "properties": properties}]))
+                .replace('"', "%22")
+        };
+        let judgement = track(&row("u+0", "u1", KEY));
+        assert_eq!((&judgement.body, judgement.taken.len()), (&json!({"status": 1, "error": null}), 1));
+        let taken = &judgement.taken[0];
+        assert_eq!((taken.kind, &*taken.user, &*taken.name), (TakenKind::Alias, "u1", "u 0"));
+        for bad in [
+            row("", "u1", KEY),
+            row("null", "u1", KEY),
+            row("u1", "u1", KEY),
+            row("u0", "u1", ""),
+            row("u0", "u1", KEY).replace("$create_alias", "x"),
+            row("u0", "u1", KEY).replace("data=", "date="),
+            "data=%5B%5D".to_owned(),
+            "data=%".to_owned(),
+            format!("{}&ip=1", row("u0", "u1", KEY)),
+        ] {
+            assert_eq!(track(&bad).body["status"], 0, "{bad}");
+        }
+        let lost = track(&row("u0", "u1", "another"));
+        assert_eq!((&lost.body["status"], lost.taken.len(), lost.rejected), (&json!(1), 0, 1));
+        assert_eq!(Sample::new("/track", "data=[]").judge(judge).status, 400);
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct Taken {
     /// Whose it is: `distinct_id`; `user_id`, else `device_id`; `userId`, else
     /// `anonymousId`.
     pub user: String,
-    /// The event's name; empty for an identify.
+    /// The event's name; empty for an identify. A group's id, and an alias's previous one.
     pub name: String,
     /// The event as it was received the first time.
     pub event: serde_json::Value,
@@ -40,7 +40,8 @@ pub enum TakenKind {
     Page,
     /// A screen that was seen.
     Screen,
-    /// A user's group, and what is known of it.
+    /// A user's group, and what is known of it. At Amplitude only the latter: that a user
+    /// belongs to it is an identify. One record of Mixpanel's `/groups` is one of these.
     Group,
     /// A user's other id.
     Alias,

@@ -32,7 +32,7 @@ const JUNK_JSON_DEPTH: usize = 5000;
 impl Vendor {
     fn of_path(path: &str) -> Option<Self> {
         match path {
-            "/import" | "/engage" => Some(Self::Mixpanel),
+            "/import" | "/engage" | "/groups" | "/track" => Some(Self::Mixpanel),
             "/batch" | "/2/httpapi" => Some(Self::Amplitude),
             "/v1/batch" => Some(Self::Segment),
             _ => None,

@@ -212,9 +212,9 @@ async fn odd_answers_take_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_wrong_path_and_method_are_told_apart() {
     let sandbox = started().await;
-    let (answer, _) = exchange(sandbox.addr(), request("POST", "/track", "", "[]")).await;
+    let (answer, _) = exchange(sandbox.addr(), request("POST", "/decide", "", "[]")).await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
-    for path in ["/import", "/engage", "/batch", "/2/httpapi", "/v1/batch"] {
+    for path in ["/import", "/engage", "/groups", "/track", "/batch", "/2/httpapi", "/v1/batch"] {
         let (answer, _) = exchange(sandbox.addr(), request("PUT", path, "", "[]")).await;
         assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("allow: POST\r\n"), "{answer}");
     }
