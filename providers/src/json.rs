@@ -218,6 +218,7 @@ impl<'a> Object<'a> {
     }
 
     /// All fields of an object that is JSON already, beside our own.
+    #[inline(always)]
     pub(crate) fn splice(&mut self, object: &str) {
         let fields = &object[1..object.len() - 1];
         if !fields.trim_ascii().is_empty() {

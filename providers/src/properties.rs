@@ -15,7 +15,10 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::{json::Json, key_hints};
+use crate::{
+    json::Json,
+    key_hints::{self, Hint},
+};
 
 mod duplicates;
 
@@ -445,10 +448,11 @@ impl Meter {
         self.shape.longest_key = self.shape.longest_key.max(small(key.len()));
         if self.depth == 1 {
             self.shape.top_keys += 1;
-            let [is_reserved, is_renamed] =
-                [key_hints::is_reserved_property(key), key_hints::profile_name(key).is_some()];
-            self.shape.marks |= u8::from(is_reserved) * Shape::RESERVED_KEY;
-            self.shape.marks |= u8::from(is_renamed) * Shape::RENAMED_TRAIT;
+            self.shape.marks |= match key_hints::hint(key) {
+                None => 0,
+                Some(Hint::Reserved) => Shape::RESERVED_KEY,
+                Some(Hint::Renamed) => Shape::RENAMED_TRAIT,
+            };
         }
         self.item();
         Ok(())

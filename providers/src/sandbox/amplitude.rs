@@ -321,12 +321,9 @@ fn check_groups(event: &Map<String, Value>, name: &str, blame: &mut impl FnMut(K
         None => {}
     }
     match known {
-        Some(Value::Object(properties)) => {
-            // Elsewhere the vendor ignores it: what was said of the group would be lost.
-            if name != "$groupidentify" || properties.is_empty() || !are_user_properties(properties) {
-                blame(Kind::Invalid, "group_properties");
-            }
-        }
+        // Elsewhere the vendor ignores it: what was said of the group would be lost.
+        Some(Value::Object(properties))
+            if name == "$groupidentify" && !properties.is_empty() && are_user_properties(properties) => {}
         Some(_) => blame(Kind::Invalid, "group_properties"),
         None if name == "$groupidentify" => blame(Kind::Missing, "group_properties"),
         None => {}

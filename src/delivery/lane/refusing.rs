@@ -224,6 +224,7 @@ impl Lane {
     }
 
     /// The provider took some of that request: it works, as far as they show it.
+    #[inline]
     pub(super) fn note_delivered(&mut self, route: Route, request: RequestNumber, delivered: &[Waiting]) {
         self.gate(route).delivered(request, Instant::now());
         self.budget.deposit();
