@@ -23,7 +23,8 @@ struct Busy {
 impl Busy {
     fn blocks(&self, waiting: &Waiting) -> bool {
         self.throttled > 0
-            || waiting.is_ordered() && self.ordered.first().is_some_and(|first| *first < waiting.arrival)
+            || waiting.is_ordered()
+                && self.ordered.first().is_some_and(|first| *first < waiting.arrival)
     }
 
     /// Keeps an event that must wait.
@@ -139,7 +140,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        delivery::{routes::Flow, test_support::identify},
+        delivery::{
+            routes::Flow,
+            test_support::identify,
+        },
         queue::Place,
     };
 
