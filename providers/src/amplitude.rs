@@ -132,15 +132,16 @@ impl Wire for Amplitude {
                 rejected.push(no_form(index, event));
                 continue;
             }
-            match (self.ids(event), kind) {
-                (None, _) => rejected.push(no_usable_id(index)),
-                (Some(ids), EventKind::Track { name }) if event.is_plain() => {
+            let Some(ids) = self.ids(event) else {
+                rejected.push(no_usable_id(index));
+                continue;
+            };
+            match kind {
+                EventKind::Track { name } if event.is_plain() => {
                     encode_event(events.object(), event, &ids, Some((name, event.properties())));
                 }
-                (Some(ids), EventKind::Identify) if event.is_plain() => {
-                    encode_event(events.object(), event, &ids, None);
-                }
-                (Some(ids), _) => self.encode_seldom(events.object(), event, &ids),
+                EventKind::Identify if event.is_plain() => encode_event(events.object(), event, &ids, None),
+                _ => self.encode_seldom(events.object(), event, &ids),
             }
         }
         events.end();

@@ -385,7 +385,7 @@ fn insert_id(event: &Event) -> Cow<'_, str> {
 fn splice_properties(out: &mut Object<'_>, properties: &Properties, own: u16, names: impl Fn() -> Names) {
     let shape = properties.shape();
     let fits = !shape.has_reserved_key()
-        && shape.top_keys.saturating_add(own) <= ITEMS_MAX
+        && shape.top_keys <= ITEMS_MAX.saturating_sub(own)
         && shape.depth <= NESTING_MAX + 1
         && shape.widest <= ITEMS_MAX
         && shape.longest_key <= KEY_BYTES_MAX

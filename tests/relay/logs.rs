@@ -43,7 +43,8 @@ fn lines(reader: &mut impl BufRead) -> impl Iterator<Item = Value> {
 /// ENOSPC. Its ports are found from outside.
 async fn on_a_full_disk(setup: &Setup) -> Relay {
     let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
-    let child = setup.command().stdout(full()).stderr(full()).spawn().unwrap();
+    // A second port that answers probes would be one too many to tell them apart.
+    let child = setup.command().env("HTTP_PORT", "off").stdout(full()).stderr(full()).spawn().unwrap();
     let pid = child.id().unwrap();
     let started = Instant::now();
     loop {

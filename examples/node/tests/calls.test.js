@@ -106,7 +106,7 @@ test('texts travel as UTF-8, and half an emoji costs nothing but itself', async 
 
 test('context never costs the event', async () => {
   const { event, said } = await sent((a) => a.track('Seen', { ...USER, context: { ip: ['1.2.3.4'], userAgent: 'x', city: 'Turin' } }))
-  assert.deepStrictEqual(event.context, { ip: '', userAgent: 'x' })
+  assert.deepStrictEqual([event.context.ip, event.context.userAgent, event.context.json.length], ['', 'x', 0])
   assert.match(said[0], /left out context\.ip: got a list, want a text/)
 })
 

@@ -307,7 +307,6 @@ fn check_groups(event: &Map<String, Value>, name: &str, blame: &mut impl FnMut(K
         Value::Array(ids) if ids.iter().all(is_id) => ids.len(),
         id => usize::from(is_id(id)),
     };
-    let known = present(event, "group_properties");
     match present(event, "groups") {
         Some(Value::Object(groups)) => {
             let counts: Vec<_> = groups.values().map(ids).collect();
@@ -320,10 +319,10 @@ fn check_groups(event: &Map<String, Value>, name: &str, blame: &mut impl FnMut(K
         None if name == "$groupidentify" => blame(Kind::Missing, "groups"),
         None => {}
     }
-    match known {
+    let is_right = |known: &Map<String, Value>| !known.is_empty() && are_user_properties(known);
+    match present(event, "group_properties") {
         // Elsewhere the vendor ignores it: what was said of the group would be lost.
-        Some(Value::Object(properties))
-            if name == "$groupidentify" && !properties.is_empty() && are_user_properties(properties) => {}
+        Some(Value::Object(known)) if name == "$groupidentify" && is_right(known) => {}
         Some(_) => blame(Kind::Invalid, "group_properties"),
         None if name == "$groupidentify" => blame(Kind::Missing, "group_properties"),
         None => {}
