@@ -112,7 +112,9 @@ class Ends(SilentCase):
                 "-c",
                 BEGIN + "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
                 "analytics = Analytics(sys.argv[1], flush_interval=60)\n"
-                "analytics.track('A', 'u')\nprint('ready', flush=True)\ntime.sleep(60)",
+                "analytics.track('A', 'u')\nprint('ready', flush=True)\n"
+                # A signal just before a sleep begins is seen when it ends.
+                "while True: time.sleep(0.01)",
                 relay.address,
             ],
             close_fds=False,  # as in `run`
