@@ -39,7 +39,7 @@
 //! | to | touch |
 //! |---|---|
 //! | add a provider | a file in `providers/src`, its registry, a conformance row, `config::vendors`, [`settings`], `.env.example` |
-//! | add a front door | a file in `ingest`, its settings, [`app`], [`config`] |
+//! | add a front door | a folder in `ingest`, its settings, `app::doors`, [`config`] |
 //! | add a setting | its row in [`settings`], the stage that reads it, `.env.example` |
 //! | change the batching rule | `batch_worker` |
 //! | add a metric | [`telemetry`] and the line that records it |
