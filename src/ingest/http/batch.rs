@@ -12,7 +12,7 @@ use super::{
     route::Form,
 };
 use crate::{
-    admission::{Accepted, Admission, denied::Denied},
+    admission::{Accepted, Admission, PutBatch, denied::Denied},
     ingest::limits::{HTTP_BATCH_ITEMS_MAX, HTTP_INGESTION_ITEMS_MAX},
 };
 
@@ -66,18 +66,16 @@ impl<'a> Batch<'a> {
         Ok(Self { items, beside, write_key, wants_answers })
     }
 
-    /// Puts all of it, and waits for the disk if it has to.
-    pub(super) async fn put(
+    /// Puts all of it into the queue, as far as it can be taken.
+    pub(super) fn put(
         &self,
         form: Form,
-        caller: Caller<'a>,
-        is_browser: bool,
+        caller: (Caller<'a>, bool),
         destinations: &'a Destinations,
         admission: &Admission,
-    ) -> Vec<Result<Accepted, Denied>> {
-        let call = Call::new(form, admission.now_ms(), (caller, is_browser), self.beside, destinations);
-        let puts = admission.put_batch(self.items.iter().map(|item| call.read(item.get(), None)));
-        admission.answers(puts).await
+    ) -> PutBatch {
+        let call = Call::new(form, admission.now_ms(), caller, self.beside, destinations);
+        admission.put_batch(self.items.iter().map(|item| call.read(item.get(), None)))
     }
 }
 

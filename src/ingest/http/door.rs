@@ -244,12 +244,15 @@ impl HttpDoor {
         if key.is_none() {
             self.keys.check(batch.write_key.and_then(text).as_deref())?;
         }
-        let answers =
-            batch.put(form, head.caller(), head.is_browser(), &self.destinations, &self.admission).await;
-        drop(held);
+        let caller = (head.caller(), head.is_browser());
+        let puts = batch.put(form, caller, &self.destinations, &self.admission);
+        let wants_answers = batch.wants_answers;
+        // Who waits for the disk holds its events and no message.
+        drop((json, held));
+        let answers = self.admission.answers(puts).await;
         Ok(match form {
             Form::Ingestion => reply_of_ingestion(&answers),
-            Form::Segment if batch.wants_answers => reply_with_answers(&answers),
+            Form::Segment if wants_answers => reply_with_answers(&answers),
             Form::Segment => reply_of_segment(&answers),
         })
     }

@@ -372,6 +372,11 @@ fn time_of(value: &RawValue) -> Result<i64, String> {
             number
         });
     }
+    // As `time.time()` has it.
+    if let Some(seconds) = json.parse::<f64>().ok().filter(|seconds| seconds.is_finite()) {
+        let millis = if seconds.abs() < MILLIS_FROM as f64 { seconds * 1000.0 } else { seconds };
+        return Ok(millis as i64);
+    }
     let text = text(value).ok_or_else(|| shown(json))?;
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time.as_millisecond());
@@ -396,5 +401,72 @@ fn nobody() -> Violation {
         field: "userId".into(),
         got: "neither userId nor anonymousId".into(),
         want: "one of the two".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: i64 = 1_767_225_600_000;
+
+    fn read_at(json: &str, sent_at: &str) -> Result<i64, String> {
+        let sent_at: Box<RawValue> = serde_json::from_str(sent_at).unwrap();
+        let beside = Beside { sent_at: Some(&sent_at), ..Beside::default() };
+        let (destinations, caller) = (Destinations::default(), Caller { ip: None, user_agent: "" });
+        let call = Call::new(Form::Segment, NOW_MS, (caller, false), beside, &destinations);
+        let json = format!(r#"{{"event":"x","userId":"u","timestamp":{json}}}"#);
+        let draft = call.read(&json, Some(Kind::Track));
+        draft.map(|draft| draft.time_ms.unwrap().1).map_err(|violation| violation.reason.name().to_owned())
+    }
+
+    #[test]
+    fn a_time_is_read_as_sdks_write_it() {
+        for (json, time_ms) in [
+            (r#""2026-01-01T00:00:00.000Z""#, NOW_MS),
+            (r#""2026-01-01T01:00:00+01:00""#, NOW_MS),
+            (r#""2026-01-01T00:00:00.000001+00:00""#, NOW_MS),
+            (r#""2026-01-01T00:00:00""#, NOW_MS),
+            (r#""2026-01-01 00:00:00""#, NOW_MS),
+            ("1767225600000", NOW_MS),
+            ("1767225600", NOW_MS),
+            ("1767225600.25", NOW_MS + 250),
+        ] {
+            assert_eq!(read_at(json, "null"), Ok(time_ms), "{json}");
+        }
+        for json in [r#""yesterday""#, "true", "{}", "1e999", r#""""#] {
+            assert_eq!(read_at(json, "null"), Err("TIME_MALFORMED".to_owned()), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_corrected_only_by_clocks_that_are_far_apart() {
+        let hour_ms = 3_600_000;
+        assert_eq!(read_at("1767225500000", "1767225550000"), Ok(NOW_MS - 100_000), "as it is");
+        assert_eq!(read_at("1767225600000", &(NOW_MS - hour_ms).to_string()), Ok(NOW_MS + hour_ms));
+        assert_eq!(read_at("1767225600000", &(NOW_MS + hour_ms).to_string()), Ok(NOW_MS - hour_ms));
+        assert_eq!(read_at("1767225600000", r#""nonsense""#), Ok(NOW_MS));
+    }
+
+    /// Of what stands beside the events each takes what it does not say itself.
+    #[test]
+    fn an_event_has_the_context_beside_it_and_its_own_wins() {
+        let read = |own: &str| {
+            let common: Box<RawValue> =
+                serde_json::from_str(r#"{"ip":"203.0.113.1","locale":"de","sessionId":7}"#).unwrap();
+            let beside = Beside { context: Some(&common), ..Beside::default() };
+            let (destinations, caller) = (Destinations::default(), Caller { ip: None, user_agent: "" });
+            let call = Call::new(Form::Segment, NOW_MS, (caller, false), beside, &destinations);
+            let json = format!(r#"{{"event":"x","userId":"u","context":{own}}}"#);
+            let draft = call.read(&json, Some(Kind::Track)).unwrap();
+            let more = draft.more.unwrap();
+            let context = more.context.unwrap().map(|context| context.json().to_owned());
+            (draft.ip.into_owned(), more.session_id.into_owned(), context.ok())
+        };
+        let common = r#"{"ip":"203.0.113.1","locale":"de","sessionId":7}"#;
+        assert_eq!(read("null"), ("203.0.113.1".into(), "7".into(), Some(common.into())));
+        let merged = r#"{"ip":"203.0.113.9","locale":"de","sessionId":7}"#;
+        assert_eq!(read(r#"{"ip":"203.0.113.9"}"#), ("203.0.113.9".into(), "7".into(), Some(merged.into())));
+        assert_eq!(read("[1]").2, None, "it is no object");
     }
 }
