@@ -9,7 +9,12 @@ use std::{
 };
 
 use analytics_relay::providers::sandbox::{TakenKind, Vendor};
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    process::Command,
+    time::timeout,
+};
 
 use crate::{
     foreign_clients::program,
@@ -128,6 +133,63 @@ async fn each_event_of_each_sdk_arrives_once_as_what_it_was() {
             assert!(balance.is_exact() && balance.dead_lettered + balance.dropped == 0, "{balance:?}");
             assert_eq!(setup.sandbox.stats(vendor).duplicates, 0, "{vendor:?}");
         }
+    }
+}
+
+/// Answers one call with each of these, whatever it is, and is gone.
+async fn refuse(listener: TcpListener, answers: &[&str]) {
+    for answer in answers {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut call, mut buffer) = (Vec::new(), [0; 16 * 1024]);
+        while !is_whole(&call) {
+            let read = timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap().unwrap();
+            assert!(read > 0, "the SDK sends a whole call");
+            call.extend_from_slice(&buffer[..read]);
+        }
+        let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
+/// True if a call is here to the end of its body.
+fn is_whole(call: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(call);
+    let Some((head, _)) = text.split_once("\r\n\r\n") else { return false };
+    if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return call.ends_with(b"0\r\n\r\n");
+    }
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().unwrap())
+    });
+    call.len() >= head.len() + 4 + length.unwrap_or(0)
+}
+
+/// As a relay whose queue is full, and one that stops, answer them.
+#[tokio::test]
+async fn an_sdk_that_is_told_to_wait_sends_all_of_it_again() {
+    const COUNT: usize = 10;
+    for sdk in SDKS {
+        if !sdk.is_there().await {
+            continue;
+        }
+        let mut setup = Setup::new().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        setup.set("HTTP_PORT", &port.to_string());
+        let addr = format!("127.0.0.1:{port}");
+        let sent = sdk.send(&addr, COUNT, "waited");
+        let answers =
+            ["429 Too Many Requests\r\nRetry-After: 1", "503 Service Unavailable\r\nRetry-After: 1"];
+        let first_refuse = async {
+            refuse(listener, &answers).await;
+            setup.start().await
+        };
+        let (version, relay) = tokio::join!(sent, first_refuse);
+        println!("{version}, told to wait");
+        taken(&setup, Vendor::Segment, (COUNT * KINDS.len()) as u64).await;
+        sdk.check(&setup, COUNT, "waited");
+        assert_eq!(relay.terminate().await.code, 0);
     }
 }
 
