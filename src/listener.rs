@@ -10,7 +10,10 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Weak, atomic::AtomicUsize},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -162,13 +165,15 @@ pub(crate) enum Slot {
 #[derive(Debug)]
 pub(crate) struct Peer {
     ip: IpAddr,
+    /// Its connections that live.
+    connections: AtomicUsize,
     /// Bytes of messages that it is sending.
     receiving: AtomicUsize,
 }
 
 impl Peer {
     fn new(ip: IpAddr) -> Self {
-        Self { ip, receiving: AtomicUsize::new(0) }
+        Self { ip, connections: AtomicUsize::new(0), receiving: AtomicUsize::new(0) }
     }
 
     /// See [`Peer`].
@@ -273,8 +278,7 @@ impl Connections {
             };
             // A small answer must not wait for an acknowledgement of the last one.
             let _ = stream.set_nodelay(true);
-            self.open.inc();
-            let open = Open { gauge: self.open.clone(), peer, permit };
+            let open = Open::new(self.open.clone(), peer, permit);
             let silence = Some(Silence::new(self.idle_timeout));
             let idle_timeout = self.idle_timeout;
             let closing = closing.map(|closing| Box::pin(closing.cancelled_owned()));
@@ -289,12 +293,10 @@ impl Connections {
             self.peers.retain(|_, peer| peer.strong_count() > 0);
         }
         let known = self.peers.get(&ip);
-        // Each of its connections holds it, once.
-        if known.is_some_and(|peer| peer.strong_count() >= self.limits.of(ip)) {
-            return None;
-        }
         if let Some(peer) = known.and_then(Weak::upgrade) {
-            return Some(peer);
+            // Its connections are counted, and not who holds it: what they receive does, too.
+            let has_room = peer.connections.load(Ordering::Relaxed) < self.limits.of(ip);
+            return has_room.then_some(peer);
         }
         let peer = Arc::new(Peer::new(ip));
         self.peers.insert(ip, Arc::downgrade(&peer));
@@ -357,14 +359,22 @@ impl axum::serve::Listener for Connections {
 #[derive(Debug)]
 struct Open {
     gauge: Gauge,
-    /// Held once by each connection, and so by nothing else.
     peer: Arc<Peer>,
     permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Open {
+    fn new(gauge: Gauge, peer: Arc<Peer>, permit: Option<OwnedSemaphorePermit>) -> Self {
+        gauge.inc();
+        peer.connections.fetch_add(1, Ordering::Relaxed);
+        Self { gauge, peer, permit }
+    }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.gauge.dec();
+        self.peer.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -529,9 +539,12 @@ mod tests {
     #[tokio::test]
     async fn a_peer_has_its_own_number_and_one_over_it_is_closed_at_once() {
         let (listener, addr) = listener().await;
-        let mut connections = connections(listener, ConnectionLimits { all: 10, of_peer: Some(1) });
-        let _first_caller = TcpStream::connect(addr).await.unwrap();
+        let mut connections = connections(listener, ConnectionLimits { all: 10, of_peer: Some(2) });
+        let _callers = [TcpStream::connect(addr).await.unwrap(), TcpStream::connect(addr).await.unwrap()];
         let first = connections.next().await.0;
+        // As a door does, which counts what the peer sends.
+        let _receiving = first.peer().clone();
+        let _second = timeout(Duration::from_secs(5), connections.next()).await.expect("it may have two").0;
         let mut refused = TcpStream::connect(addr).await.unwrap();
         let none = timeout(Duration::from_millis(50), connections.next()).await;
         assert!(none.is_err());
