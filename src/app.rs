@@ -91,10 +91,8 @@ const SERVER_GRACE: Duration = Duration::from_millis(250);
 const CLOSE_MIN: Duration = Duration::from_millis(100);
 /// How often a drain says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// The settings of the two ports, for errors.
+/// The settings of the port, for errors.
 const METRICS_PORT: &str = "METRICS_HOST, METRICS_PORT";
-const GRPC_PORT: &str = "GRPC_HOST, GRPC_PORT";
-const HTTP_PORT: &str = "HTTP_HOST, HTTP_PORT";
 
 /// Why the relay did not start.
 #[derive(Debug, Error)]

@@ -56,6 +56,12 @@ impl Listen {
         }
         at
     }
+
+    /// True if only this machine can reach it.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let (name, _) = addresses(&self.host);
+        name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
 }
 
 /// File descriptors that are kept for everything but callers: providers, disk,

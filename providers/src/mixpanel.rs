@@ -283,24 +283,13 @@ impl Mixpanel {
         } else {
             Vec::new()
         };
-        let (removed, set): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| value.get() == "null");
-
-        let mut count = 0;
-        if removed.is_empty() || !set.is_empty() {
+        let mut count = 1;
+        if entries.is_empty() {
             let mut update = self.begin_update(updates.object(), event, user);
-            if entries.is_empty() {
-                update.raw("$set", traits.json());
-            } else {
-                write_set(&mut update, &set);
-            }
+            update.raw("$set", traits.json());
             update.end();
-            count += 1;
-        }
-        if !removed.is_empty() {
-            let mut update = self.begin_update(updates.object(), event, user);
-            write_unset(&mut update, &removed);
-            update.end();
-            count += 1;
+        } else {
+            count = set_and_unset(updates, &entries, |update| self.begin_update(update, event, user));
         }
         if !event.is_plain() {
             count += self.encode_membership(updates, event, user);
@@ -324,16 +313,29 @@ fn takes_any_token(event: &Event) -> bool {
 /// A name of a caller's, and the JSON that it has.
 type Entry<'a> = (String, &'a RawValue);
 
-fn write_set(update: &mut Object<'_>, set: &[&Entry<'_>]) {
-    let mut object = update.object("$set");
-    object.entries(set.iter().map(|(key, value)| (&**key, *value)));
-    object.end();
-}
-
-fn write_unset(update: &mut Object<'_>, removed: &[&Entry<'_>]) {
-    let mut names = update.list("$unset");
-    removed.iter().for_each(|(key, _)| names.string(key));
-    names.end();
+/// Writes what becomes of a profile's properties and returns the number of updates: one
+/// that sets and, of nulls, one that removes. `begin` says whose they are.
+fn set_and_unset(
+    updates: &mut List<'_>,
+    entries: &[Entry<'_>],
+    begin: impl Fn(Object<'_>) -> Object<'_>,
+) -> usize {
+    let (removed, set): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| value.get() == "null");
+    if !set.is_empty() {
+        let mut update = begin(updates.object());
+        let mut object = update.object("$set");
+        object.entries(set.iter().map(|(key, value)| (&**key, *value)));
+        object.end();
+        update.end();
+    }
+    if !removed.is_empty() {
+        let mut update = begin(updates.object());
+        let mut names = update.list("$unset");
+        removed.iter().for_each(|(key, _)| names.string(key));
+        names.end();
+        update.end();
+    }
+    usize::from(!set.is_empty()) + usize::from(!removed.is_empty())
 }
 
 /// Profile updates, so many: an event may be more than one, and a full batch of such too

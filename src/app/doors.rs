@@ -3,12 +3,16 @@
 
 use std::net::SocketAddr;
 
-use super::{GRPC_PORT, HTTP_PORT, StartError, listen};
+use super::{StartError, listen};
 use crate::{
     config::Config,
     ingest::{connections::Port, tls::Tls},
     listener::{self, ConnectionLimits},
 };
+
+/// The settings of the ports, for errors.
+const GRPC_PORT: &str = "GRPC_HOST, GRPC_PORT";
+const HTTP_PORT: &str = "HTTP_HOST, HTTP_PORT";
 
 /// The ports of the doors, and where they are. Nobody is answered yet.
 pub(super) struct DoorPorts {

@@ -3,8 +3,10 @@
 //! answer into a reply. It never calls a provider and never waits for one.
 
 pub(crate) mod budget;
+mod call_body;
 pub(crate) mod connections;
 pub(crate) mod grpc;
+mod gzip;
 pub(crate) mod http;
 mod limits;
 pub(crate) mod settings;

@@ -1,7 +1,5 @@
 //! What the front doors are told.
 
-use std::net::IpAddr;
-
 use super::tls::{TlsDoor, TlsFiles};
 use crate::{listener::Listen, settings::Reader};
 
@@ -70,11 +68,7 @@ impl HttpSettings {
 
     /// True if anybody who reaches the port can send.
     pub fn is_open(&self) -> bool {
-        let is_loopback = |listen: &Listen| {
-            let host = listen.host.trim_start_matches('[').trim_end_matches(']');
-            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        };
-        self.write_keys.is_empty() && self.listen.as_ref().is_some_and(|listen| !is_loopback(listen))
+        self.write_keys.is_empty() && self.listen.as_ref().is_some_and(|listen| !listen.is_loopback())
     }
 }
 

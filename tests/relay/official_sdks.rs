@@ -26,16 +26,17 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// An SDK: how its events' ids end, and what sends them.
 struct Sdk {
     name: &'static str,
-    script: &'static str,
     /// The module without which it cannot run.
     module: &'static str,
+    /// Of Python's the package that it comes in; the others are Node's.
+    package: Option<&'static str>,
 }
 
 const SDKS: [Sdk; 4] = [
-    Sdk { name: "segment-node", script: "segment_node.cjs", module: "@segment/analytics-node" },
-    Sdk { name: "rudder-node", script: "rudder_node.cjs", module: "@rudderstack/rudder-sdk-node" },
-    Sdk { name: "segment-python", script: "segment_python.py", module: "segment.analytics" },
-    Sdk { name: "rudder-python", script: "rudder_python.py", module: "rudderstack.analytics" },
+    Sdk { name: "segment-node", module: "@segment/analytics-node", package: None },
+    Sdk { name: "rudder-node", module: "@rudderstack/rudder-sdk-node", package: None },
+    Sdk { name: "segment-python", module: "segment.analytics", package: Some("segment-analytics-python") },
+    Sdk { name: "rudder-python", module: "rudderstack.analytics", package: Some("rudder-sdk-python") },
 ];
 
 const KINDS: [(&str, TakenKind); 6] = [
@@ -49,10 +50,9 @@ const KINDS: [(&str, TakenKind); 6] = [
 
 impl Sdk {
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = if self.script.ends_with(".py") {
-            program("PYTHON", "python3", args)
-        } else {
-            program("NODE", "node", args)
+        let mut command = match self.package {
+            Some(_) => program("PYTHON", "python3", args),
+            None => program("NODE", "node", args),
         };
         command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdks")).kill_on_drop(true);
         command.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::null());
@@ -61,10 +61,9 @@ impl Sdk {
 
     /// True if the machine has it; else that it was not run is said.
     async fn is_there(&self) -> bool {
-        let args = if self.script.ends_with(".py") {
-            ["-c".to_owned(), format!("import {}", self.module)]
-        } else {
-            ["-e".to_owned(), format!("require({:?})", self.module)]
+        let args = match self.package {
+            Some(_) => ["-c".to_owned(), format!("import {}", self.module)],
+            None => ["-e".to_owned(), format!("require({:?})", self.module)],
         };
         let [flag, code] = &args;
         let output = self.command(&[flag, code]).output().await;
@@ -78,7 +77,12 @@ impl Sdk {
     /// Sends so many of each kind, and returns what it prints: its version.
     async fn send(&self, addr: &str, count: usize, prefix: &str) -> String {
         let count = count.to_string();
-        let sent = self.command(&[self.script, addr, &count, prefix]).output();
+        let script = format!("{}.cjs", self.name.replace('-', "_"));
+        let of_sdk = match self.package {
+            Some(package) => vec!["python.py", self.module, package, self.name],
+            None => vec![script.as_str()],
+        };
+        let sent = self.command(&[&of_sdk[..], &[addr, &count, prefix]].concat()).output();
         let output = timeout(PATIENCE, sent).await.expect("the SDK ends").unwrap();
         let printed = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "{}: {}", self.name, printed(&output.stderr));

@@ -1,7 +1,7 @@
 //! Groups: what is known of one is a profile at `/groups`. Mixpanel knows who belongs to
 //! it by a property of each event, and by one of the user's profile.
 
-use super::{Entry, Mixpanel, Names, updates_request, write_set, write_unset};
+use super::{Entry, Mixpanel, Names, set_and_unset, updates_request};
 use crate::{
     Endpoint, Event, EventKind, NotFor,
     context::{Added, Context},
@@ -49,22 +49,10 @@ impl Mixpanel {
         let mut names = Names::default();
         let entries: Vec<Entry<'_>> =
             traits.entries().into_iter().map(|(key, value)| (names.unique(key), value)).collect();
-        let (removed, set): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| value.get() == "null");
-        if !set.is_empty() {
-            let mut update = self.begin_group(updates, group);
-            write_set(&mut update, &set);
-            update.end();
-        }
-        if !removed.is_empty() {
-            let mut update = self.begin_group(updates, group);
-            write_unset(&mut update, &removed);
-            update.end();
-        }
-        usize::from(!set.is_empty()) + usize::from(!removed.is_empty())
+        set_and_unset(updates, &entries, |update| self.begin_group(update, group))
     }
 
-    fn begin_group<'a>(&self, updates: &'a mut List<'_>, [group_type, group_id]: [&str; 2]) -> Object<'a> {
-        let mut update = updates.object();
+    fn begin_group<'a>(&self, mut update: Object<'a>, [group_type, group_id]: [&str; 2]) -> Object<'a> {
         update.string("$token", self.token.expose());
         update.string("$group_key", group_type);
         update.string("$group_id", group_id);

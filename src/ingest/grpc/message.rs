@@ -4,30 +4,27 @@
 //! A message is counted against the budget from its head on, and has a time limit.
 
 use std::{
-    future::poll_fn,
-    io::Read,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use flate2::bufread::GzDecoder;
 use futures_util::{Stream, stream};
-use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 use tonic::{
     Status,
-    codegen::{
-        StdError,
-        http::{HeaderMap, HeaderName, HeaderValue},
-    },
+    codegen::http::{HeaderMap, HeaderName, HeaderValue},
     metadata::MetadataValue,
 };
 
 use super::refusal::malformed;
-use crate::ingest::budget::{Held, Receiving};
+use crate::ingest::{
+    budget::{Held, Receiving},
+    call_body::{CallBody, next_frame},
+    gzip::{self, NotInflated},
+};
 
 /// Before a message: whether it is compressed, and its length.
 pub(super) const HEAD_BYTES: usize = 5;
@@ -48,27 +45,11 @@ pub(super) struct Rules {
     pub(super) receiving: Arc<Receiving>,
 }
 
-/// What a call's messages come in.
-pub(crate) trait CallBody: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static {}
-
-impl<B: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static> CallBody for B {}
-
 /// Reads a call's one message, to the end of the call.
 pub(super) async fn read_message(body: impl CallBody, rules: &Rules) -> Result<Bytes, Status> {
     let mut body = pin!(body);
     let (mut framed, mut held, mut held_call) = (Framed::default(), None, None);
-    // Most messages are here with their call, and nothing is waited for.
-    let mut next = async || {
-        poll_fn(|cx| {
-            let frame = body.as_mut().poll_frame(cx);
-            if frame.is_pending() && held_call.is_none() {
-                held_call = Some(rules.receiving.hold_call()?);
-            }
-            frame.map(Ok::<_, Status>)
-        })
-        .await
-    };
-    while let Some(frame) = next().await? {
+    while let Some(frame) = next_frame(body.as_mut(), &rules.receiving, &mut held_call).await? {
         let frame = frame.map_err(|error| Status::from_error(error.into()))?;
         let Ok(data) = frame.into_data() else { continue };
         framed.push(data);
@@ -257,16 +238,12 @@ impl Rules {
                 return Err(status);
             }
         }
-        let limit = u64::try_from(self.bytes_max).unwrap_or(u64::MAX).saturating_add(1);
-        let (mut message, mut decoder) = (Vec::new(), GzDecoder::new(compressed).take(limit));
-        decoder.read_to_end(&mut message).map_err(|error| malformed(format!("gzip: {error}")))?;
-        if message.len() > self.bytes_max {
-            return Err(too_large("more when it is decompressed", self.bytes_max));
+        match gzip::inflate(compressed, self.bytes_max, |_| Ok(())) {
+            Ok(message) => Ok(message.into()),
+            Err(NotInflated::TooLarge) => Err(too_large("more when it is decompressed", self.bytes_max)),
+            Err(NotInflated::Malformed(error)) => Err(malformed(error)),
+            Err(NotInflated::NoRoom(denied)) => Err(denied.into()),
         }
-        if !decoder.into_inner().into_inner().is_empty() {
-            return Err(malformed("gzip: more behind its end"));
-        }
-        Ok(message.into())
     }
 }
 

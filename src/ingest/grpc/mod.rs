@@ -12,5 +12,3 @@ mod refusal;
 pub(crate) mod server;
 pub(crate) mod service;
 mod wire;
-
-pub(super) use message::CallBody;

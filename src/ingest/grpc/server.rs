@@ -144,7 +144,10 @@ async fn report_health(reporter: HealthReporter, health: Arc<Health>) -> Infalli
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::{
+        net::SocketAddr,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use prometheus_client::metrics::counter::Counter;
     use tokio::{net::TcpListener, time::sleep};
@@ -161,7 +164,7 @@ mod tests {
         },
         queue::{Queue, QueueLimits, memory},
         shutdown::Stop,
-        telemetry::Telemetry,
+        telemetry::{IngestMetrics, Telemetry},
         time::Clock,
     };
 
@@ -214,12 +217,11 @@ mod tests {
         assert!(page.contains(r#"relay_requests_total{method="TrackEvent",code="INTERNAL"} 1"#), "{page}");
     }
 
-    /// PINGs keep no connection: only calls do.
-    #[tokio::test]
-    async fn a_connection_without_calls_is_closed_and_one_with_a_call_is_not() {
+    /// A door whose connections live so long, and what it counts.
+    async fn serving(lifetime: Lifetime) -> (SocketAddr, IngestMetrics) {
         let telemetry = &mut Telemetry::new(0);
         let metrics = telemetry.ingest();
-        let (queue, _receiver) = memory::bounded(QueueLimits { events_max: 10, bytes_max: 1 << 20 });
+        let (queue, receiver) = memory::bounded(QueueLimits { events_max: 1000, bytes_max: 1 << 20 });
         let queue_of_admission = Queue::Memory(queue.clone(), telemetry.accepted());
         let admission = Arc::new(Admission::new(queue_of_admission, Clock::system(), telemetry.admission()));
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
@@ -227,13 +229,22 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let door = FrontDoor::new(admission, health, Counter::default());
         let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
-        let minute = Duration::from_secs(60);
-        let lifetime = Lifetime { idle: Duration::from_millis(50), age_max: minute, grace: minute };
         let port = Port { listener, tls: None, limits: LIMITS };
         let counts = metrics.clone();
         tokio::spawn(async move {
+            // Nobody takes the events, and they find room.
+            let _receiver = receiver;
             port.serve(GrpcDoor(service), lifetime, budget(), &counts, std::future::pending()).await;
         });
+        (addr, metrics)
+    }
+
+    /// PINGs keep no connection: only calls do.
+    #[tokio::test]
+    async fn a_connection_without_calls_is_closed_and_one_with_a_call_is_not() {
+        let minute = Duration::from_secs(60);
+        let lifetime = Lifetime { idle: Duration::from_millis(50), age_max: minute, grace: minute };
+        let (addr, metrics) = serving(lifetime).await;
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
         let (requests, stream) = tokio::sync::mpsc::channel(1);
@@ -254,26 +265,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_old_connection_is_replaced_and_cuts_no_call_off() {
-        let telemetry = &mut Telemetry::new(0);
-        let metrics = telemetry.ingest();
-        let (queue, _receiver) = memory::bounded(QueueLimits { events_max: 1000, bytes_max: 1 << 20 });
-        let admission = Arc::new(Admission::new(
-            Queue::Memory(queue.clone(), telemetry.accepted()),
-            Clock::system(),
-            telemetry.admission(),
-        ));
-        let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let door = FrontDoor::new(admission, health, Counter::default());
-        let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
         let minute = Duration::from_secs(60);
         let lifetime = Lifetime { idle: minute, age_max: Duration::from_millis(100), grace: minute };
-        let port = Port { listener, tls: None, limits: LIMITS };
-        let counts = metrics.clone();
-        tokio::spawn(async move {
-            port.serve(GrpcDoor(service), lifetime, budget(), &counts, std::future::pending()).await;
-        });
+        let (addr, metrics) = serving(lifetime).await;
 
         let mut client = AnalyticsServiceClient::connect(format!("http://{addr}")).await.unwrap();
         let (requests, stream) = tokio::sync::mpsc::channel(1);

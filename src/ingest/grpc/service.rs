@@ -30,15 +30,18 @@ use super::{
     answer::{AnswerBody, answer_of_stream, answer_with},
     codec::MessageEncoder,
     front_door::FrontDoor,
-    message::{CallBody, MESSAGE_TIMEOUT, Rules, late, messages, read_message},
+    message::{MESSAGE_TIMEOUT, Rules, late, messages, read_message},
     observe::{code_of, label, observe_stream},
     refusal::{malformed, metadata_too_large, no_connection_left},
 };
-use crate::ingest::{
-    budget::{Held, Receiving},
-    limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX},
+use crate::{
+    ingest::{
+        budget::{Held, Receiving},
+        call_body::CallBody,
+        limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX},
+    },
+    telemetry::{IngestMetrics, MethodMetrics},
 };
-use crate::telemetry::{IngestMetrics, MethodMetrics};
 
 /// A stream is ended after this time, so that its connection can be closed when
 /// it is old without cutting an answer off.

@@ -8,11 +8,14 @@ use super::{
     integrations::Destinations,
     item::{Beside, Call, Caller},
     json::{fields, items},
-    reply::{Problem, Reply, described, json, name_here, success},
+    reply::{Problem, Reply, described, json, name_here, success, whole_seconds},
     route::Form,
 };
 use crate::{
-    admission::{Accepted, Admission, PutBatch, denied::Denied},
+    admission::{
+        Accepted, Admission, PutBatch,
+        denied::{Denied, Violation},
+    },
     ingest::limits::{HTTP_BATCH_ITEMS_MAX, HTTP_INGESTION_ITEMS_MAX},
 };
 
@@ -109,14 +112,13 @@ struct FieldError<'a> {
     message: String,
 }
 
-fn errors(denied: &Denied) -> Vec<FieldError<'_>> {
-    let Denied::Invalid(violations) = denied else { return Vec::new() };
-    let violations = violations.iter().map(|violation| FieldError {
+fn errors(violations: &[Violation]) -> Vec<FieldError<'_>> {
+    let errors = violations.iter().map(|violation| FieldError {
         field: name_here(&violation.field),
         code: violation.reason.name(),
         message: described(violation),
     });
-    violations.collect()
+    errors.collect()
 }
 
 /// The ingestion API's answer: for each event, and 202, 207, or 429 if there is room for
@@ -156,9 +158,9 @@ pub(super) fn reply_of_ingestion(answers: &[Result<Accepted, Denied>]) -> Reply 
             accepted += 1;
             Outcome::Accepted { index, event_id: taken.event_id.as_str() }
         }
-        Err(denied @ Denied::Invalid(_)) => {
+        Err(Denied::Invalid(violations)) => {
             rejected += 1;
-            Outcome::Rejected { index, errors: errors(denied) }
+            Outcome::Rejected { index, errors: errors(violations) }
         }
         Err(denied) => {
             later += 1;
@@ -172,13 +174,13 @@ pub(super) fn reply_of_ingestion(answers: &[Result<Accepted, Denied>]) -> Reply 
         _ if rejected + later > 0 => StatusCode::MULTI_STATUS,
         _ => StatusCode::ACCEPTED,
     };
-    let retry_after_ms = delay.and_then(Denied::retry_delay).map(|delay| delay.as_millis());
+    let wait = delay.and_then(Denied::retry_delay);
+    let retry_after_ms = wait.map(|wait| wait.as_millis());
     let success = accepted == answers.len();
     let mut reply =
         json(status, &Answer { success, accepted, rejected, deferred: later, retry_after_ms, results });
-    if let Some(wait) = retry_after_ms.filter(|_| later == answers.len()) {
-        let seconds = u64::try_from(wait.div_ceil(1000).max(1)).unwrap_or(u64::MAX);
-        reply.headers_mut().insert(RETRY_AFTER, seconds.into());
+    if let Some(wait) = wait.filter(|_| later == answers.len()) {
+        reply.headers_mut().insert(RETRY_AFTER, whole_seconds(wait));
     }
     reply
 }
@@ -216,16 +218,13 @@ pub(super) fn reply_with_answers(answers: &[Result<Accepted, Denied>]) -> Reply 
     for (index, answer) in answers.iter().enumerate() {
         match answer {
             Ok(_) => {}
-            Err(denied @ Denied::Invalid(_)) => {
-                let violations = errors(denied)
-                    .into_iter()
-                    .map(|FieldError { field, code, message }| ReasonOfField {
-                        reason: code,
-                        field,
-                        description: message,
-                    })
-                    .collect();
-                refused.push(Refused { index, violations });
+            Err(Denied::Invalid(violations)) => {
+                let violations = violations.iter().map(|violation| ReasonOfField {
+                    reason: violation.reason.name(),
+                    field: name_here(&violation.field),
+                    description: described(violation),
+                });
+                refused.push(Refused { index, violations: violations.collect() });
             }
             Err(denied) => later.push(Deferred { index, reason: denied.reason().name() }),
         }

@@ -1,9 +1,11 @@
 //! The body of a call: in time, within the budget and the limits, inflated, as text.
 
-use std::{future::poll_fn, io::Read, pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
-use flate2::bufread::GzDecoder;
-use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::{
     HeaderMap,
@@ -16,7 +18,8 @@ use crate::{
     admission::denied::Denied,
     ingest::{
         budget::{Held, Receiving},
-        grpc::CallBody,
+        call_body::{CallBody, next_frame},
+        gzip::{self, NotInflated},
     },
 };
 
@@ -72,7 +75,7 @@ pub(super) async fn read(
 }
 
 async fn receive<B: CallBody>(
-    mut body: std::pin::Pin<&mut B>,
+    mut body: Pin<&mut B>,
     bytes_max: usize,
     receiving: &Arc<Receiving>,
 ) -> Result<(Vec<u8>, Option<Held>), Problem> {
@@ -82,15 +85,8 @@ async fn receive<B: CallBody>(
     }
     let (mut bytes, mut held, mut held_call) = (Vec::new(), None, None);
     loop {
-        // Most bodies are here with their call, and nothing is waited for.
-        let frame = poll_fn(|cx| {
-            let frame = body.as_mut().poll_frame(cx);
-            if frame.is_pending() && held_call.is_none() {
-                held_call = Some(receiving.hold_call()?);
-            }
-            frame.map(Ok::<_, Denied>)
-        });
-        let Some(frame) = frame.await.map_err(Problem::Denied)? else { break };
+        let frame = next_frame(body.as_mut(), receiving, &mut held_call).await;
+        let Some(frame) = frame.map_err(Problem::Denied)? else { break };
         let frame = frame.map_err(|_| Problem::malformed("", "the body ends before its end"))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > bytes_max {
@@ -98,7 +94,7 @@ async fn receive<B: CallBody>(
         }
         let whole = length.unwrap_or(bytes.len() + data.len());
         if bytes.len() + data.len() < whole || length.is_none() {
-            hold(receiving, &mut held, whole)?;
+            hold(receiving, &mut held, whole).map_err(Problem::Denied)?;
         }
         bytes.reserve_exact(whole.saturating_sub(bytes.len()));
         bytes.extend_from_slice(&data);
@@ -107,18 +103,16 @@ async fn receive<B: CallBody>(
 }
 
 /// Holds at least so many bytes, in steps.
-fn hold(receiving: &Arc<Receiving>, held: &mut Option<Held>, bytes: usize) -> Result<(), Problem> {
+fn hold(receiving: &Arc<Receiving>, held: &mut Option<Held>, bytes: usize) -> Result<(), Denied> {
     match held {
-        None => *held = Some(receiving.hold(bytes).map_err(Problem::Denied)?),
-        Some(held) if held.bytes() < bytes => {
-            held.grow(STEP_BYTES.max(bytes - held.bytes())).map_err(Problem::Denied)?
-        }
+        None => *held = Some(receiving.hold(bytes)?),
+        Some(held) if held.bytes() < bytes => held.grow(STEP_BYTES.max(bytes - held.bytes()))?,
         Some(_) => {}
     }
     Ok(())
 }
 
-async fn throw_away<B: CallBody>(mut body: std::pin::Pin<&mut B>) {
+async fn throw_away<B: CallBody>(mut body: Pin<&mut B>) {
     let mut rest = 0;
     while let Some(Ok(frame)) = body.frame().await {
         rest += frame.data_ref().map_or(0, bytes::Bytes::len);
@@ -163,29 +157,19 @@ fn encoding(headers: &HeaderMap, bytes: &[u8]) -> Result<Encoding, Problem> {
     }
 }
 
-/// What a body inflates to, of which no more is made than it may be.
+/// What a body inflates to, and what that holds.
 fn inflate(
     compressed: &[u8],
     bytes_max: usize,
     receiving: &Arc<Receiving>,
 ) -> Result<(Vec<u8>, Option<Held>), Problem> {
-    let malformed = |error: std::io::Error| Problem::malformed("", format!("gzip: {error}"));
-    let (mut bytes, mut held, mut decoder) = (Vec::new(), None, GzDecoder::new(compressed));
-    loop {
-        let step = u64::try_from(STEP_BYTES).expect("a step is small");
-        let more = decoder.by_ref().take(step).read_to_end(&mut bytes).map_err(malformed)?;
-        if bytes.len() > bytes_max {
-            return Err(Problem::TooLarge(bytes_max));
-        }
-        if more == 0 {
-            break;
-        }
-        hold(receiving, &mut held, bytes.len())?;
+    let mut held = None;
+    match gzip::inflate(compressed, bytes_max, |bytes| hold(receiving, &mut held, bytes)) {
+        Ok(bytes) => Ok((bytes, held)),
+        Err(NotInflated::TooLarge) => Err(Problem::TooLarge(bytes_max)),
+        Err(NotInflated::Malformed(error)) => Err(Problem::malformed("", error)),
+        Err(NotInflated::NoRoom(denied)) => Err(Problem::Denied(denied)),
     }
-    if !decoder.into_inner().is_empty() {
-        return Err(Problem::malformed("", "gzip: more behind its end"));
-    }
-    Ok((bytes, held))
 }
 
 #[cfg(test)]

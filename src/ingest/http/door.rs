@@ -24,11 +24,15 @@ use super::{
     snippet,
 };
 use crate::{
-    admission::{Admission, denied::Denied},
+    admission::{
+        Accepted, Admission,
+        denied::{Denied, Violation},
+        draft::Draft,
+    },
     health::Health,
     ingest::{
         budget::Receiving,
-        grpc::CallBody,
+        call_body::CallBody,
         limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, METADATA_BYTES_MAX},
     },
     telemetry::{IngestMetrics, MethodMetrics},
@@ -106,28 +110,29 @@ impl HttpDoor {
         let started = Instant::now();
         let (parts, body) = call.into_parts();
         let route = Route::of_path(parts.uri.path());
+        let form = route.map_or(Form::Segment, Route::form);
         let (uri, headers, ip) = (parts.uri, parts.headers, receiving.peer_ip());
         let head = Head { uri, headers, ip, is_tls };
         let served = AssertUnwindSafe(self.dispatch(route, &parts.method, &head, body, &receiving));
         let mut reply = match served.catch_unwind().await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(problem)) => problem.reply(form_of(route)),
+            Ok(Err(problem)) => problem.reply(form),
             Err(panic) => {
                 drop(panic);
                 self.metrics.panics.inc();
                 error!("a defect: a call's handler panicked; its caller got 500");
-                Problem::Defect.reply(form_of(route))
+                Problem::Defect.reply(form)
             }
         };
         cors::allow(&head.headers, &mut reply);
-        let (place, _) = route.label();
+        let place = route.map_or(LABELS.len() - 1, Route::place);
         self.routes[place].answered(code_label(reply.status()), started.elapsed().as_secs_f64());
         reply
     }
 
     async fn dispatch<B: CallBody>(
         &self,
-        route: Route,
+        route: Option<Route>,
         method: &Method,
         head: &Head,
         body: B,
@@ -136,9 +141,7 @@ impl HttpDoor {
         if *method == Method::OPTIONS {
             return Ok(cors::preflight(&head.headers));
         }
-        if route == Route::Unknown {
-            return Err(Problem::NotFound);
-        }
+        let route = route.ok_or(Problem::NotFound)?;
         let is_read = *method == Method::HEAD && route.method() == "GET";
         if method.as_str() != route.method() && !is_read {
             return Err(Problem::MethodNotAllowed(match route.method() {
@@ -163,8 +166,8 @@ impl HttpDoor {
                 let authority = head.uri.authority().map(hyper::http::uri::Authority::as_str);
                 Ok(snippet::settings(key, &head.headers, authority, head.is_tls))
             }
-            Route::Pixel => {
-                if let Err(problem) = self.pixel(head).await {
+            Route::Pixel(kind) => {
+                if let Err(problem) = self.pixel(kind, head).await {
                     tracing::debug!(?problem, "event of a pixel refused");
                 }
                 Ok(pixel::image())
@@ -172,7 +175,6 @@ impl HttpDoor {
             Route::Health => Ok(self.status(StatusCode::OK)),
             Route::Ready if self.health.is_ready() => Ok(self.status(StatusCode::OK)),
             Route::Ready => Ok(self.status(StatusCode::SERVICE_UNAVAILABLE)),
-            Route::Unknown => Err(Problem::NotFound),
         }
     }
 
@@ -215,15 +217,10 @@ impl HttpDoor {
             self.keys.check(write_key.and_then(text).as_deref())?;
         }
         let call = self.call(form, head.caller(), head.is_browser());
-        let admitted = call.read(&read.text, Some(kind)).map(|draft| self.admission.admit(draft));
+        let admitted = self.admit(call.read(&read.text, Some(kind)));
         // Who waits for the disk holds its event and no message.
         drop(read);
-        let accepted = match admitted {
-            Ok(admitted) => admitted.await.map_err(Problem::Denied)?,
-            Err(violation) => {
-                return Err(Problem::Denied(self.admission.denied(Denied::Invalid(vec![violation]))));
-            }
-        };
+        let accepted = admitted.await?;
         Ok(match form {
             Form::Segment => success(),
             Form::Ingestion => queued(&accepted),
@@ -257,17 +254,29 @@ impl HttpDoor {
         })
     }
 
-    async fn pixel(&self, head: &Head) -> Result<(), Problem> {
+    async fn pixel(&self, kind: Option<Kind>, head: &Head) -> Result<(), Problem> {
         let json = pixel::event_in(head.query())?;
         let [write_key] = fields(&json, &["writeKey"]).map_err(|error| not_json(&json, &error))?;
         let key = write_key.and_then(text).map(std::borrow::Cow::into_owned).or_else(|| head.key());
         self.keys.check(key.as_deref())?;
-        let path = head.uri.path().trim_end_matches('/');
-        let kind = path.rsplit('/').next().and_then(Kind::named).ok_or(Problem::NotFound)?;
+        let kind = kind.ok_or(Problem::NotFound)?;
         let call = self.call(Form::Segment, head.caller(), true);
-        match call.read(&json, Some(kind)) {
-            Ok(draft) => self.admission.admit(draft).await.map(|_| ()).map_err(Problem::Denied),
-            Err(violation) => Err(Problem::Denied(self.admission.denied(Denied::Invalid(vec![violation])))),
+        self.admit(call.read(&json, Some(kind))).await?;
+        Ok(())
+    }
+
+    /// Admits one event as it was read, and counts it if it could not be.
+    fn admit(
+        &self,
+        read: Result<Draft<'_>, Violation>,
+    ) -> impl Future<Output = Result<Accepted, Problem>> + use<'_> {
+        let admitted = match read {
+            Ok(draft) => Ok(self.admission.admit(draft)),
+            Err(violation) => Err(self.admission.denied(Denied::Invalid(vec![violation]))),
+        };
+        async move {
+            let admitted = admitted.map_err(Problem::Denied)?;
+            admitted.await.map_err(Problem::Denied)
         }
     }
 
@@ -275,14 +284,6 @@ impl HttpDoor {
     fn call<'a>(&'a self, form: Form, caller: Caller<'a>, is_browser: bool) -> Call<'a> {
         let received_ms = self.admission.now_ms();
         Call::new(form, received_ms, (caller, is_browser), Beside::default(), &self.destinations)
-    }
-}
-
-/// The form in which a route's errors are told.
-fn form_of(route: Route) -> Form {
-    match route {
-        Route::One(_, form) | Route::Batch(form) => form,
-        _ => Form::Segment,
     }
 }
 

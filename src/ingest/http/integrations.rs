@@ -1,10 +1,10 @@
 //! `integrations`: which of its destinations an event is for.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use analytics_relay_providers::event::Audience;
-use serde_json::value::RawValue;
 
+use super::json::object;
 use crate::{
     admission::denied::{Violation, shown},
     reasons::RefusalReason,
@@ -29,35 +29,48 @@ impl Destinations {
     }
 }
 
-/// The audience that one or several such objects name; the later wins over the earlier.
-/// A destination that this relay does not have changes nothing.
-pub(super) fn audience<const N: usize>(
-    objects: [&str; N],
-    destinations: &Destinations,
-) -> Result<Audience<'static>, Violation> {
-    let (mut all, mut named) = (true, BTreeMap::new());
-    for json in objects {
-        let object: BTreeMap<Cow<'_, str>, &RawValue> =
-            serde_json::from_str(json).map_err(|_| not_object(json))?;
-        for (destination, value) in object {
+/// What one or several such objects say; the later wins over the earlier. A destination
+/// that this relay does not have changes nothing.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// Those that are not named.
+    all: bool,
+    named: BTreeMap<&'static str, bool>,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { all: true, named: BTreeMap::new() }
+    }
+}
+
+impl Wanted {
+    /// The same, with what one more object says.
+    pub(super) fn and(mut self, json: &str, destinations: &Destinations) -> Result<Self, Violation> {
+        for (destination, value) in object(json).ok_or_else(|| not_object(json))? {
             // An object holds options, and so it is meant for it.
             let is_for = !matches!(value.get(), "false" | "null");
             if destination.eq_ignore_ascii_case("all") {
-                all = is_for;
+                self.all = is_for;
             } else if let Some(provider) = destinations.named(&destination) {
-                named.insert(provider, is_for);
+                self.named.insert(provider, is_for);
             }
         }
+        Ok(self)
     }
-    let those = |is_for: bool| {
-        let names: Vec<_> = named.iter().filter(|(_, it)| **it == is_for).map(|(name, _)| *name).collect();
-        names.join(",")
-    };
-    Ok(match (all, those(false)) {
-        (false, _) => Audience::Only(those(true).into()),
-        (true, names) if names.is_empty() => Audience::All,
-        (true, names) => Audience::AllBut(names.into()),
-    })
+
+    /// Who gets the event.
+    pub(super) fn audience(&self) -> Audience<'static> {
+        let those = |is_for: bool| {
+            let names = self.named.iter().filter(|(_, it)| **it == is_for).map(|(name, _)| *name);
+            names.collect::<Vec<_>>().join(",")
+        };
+        match (self.all, those(false)) {
+            (false, _) => Audience::Only(those(true).into()),
+            (true, names) if names.is_empty() => Audience::All,
+            (true, names) => Audience::AllBut(names.into()),
+        }
+    }
 }
 
 fn not_object(json: &str) -> Violation {
@@ -72,6 +85,14 @@ fn not_object(json: &str) -> Violation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn audience<const N: usize>(
+        objects: [&str; N],
+        destinations: &Destinations,
+    ) -> Result<Audience<'static>, Violation> {
+        let read = |wanted: Wanted, json| wanted.and(json, destinations);
+        objects.into_iter().try_fold(Wanted::default(), read).map(|wanted| wanted.audience())
+    }
 
     #[test]
     fn integrations_name_who_gets_an_event() {

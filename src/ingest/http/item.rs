@@ -1,7 +1,7 @@
 //! One message of Segment's form, or of the ingestion API's, which has the same fields:
 //! JSON → [`Draft`].
 
-use std::{borrow::Cow, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use analytics_relay_providers::{
     Properties,
@@ -11,8 +11,8 @@ use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use serde_json::value::RawValue;
 
 use super::{
-    integrations::{self, Destinations},
-    json::{fields, is_null, text},
+    integrations::{Destinations, Wanted},
+    json::{fields, is_null, object, text},
     route::{Form, Kind},
 };
 use crate::{
@@ -39,8 +39,12 @@ pub(super) struct Call<'a> {
     caller: Caller<'a>,
     is_browser: bool,
     destinations: &'a Destinations,
-    beside: Beside<'a>,
-    /// What stands beside the items of where they happened, read once for all.
+    // What stands beside the items, read once for all.
+    sent_at_ms: Option<i64>,
+    wanted: Result<Wanted, Violation>,
+    /// The names and values of the context there; nothing if there is none, or no object.
+    context: Option<BTreeMap<Cow<'a, str>, &'a RawValue>>,
+    has_context: bool,
     place: PlaceOfEvent<'a>,
 }
 
@@ -67,9 +71,25 @@ impl<'a> Call<'a> {
         beside: Beside<'a>,
         destinations: &'a Destinations,
     ) -> Self {
-        let place = PlaceOfEvent::default();
-        let mut call = Self { form, received_ms, caller, is_browser, destinations, beside, place };
-        call.place = match beside.context.filter(|value| !is_null(value)) {
+        let given = |value: &&RawValue| !is_null(value);
+        let (context, integrations) = (beside.context.filter(given), beside.integrations.filter(given));
+        let wanted = match integrations {
+            None => Ok(Wanted::default()),
+            Some(json) => Wanted::default().and(json.get(), destinations),
+        };
+        let mut call = Self {
+            form,
+            received_ms,
+            caller,
+            is_browser,
+            destinations,
+            sent_at_ms: beside.sent_at.and_then(|value| time_of(value).ok()),
+            wanted,
+            context: context.and_then(|context| object(context.get())),
+            has_context: context.is_some(),
+            place: PlaceOfEvent::default(),
+        };
+        call.place = match context {
             Some(common) => call.place_of(common.get().into()),
             None => call.seen(false),
         };
@@ -131,7 +151,7 @@ impl<'a> Call<'a> {
             true => object_of("traits", traits),
             false => object_of("properties", properties),
         };
-        let sent_at_ms = sent_at.or(self.beside.sent_at).and_then(|value| time_of(value).ok());
+        let sent_at_ms = sent_at.map_or(self.sent_at_ms, |value| time_of(value).ok());
         let time = timestamp.map(|value| ("timestamp", value));
         let time = time.or(original_timestamp.map(|value| ("originalTimestamp", value)));
         let time_ms = match time.filter(|(_, value)| !is_null(value)) {
@@ -174,22 +194,21 @@ impl<'a> Call<'a> {
     }
 
     fn audience(&self, integrations: Option<&RawValue>) -> Result<Audience<'static>, Violation> {
-        let given = |value: &&RawValue| !is_null(value);
-        match (integrations.filter(given), self.beside.integrations.filter(given)) {
-            (None, None) => Ok(Audience::All),
-            (Some(own), None) => integrations::audience([own.get()], self.destinations),
-            (None, Some(common)) => integrations::audience([common.get()], self.destinations),
-            (Some(own), Some(common)) => integrations::audience([common.get(), own.get()], self.destinations),
+        let wanted = self.wanted.as_ref().map_err(Clone::clone)?;
+        match integrations.filter(|value| !is_null(value)) {
+            None => Ok(wanted.audience()),
+            Some(own) => wanted.clone().and(own.get(), self.destinations).map(|wanted| wanted.audience()),
         }
     }
 
     /// Where it happened: the item's own context, and of the call's what that lacks.
     fn place<'c>(&'c self, context: Option<&'c RawValue>) -> PlaceOfEvent<'c> {
-        let given = |value: &&RawValue| !is_null(value);
-        match (context.filter(given), self.beside.context.filter(given)) {
-            (None, _) => self.place.borrowed(),
-            (Some(own), None) => self.place_of(own.get().into()),
-            (Some(own), Some(common)) => self.place_of(merged(common.get(), own.get())),
+        let Some(own) = context.filter(|value| !is_null(value)) else { return self.place.borrowed() };
+        match &self.context {
+            Some(common) => self.place_of(merged(common, own.get())),
+            // What is no object is refused as what it is.
+            None if self.has_context => self.place.borrowed(),
+            None => self.place_of(own.get().into()),
         }
     }
 
@@ -197,8 +216,8 @@ impl<'a> Call<'a> {
     where
         'a: 'c,
     {
-        let context = match checked_object("context", &json) {
-            Ok(context) => context,
+        let context = match parse("context", &json) {
+            Ok(context) => JsonObject::from(context),
             Err(bad) => return PlaceOfEvent { context: Some(Err(bad)), ..PlaceOfEvent::default() },
         };
         // It is a JSON object: nothing of it can be missing but what it does not have.
@@ -275,19 +294,13 @@ impl More<'_> {
     }
 }
 
-/// The fields of two objects; of those that both have the second's.
-fn merged<'a>(common: &'a str, own: &'a str) -> Cow<'a, str> {
-    let entries =
-        |json: &'a str| serde_json::from_str::<std::collections::BTreeMap<Cow<'a, str>, &RawValue>>(json);
-    match (entries(common), entries(own)) {
-        (Ok(mut all), Ok(own)) => {
-            all.extend(own);
-            serde_json::to_string(&all).expect("it was JSON").into()
-        }
-        // What is no object is refused as what it is.
-        (Ok(_), Err(_)) => own.into(),
-        (Err(_), _) => common.into(),
-    }
+/// The fields of two objects; of those that both have the second's. What is no object
+/// stays what it is.
+fn merged<'a>(common: &BTreeMap<Cow<'_, str>, &RawValue>, own: &'a str) -> Cow<'a, str> {
+    let Some(own_fields) = object(own) else { return own.into() };
+    let mut all: BTreeMap<&str, &RawValue> = common.iter().map(|(name, value)| (&**name, *value)).collect();
+    all.extend(own_fields.iter().map(|(name, value)| (&**name, *value)));
+    serde_json::to_string(&all).expect("it was JSON").into()
 }
 
 /// The kind that an item names.
@@ -344,10 +357,6 @@ fn object_of<'a>(field: &'static str, value: Option<&'a RawValue>) -> Result<Pro
     }
 }
 
-fn checked_object<'a>(field: &'static str, json: &'a str) -> Result<JsonObject<'a>, BadProperties> {
-    parse(field, json).map(JsonObject::from)
-}
-
 fn parse<'a>(field: &'static str, json: &'a str) -> Result<Properties<'a>, BadProperties> {
     Properties::parse(json, &HTTP_PROPERTIES).map_err(|error| BadProperties::Faulty { field, error })
 }
@@ -366,11 +375,8 @@ fn read_time(field: &'static str, value: &RawValue) -> Result<i64, Violation> {
 fn time_of(value: &RawValue) -> Result<i64, String> {
     let json = value.get();
     if let Ok(number) = json.parse::<i64>() {
-        return Ok(if number.unsigned_abs() < MILLIS_FROM.unsigned_abs() {
-            number.saturating_mul(1000)
-        } else {
-            number
-        });
+        let is_seconds = number.unsigned_abs() < MILLIS_FROM.unsigned_abs();
+        return Ok(if is_seconds { number.saturating_mul(1000) } else { number });
     }
     // As `time.time()` has it.
     if let Some(seconds) = json.parse::<f64>().ok().filter(|seconds| seconds.is_finite()) {

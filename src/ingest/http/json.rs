@@ -1,7 +1,7 @@
 //! A caller's JSON, as far as the doors look into it: the fields of one object, values
 //! as they stand in the text.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -65,6 +65,11 @@ impl Visitor<'_> for Place<'_> {
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
         Ok(self.0.iter().position(|it| *it == name))
     }
+}
+
+/// An object's names and values, each as it stands; nothing of any other value.
+pub(super) fn object(json: &str) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
+    serde_json::from_str(json).ok()
 }
 
 /// The items of a list, each as it stands: at most so many, and how many there are.

@@ -161,7 +161,7 @@ impl Problem {
 }
 
 /// A wait in whole seconds, as the header says it: at least one.
-fn whole_seconds(delay: Duration) -> HeaderValue {
+pub(super) fn whole_seconds(delay: Duration) -> HeaderValue {
     (delay.as_millis().div_ceil(1000).max(1) as u64).into()
 }
 

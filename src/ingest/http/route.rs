@@ -11,11 +11,10 @@ pub(super) enum Route {
     SdkMetrics,
     /// What analytics.js asks before it sends.
     SdkSettings,
-    /// An event in the address of an image.
-    Pixel,
+    /// An event in the address of an image, of that kind if it is one.
+    Pixel(Option<Kind>),
     Health,
     Ready,
-    Unknown,
 }
 
 /// The kinds of events, as paths and `type` name them.
@@ -67,30 +66,32 @@ pub(super) enum Form {
 }
 
 impl Route {
-    /// The route of a path, with and without a slash at its end.
-    pub(super) fn of_path(path: &str) -> Self {
+    /// The route of a path, with and without a slash at its end; nothing if there is none.
+    pub(super) fn of_path(path: &str) -> Option<Self> {
         let path = path.strip_suffix('/').unwrap_or(path);
         if let Some(of_events) = path.strip_prefix("/v1/events/") {
             return match of_events {
-                "track" => Self::One(Kind::Track, Form::Ingestion),
-                "identify" => Self::One(Kind::Identify, Form::Ingestion),
-                "batch" => Self::Batch(Form::Ingestion),
-                _ => Self::Unknown,
+                "track" => Some(Self::One(Kind::Track, Form::Ingestion)),
+                "identify" => Some(Self::One(Kind::Identify, Form::Ingestion)),
+                "batch" => Some(Self::Batch(Form::Ingestion)),
+                _ => None,
             };
         }
         match path {
-            "/health" | "/healthz" => return Self::Health,
-            "/ready" | "/readyz" => return Self::Ready,
-            "/beacon/v1/batch" => return Self::Batch(Form::Segment),
+            "/health" | "/healthz" => return Some(Self::Health),
+            "/ready" | "/readyz" => return Some(Self::Ready),
+            "/beacon/v1/batch" => return Some(Self::Batch(Form::Segment)),
             _ => {}
         }
-        let Some(path) = path.strip_prefix("/v1/") else { return Self::Unknown };
+        let path = path.strip_prefix("/v1/")?;
+        if let Some(pixel) = path.strip_prefix("pixel/") {
+            return Some(Self::Pixel(pixel.rsplit('/').next().and_then(Kind::named)));
+        }
         match path {
-            "batch" | "b" | "import" => Self::Batch(Form::Segment),
-            "m" => Self::SdkMetrics,
-            _ if path.starts_with("pixel/") => Self::Pixel,
-            _ if write_key_of_settings(path).is_some() => Self::SdkSettings,
-            _ => Kind::of_segment(path).map_or(Self::Unknown, |kind| Self::One(kind, Form::Segment)),
+            "batch" | "b" | "import" => Some(Self::Batch(Form::Segment)),
+            "m" => Some(Self::SdkMetrics),
+            _ if write_key_of_settings(path).is_some() => Some(Self::SdkSettings),
+            _ => Kind::of_segment(path).map(|kind| Self::One(kind, Form::Segment)),
         }
     }
 
@@ -98,13 +99,21 @@ impl Route {
     pub(super) fn method(self) -> &'static str {
         match self {
             Self::One(..) | Self::Batch(_) | Self::SdkMetrics => "POST",
-            Self::SdkSettings | Self::Pixel | Self::Health | Self::Ready | Self::Unknown => "GET",
+            Self::SdkSettings | Self::Pixel(_) | Self::Health | Self::Ready => "GET",
         }
     }
 
-    /// The name that it has in metrics, and its place among all.
-    pub(super) fn label(self) -> (usize, &'static str) {
-        let place = match self {
+    /// The form in which its errors are told.
+    pub(super) fn form(self) -> Form {
+        match self {
+            Self::One(_, form) | Self::Batch(form) => form,
+            _ => Form::Segment,
+        }
+    }
+
+    /// The place of its label among all.
+    pub(super) fn place(self) -> usize {
+        match self {
             Self::One(kind, Form::Segment) => kind as usize,
             Self::One(Kind::Identify, Form::Ingestion) => 6,
             Self::One(_, Form::Ingestion) => 7,
@@ -112,16 +121,15 @@ impl Route {
             Self::Batch(Form::Ingestion) => 9,
             Self::SdkMetrics => 10,
             Self::SdkSettings => 11,
-            Self::Pixel => 12,
+            Self::Pixel(_) => 12,
             Self::Health => 13,
             Self::Ready => 14,
-            Self::Unknown => 15,
-        };
-        (place, LABELS[place])
+        }
     }
 }
 
-/// The labels of all routes, by their places.
+/// The labels of all routes in metrics, by their places; behind them that of a path that
+/// is none.
 pub(super) const LABELS: [&str; 16] = [
     "/v1/track",
     "/v1/identify",
@@ -173,14 +181,15 @@ mod tests {
             ("/beacon/v1/batch", Route::Batch(Form::Segment)),
             ("/v1/m", Route::SdkMetrics),
             ("/v1/projects/key/settings", Route::SdkSettings),
-            ("/v1/pixel/track", Route::Pixel),
+            ("/v1/pixel/track", Route::Pixel(Some(Kind::Track))),
+            ("/v1/pixel/nothing", Route::Pixel(None)),
             ("/v1/events/track", Route::One(Kind::Track, Form::Ingestion)),
             ("/v1/events/batch", Route::Batch(Form::Ingestion)),
             ("/health", Route::Health),
             ("/readyz", Route::Ready),
         ] {
-            assert_eq!(Route::of_path(path), route, "{path}");
-            assert_eq!(Route::of_path(&format!("{path}/")), route, "{path}/");
+            assert_eq!(Route::of_path(path), Some(route), "{path}");
+            assert_eq!(Route::of_path(&format!("{path}/")), Some(route), "{path}/");
         }
         for path in [
             "",
@@ -193,7 +202,7 @@ mod tests {
             "/v1/events/page",
             "/v2/track",
         ] {
-            assert_eq!(Route::of_path(path), Route::Unknown, "{path}");
+            assert_eq!(Route::of_path(path), None, "{path}");
         }
     }
 }

@@ -1,13 +1,15 @@
-"""Sends every kind of event with RudderStack's SDK for Python: <address> <how many of each> <ids begin with>"""
+"""Sends every kind of event with an SDK for Python, Segment's or RudderStack's, which is made of it.
 
+<the SDK's module> <its package> <ids end with> <address> <how many of each> <ids begin with>
+"""
+
+import importlib
 import sys
 import time
 
-from rudderstack.analytics.client import Client
-from rudderstack.analytics.version import VERSION
-
-address, count, prefix = sys.argv[1:]
-client = Client(
+module, package, suffix, address, count, prefix = sys.argv[1:]
+sdk = importlib.import_module(f"{module}.client")
+client = sdk.Client(
     "wk", host=f"http://{address}", gzip=True, upload_size=7, upload_interval=0.2, max_retries=20,
     on_error=lambda error, _items: print(error, file=sys.stderr),
 )
@@ -15,7 +17,7 @@ for at in range(int(count)):
     user = f"user-{at % 5}"
 
     def ids(kind):
-        return {"message_id": f"{prefix}-{kind}-{at}-of-rudder-python"}
+        return {"message_id": f"{prefix}-{kind}-{at}-of-{suffix}"}
 
     client.track(user, "Order Placed", {"total": 19.5}, **ids("track"))
     client.identify(user, {"plan": "pro"}, **ids("identify"))
@@ -28,4 +30,5 @@ for at in range(int(count)):
 client.track("u", "Bad", message_id="x" * 101)
 client.flush()
 client.shutdown()
-print(f"rudder-sdk-python {VERSION}")
+version = importlib.import_module(f"{module}.version").VERSION
+print(f"{package} {version}")
