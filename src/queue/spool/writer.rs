@@ -84,6 +84,8 @@ pub(crate) struct Writer {
     never_synced_events: u64,
     /// A failure was told.
     told: bool,
+    /// Whom a group answers: the buffer, empty between two.
+    answers: Vec<(oneshot::Sender<Result<Durability, Refused>>, Durability)>,
     syncer: CursorSyncer,
     wall: WallCheck,
     /// It was told that the wall clock cannot be trusted.
@@ -130,6 +132,7 @@ impl Writer {
             unsynced_events: 0,
             never_synced_events: 0,
             told: false,
+            answers: Vec::new(),
             syncer: CursorSyncer::start(),
             told_of_clock: false,
             quarantine_removed: 0,
@@ -339,13 +342,12 @@ impl Writer {
         self.rests_until = None;
         let first_seq = self.log.next_seq() - appends.len() as u64;
         self.metrics.accepted.inc_by(appends.len() as u64);
-        let mut skipped = None;
+        let (mut skipped, mut answers) = (None, std::mem::take(&mut self.answers));
         for (seq, append) in (first_seq..).zip(appends) {
             self.status.leave(append.memory_bytes());
             let Append { event, wanted, answer, .. } = append;
             match answer {
-                // Callers that are gone ask again, with the same id.
-                Some(answer) => drop(answer.send(Ok(wanted))),
+                Some(answer) => answers.push((answer, wanted)),
                 None => self.status.take_answered(),
             }
             if self.queue.offer(Queued { event, place: Place::log(seq) }).is_err() {
@@ -356,6 +358,12 @@ impl Writer {
             // The lanes read these from the log.
             self.status.skipped.send_replace(seq);
         }
+        // Last: who is answered can rely on the lanes having been told.
+        for (answer, wanted) in answers.drain(..) {
+            // Callers that are gone ask again, with the same id.
+            let _ = answer.send(Ok(wanted));
+        }
+        self.answers = answers;
     }
 
     /// The group is not in the log.

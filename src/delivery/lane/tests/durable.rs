@@ -231,8 +231,10 @@ impl Durable {
 
     async fn accept_event(&self, event: &Event) {
         let event = accepted_at(event, self.clock.now_ms());
-        // Time must stand still while a real thread is at work; it does for
-        // a task that blocks.
+        // Time must stand still while a real thread is at work; it does for a task that
+        // blocks. The log's thread answers when it has told the lane and the worker: else
+        // it could be held up between that it marks them as woken and that it wakes them,
+        // and time would go on without them.
         let runtime = tokio::runtime::Handle::current();
         let taken = self.spool.append(event, Durability::Written, None).unwrap();
         let append = move || runtime.block_on(taken.durable());
