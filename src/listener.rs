@@ -173,13 +173,11 @@ pub(crate) struct Peer {
     ip: IpAddr,
     /// Its connections that live.
     connections: AtomicUsize,
-    /// Bytes of messages that it is sending.
-    receiving: AtomicUsize,
 }
 
 impl Peer {
     fn new(ip: IpAddr) -> Self {
-        Self { ip, connections: AtomicUsize::new(0), receiving: AtomicUsize::new(0) }
+        Self { ip, connections: AtomicUsize::new(0) }
     }
 
     /// See [`Peer`].
@@ -193,16 +191,6 @@ impl Peer {
 
     pub(crate) fn ip(&self) -> IpAddr {
         self.ip
-    }
-
-    /// Bytes of messages that it is sending.
-    pub(crate) fn receiving(&self) -> &AtomicUsize {
-        &self.receiving
-    }
-
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn for_test(ip: &str) -> Arc<Self> {
-        Arc::new(Self::new(Self::key(ip.parse().expect("an address"))))
     }
 }
 
@@ -300,7 +288,7 @@ impl Connections {
         }
         let known = self.peers.get(&ip);
         if let Some(peer) = known.and_then(Weak::upgrade) {
-            // Its connections are counted, and not who holds it: what they receive does, too.
+            // Its connections are counted, and not who holds it.
             let has_room = peer.connections.load(Ordering::Relaxed) < self.limits.of(ip);
             return has_room.then_some(peer);
         }
@@ -548,8 +536,8 @@ mod tests {
         let mut connections = connections(listener, ConnectionLimits { all: 10, of_peer: Some(2) });
         let _callers = [TcpStream::connect(addr).await.unwrap(), TcpStream::connect(addr).await.unwrap()];
         let first = connections.next().await.0;
-        // As a door does, which counts what the peer sends.
-        let _receiving = first.peer().clone();
+        // Who only knows the peer is none of its connections.
+        let _known = first.peer().clone();
         let _second = timeout(Duration::from_secs(5), connections.next()).await.expect("it may have two").0;
         let mut refused = TcpStream::connect(addr).await.unwrap();
         let none = timeout(Duration::from_millis(50), connections.next()).await;

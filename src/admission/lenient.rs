@@ -105,7 +105,7 @@ pub(super) fn id_of_somebody<'a>(id: &'a str, left_out: Mended, mends: &mut Mend
 }
 
 /// Compared without blanks and quotes around it, and without case.
-fn means_nobody(id: &str) -> bool {
+pub(crate) fn means_nobody(id: &str) -> bool {
     let is_around = |byte: &u8| matches!(byte, 0..=b' ' | 0x7F | b'"' | b'\'' | b'`');
     let bytes = id.as_bytes();
     let Some(first) = bytes.iter().position(|byte| !is_around(byte)) else { return true };

@@ -25,7 +25,7 @@ use crate::{
 
 pub(crate) mod denied;
 pub(crate) mod draft;
-mod lenient;
+pub(crate) mod lenient;
 mod validate;
 
 use denied::{Denied, Violation};
@@ -46,7 +46,7 @@ pub(crate) struct Accepted {
     pub(crate) durability: Durability,
 }
 
-/// Events that were put, or denied, and wait for their answers.
+/// Events that were put, or denied and counted so, and wait for their answers.
 #[derive(Debug)]
 pub(crate) struct PutBatch(Vec<Result<(EventId<'static>, Taken), Denied>>);
 
@@ -78,7 +78,7 @@ impl Admission {
     /// dropped, the event may be admitted all the same.
     pub(crate) fn admit(&self, draft: Draft<'_>) -> impl Future<Output = Result<Accepted, Denied>> + use<'_> {
         let put = self.check(&draft, self.clock.now_ms()).and_then(|checked| self.put(checked, None));
-        self.accepted(put, None)
+        self.accepted(put.map_err(|denied| self.denied(denied)), None)
     }
 
     /// Waits until so many events may find room in the queue, but not for long: then
@@ -95,10 +95,8 @@ impl Admission {
         drafts: impl Iterator<Item = Result<Draft<'a>, Violation>>,
     ) -> PutBatch {
         let (mut no_room, mut row, now_ms) = (None, Row::default(), self.clock.now_ms());
-        let put_next = |draft: Result<Draft<'_>, Violation>| {
-            let checked = draft
-                .map_err(|violation| Denied::Invalid(vec![violation]))
-                .and_then(|draft| self.check(&draft, now_ms))?;
+        let mut put_next = |draft: Result<Draft<'_>, Violation>| {
+            let checked = self.checked(&draft, now_ms)?;
             if let Some(denied) = &no_room {
                 return Err(Denied::clone(denied));
             }
@@ -106,7 +104,54 @@ impl Admission {
             no_room = put.as_ref().err().cloned();
             put
         };
-        PutBatch(drafts.map(put_next).collect())
+        // Counted here: who is refused may not wait for its answer.
+        PutBatch(drafts.map(|draft| put_next(draft).map_err(|denied| self.denied(denied))).collect())
+    }
+
+    /// Puts a batch whose caller sends all of it again if it is told to wait. So there is
+    /// room for all of it, or none is taken; one that is larger than what the queue may
+    /// have room for goes in piece by piece, in a bounded time. So many bytes is about
+    /// what its events will hold.
+    pub(crate) async fn put_whole_batch<'a>(
+        &self,
+        drafts: impl ExactSizeIterator<Item = Result<Draft<'a>, Violation>> + Send,
+        bytes: usize,
+    ) -> PutBatch {
+        let events = drafts.len();
+        if !self.queue.has_room_for(events, bytes) {
+            let full = || Err(self.denied(Refused::Full.into()));
+            return PutBatch((0..events).map(|_| full()).collect());
+        }
+        let patience_ends = Instant::now() + FULL_PATIENCE;
+        let (mut no_room, mut row, now_ms) = (None, Row::default(), self.clock.now_ms());
+        let mut puts = Vec::with_capacity(events);
+        for draft in drafts {
+            let put = loop {
+                let put = self.checked(&draft, now_ms).and_then(|checked| match &no_room {
+                    Some(denied) => Err(Denied::clone(denied)),
+                    None => self.put(checked, Some(&mut row)),
+                });
+                match &put {
+                    Err(Denied::Full { .. }) if no_room.is_none() && Instant::now() < patience_ends => {
+                        let _ = timeout_at(patience_ends, self.queue.room_for(1, bytes / events)).await;
+                    }
+                    Err(Denied::Invalid(_)) | Ok(_) => break put,
+                    Err(denied) => {
+                        no_room = Some(denied.clone());
+                        break put;
+                    }
+                }
+            };
+            puts.push(put.map_err(|denied| self.denied(denied)));
+        }
+        PutBatch(puts)
+    }
+
+    fn checked(&self, draft: &Result<Draft<'_>, Violation>, now_ms: i64) -> Result<Checked, Denied> {
+        match draft {
+            Ok(draft) => self.check(draft, now_ms),
+            Err(violation) => Err(Denied::Invalid(vec![violation.clone()])),
+        }
     }
 
     /// An answer for each event that was put. Waits for the disk, if it has to.
@@ -172,14 +217,14 @@ impl Admission {
         Ok((event_id, taken))
     }
 
-    /// The answer to an event that was put, when the disk has it; the patience
-    /// begins now if it is not given.
+    /// The answer to an event that was put, or denied and counted, when the disk has it;
+    /// the patience begins now if it is not given.
     async fn accepted(
         &self,
         put: Result<(EventId<'static>, Taken), Denied>,
         patience_ends: Option<Instant>,
     ) -> Result<Accepted, Denied> {
-        let (event_id, taken) = put.map_err(|denied| self.denied(denied))?;
+        let (event_id, taken) = put?;
         let durable = match taken {
             // Waiting for memory needs no timer.
             Taken::Done => taken.durable().await,

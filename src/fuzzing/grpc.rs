@@ -23,7 +23,7 @@ use crate::{
         budget::ReceiveBudget,
         grpc::{answer::AnswerBody, front_door::FrontDoor, service::AnalyticsService},
     },
-    listener::{Peer, Slot},
+    listener::Slot,
     proto::v1::{
         self, EventContext, IdentifyUserRequest, PropertyList, PropertyObject, PropertyValue, TrackBatchItem,
         TrackBatchRequest, TrackBatchResponse, TrackEventRequest, TrackEventResponse, property_value::Value,
@@ -205,7 +205,7 @@ impl Served {
             .header("content-type", "application/grpc")
             .body(Body::from(body))
             .expect("a legal request");
-        let receiving = self.budget.connection(Peer::for_test("127.0.0.1"), Slot::Regular);
+        let receiving = self.budget.connection("127.0.0.1".parse().unwrap(), Slot::Regular);
         let answer =
             self.service.clone().answer(request, receiving).now_or_never().expect("nothing is waited for");
         let status = Status::from_header_map(answer.headers());

@@ -6,9 +6,10 @@
 //! may send that nobody has read yet.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -16,10 +17,7 @@ use std::{
 use prometheus_client::metrics::counter::Counter;
 
 use super::limits::BATCH_BYTES_MAX;
-use crate::{
-    admission::denied::Denied,
-    listener::{Peer, Slot},
-};
+use crate::{admission::denied::Denied, listener::Slot};
 
 /// Least window of a connection: HTTP/2 begins with one of 64 KiB, and it cannot be
 /// made smaller.
@@ -34,10 +32,11 @@ const CONNECTION_SHARE: usize = 8;
 /// What a call costs that waits for its message, or is a stream, whatever it sends.
 const CALL_BYTES: usize = 8 * 1024;
 
-/// The budget of all connections.
+/// The budget of all connections, whichever door they came through.
 #[derive(Debug)]
 pub(crate) struct ReceiveBudget {
     bytes_max: usize,
+    peers: Mutex<Peers>,
     /// Bytes of messages.
     messages: AtomicUsize,
     /// Bytes of windows.
@@ -48,7 +47,13 @@ pub(crate) struct ReceiveBudget {
 impl ReceiveBudget {
     /// `refused` counts messages that found no room.
     pub(crate) fn new(bytes_max: usize, refused: Counter) -> Arc<Self> {
-        Arc::new(Self { bytes_max, messages: AtomicUsize::new(0), windows: AtomicUsize::new(0), refused })
+        Arc::new(Self {
+            bytes_max,
+            peers: Mutex::default(),
+            messages: AtomicUsize::new(0),
+            windows: AtomicUsize::new(0),
+            refused,
+        })
     }
 
     /// Bytes of messages that are being received.
@@ -58,22 +63,45 @@ impl ReceiveBudget {
     }
 
     /// What a new connection of this peer may use.
-    pub(crate) fn connection(self: &Arc<Self>, peer: Arc<Peer>, slot: Slot) -> Arc<Receiving> {
+    pub(crate) fn connection(self: &Arc<Self>, peer: IpAddr, slot: Slot) -> Arc<Receiving> {
         let left = self.bytes_max.saturating_sub(self.windows.load(Ordering::Relaxed));
         let window = (left / WINDOW_SHARE).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
         self.windows.fetch_add(window, Ordering::Relaxed);
         // Everything that is not on this machine may come through one that is.
-        let peer_bytes_max =
-            if peer.ip().is_loopback() { self.bytes_max } else { self.bytes_max / PEER_SHARE };
+        let peer_bytes_max = if peer.is_loopback() { self.bytes_max } else { self.bytes_max / PEER_SHARE };
         Arc::new(Receiving {
             all: self.clone(),
             bytes: AtomicUsize::new(0),
             bytes_max: (self.bytes_max / CONNECTION_SHARE).max(2 * BATCH_BYTES_MAX),
-            peer,
+            peer_bytes: self.peers.lock().unwrap_or_else(PoisonError::into_inner).bytes_of(peer),
             peer_bytes_max,
             window,
             slot,
             calls: AtomicU64::new(0),
+        })
+    }
+}
+
+/// Bytes of messages that each peer is sending, for as long as it has connections.
+#[derive(Debug, Default)]
+struct Peers {
+    bytes: HashMap<IpAddr, Weak<AtomicUsize>>,
+    /// With so many entries those are removed that nobody has any more.
+    swept_at: usize,
+}
+
+impl Peers {
+    fn bytes_of(&mut self, peer: IpAddr) -> Arc<AtomicUsize> {
+        const SWEPT_MIN: usize = 64;
+        if self.bytes.len() >= self.swept_at {
+            self.bytes.retain(|_, bytes| bytes.strong_count() > 0);
+            self.swept_at = (2 * self.bytes.len()).max(SWEPT_MIN);
+        }
+        let known = self.bytes.get(&peer).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let bytes = Arc::new(AtomicUsize::new(0));
+            self.bytes.insert(peer, Arc::downgrade(&bytes));
+            bytes
         })
     }
 }
@@ -85,7 +113,7 @@ pub(crate) struct Receiving {
     all: Arc<ReceiveBudget>,
     bytes: AtomicUsize,
     bytes_max: usize,
-    peer: Arc<Peer>,
+    peer_bytes: Arc<AtomicUsize>,
     peer_bytes_max: usize,
     window: usize,
     slot: Slot,
@@ -97,11 +125,6 @@ impl Receiving {
     /// Bytes that the connection may have sent and nobody has read.
     pub(super) fn window(&self) -> u32 {
         u32::try_from(self.window).unwrap_or(u32::MAX)
-    }
-
-    /// Where it comes from.
-    pub(super) fn peer_ip(&self) -> IpAddr {
-        self.peer.ip()
     }
 
     /// True if it was taken beyond the number of connections, for a probe.
@@ -135,7 +158,7 @@ impl Receiving {
     fn take(&self, bytes: usize) -> Result<(), Denied> {
         let levels = [
             (&self.bytes, self.bytes_max),
-            (self.peer.receiving(), self.peer_bytes_max),
+            (&*self.peer_bytes, self.peer_bytes_max),
             (&self.all.messages, self.all.bytes_max),
         ];
         for (place, (used, max)) in levels.iter().enumerate() {
@@ -179,7 +202,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        for used in [&self.of.bytes, self.of.peer.receiving(), &self.of.all.messages] {
+        for used in [&self.of.bytes, &*self.of.peer_bytes, &self.of.all.messages] {
             used.fetch_sub(self.bytes, Ordering::Relaxed);
         }
     }
@@ -192,15 +215,14 @@ mod tests {
     const MIB: usize = 1024 * 1024;
 
     fn connection(budget: &Arc<ReceiveBudget>, ip: &str) -> Arc<Receiving> {
-        budget.connection(Peer::for_test(ip), Slot::Regular)
+        budget.connection(ip.parse().unwrap(), Slot::Regular)
     }
 
     #[test]
     fn a_connection_a_peer_and_all_have_their_part_and_get_it_back() {
         let refused = Counter::default();
         let budget = ReceiveBudget::new(64 * MIB, refused.clone());
-        let peer = Peer::for_test("203.0.113.9");
-        let of_peer: Vec<_> = (0..5).map(|_| budget.connection(peer.clone(), Slot::Regular)).collect();
+        let of_peer: Vec<_> = (0..5).map(|_| connection(&budget, "203.0.113.9")).collect();
         let eight: Vec<_> = (0..8).map(|_| of_peer[0].hold(MIB).unwrap()).collect();
         assert!(of_peer[0].hold(1).is_err(), "of a connection");
         let more: Vec<_> = of_peer[1..4].iter().map(|receiving| receiving.hold(8 * MIB).unwrap()).collect();
@@ -211,6 +233,11 @@ mod tests {
         assert_eq!((refused.get(), budget.bytes()), (3, 64 * MIB));
         drop((eight, more, others));
         assert_eq!(budget.bytes(), 0);
+        for host in 0..200_u8 {
+            connection(&budget, &format!("198.51.100.{host}"));
+        }
+        let known = budget.peers.lock().unwrap().bytes.len();
+        assert!(known < 100, "{known} are remembered of 201 that have gone");
         assert!(of_peer[4].hold(8 * MIB).is_ok());
     }
 

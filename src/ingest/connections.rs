@@ -1,7 +1,14 @@
 //! What the doors have in common: connections are taken, agree on TLS, live as long
 //! as they may and are seen off.
 
-use std::{error::Error, future::Future, net::SocketAddr, pin::Pin, pin::pin, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
@@ -125,9 +132,10 @@ impl<D: Door> Entrance<D> {
     }
 
     async fn serve_one(self, connection: Connection, peer: SocketAddr, closing: CancellationToken) {
-        let receiving = self.budget.connection(connection.peer().clone(), connection.slot());
+        let receiving = self.budget.connection(connection.peer().ip(), connection.slot());
         let lifetime = if receiving.is_spare() { SPARE_LIFETIME } else { self.lifetime };
-        let tending = Tending { receiving, lifetime, closing: closing.clone() };
+        let address = peer.ip().to_canonical();
+        let tending = Tending { receiving, address, lifetime, closing: closing.clone() };
         let Some(tls) = self.tls else { return self.door.serve(connection, tending).await };
         let secured = tokio::select! {
             secured = connection.upgrade(|stream| async move { tls.accept(stream).await }) => secured,
@@ -146,6 +154,8 @@ impl<D: Door> Entrance<D> {
 /// Sees to it that a connection ends.
 pub(super) struct Tending {
     pub(super) receiving: Arc<Receiving>,
+    /// Where the connection comes from.
+    pub(super) address: IpAddr,
     lifetime: Lifetime,
     closing: CancellationToken,
 }
@@ -157,7 +167,7 @@ impl Tending {
         C: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let Self { receiving, lifetime, closing } = self;
+        let Self { receiving, address: _, lifetime, closing } = self;
         let idle = without_calls(receiving, lifetime.idle);
         let age_max = lifetime.age_max.mul_f64(0.9 + fastrand::f64() / 5.0);
         let ended = tokio::select! {

@@ -1,6 +1,7 @@
 //! How large what a caller sends may be.
 
 use analytics_relay_providers::properties::Limits;
+use hyper::HeaderMap;
 
 /// The properties of one event.
 pub(super) const PROPERTIES: Limits = Limits::DEFAULT;
@@ -21,3 +22,11 @@ pub(super) const HTTP_INGESTION_ITEMS_MAX: usize = 1000;
 /// Largest metadata of a call, as HTTP/2 counts: 32 bytes for each entry beside its
 /// name and value.
 pub(super) const METADATA_BYTES_MAX: usize = 8 * 1024;
+/// Largest headers of a call over HTTP, counted alike: browsers send more, and proxies.
+pub(super) const HTTP_HEADERS_BYTES_MAX: usize = 16 * 1024;
+
+/// What HTTP/2 counts of metadata, or headers.
+pub(super) fn metadata_bytes(metadata: &HeaderMap) -> usize {
+    const ENTRY_BYTES: usize = 32;
+    metadata.iter().map(|(name, value)| name.as_str().len() + value.len() + ENTRY_BYTES).sum()
+}

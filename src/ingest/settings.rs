@@ -61,7 +61,7 @@ impl HttpSettings {
             listen,
             connections_max: reader.number("HTTP_MAX_CONNECTIONS", 1..=100_000),
             connections_of_peer_max: reader.number_if_set("HTTP_MAX_CONNECTIONS_PER_PEER", 1..=100_000),
-            write_keys: write_keys(&reader.secret("HTTP_WRITE_KEYS")),
+            write_keys: write_keys(reader),
             tls: TlsFiles::read(reader, TlsDoor::HTTP),
         }
     }
@@ -72,6 +72,13 @@ impl HttpSettings {
     }
 }
 
-fn write_keys(text: &str) -> Vec<String> {
-    text.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned).collect()
+fn write_keys(reader: &mut Reader) -> Vec<String> {
+    let text = reader.secret("HTTP_WRITE_KEYS");
+    let keys: Vec<String> =
+        text.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned).collect();
+    // Without a key the door would take any.
+    if keys.is_empty() && !text.trim().is_empty() {
+        reader.wrong("HTTP_WRITE_KEYS", "a list without a key", "keys with commas between them, or nothing");
+    }
+    keys
 }

@@ -50,10 +50,15 @@ impl QueueSender {
         }
     }
 
+    /// See [`Queue::has_room_for`](super::Queue::has_room_for).
+    pub(crate) fn has_room_for(&self, events: usize, bytes: usize) -> bool {
+        !self.limits.is_full_for((self.events(), self.bytes()), (events, bytes))
+    }
+
     /// See [`Queue::room_for`](super::Queue::room_for). Does not wait for a queue
     /// that is closed.
     pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
-        let is_full = || self.limits.is_full_for((self.events(), self.bytes()), (events, bytes));
+        let is_full = || !self.has_room_for(events, bytes);
         self.room.wait_while(|| is_full() && !self.sender.is_closed()).await;
     }
 

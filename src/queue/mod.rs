@@ -211,6 +211,15 @@ impl Queue {
         }
     }
 
+    /// True if so many events of so many bytes may find room now. For what is large half
+    /// of the queue is enough.
+    pub(crate) fn has_room_for(&self, events: usize, bytes: usize) -> bool {
+        match self {
+            Self::Memory(queue, _) => queue.has_room_for(events, bytes),
+            Self::Spool(spool) => spool.has_room_for(events, bytes),
+        }
+    }
+
     /// Waits until so many events of so many bytes may find room; others may take
     /// it meanwhile.
     pub(crate) async fn room_for(&self, events: usize, bytes: usize) {

@@ -6,6 +6,8 @@
 
 use std::{fmt, sync::OnceLock};
 
+use tokio::time::Instant;
+
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -455,6 +457,12 @@ pub(crate) struct MethodMetrics {
 }
 
 impl MethodMetrics {
+    /// A call of this method, which is counted when it is over, with that code if its
+    /// caller has gone before it got another.
+    pub(crate) fn begin(&self, code: &'static str) -> CountedCall<'_> {
+        CountedCall { code, started: Instant::now(), of: Some(self) }
+    }
+
     /// Counts a call that was answered. The code comes from a closed set.
     pub(crate) fn answered(&self, code: &'static str, seconds: f64) {
         let count = || self.families.requests.get_or_create_owned(&[("method", self.label), ("code", code)]);
@@ -465,6 +473,30 @@ impl MethodMetrics {
         }
         let duration = || self.families.duration.get_or_create_owned(&[("method", self.label)]);
         self.duration.get_or_init(duration).observe(seconds);
+    }
+}
+
+/// See [`MethodMetrics::begin`].
+#[derive(Debug)]
+pub(crate) struct CountedCall<'a> {
+    /// Of its answer.
+    pub(crate) code: &'static str,
+    started: Instant,
+    of: Option<&'a MethodMetrics>,
+}
+
+impl CountedCall<'_> {
+    /// It is not counted here.
+    pub(crate) fn forget(mut self) {
+        self.of = None;
+    }
+}
+
+impl Drop for CountedCall<'_> {
+    fn drop(&mut self) {
+        if let Some(of) = self.of {
+            of.answered(self.code, self.started.elapsed().as_secs_f64());
+        }
     }
 }
 

@@ -213,7 +213,7 @@ async fn check_shows_settings_masked_and_warns_of_a_misspelling() {
 #[tokio::test]
 async fn every_bad_setting_is_reported_and_nothing_starts() {
     let mut setup = Setup::new().await;
-    setup.set("BATCH_SIZE", "0").set("GRPC_PORT", "many");
+    setup.set("BATCH_SIZE", "0").set("GRPC_PORT", "many").set("HTTP_WRITE_KEYS", " , ");
     setup.vars.remove("SEGMENT_WRITE_KEY");
     for args in [&[][..], &["serve"], &["check"]] {
         let (code, _, err) = setup.run(args).await;
@@ -221,6 +221,7 @@ async fn every_bad_setting_is_reported_and_nothing_starts() {
         for wrong in [
             r#"BATCH_SIZE: got "0", want 1 to 2000"#,
             "GRPC_PORT: got \"many\"",
+            "HTTP_WRITE_KEYS: got \"a list without a key\"",
             "SEGMENT_WRITE_KEY: got nothing",
         ] {
             assert!(err.contains(wrong), "{wrong} in {err}");

@@ -200,8 +200,7 @@ async fn the_ingestion_api_answers_for_each_event() {
     taken(&setup, Vendor::Segment, 5).await;
 }
 
-/// A whole batch is sent again, and what was taken of it is known by
-/// its id.
+/// Who reads answers learns what was deferred.
 #[tokio::test]
 async fn a_full_queue_says_when_to_come_back() {
     let mut setup = Setup::new().await;
@@ -223,16 +222,82 @@ async fn a_full_queue_says_when_to_come_back() {
     let (status, said) = deferred.expect("the queue was full once");
     assert!(matches!(status, 207 | 429), "{status}");
     assert!(said["retryAfterMs"].as_u64().unwrap() > 0);
-    let whole = loop {
-        let sent = post(&relay, "/v1/batch", json!({"batch": events}).to_string()).await;
-        if sent.status() != 200 {
-            break sent;
+}
+
+/// An SDK reads the status and sends all of it again: what it is told to send again was
+/// not taken, also where events have no ids and the batch is larger than the queue.
+#[tokio::test]
+async fn a_whole_batch_is_taken_or_nothing_of_it() {
+    const CALLERS: usize = 16;
+    const EVENTS: usize = 40;
+    let mut setup = Setup::new().await;
+    setup.set("QUEUE_MAX_EVENTS", "10");
+    let relay = setup.start().await;
+    let batch = json!({"batch": vec![json!({"type":"track","event":"x","userId":"u"}); EVENTS]}).to_string();
+    let (mut rounds, start) = (0, Instant::now());
+    let mut told_to_wait = 0;
+    // Until the queue was full once.
+    while told_to_wait == 0 || rounds < 3 {
+        assert!(start.elapsed() < PATIENCE, "never full in {rounds} rounds");
+        rounds += 1;
+        let callers = (0..CALLERS).map(|_| async {
+            let mut told_to_wait = 0;
+            loop {
+                let sent = post(&relay, "/v1/batch", batch.clone()).await;
+                if sent.status() == 200 {
+                    return told_to_wait;
+                }
+                assert_eq!(
+                    (sent.status().as_u16(), &sent.headers()["retry-after"]),
+                    (429, &"1".parse().unwrap())
+                );
+                assert_eq!(answer(sent).await.1["code"], "rate_limited");
+                assert!(start.elapsed() < 2 * PATIENCE);
+                told_to_wait += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        told_to_wait += futures_util::future::join_all(callers).await.iter().sum::<u32>();
+    }
+    let ended = relay.terminate().await;
+    let balance = ended.balance(Vendor::Segment);
+    // Its lane is as small as the queue: many of them end as dead letters.
+    assert_eq!(
+        (balance.accepted, balance.is_exact()),
+        ((rounds * CALLERS * EVENTS) as u64, true),
+        "{balance:?}"
+    );
+}
+
+/// What is wrong with a call is known before its body is here; its caller, who sends on,
+/// reads the answer all the same, and not a broken connection.
+#[tokio::test]
+async fn who_is_refused_early_reads_why() {
+    let mut setup = Setup::new().await;
+    setup.set("HTTP_WRITE_KEYS", "wk");
+    let relay = setup.start().await;
+    for (path, header, status) in [
+        ("/v1/batch", "x-api-key: wrong", "401"),
+        ("/v1/nothing", "x-api-key: wk", "404"),
+        ("/v1/health", "x-api-key: wk", "404"),
+        ("/v1/batch", "x-api-key: wk\r\ncontent-type: text/xml", "415"),
+        ("/health", "x-api-key: wk", "405"),
+    ] {
+        let mut stream = TcpStream::connect(relay.http_addr.unwrap()).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 400000\r\n{header}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..40 {
+            stream
+                .write_all(&[b'x'; 10_000])
+                .await
+                .unwrap_or_else(|error| panic!("{path} {header}: {error}"));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert!(start.elapsed() < 2 * PATIENCE);
-    };
-    assert_eq!(whole.status(), 429);
-    assert_eq!(whole.headers()["retry-after"], "1");
-    assert_eq!(answer(whole).await.1["code"], "rate_limited");
+        let mut answer = [0; 512];
+        let read = timeout(PATIENCE, stream.read(&mut answer)).await.unwrap().unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path} {header}: {answer}");
+    }
 }
 
 #[tokio::test]
@@ -350,6 +415,7 @@ async fn only_the_keys_that_are_set_are_taken_wherever_they_stand() {
     taken(&setup, Vendor::Segment, 6).await;
     let logs = relay.raw_logs().join("\n");
     assert!(logs.contains("calls are refused for their write key") && !logs.contains("wk-"), "{logs}");
+    assert!(logs.contains("127.0.0.1") && logs.contains("/v1/track"), "{logs}");
 }
 
 #[tokio::test]
@@ -385,12 +451,19 @@ async fn a_page_may_send_and_reads_what_it_is_told() {
 
     let data = json!({"event":"Mail Opened","userId":"u","messageId":"pixel-0123456789012"}).to_string();
     let path = format!("/v1/pixel/track?data={}", BASE64_STANDARD.encode(data).replace('+', "%2B"));
-    for path in [path.as_str(), "/v1/pixel/track", "/v1/pixel/nothing?data=e30="] {
+    let asked = call(&relay, Method::HEAD, &path).send().await.unwrap();
+    assert_eq!(
+        (asked.status().as_u16(), &asked.headers()["content-type"]),
+        (200, &"image/gif".parse().unwrap())
+    );
+    for path in [path.as_str(), "/v1/pixel/track", "/v1/pixel/track?data=!!", "/v1/pixel/nothing?data=e30="] {
         let image = call(&relay, Method::GET, path).header("user-agent", "Mail/1").send().await.unwrap();
         assert_eq!(image.status(), 200);
         assert_eq!(image.headers()["content-type"], "image/gif");
         assert!(image.bytes().await.unwrap().starts_with(b"GIF89a"));
     }
+    relay.metric_is("relay_requests_total", &["/v1/pixel", "\"400\""], 2.0).await;
+    relay.metric_is("relay_requests_total", &["/v1/pixel", "\"404\""], 1.0).await;
     let metrics = post(&relay, "/v1/m", r#"{"series":[]}"#).await;
     assert_eq!(metrics.status(), 200);
     taken(&setup, Vendor::Segment, 1).await;

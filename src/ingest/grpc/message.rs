@@ -272,10 +272,7 @@ pub(super) mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::{
-        ingest::budget::ReceiveBudget,
-        listener::{Peer, Slot},
-    };
+    use crate::{ingest::budget::ReceiveBudget, listener::Slot};
 
     /// Rules for a call with this encoding.
     pub(in crate::ingest::grpc) fn rules(bytes_max: usize, encoding: &'static str) -> Rules {
@@ -284,7 +281,7 @@ pub(super) mod tests {
             metadata.insert("grpc-encoding", HeaderValue::from_static(encoding));
         }
         let budget = ReceiveBudget::new(4 << 20, Counter::default());
-        let receiving = budget.connection(Peer::for_test("127.0.0.1"), Slot::Regular);
+        let receiving = budget.connection("127.0.0.1".parse().unwrap(), Slot::Regular);
         Rules { bytes_max, metadata, receiving }
     }
 

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use prost::Message;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tonic::{
     Code, Status,
     codec::{EncodeBody, SingleMessageCompressionOverride},
@@ -38,7 +38,7 @@ use crate::{
     ingest::{
         budget::{Held, Receiving},
         call_body::CallBody,
-        limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX},
+        limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, metadata_bytes},
     },
     telemetry::{IngestMetrics, MethodMetrics},
 };
@@ -119,8 +119,8 @@ impl AnalyticsService {
         call: http::Request<B>,
         receiving: Arc<Receiving>,
     ) -> http::Response<AnswerBody> {
-        let started = Instant::now();
         let method = Method::of_path(call.uri().path());
+        let mut counted = Some(self.methods[method as usize].begin(label(Code::Cancelled)));
         let answer = match AssertUnwindSafe(self.dispatch(method, call, receiving)).catch_unwind().await {
             Ok(Ok(answer)) => answer,
             Ok(Err(status)) => status.into_http(),
@@ -128,8 +128,11 @@ impl AnalyticsService {
         };
         let code = code_of(answer.headers());
         // A stream that has begun is counted when it ends.
-        if method != Method::TrackStream || code != Code::Ok {
-            self.methods[method as usize].answered(label(code), started.elapsed().as_secs_f64());
+        let is_stream = method == Method::TrackStream && code == Code::Ok;
+        if let Some(counted) = counted.as_mut().filter(|_| !is_stream) {
+            counted.code = label(code);
+        } else if let Some(counted) = counted.take() {
+            counted.forget();
         }
         answer
     }
@@ -208,12 +211,6 @@ impl AnalyticsService {
             Err(never) => match never {},
         }
     }
-}
-
-/// What HTTP/2 counts of metadata.
-fn metadata_bytes(metadata: &http::HeaderMap) -> usize {
-    const ENTRY_BYTES: usize = 32;
-    metadata.iter().map(|(name, value)| name.as_str().len() + value.len() + ENTRY_BYTES).sum()
 }
 
 fn panicked(metrics: &IngestMetrics, panic: Box<dyn Any + Send>) -> Status {

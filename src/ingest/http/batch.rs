@@ -23,6 +23,9 @@ use crate::{
 /// a part of each of them.
 const BESIDE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// About what an event holds of memory beside its JSON.
+const EVENT_BYTES_BESIDE_JSON: usize = 300;
+
 /// What a batch has beside its items.
 #[derive(Debug)]
 pub(super) struct Batch<'a> {
@@ -69,8 +72,9 @@ impl<'a> Batch<'a> {
         Ok(Self { items, beside, write_key, wants_answers })
     }
 
-    /// Puts all of it into the queue, as far as it can be taken.
-    pub(super) fn put(
+    /// Puts it into the queue: as far as it can be taken if its caller reads an answer for
+    /// each event, else all of it or nothing.
+    pub(super) async fn put(
         &self,
         form: Form,
         caller: (Caller<'a>, bool),
@@ -78,7 +82,12 @@ impl<'a> Batch<'a> {
         admission: &Admission,
     ) -> PutBatch {
         let call = Call::new(form, admission.now_ms(), caller, self.beside, destinations);
-        admission.put_batch(self.items.iter().map(|item| call.read(item.get(), None)))
+        let drafts = self.items.iter().map(|item| call.read(item.get(), None));
+        if form == Form::Ingestion || self.wants_answers {
+            return admission.put_batch(drafts);
+        }
+        let bytes = self.items.iter().map(|item| item.get().len() + EVENT_BYTES_BESIDE_JSON).sum();
+        admission.put_whole_batch(drafts, bytes).await
     }
 }
 

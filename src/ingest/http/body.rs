@@ -1,10 +1,6 @@
 //! The body of a call: in time, within the budget and the limits, inflated, as text.
 
-use std::{
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use http_body_util::BodyExt;
 use hyper::{
@@ -25,11 +21,10 @@ use crate::{
 
 /// Longest time for a body, from the call's head on: enough for what a phone sends.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
-/// What is read and thrown away of a body that is refused, so that its caller reads the
-/// answer and not a broken connection; and how long.
+/// What is read and thrown away of a body that is refused, and how long.
 const REST_BYTES_MAX: usize = 8 * 1024 * 1024;
-const REST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Steps in which room is held for what has no length of its own.
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Least room that is held for what has no length of its own.
 const STEP_BYTES: usize = 64 * 1024;
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
@@ -41,37 +36,53 @@ pub(super) struct Text {
 }
 
 /// Reads a body of at most so many bytes, as they come and as they inflate.
-pub(super) async fn read(
+pub(super) async fn read<B: CallBody>(
     headers: &HeaderMap,
-    body: impl CallBody,
+    body: Pin<&mut B>,
     bytes_max: usize,
     receiving: &Arc<Receiving>,
 ) -> Result<Text, Problem> {
     check_type(headers)?;
-    let mut body = pin!(body);
-    let received = timeout(BODY_TIMEOUT, receive(body.as_mut(), bytes_max, receiving)).await;
-    let (bytes, held) = match received {
-        Ok(Ok(received)) => received,
-        Ok(Err(problem)) => {
-            // Who asks first is told before anything comes.
-            if !headers.contains_key(EXPECT) {
-                let _ = timeout(REST_TIMEOUT, throw_away(body)).await;
-            }
-            return Err(problem);
+    let received = timeout(BODY_TIMEOUT, receive(body, bytes_max, receiving)).await;
+    let (bytes, mut held) = received.map_err(|_| Problem::Late)??;
+    let bytes = match encoding(headers, &bytes)? {
+        Encoding::Identity => bytes,
+        Encoding::Gzip => {
+            let (inflated, held_inflated) = inflate(&bytes, bytes_max, receiving)?;
+            held = held_inflated;
+            inflated
         }
-        Err(_) => return Err(Problem::Late),
     };
-    let (bytes, held) = match encoding(headers, &bytes)? {
-        Encoding::Identity => (bytes, held),
-        Encoding::Gzip => inflate(&bytes, bytes_max, receiving)?,
-    };
-    let text = String::from_utf8(bytes)
+    Ok(Text { text: as_text(bytes)?, held })
+}
+
+/// A body's bytes as text, with what is mended in it.
+pub(super) fn as_text(bytes: Vec<u8>) -> Result<String, Problem> {
+    let mut text = String::from_utf8(bytes)
         .map_err(|error| Problem::malformed("", format!("the body is not UTF-8: {}", error.utf8_error())))?;
-    let text = match text.strip_prefix(BYTE_ORDER_MARK) {
-        Some(text) => text.to_owned(),
-        None => text,
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    Ok(without_lone_surrogates(&text).unwrap_or(text))
+}
+
+/// Reads and throws away what is left of the body of a call that is refused, for a
+/// while, so that its caller reads the answer and not a broken connection. Who asks
+/// before it sends is told before anything comes.
+pub(super) async fn throw_away<B: CallBody>(headers: &HeaderMap, mut body: Pin<&mut B>) {
+    if body.is_end_stream() || headers.contains_key(EXPECT) {
+        return;
+    }
+    let read = async {
+        let mut rest = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            rest += frame.data_ref().map_or(0, bytes::Bytes::len);
+            if rest > REST_BYTES_MAX {
+                return;
+            }
+        }
     };
-    Ok(Text { text: without_lone_surrogates(&text).unwrap_or(text), held })
+    let _ = timeout(REST_TIMEOUT, read).await;
 }
 
 async fn receive<B: CallBody>(
@@ -92,17 +103,21 @@ async fn receive<B: CallBody>(
         if bytes.len() + data.len() > bytes_max {
             return Err(Problem::TooLarge(bytes_max));
         }
-        let whole = length.unwrap_or(bytes.len() + data.len());
-        if bytes.len() + data.len() < whole || length.is_none() {
-            hold(receiving, &mut held, whole).map_err(Problem::Denied)?;
+        let came = bytes.len() + data.len();
+        // What is here whole with its call is held by nobody: its events are next.
+        if came > bytes.capacity() && length != Some(came) {
+            // Of no length known, twice as much each time: it is copied that often.
+            let room = length.unwrap_or_else(|| came.max(2 * bytes.capacity()));
+            let room = room.min(bytes_max);
+            hold(receiving, &mut held, room).map_err(Problem::Denied)?;
+            bytes.reserve_exact(room - bytes.len());
         }
-        bytes.reserve_exact(whole.saturating_sub(bytes.len()));
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, held))
 }
 
-/// Holds at least so many bytes, in steps.
+/// Holds at least so many bytes.
 fn hold(receiving: &Arc<Receiving>, held: &mut Option<Held>, bytes: usize) -> Result<(), Denied> {
     match held {
         None => *held = Some(receiving.hold(bytes)?),
@@ -110,16 +125,6 @@ fn hold(receiving: &Arc<Receiving>, held: &mut Option<Held>, bytes: usize) -> Re
         Some(_) => {}
     }
     Ok(())
-}
-
-async fn throw_away<B: CallBody>(mut body: Pin<&mut B>) {
-    let mut rest = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        rest += frame.data_ref().map_or(0, bytes::Bytes::len);
-        if rest > REST_BYTES_MAX {
-            return;
-        }
-    }
 }
 
 /// Browsers send what needs no preflight, and any of it is JSON.
@@ -174,7 +179,7 @@ fn inflate(
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::{io::Write, pin::pin};
 
     use bytes::Bytes;
     use flate2::{Compression, write::GzEncoder};
@@ -185,14 +190,11 @@ mod tests {
     use tonic::Status;
 
     use super::*;
-    use crate::{
-        ingest::budget::ReceiveBudget,
-        listener::{Peer, Slot},
-    };
+    use crate::{ingest::budget::ReceiveBudget, listener::Slot};
 
     fn receiving(bytes_max: usize) -> Arc<Receiving> {
         ReceiveBudget::new(bytes_max, Counter::default())
-            .connection(Peer::for_test("127.0.0.1"), Slot::Regular)
+            .connection("127.0.0.1".parse().unwrap(), Slot::Regular)
     }
 
     fn frames(pieces: &[&[u8]]) -> Vec<Result<Frame<Bytes>, Status>> {
@@ -201,7 +203,7 @@ mod tests {
 
     async fn read_of(pieces: &[&[u8]], bytes_max: usize) -> Result<String, Problem> {
         let (headers, receiving) = (HeaderMap::new(), receiving(64 << 20));
-        let body = StreamBody::new(stream::iter(frames(pieces)));
+        let body = pin!(StreamBody::new(stream::iter(frames(pieces))));
         read(&headers, body, bytes_max, &receiving).await.map(|read| read.text)
     }
 
@@ -227,16 +229,53 @@ mod tests {
         assert!(matches!(read_of(&[&fits, b"more"], 100_000).await, Err(Problem::Malformed { .. })));
     }
 
+    /// A body of a known length that is not here yet.
+    struct Announced(u64);
+
+    impl http_body::Body for Announced {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, Status>>> {
+            match std::mem::replace(&mut self.0, 0) {
+                0 => std::task::Poll::Pending,
+                _ => std::task::Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"{"))))),
+            }
+        }
+
+        fn size_hint(&self) -> http_body::SizeHint {
+            http_body::SizeHint::with_exact(self.0)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_body_announces_is_held_from_its_first_bytes_on() {
+        const CALL_BYTES: usize = 8 * 1024;
+        let (headers, receiving) = (HeaderMap::new(), receiving(2 << 20));
+        let body = pin!(Announced(1 << 20));
+        let mut reading = pin!(read(&headers, body, 1 << 20, &receiving));
+        assert!(futures_util::poll!(reading.as_mut()).is_pending());
+        let left = (1 << 20) - CALL_BYTES;
+        assert!(receiving.hold(left + 1).is_err());
+        assert!(receiving.hold(left).is_ok());
+        assert!(matches!(reading.await, Err(Problem::Late)));
+        let large = read(&headers, pin!(Announced(1 << 20)), 1000, &receiving).await;
+        assert!(matches!(large, Err(Problem::TooLarge(1000))), "before any of it is here");
+    }
+
     /// What is held while it comes is given back, and more than there is room for is
     /// refused before it is here.
     #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_come_is_given_up_and_holds_nothing_after() {
         let (headers, receiving) = (HeaderMap::new(), receiving(2 << 20));
-        let waiting = || StreamBody::new(stream::iter(frames(&[b"{"])).chain(stream::pending()));
-        let first = read(&headers, waiting(), 1 << 20, &receiving).await;
+        let waiting = || Box::pin(StreamBody::new(stream::iter(frames(&[b"{"])).chain(stream::pending())));
+        let first = read(&headers, waiting().as_mut(), 1 << 20, &receiving).await;
         assert!(matches!(first, Err(Problem::Late)), "{first:?}");
         let all = receiving.hold(2 << 20).expect("nothing is held any more");
-        let refused = read(&headers, waiting(), 1 << 20, &receiving).await;
+        let refused = read(&headers, waiting().as_mut(), 1 << 20, &receiving).await;
         assert!(matches!(refused, Err(Problem::Denied(Denied::ReceivingTooMuch { .. }))), "{refused:?}");
         drop(all);
     }

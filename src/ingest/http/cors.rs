@@ -41,11 +41,12 @@ pub(super) fn preflight(asked: &HeaderMap) -> Reply {
 /// Lets the page that asks read the answer, whatever it is: a status that it cannot read
 /// is a network error to it, and it would send again what is refused.
 pub(super) fn allow(asked: &HeaderMap, reply: &mut Reply) {
-    let Some(origin) = asked.get(ORIGIN) else { return };
     let headers = reply.headers_mut();
+    // Also without one: what a cache keeps of that is no answer to a page.
+    headers.append(VARY, HeaderValue::from_static("origin"));
+    let Some(origin) = asked.get(ORIGIN) else { return };
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     // For sendBeacon, which always comes with credentials and takes no `*`.
     headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
     headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
-    headers.insert(VARY, HeaderValue::from_static("origin"));
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -38,34 +39,39 @@ impl WriteKeys {
     }
 
     /// Takes the key, or tells why not; whether there has to be one is not known before
-    /// the body is read.
-    pub(super) fn check(&self, key: Option<&str>) -> Result<(), Problem> {
+    /// the body is read. The path is a label: one of settings has a key in it.
+    pub(super) fn check(&self, key: Option<&str>, peer: IpAddr, path: &str) -> Result<(), Problem> {
         let Some(keys) = &self.keys else { return Ok(()) };
         let why = match key {
             Some(key) if keys.contains(key) => return Ok(()),
             Some(_) => "the write key is none of HTTP_WRITE_KEYS",
             None => "want a write key: Authorization: Basic base64(key:), or writeKey in the body",
         };
-        self.note_refused(why);
+        self.note_refused(why, peer, path);
         Err(Problem::Unauthorized(why))
     }
 
-    /// Says it loudly: SDKs take it for final and drop what they hold.
-    fn note_refused(&self, why: &str) {
+    /// Says it loudly, and who the last one is: SDKs take it for final and drop what they
+    /// hold.
+    fn note_refused(&self, why: &str, peer: IpAddr, path: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused.calls += 1;
         let now = Instant::now();
         if refused.said.is_none_or(|said| now - said >= REFUSED_INTERVAL) {
             let calls = std::mem::take(&mut refused.calls);
             refused.said = Some(now);
-            warn!(calls, why, "calls are refused for their write key, and SDKs drop their events");
+            warn!(calls, why, %peer, path, "calls are refused for their write key, and SDKs drop their events");
         }
     }
 }
 
 /// The key in a call's head: Basic with the key as the user, as SDKs send it, Bearer, or
-/// `x-api-key`.
+/// `x-api-key`. An empty one is none: the body may have it.
 pub(super) fn key_in(headers: &HeaderMap) -> Option<String> {
+    stated_key_in(headers).filter(|key| !key.is_empty())
+}
+
+fn stated_key_in(headers: &HeaderMap) -> Option<String> {
     let text = |value: &hyper::header::HeaderValue| value.to_str().ok().map(str::to_owned);
     let Some(authorization) = headers.get(AUTHORIZATION).and_then(text) else {
         return headers.get("x-api-key").and_then(text);
@@ -100,18 +106,19 @@ mod tests {
         assert_eq!(key("authorization", "Basic d2s6cGFzcw=="), some);
         assert_eq!(key("authorization", "Bearer wk"), some);
         assert_eq!(key("x-api-key", "wk"), some);
-        for value in ["Basic", "Basic ???", "Digest d2s6", "Basic /w=="] {
+        for value in ["Basic", "Basic ???", "Digest d2s6", "Basic /w==", "Basic Og==", "Bearer "] {
             assert_eq!(key("authorization", value), None, "{value}");
         }
     }
 
     #[test]
     fn without_keys_all_are_taken_and_with_some_those() {
-        assert!(WriteKeys::new(&[]).check(None).is_ok());
+        let check = |keys: &WriteKeys, key| keys.check(key, [127, 0, 0, 1].into(), "/v1/t");
+        assert!(check(&WriteKeys::new(&[]), None).is_ok());
         let keys = WriteKeys::new(&["a".into(), "b".into()]);
-        assert!(keys.check(Some("b")).is_ok());
+        assert!(check(&keys, Some("b")).is_ok());
         for key in [None, Some("c"), Some("")] {
-            assert!(matches!(keys.check(key), Err(Problem::Unauthorized(_))));
+            assert!(matches!(check(&keys, key), Err(Problem::Unauthorized(_))));
         }
     }
 }

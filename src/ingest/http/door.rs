@@ -1,15 +1,19 @@
 //! One call, from its head to its answer: which route it is, whether its key is taken,
 //! what its panic costs, what is counted.
 
-use std::{net::IpAddr, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    net::IpAddr,
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    sync::Arc,
+};
 
 use futures_util::FutureExt;
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     header::{HeaderName, ORIGIN, USER_AGENT},
 };
-use tokio::time::Instant;
-use tracing::error;
+use tracing::{debug, error};
 
 use super::{
     batch::{Batch, not_json, reply_of_ingestion, reply_of_segment, reply_with_answers},
@@ -33,13 +37,15 @@ use crate::{
     ingest::{
         budget::Receiving,
         call_body::CallBody,
-        limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, METADATA_BYTES_MAX},
+        limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, HTTP_HEADERS_BYTES_MAX, metadata_bytes},
     },
     telemetry::{IngestMetrics, MethodMetrics},
 };
 
 /// Largest body of what SDKs count of themselves, which nobody looks at.
 const SDK_METRICS_BYTES_MAX: usize = 64 * 1024;
+/// The label of a call whose caller did not wait for its answer.
+const LEFT: &str = "CANCELLED";
 /// With these, the peer of the connection is a proxy and not the caller.
 const OF_PROXIES: [&str; 2] = ["forwarded", "x-forwarded-for"];
 
@@ -59,8 +65,11 @@ pub(super) struct HttpDoor {
 struct Head {
     uri: Uri,
     headers: HeaderMap,
-    ip: IpAddr,
+    /// Where the connection comes from.
+    address: IpAddr,
     is_tls: bool,
+    /// Of its route.
+    label: &'static str,
 }
 
 impl Head {
@@ -78,12 +87,12 @@ impl Head {
             OF_PROXIES.iter().any(|name| self.headers.contains_key(HeaderName::from_static(name)));
         let user_agent =
             self.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Caller { ip: (!is_proxied).then_some(self.ip), user_agent }
+        Caller { ip: (!is_proxied).then_some(self.address), user_agent }
     }
 
     /// The write key, as the head or the query says it.
     fn key(&self) -> Option<String> {
-        key_in(&self.headers).or_else(|| query_value(self.query(), "writeKey"))
+        key_in(&self.headers).or_else(|| query_value(self.query(), "writeKey").filter(|key| !key.is_empty()))
     }
 }
 
@@ -105,28 +114,43 @@ impl HttpDoor {
         &self,
         call: Request<B>,
         receiving: Arc<Receiving>,
-        is_tls: bool,
+        (address, is_tls): (IpAddr, bool),
     ) -> Reply {
-        let started = Instant::now();
         let (parts, body) = call.into_parts();
+        let mut body = pin!(body);
         let route = Route::of_path(parts.uri.path());
+        let place = route.map_or(LABELS.len() - 1, Route::place);
+        let mut counted = self.routes[place].begin(LEFT);
         let form = route.map_or(Form::Segment, Route::form);
-        let (uri, headers, ip) = (parts.uri, parts.headers, receiving.peer_ip());
-        let head = Head { uri, headers, ip, is_tls };
-        let served = AssertUnwindSafe(self.dispatch(route, &parts.method, &head, body, &receiving));
-        let mut reply = match served.catch_unwind().await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(problem)) => problem.reply(form),
+        let head = Head { uri: parts.uri, headers: parts.headers, address, is_tls, label: LABELS[place] };
+        let served = self.dispatch(route, &parts.method, &head, body.as_mut(), &receiving);
+        let problem = match AssertUnwindSafe(served).catch_unwind().await {
+            Ok(Ok(mut reply)) => {
+                counted.code = code_label(reply.status());
+                cors::allow(&head.headers, &mut reply);
+                return reply;
+            }
+            Ok(Err(problem)) => problem,
             Err(panic) => {
                 drop(panic);
                 self.metrics.panics.inc();
                 error!("a defect: a call's handler panicked; its caller got 500");
-                Problem::Defect.reply(form)
+                Problem::Defect
             }
         };
+        counted.code = code_label(problem.status(form));
+        let mut reply = match (route, &problem) {
+            // A page shows an image, and nobody reads why it is not counted.
+            (Some(Route::Pixel(_)), problem) if !matches!(problem, Problem::MethodNotAllowed(_)) => {
+                debug!(?problem, "event of a pixel refused");
+                pixel::image()
+            }
+            _ => problem.reply(form),
+        };
         cors::allow(&head.headers, &mut reply);
-        let place = route.map_or(LABELS.len() - 1, Route::place);
-        self.routes[place].answered(code_label(reply.status()), started.elapsed().as_secs_f64());
+        if !matches!(problem, Problem::Late) {
+            body::throw_away(&head.headers, body).await;
+        }
         reply
     }
 
@@ -135,7 +159,7 @@ impl HttpDoor {
         route: Option<Route>,
         method: &Method,
         head: &Head,
-        body: B,
+        body: Pin<&mut B>,
         receiving: &Arc<Receiving>,
     ) -> Result<Reply, Problem> {
         if *method == Method::OPTIONS {
@@ -162,14 +186,14 @@ impl HttpDoor {
             Route::SdkSettings => {
                 let path = head.uri.path().trim_end_matches('/').trim_start_matches("/v1/");
                 let key = write_key_of_settings(path).ok_or(Problem::NotFound)?;
-                self.keys.check(Some(key))?;
+                self.check_key(Some(key), head)?;
                 let authority = head.uri.authority().map(hyper::http::uri::Authority::as_str);
                 Ok(snippet::settings(key, &head.headers, authority, head.is_tls))
             }
+            // Who only asks about it has not looked at it.
+            Route::Pixel(_) if is_read => Ok(pixel::image()),
             Route::Pixel(kind) => {
-                if let Err(problem) = self.pixel(kind, head).await {
-                    tracing::debug!(?problem, "event of a pixel refused");
-                }
+                self.pixel(kind, head).await?;
                 Ok(pixel::image())
             }
             Route::Health => Ok(self.status(StatusCode::OK)),
@@ -182,19 +206,20 @@ impl HttpDoor {
         bytes(code, "text/plain; charset=utf-8", self.health.status())
     }
 
+    fn check_key(&self, key: Option<&str>, head: &Head) -> Result<(), Problem> {
+        self.keys.check(key, head.address, head.label)
+    }
+
     /// Before the body is read, who cannot be taken is told.
     fn check_head(&self, head: &Head) -> Result<Option<String>, Problem> {
         let key = head.key();
         if key.is_some() {
-            self.keys.check(key.as_deref())?;
+            self.check_key(key.as_deref(), head)?;
         }
-        let headers_bytes: usize =
-            head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        if headers_bytes > 2 * METADATA_BYTES_MAX {
-            return Err(Problem::malformed(
-                "",
-                format!("got {headers_bytes} bytes of headers, want at most {}", 2 * METADATA_BYTES_MAX),
-            ));
+        let bytes = metadata_bytes(&head.headers);
+        if bytes > HTTP_HEADERS_BYTES_MAX {
+            let message = format!("got {bytes} bytes of headers, want at most {HTTP_HEADERS_BYTES_MAX}");
+            return Err(Problem::malformed("", message));
         }
         if self.admission.is_closed() {
             return Err(Problem::Denied(self.admission.denied(Denied::Draining)));
@@ -207,14 +232,14 @@ impl HttpDoor {
         kind: Kind,
         form: Form,
         head: &Head,
-        body: B,
+        body: Pin<&mut B>,
         receiving: &Arc<Receiving>,
     ) -> Result<Reply, Problem> {
         let key = self.check_head(head)?;
         let read = body::read(&head.headers, body, HTTP_CALL_BYTES_MAX, receiving).await?;
         let [write_key] = fields(&read.text, &["writeKey"]).map_err(|error| not_json(&read.text, &error))?;
         if key.is_none() {
-            self.keys.check(write_key.and_then(text).as_deref())?;
+            self.check_key(write_key.and_then(text).as_deref(), head)?;
         }
         let call = self.call(form, head.caller(), head.is_browser());
         let admitted = self.admit(call.read(&read.text, Some(kind)));
@@ -231,7 +256,7 @@ impl HttpDoor {
         &self,
         form: Form,
         head: &Head,
-        body: B,
+        body: Pin<&mut B>,
         receiving: &Arc<Receiving>,
     ) -> Result<Reply, Problem> {
         let key = self.check_head(head)?;
@@ -239,10 +264,10 @@ impl HttpDoor {
             body::read(&head.headers, body, BATCH_BYTES_MAX, receiving).await?;
         let batch = Batch::of(&json, form)?;
         if key.is_none() {
-            self.keys.check(batch.write_key.and_then(text).as_deref())?;
+            self.check_key(batch.write_key.and_then(text).as_deref(), head)?;
         }
         let caller = (head.caller(), head.is_browser());
-        let puts = batch.put(form, caller, &self.destinations, &self.admission);
+        let puts = batch.put(form, caller, &self.destinations, &self.admission).await;
         let wants_answers = batch.wants_answers;
         // Who waits for the disk holds its events and no message.
         drop((json, held));
@@ -258,7 +283,7 @@ impl HttpDoor {
         let json = pixel::event_in(head.query())?;
         let [write_key] = fields(&json, &["writeKey"]).map_err(|error| not_json(&json, &error))?;
         let key = write_key.and_then(text).map(std::borrow::Cow::into_owned).or_else(|| head.key());
-        self.keys.check(key.as_deref())?;
+        self.check_key(key.as_deref(), head)?;
         let kind = kind.ok_or(Problem::NotFound)?;
         let call = self.call(Form::Segment, head.caller(), true);
         self.admit(call.read(&json, Some(kind))).await?;

@@ -19,6 +19,7 @@ use crate::{
     admission::{
         denied::{Violation, shown},
         draft::{BadProperties, Draft, DraftKind, More, View},
+        lenient::means_nobody,
     },
     ingest::limits::{HTTP_EVENT_BYTES_MAX, HTTP_PROPERTIES},
     reasons::RefusalReason,
@@ -27,6 +28,8 @@ use crate::{
 /// How far a caller's clock may be from ours before its times are corrected: what is
 /// less is the time that a message takes.
 const CLOCK_TOLERANCE_MS: i64 = 60_000;
+/// Most names that a context can have.
+const KEYS_MAX: usize = HTTP_PROPERTIES.keys_max as usize;
 /// A number that is a time is milliseconds from here on, and seconds below.
 const MILLIS_FROM: i64 = 100_000_000_000;
 
@@ -83,7 +86,7 @@ impl<'a> Call<'a> {
             caller,
             is_browser,
             destinations,
-            sent_at_ms: beside.sent_at.and_then(|value| time_of(value).ok()),
+            sent_at_ms: beside.sent_at.filter(given).and_then(|value| time_of(value).ok()),
             wanted,
             context: context.and_then(|context| object(context.get())),
             has_context: context.is_some(),
@@ -133,7 +136,7 @@ impl<'a> Call<'a> {
         let user_id = text_of("userId", user_id)?;
         let anonymous_id = text_of("anonymousId", anonymous_id)?;
         let may_be_nobodys = self.form == Form::Ingestion || kind == Kind::Alias;
-        if user_id.is_empty() && anonymous_id.is_empty() && !may_be_nobodys {
+        if means_nobody(&user_id) && means_nobody(&anonymous_id) && !may_be_nobodys {
             return Err(nobody());
         }
         let view =
@@ -151,10 +154,11 @@ impl<'a> Call<'a> {
             true => object_of("traits", traits),
             false => object_of("properties", properties),
         };
+        let [timestamp, original_timestamp, sent_at] =
+            [timestamp, original_timestamp, sent_at].map(|value| value.filter(|value| !is_null(value)));
         let sent_at_ms = sent_at.map_or(self.sent_at_ms, |value| time_of(value).ok());
         let time = timestamp.map(|value| ("timestamp", value));
-        let time = time.or(original_timestamp.map(|value| ("originalTimestamp", value)));
-        let time_ms = match time.filter(|(_, value)| !is_null(value)) {
+        let time_ms = match time.or(original_timestamp.map(|value| ("originalTimestamp", value))) {
             Some((field, value)) => Some((field, self.corrected(read_time(field, value)?, sent_at_ms))),
             None => None,
         };
@@ -205,6 +209,8 @@ impl<'a> Call<'a> {
     fn place<'c>(&'c self, context: Option<&'c RawValue>) -> PlaceOfEvent<'c> {
         let Some(own) = context.filter(|value| !is_null(value)) else { return self.place.borrowed() };
         match &self.context {
+            // Beside each of them what is refused already stays refused, and is not merged.
+            Some(common) if common.len() > KEYS_MAX => self.place.borrowed(),
             Some(common) => self.place_of(merged(common, own.get())),
             // What is no object is refused as what it is.
             None if self.has_context => self.place.borrowed(),
@@ -294,10 +300,10 @@ impl More<'_> {
     }
 }
 
-/// The fields of two objects; of those that both have the second's. What is no object
-/// stays what it is.
+/// The fields of two objects; of those that both have the second's. What is no object, or
+/// has too many, stays what it is.
 fn merged<'a>(common: &BTreeMap<Cow<'_, str>, &RawValue>, own: &'a str) -> Cow<'a, str> {
-    let Some(own_fields) = object(own) else { return own.into() };
+    let Some(own_fields) = object(own).filter(|own| own.len() <= KEYS_MAX) else { return own.into() };
     let mut all: BTreeMap<&str, &RawValue> = common.iter().map(|(name, value)| (&**name, *value)).collect();
     all.extend(own_fields.iter().map(|(name, value)| (&**name, *value)));
     serde_json::to_string(&all).expect("it was JSON").into()
@@ -405,7 +411,7 @@ fn nobody() -> Violation {
     Violation {
         reason: RefusalReason::NoUser,
         field: "userId".into(),
-        got: "neither userId nor anonymousId".into(),
+        got: "neither a userId nor an anonymousId of somebody".into(),
         want: "one of the two".into(),
     }
 }
@@ -440,6 +446,9 @@ mod tests {
         ] {
             assert_eq!(read_at(json, "null"), Ok(time_ms), "{json}");
         }
+        let original = r#"null,"originalTimestamp":1767225600000,"sentAt":null"#;
+        let behind = (NOW_MS - 3_600_000).to_string();
+        assert_eq!(read_at(original, &behind), Ok(NOW_MS + 3_600_000), "null hides nothing");
         for json in [r#""yesterday""#, "true", "{}", "1e999", r#""""#] {
             assert_eq!(read_at(json, "null"), Err("TIME_MALFORMED".to_owned()), "{json}");
         }

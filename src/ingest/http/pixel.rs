@@ -31,7 +31,7 @@ pub(super) fn event_in(query: &str) -> Result<String, Problem> {
     let data = data.replace(' ', "+");
     let alphabet = if data.contains(['-', '_']) { &URL_SAFE } else { &STANDARD };
     let decoded = GeneralPurpose::new(alphabet, CONFIG).decode(data.trim());
-    decoded.ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(no_data)
+    super::body::as_text(decoded.map_err(|_| no_data())?)
 }
 
 #[cfg(test)]

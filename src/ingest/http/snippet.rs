@@ -3,7 +3,7 @@
 
 use hyper::{
     HeaderMap, StatusCode,
-    header::{CACHE_CONTROL, HOST, HeaderValue},
+    header::{CACHE_CONTROL, HOST, HeaderValue, VARY},
 };
 use serde_json::json;
 
@@ -40,5 +40,6 @@ pub(super) fn settings(write_key: &str, headers: &HeaderMap, authority: Option<&
     });
     let mut reply = bytes(StatusCode::OK, "application/json", settings.to_string());
     reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=120"));
+    reply.headers_mut().insert(VARY, HeaderValue::from_static("x-forwarded-proto"));
     reply
 }

@@ -92,12 +92,17 @@ impl Spool {
         &self.status
     }
 
-    /// See [`Queue::room_for`](crate::queue::Queue::room_for): room before the writer.
-    pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
+    /// See [`Queue::has_room_for`](crate::queue::Queue::has_room_for): room before the writer.
+    pub(crate) fn has_room_for(&self, events: usize, bytes: usize) -> bool {
         let status = &self.status;
         let held =
-            || (status.intake_events.load(Ordering::Relaxed), status.intake_bytes.load(Ordering::Relaxed));
-        status.room.wait_while(|| self.intake.is_full_for(held(), (events, bytes))).await;
+            (status.intake_events.load(Ordering::Relaxed), status.intake_bytes.load(Ordering::Relaxed));
+        !self.intake.is_full_for(held, (events, bytes))
+    }
+
+    /// See [`Queue::room_for`](crate::queue::Queue::room_for): room before the writer.
+    pub(crate) async fn room_for(&self, events: usize, bytes: usize) {
+        self.status.room.wait_while(|| !self.has_room_for(events, bytes)).await;
     }
 
     /// Events that wait for the writer.
