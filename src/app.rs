@@ -57,6 +57,7 @@ use crate::{
         spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
     },
     reasons::{Outcome, RefusalReason},
+    refused::RefusedKeeper,
     shutdown::{DrainReport, Signals, Stop},
     telemetry::{Telemetry, VERSION},
     time::Clock,
@@ -267,13 +268,19 @@ impl App {
             }
         }));
         let stopped = stop_servers.clone().cancelled_owned();
+        let refused = RefusedKeeper::new(
+            &data_dir,
+            config.dead_letters.bytes_max,
+            ingest_metrics.refused_kept.clone(),
+            ingest_metrics.refused_lost.clone(),
+        );
         let behind = Behind { admission: admission.clone(), health, budget, metrics: ingest_metrics };
         let grpc = ingest::grpc::server::serve(doors.grpc, behind.clone(), stopped);
         servers.spawn(watch.over("gRPC server", grpc));
         if let Some(port) = doors.http {
             let stopped = stop_servers.clone().cancelled_owned();
             let write_keys = config.http.write_keys.clone();
-            let http = ingest::http::server::serve(port, behind, write_keys, names, stopped);
+            let http = ingest::http::server::serve(port, behind, write_keys, names, refused, stopped);
             servers.spawn(watch.over("HTTP server", http));
         }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));

@@ -29,6 +29,7 @@ mod check;
 mod dead_letters;
 mod explain;
 mod providers;
+mod refused;
 mod sandbox;
 mod spool;
 
@@ -118,6 +119,65 @@ enum DeadLettersCommand {
     Export(ExportLettersArgs),
     /// Delete them; shows which ones, and deletes nothing, without --yes
     Delete(DeleteArgs),
+    /// Items of batches that broke a rule, and that their callers believe to be taken
+    #[command(subcommand)]
+    Refused(RefusedCommand),
+}
+
+/// All of these work beside a running relay.
+#[derive(Debug, Subcommand)]
+enum RefusedCommand {
+    /// Count them by reason
+    List(RefusedAt),
+    /// Print them, one JSON object a line, to be mended and sent
+    Show(ShowRefusedArgs),
+    /// Send them to a relay's HTTP door again; what it takes is no letter any more
+    Send(SendRefusedArgs),
+    /// Delete them; shows how many, and deletes nothing, without --yes
+    Delete(DeleteRefusedArgs),
+}
+
+#[derive(Debug, Args, Clone)]
+struct RefusedAt {
+    /// Only with one reason, such as EVENT_NAME_EMPTY
+    #[arg(long)]
+    reason: Option<String>,
+    /// Where they are, instead of DATA_DIR
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ShowRefusedArgs {
+    #[command(flatten)]
+    at: RefusedAt,
+    /// Print at most this many
+    #[arg(long)]
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct SendRefusedArgs {
+    /// What `show` printed, with its items mended; without it, those that are kept as
+    /// they are
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    at: RefusedAt,
+    /// The relay's HTTP door; the one that the settings name without it
+    #[arg(long, value_name = "URL")]
+    to: Option<String>,
+    /// The write key; the first of HTTP_WRITE_KEYS without it
+    #[arg(long)]
+    write_key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct DeleteRefusedArgs {
+    #[command(flatten)]
+    at: RefusedAt,
+    /// Do it
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -312,6 +372,7 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
         DeadLettersCommand::Delete(args) => {
             Config::for_reading().map(|config| dead_letters::delete(&at(config, &args.filter), args))
         }
+        DeadLettersCommand::Refused(command) => Config::for_reading().map(|config| refused(config, command)),
         DeadLettersCommand::Replay(args) => Config::from_env().map(|mut config| {
             config.data_dir = at(config.clone(), &args.filter);
             Ok(in_runtime(dead_letters::replay(config, args)))
@@ -320,6 +381,15 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
     match done {
         Ok(result) => result.unwrap_or_else(|error| fail(&format!("{error:#}"))),
         Err(error) => fail(&error),
+    }
+}
+
+fn refused(config: Config, command: RefusedCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        RefusedCommand::List(at) => refused::list(&config, &at),
+        RefusedCommand::Show(args) => refused::show(&config, &args),
+        RefusedCommand::Send(args) => Ok(in_runtime(refused::send(config, args))),
+        RefusedCommand::Delete(args) => refused::delete(&config, &args),
     }
 }
 

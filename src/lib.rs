@@ -72,7 +72,9 @@ mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;
+mod letter_files;
 mod listener;
+mod refused;
 pub mod shutdown;
 pub mod telemetry;
 mod time;

@@ -34,6 +34,8 @@ pub(crate) enum RefusalReason {
     FieldNotText,
     TimeMalformed,
     IntegrationsMalformed,
+    SchemaNewer,
+    SchemaInvalid,
     EventTooLarge,
     BatchTooLarge,
     MessageMalformed,
@@ -48,7 +50,7 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 36] = [
+    pub(crate) const ALL: [Self; 38] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
@@ -74,6 +76,8 @@ impl RefusalReason {
         Self::FieldNotText,
         Self::TimeMalformed,
         Self::IntegrationsMalformed,
+        Self::SchemaNewer,
+        Self::SchemaInvalid,
         Self::EventTooLarge,
         Self::BatchTooLarge,
         Self::MessageMalformed,
@@ -115,6 +119,8 @@ impl RefusalReason {
             Self::FieldNotText => "FIELD_NOT_TEXT",
             Self::TimeMalformed => "TIME_MALFORMED",
             Self::IntegrationsMalformed => "INTEGRATIONS_MALFORMED",
+            Self::SchemaNewer => "SCHEMA_VERSION_UNSUPPORTED",
+            Self::SchemaInvalid => "SCHEMA_VERSION_INVALID",
             Self::EventTooLarge => "EVENT_TOO_LARGE",
             Self::BatchTooLarge => "BATCH_TOO_LARGE",
             Self::MessageMalformed => "MESSAGE_MALFORMED",

@@ -50,6 +50,21 @@ pub(crate) struct Accepted {
 #[derive(Debug)]
 pub(crate) struct PutBatch(Vec<Result<(EventId<'static>, Taken), Denied>>);
 
+impl PutBatch {
+    /// Those that break rules, by their places: the first rule of each.
+    pub(crate) fn invalid(&self) -> impl Iterator<Item = (usize, &Violation)> {
+        self.0.iter().enumerate().filter_map(|(place, put)| match put {
+            Err(Denied::Invalid(violations)) => Some((place, &violations[0])),
+            _ => None,
+        })
+    }
+
+    /// True if some are to be sent again.
+    pub(crate) fn is_deferred(&self) -> bool {
+        self.0.iter().any(|put| put.as_ref().is_err_and(|denied| denied.retry_delay().is_some()))
+    }
+}
+
 /// An event that breaks no rule, and what it is to become.
 #[derive(Debug)]
 struct Checked {

@@ -22,7 +22,7 @@ use crate::{
     config::{Config, DeliveryConfig},
     delivery::{
         Batch, LaneInbox,
-        dead_letter::{DeadLetterDir, DeadLetterWriter},
+        dead_letter::DeadLetterDir,
         lane::{ASIDE_EVENTS_MAX, Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus, Leftover},
         recorder::RelayRecorder,
         spill::SpillDir,
@@ -30,6 +30,7 @@ use crate::{
         unnamed::Unnamed,
     },
     ledger::Ledger,
+    letter_files::LetterWriter,
     queue::spool::{LaneLog, OpenedSpool},
     shutdown::Stop,
     telemetry::LaneFamilies,
@@ -80,7 +81,7 @@ impl LaneBuilder<'_> {
     ) -> io::Result<(LaneInbox, BuiltLane)> {
         let name = provider.name();
         let dead_letters = DeadLetterDir::new(self.data_dir, name);
-        let dead_letters = DeadLetterWriter::open(&dead_letters, self.config.dead_letters.bytes_max)?;
+        let dead_letters = LetterWriter::open(&dead_letters, self.config.dead_letters.bytes_max)?;
         let dead_letters_bytes = dead_letters.bytes();
         let spill = SpillDir::open(self.data_dir, name)?;
         let status = Arc::new(LaneStatus::new(name));

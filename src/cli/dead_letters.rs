@@ -23,6 +23,7 @@ use crate::{
     },
     files,
     reasons::DeadLetterReason,
+    refused::RefusedDir,
     shutdown::{self, Stop},
     telemetry::{self, Telemetry},
     time::rfc_3339,
@@ -70,6 +71,10 @@ struct Row {
 
 pub(super) fn list(data_dir: &Path, filter: &Filter) -> anyhow::Result<ExitCode> {
     print_rows(data_dir, &rows(data_dir, filter)?.0);
+    let refused = RefusedDir::new(data_dir).count()?;
+    if refused > 0 && filter.is_empty() {
+        println!("{refused} item(s) of batches that were refused: analytics-relay dead-letters refused list");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

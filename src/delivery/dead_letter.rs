@@ -1,17 +1,12 @@
 //! Events that one provider will not get, with the reason: to be read, counted
 //! and sent again by a person.
 //!
-//! `DATA_DIR/dead-letters/<provider>/<time>-<turn>.ndjson`, mode 0600: one
-//! [`DeadLetter`] a line. A file is begun anew at each start and when it has
-//! grown; what is written is synced before its events count as ended. All files
-//! of a provider together stay within a number of bytes.
+//! `DATA_DIR/dead-letters/<provider>/<time>-<turn>.ndjson`: one [`DeadLetter`] a line, as
+//! [`letter_files`](crate::letter_files) has them.
 //!
 //! Beside them `replayed.log` lists the ids of events that a replay delivered,
 //! so that no replay sends one twice. A file whose events were all replayed is
 //! removed.
-//!
-//! Who writes to a file, or takes letters out of it, locks it meanwhile. A relay
-//! does not wait for that lock: it begins another file.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -19,12 +14,6 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
 };
 
 use analytics_relay_providers::{Event, EventId};
@@ -32,24 +21,14 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::{
-    files::{self, Lock, has_no_locks},
-    reasons::{DeadLetterReason, DropReason},
+    files::{self, Lock},
+    letter_files::{UNFINISHED, delete_from, read_letters},
+    reasons::DeadLetterReason,
     settings::Reader,
 };
 
-/// Bytes after which a new file is begun.
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Name of the list of replayed events.
 const REPLAYED: &str = "replayed.log";
-/// Ending of files that are not complete.
-const UNFINISHED: &str = "unfinished";
-/// How long letters are tried to be taken out of a file that is written to, and
-/// how often.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-const LOCK_AGAIN: Duration = Duration::from_millis(5);
-/// Between two log lines about a disk that takes no letters.
-const TELL_INTERVAL: Duration = Duration::from_secs(1);
-
 /// What the keeper of dead letters is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeadLetterSettings {
@@ -108,18 +87,10 @@ pub(crate) struct Deletion {
     pub(crate) failed: Vec<(PathBuf, io::Error)>,
 }
 
-/// Letters that are not on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NotWritten {
-    /// How many of the first are.
-    pub(crate) written: usize,
-    /// What the others are lost for, if they have to be.
-    pub(crate) why: DropReason,
-}
-
-impl NotWritten {
-    /// None of them is.
-    pub(crate) const ANY: Self = Self { written: 0, why: DropReason::DeadLetterFailed };
+impl AsRef<Path> for DeadLetterDir {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
 }
 
 impl DeadLetterDir {
@@ -141,7 +112,7 @@ impl DeadLetterDir {
     /// relay that is writing to it.
     pub(crate) fn read(path: &Path, replayed: &HashSet<EventId<'static>>) -> io::Result<Stored> {
         let mut stored = Stored::default();
-        read_letters(path, |line, letter| {
+        read_letters(path, |line, letter: Option<DeadLetter>| {
             stored.bytes += line.len() as u64;
             match letter {
                 Some(letter) if !is_of(path, &letter) => stored.foreign += 1,
@@ -168,11 +139,11 @@ impl DeadLetterDir {
         for path in self.files()? {
             let Some(seen_bytes) = seen.get(&path) else { continue };
             match delete_from(&path, *seen_bytes, |letter| {
-                !replayed.contains(&letter.event.id()) && is_meant(letter)
+                is_of(&path, letter) && !replayed.contains(&letter.event.id()) && is_meant(letter)
             }) {
                 Ok(deleted) => {
-                    for (reason, letters) in deleted {
-                        *deletion.deleted.entry(reason).or_default() += letters;
+                    for letter in deleted {
+                        *deletion.deleted.entry(letter.reason).or_default() += 1;
                     }
                 }
                 // A relay had begun it, and removed it.
@@ -224,7 +195,7 @@ impl DeadLetterDir {
             let unused = file.try_lock().is_ok();
             let mut open = 0;
             let mut ids = HashSet::new();
-            read_letters(&path, |_, letter| match letter {
+            read_letters(&path, |_, letter: Option<DeadLetter>| match letter {
                 Some(letter) if is_of(&path, &letter) && replayed.contains(&letter.event.id()) => {
                     ids.insert(letter.event.id().into_owned());
                 }
@@ -264,71 +235,6 @@ fn is_of(path: &Path, letter: &DeadLetter) -> bool {
     path.parent().and_then(Path::file_name).is_some_and(|dir| dir == letter.provider.as_str())
 }
 
-/// Replaces a file by one without some of the letters in its first bytes, or removes
-/// it.
-fn delete_from(
-    path: &Path,
-    seen_bytes: u64,
-    is_meant: impl Fn(&DeadLetter) -> bool,
-) -> io::Result<BTreeMap<DeadLetterReason, u64>> {
-    let file = File::open(path)?;
-    // A relay holds it for one write.
-    let lock_until = Instant::now() + LOCK_PATIENCE;
-    while let Err(error) = file.try_lock() {
-        match error {
-            fs::TryLockError::WouldBlock if Instant::now() < lock_until => thread::sleep(LOCK_AGAIN),
-            fs::TryLockError::WouldBlock => {
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, "it is being written to"));
-            }
-            fs::TryLockError::Error(error) => return Err(error),
-        }
-    }
-    let mut deleted: BTreeMap<DeadLetterReason, u64> = BTreeMap::new();
-    let (mut kept, mut read_bytes) = (Vec::new(), 0);
-    read_letters(path, |line, letter| {
-        read_bytes += line.len() as u64;
-        match letter {
-            Some(letter) if read_bytes <= seen_bytes && is_of(path, &letter) && is_meant(&letter) => {
-                *deleted.entry(letter.reason).or_default() += 1;
-            }
-            _ => kept.extend_from_slice(line),
-        }
-    })?;
-    if deleted.is_empty() {
-        return Ok(deleted);
-    }
-    if kept.is_empty() {
-        fs::remove_file(path)?;
-    } else {
-        let unfinished = path.with_extension(UNFINISHED);
-        let _ = fs::remove_file(&unfinished);
-        let copy = files::create_file(&unfinished)?;
-        let replaced = (&copy).write_all(&kept).and_then(|()| copy.sync_data());
-        let replaced = replaced.and_then(|()| fs::rename(&unfinished, path));
-        replaced.inspect_err(|_| {
-            let _ = fs::remove_file(&unfinished);
-        })?;
-    }
-    files::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
-    Ok(deleted)
-}
-
-/// Passes each line of a file on, and the letter that it is.
-fn read_letters(path: &Path, mut each: impl FnMut(&[u8], Option<DeadLetter>)) -> io::Result<()> {
-    let mut lines = BufReader::new(File::open(path)?);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if lines.read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
-        }
-        // A relay may be writing the last line just now; it is no letter yet.
-        if line.ends_with(b"\n") {
-            each(&line, serde_json::from_slice(&line).ok());
-        }
-    }
-}
-
 /// The list of events that a replay delivered.
 #[derive(Debug)]
 pub(crate) struct ReplayedLog(File);
@@ -345,152 +251,16 @@ impl ReplayedLog {
     }
 }
 
-/// Locks a file to write to it; false if somebody is taking letters out of it, or
-/// has done so and replaced it. Where there are no locks nobody takes any out.
-fn is_still_ours(file: &File) -> io::Result<bool> {
-    match Lock::of(file.try_lock_shared())? {
-        Lock::Ours | Lock::None(_) => Ok(file.metadata()?.nlink() > 0),
-        Lock::Theirs => Ok(false),
-    }
-}
-
-/// Letters as they stand in a file.
-struct Lines {
-    bytes: Vec<u8>,
-    /// Where each of them ends.
-    ends: Vec<usize>,
-}
-
-impl Lines {
-    fn of(letters: &[DeadLetter]) -> Self {
-        let mut lines =
-            Self { bytes: Vec::with_capacity(letters.len() * 512), ends: Vec::with_capacity(letters.len()) };
-        for letter in letters {
-            serde_json::to_writer(&mut lines.bytes, letter).expect("a vector takes any bytes");
-            lines.bytes.push(b'\n');
-            lines.ends.push(lines.bytes.len());
-        }
-        lines
-    }
-}
-
-/// Writes one provider's dead letters.
-#[derive(Debug)]
-pub(crate) struct DeadLetterWriter {
-    dir: PathBuf,
-    /// The file that is written to, and its length.
-    file: Option<(File, u64)>,
-    /// Its name.
-    path: PathBuf,
-    /// Bytes of all files together; shared with the metric.
-    bytes: Arc<AtomicU64>,
-    bytes_max: u64,
-    /// When it was last said that they cannot be written.
-    failure_told: Option<Instant>,
-}
-
-impl DeadLetterWriter {
-    /// Creates the directory if need be and measures what is in it.
-    pub(crate) fn open(dir: &DeadLetterDir, bytes_max: u64) -> io::Result<Self> {
-        let dir = dir.0.clone();
-        files::create_dir(&dir)?;
-        let mut bytes = 0;
-        for path in files::list_ndjson(&dir)? {
-            bytes += fs::metadata(path)?.len();
-        }
-        let bytes = Arc::new(AtomicU64::new(bytes));
-        Ok(Self { dir, file: None, path: PathBuf::new(), bytes, bytes_max, failure_told: None })
-    }
-
-    /// Bytes of all files together.
-    pub(crate) fn bytes(&self) -> Arc<AtomicU64> {
-        self.bytes.clone()
-    }
-
-    /// Writes the first letters, as many as there is room for, and syncs them. On any
-    /// other failure none of them is on disk.
-    pub(crate) fn write(&mut self, letters: &[DeadLetter], now_ms: i64) -> Result<(), NotWritten> {
-        let lines = Lines::of(letters);
-        let written = self.fitting(&lines);
-        if written > 0 {
-            let first = &lines.bytes[..lines.ends[written - 1]];
-            self.write_lines(first, now_ms).map_err(|why| NotWritten { written: 0, why })?;
-        }
-        if written < letters.len() {
-            return Err(NotWritten { written, why: DropReason::DeadLettersFull });
-        }
-        Ok(())
-    }
-
-    /// How many of the first lines there is room for.
-    fn fitting(&self, lines: &Lines) -> usize {
-        let room = || self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed));
-        if room() < lines.bytes.len() as u64 {
-            self.measure();
-        }
-        let room = room();
-        lines.ends.partition_point(|end| *end as u64 <= room)
-    }
-
-    fn write_lines(&mut self, lines: &[u8], now_ms: i64) -> Result<(), DropReason> {
-        if let Err(error) = self.append(lines, now_ms) {
-            let now = Instant::now();
-            if self.failure_told.is_none_or(|told| now - told >= TELL_INTERVAL) {
-                self.failure_told = Some(now);
-                warn!(%error, dir = %self.dir.display(), "dead letters cannot be written");
-            }
-            return Err(DropReason::DeadLetterFailed);
-        }
-        self.failure_told = None;
-        self.bytes.fetch_add(lines.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn append(&mut self, lines: &[u8], now_ms: i64) -> io::Result<()> {
-        let (mut file, length) = match self.file.take() {
-            Some((file, length)) if length < FILE_BYTES_MAX && is_still_ours(&file)? => (file, length),
-            _ => (self.begin_file(now_ms)?, 0),
-        };
-        let written = file.write_all(lines).and_then(|()| file.sync_data());
-        if let Err(error) = written {
-            // What is half there must not be read as a letter. The file is left
-            // for good: after a failed sync nobody knows what it holds.
-            let _ = file.set_len(length);
-            if length == 0 {
-                // A full disk must not fill up with empty files.
-                let _ = fs::remove_file(&self.path);
-            }
-            return Err(error);
-        }
-        file.unlock().or_else(|error| if has_no_locks(&error) { Ok(()) } else { Err(error) })?;
-        self.file = Some((file, length + lines.len() as u64));
-        Ok(())
-    }
-
-    fn begin_file(&mut self, now_ms: i64) -> io::Result<File> {
-        loop {
-            self.path = files::new_ndjson(&self.dir, now_ms);
-            let file = files::create_file(&self.path)?;
-            // A replay that came between the two may have removed it as empty.
-            if is_still_ours(&file)? {
-                files::sync_dir(&self.dir)?;
-                return Ok(file);
-            }
-        }
-    }
-
-    /// A replay may have removed files since.
-    fn measure(&self) {
-        let paths = files::list_ndjson(&self.dir).unwrap_or_default();
-        let bytes = paths.iter().filter_map(|path| fs::metadata(path).ok()).map(|data| data.len()).sum();
-        self.bytes.store(bytes, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::test_support::track;
+    use std::sync::atomic::Ordering;
+
+    use crate::{
+        delivery::test_support::track,
+        letter_files::{LetterWriter, NotWritten},
+        reasons::DropReason,
+    };
 
     fn letter(name: &str) -> DeadLetter {
         DeadLetter {
@@ -501,6 +271,10 @@ mod tests {
             detail: "400 no".into(),
             event: track(name),
         }
+    }
+
+    fn json(letter: &DeadLetter) -> Vec<u8> {
+        [&serde_json::to_vec(letter).unwrap()[..], b"\n"].concat()
     }
 
     fn read(dir: &DeadLetterDir) -> Stored {
@@ -524,19 +298,19 @@ mod tests {
     fn letters_are_read_as_they_were_written() {
         let (data, dir) = dir();
         let letters = [letter("a"), letter("b")];
-        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        let mut writer = LetterWriter::open(&dir, 1 << 20).unwrap();
         writer.write(&letters[..1], 5).unwrap();
         writer.write(&letters[1..], 6).unwrap();
         assert_eq!(read(&dir).letters, letters);
         assert_eq!(DeadLetterDir::providers(data.path()).unwrap(), ["mixpanel"]);
-        let reopened = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        let reopened = LetterWriter::open(&dir, 1 << 20).unwrap();
         assert_eq!(reopened.bytes().load(Ordering::Relaxed), writer.bytes().load(Ordering::Relaxed));
     }
 
     #[test]
     fn bytes_are_bounded_and_what_does_not_fit_is_not_written() {
         let (_data, dir) = dir();
-        let mut writer = DeadLetterWriter::open(&dir, 700).unwrap();
+        let mut writer = LetterWriter::open(&dir, 700).unwrap();
         writer.write(&[letter("a")], 5).unwrap();
         let full = NotWritten { written: 0, why: DropReason::DeadLettersFull };
         assert_eq!(writer.write(&[letter(&"b".repeat(1000)), letter("c")], 5), Err(full));
@@ -547,10 +321,10 @@ mod tests {
     fn the_first_letters_are_written_that_there_is_room_for() {
         let (_data, dir) = dir();
         let letters: Vec<DeadLetter> = (0..9).map(|n| letter(&n.to_string())).collect();
-        let each = Lines::of(&letters[..1]).bytes.len() as u64;
+        let each = json(&letters[0]).len() as u64;
         let full = |written| Err(NotWritten { written, why: DropReason::DeadLettersFull });
         for room in 0..=9 {
-            let mut writer = DeadLetterWriter::open(&dir, each * 10 - 1).unwrap();
+            let mut writer = LetterWriter::open(&dir, each * 10 - 1).unwrap();
             let before = 9 - room;
             writer.write(&letters[..before], 5).unwrap();
             let expected = if room == 9 { Ok(()) } else { full(room) };
@@ -566,25 +340,10 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_no_half_letter() {
-        let (_data, dir) = dir();
-        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
-        writer.write(&[letter("a")], 5).unwrap();
-        // A file that cannot be written to any more.
-        let path = dir.files().unwrap().remove(0);
-        let length = fs::metadata(&path).unwrap().len();
-        writer.file = Some((File::open(path).unwrap(), length));
-        assert_eq!(writer.write(&[letter("b")], 5), Err(NotWritten::ANY));
-        writer.write(&[letter("c")], 5).unwrap();
-        let stored = read(&dir);
-        assert_eq!((stored.letters.len(), stored.damaged), (2, 0));
-    }
-
-    #[test]
     fn a_replayed_letter_is_never_read_again_and_its_file_goes() {
         let (_data, dir) = dir();
         let letters = [letter("a"), letter("b")];
-        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        let mut writer = LetterWriter::open(&dir, 1 << 20).unwrap();
         writer.write(&letters, 5).unwrap();
         let mut log = dir.open_replayed().unwrap();
         log.append([&letters[0].event.id()]).unwrap();
@@ -618,17 +377,17 @@ mod tests {
     fn what_is_written_behind_the_letters_that_were_seen_is_not_deleted() {
         let (_data, dir) = dir();
         let letters = ["a", "b", "c", "d"].map(letter);
-        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        let mut writer = LetterWriter::open(&dir, 1 << 20).unwrap();
         writer.write(&letters[..2], 5).unwrap();
         let path = dir.files().unwrap().remove(0);
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         // A write that is under way.
-        let third = Lines::of(&letters[2..3]).bytes;
+        let third = json(&letters[2]);
         file.write_all(&third[..20]).unwrap();
         let log = dir.open_replayed().unwrap();
         let seen = seen(&dir);
         file.write_all(&third[20..]).unwrap();
-        DeadLetterWriter::open(&dir, 1 << 20).unwrap().write(&letters[3..], 5).unwrap();
+        LetterWriter::open(&dir, 1 << 20).unwrap().write(&letters[3..], 5).unwrap();
         let deletion = dir.delete(log, &seen, |_| true).unwrap();
         assert_eq!(deletion.deleted, BTreeMap::from([(DeadLetterReason::Invalid, 2)]));
         assert_eq!(read(&dir).letters, letters[2..]);
@@ -643,7 +402,7 @@ mod tests {
         let (_data, dir) = dir();
         let invalid = [of(DeadLetterReason::Invalid), of(DeadLetterReason::Invalid)];
         let expired = [of(DeadLetterReason::Expired), of(DeadLetterReason::Expired)];
-        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        let mut writer = LetterWriter::open(&dir, 1 << 20).unwrap();
         writer.write(&[invalid[0].clone(), expired[0].clone()], 5).unwrap();
         let path = dir.files().unwrap().remove(0);
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
@@ -667,7 +426,7 @@ mod tests {
         let deletion = delete(&dir, |_| true).unwrap();
         assert_eq!(deletion.deleted.values().sum::<u64>(), 4);
         assert_eq!(dir.files().unwrap(), [path], "but for what cannot be read");
-        let measured = DeadLetterWriter::open(&dir, 1 << 20).unwrap().bytes();
+        let measured = LetterWriter::open(&dir, 1 << 20).unwrap().bytes();
         assert_eq!(measured.load(Ordering::Relaxed), 8);
     }
 
@@ -676,7 +435,7 @@ mod tests {
         let (_data, dir) = dir();
         let ours = letter("a");
         let theirs = DeadLetter { provider: "segment".into(), ..letter("b") };
-        DeadLetterWriter::open(&dir, 1 << 20).unwrap().write(&[ours.clone(), theirs], 5).unwrap();
+        LetterWriter::open(&dir, 1 << 20).unwrap().write(&[ours.clone(), theirs], 5).unwrap();
         let path = dir.files().unwrap().remove(0);
         let stored = DeadLetterDir::read(&path, &HashSet::new()).unwrap();
         assert_eq!((stored.letters, stored.damaged, stored.foreign), (vec![ours], 0, 1));
@@ -692,7 +451,7 @@ mod tests {
     #[test]
     fn two_replays_at_a_time_are_refused() {
         let (_data, dir) = dir();
-        DeadLetterWriter::open(&dir, 1).unwrap();
+        LetterWriter::open(&dir, 1).unwrap();
         let _first = dir.open_replayed().unwrap();
         assert_eq!(dir.open_replayed().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
@@ -700,7 +459,7 @@ mod tests {
     #[test]
     fn a_torn_last_line_is_no_letter_and_no_damage() {
         let (_data, dir) = dir();
-        let mut writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        let mut writer = LetterWriter::open(&dir, 1 << 20).unwrap();
         writer.write(&[letter("a")], 5).unwrap();
         let path = dir.files().unwrap().remove(0);
         let mut file = OpenOptions::new().append(true).open(path).unwrap();

@@ -6,12 +6,10 @@ use analytics_relay_providers::NotFor;
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
-use super::{
-    backlog::Waiting,
-    dead_letter::{DeadLetter, DeadLetterWriter, NotWritten},
-};
+use super::{backlog::Waiting, dead_letter::DeadLetter};
 use crate::{
     ledger::Ledger,
+    letter_files::{LetterWriter, NotWritten},
     reasons::{DeadLetterReason, DropReason, Outcome},
     time::Clock,
 };
@@ -64,18 +62,18 @@ impl WritePermit {
 /// The running relay's: the ledger and the dead letter files.
 pub(crate) struct RelayRecorder {
     ledger: Ledger,
-    dead_letters: Arc<Mutex<DeadLetterWriter>>,
+    dead_letters: Arc<Mutex<LetterWriter>>,
     clock: Clock,
 }
 
 impl RelayRecorder {
-    pub(crate) fn new(ledger: Ledger, dead_letters: DeadLetterWriter, clock: Clock) -> Self {
+    pub(crate) fn new(ledger: Ledger, dead_letters: LetterWriter, clock: Clock) -> Self {
         Self { ledger, dead_letters: Arc::new(Mutex::new(dead_letters)), clock }
     }
 
     /// For a test that keeps it from writing.
     #[cfg(test)]
-    pub(crate) fn dead_letters(&self) -> Arc<Mutex<DeadLetterWriter>> {
+    pub(crate) fn dead_letters(&self) -> Arc<Mutex<LetterWriter>> {
         self.dead_letters.clone()
     }
 }
@@ -128,7 +126,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let dir = DeadLetterDir::new(data.path(), "mixpanel");
         let ledger = Ledger::new("mixpanel", Counter::default(), Counter::default(), |_| Counter::default());
-        let writer = DeadLetterWriter::open(&dir, 1 << 20).unwrap();
+        let writer = LetterWriter::open(&dir, 1 << 20).unwrap();
         let recorder = Arc::new(RelayRecorder::new(ledger.clone(), writer, Clock::system()));
         let letter = DeadLetter {
             dead_since_ms: 1,

@@ -27,12 +27,13 @@ use tracing::error;
 use super::{
     LaneInbox,
     backlog::Waiting,
-    dead_letter::{DeadLetter, NotWritten, ReplayedLog},
+    dead_letter::{DeadLetter, ReplayedLog},
     gate::ProviderState,
     lane::{Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus},
     recorder::{Recorder, WritePermit},
 };
 use crate::{
+    letter_files::NotWritten,
     queue::{Place, Queued},
     reasons::{DeadLetterReason, DropReason},
     shutdown::Stop,
@@ -241,10 +242,11 @@ mod tests {
     use super::*;
     use crate::{
         delivery::{
-            dead_letter::{DeadLetterDir, DeadLetterWriter},
+            dead_letter::DeadLetterDir,
             retry::RetryRule,
             test_support::{accepted_at, track},
         },
+        letter_files::LetterWriter,
         queue::QueueLimits,
         telemetry::LaneFamilies,
     };
@@ -294,7 +296,7 @@ mod tests {
     async fn replay_by(rule: Rule, bad: usize, good: usize) -> ReplayReport {
         let data = tempfile::tempdir().unwrap();
         let dir = DeadLetterDir::new(data.path(), "p");
-        DeadLetterWriter::open(&dir, 0).unwrap();
+        LetterWriter::open(&dir, 0).unwrap();
         let settings = LaneSettings {
             retry: RetryRule {
                 attempts_max: 5,

@@ -14,8 +14,9 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use super::dead_letter::{DeadLetter, DeadLetterDir, DeadLetterWriter, NotWritten};
+use super::dead_letter::{DeadLetter, DeadLetterDir};
 use crate::{
+    letter_files::{LetterWriter, NotWritten},
     queue::spool::{LaneLog, reader::LoggedEvent},
     reasons::{DeadLetterReason, DropReason, Outcome},
     shutdown::Stop,
@@ -39,7 +40,7 @@ pub(crate) struct Unnamed {
     dir: DeadLetterDir,
     dead_letters_bytes_max: u64,
     /// Opened when it is needed.
-    letters: Option<DeadLetterWriter>,
+    letters: Option<LetterWriter>,
     retention: Duration,
     wall: WallCheck,
     clock: Clock,
@@ -211,9 +212,9 @@ impl Unnamed {
         written
     }
 
-    fn writer(&mut self) -> Result<&mut DeadLetterWriter, NotWritten> {
+    fn writer(&mut self) -> Result<&mut LetterWriter, NotWritten> {
         if self.letters.is_none() {
-            let opened = DeadLetterWriter::open(&self.dir, self.dead_letters_bytes_max);
+            let opened = LetterWriter::open(&self.dir, self.dead_letters_bytes_max);
             self.letters = Some(opened.map_err(|error| {
                 warn!(provider = self.provider, %error, "dead letters cannot be written");
                 NotWritten::ANY

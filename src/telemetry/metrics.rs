@@ -43,7 +43,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 54] = [
+pub const METRICS: [MetricInfo; 57] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -54,6 +54,24 @@ pub const METRICS: [MetricInfo; 54] = [
         "Log lines that nobody read in time, or that could not be written",
     ),
     metric("relay_requests_total", "method,code", "calls", "gRPC calls answered, by status code"),
+    metric(
+        "relay_schema_calls_total",
+        "version",
+        "calls",
+        "Calls with events over HTTP, by the version that they say",
+    ),
+    metric(
+        "relay_refused_items_kept_total",
+        "",
+        "items",
+        "Refused items of batches that are kept in DATA_DIR/refused",
+    ),
+    metric(
+        "relay_refused_items_lost_total",
+        "",
+        "items",
+        "Refused items of batches that could not be kept there",
+    ),
     metric("relay_accept_duration_seconds", "method", "seconds", "Time from a call's head to its answer"),
     metric("relay_handler_panics_total", "", "panics", "Calls that a defect answered with INTERNAL"),
     metric("relay_connections", "", "connections", "Open connections of callers"),
@@ -305,6 +323,9 @@ impl Telemetry {
             connections: self.register("relay_connections"),
             connections_refused: self.register("relay_connections_refused_total"),
             read_slowly: self.register("relay_events_read_slowly_total"),
+            schemas: self.register("relay_schema_calls_total"),
+            refused_kept: self.register("relay_refused_items_kept_total"),
+            refused_lost: self.register("relay_refused_items_lost_total"),
             handshakes_failed: self.register("relay_tls_handshakes_failed_total"),
         }
     }
@@ -435,6 +456,9 @@ pub(crate) struct IngestMetrics {
     pub(crate) connections_refused: Counter,
     pub(crate) handshakes_failed: Counter,
     pub(crate) read_slowly: Counter,
+    schemas: Family<Labels<1>, Counter>,
+    pub(crate) refused_kept: Counter,
+    pub(crate) refused_lost: Counter,
 }
 
 impl IngestMetrics {
@@ -442,6 +466,13 @@ impl IngestMetrics {
     /// set.
     pub(crate) fn method(&self, label: &'static str) -> MethodMetrics {
         MethodMetrics { label, families: self.clone(), ok: OnceLock::new(), duration: OnceLock::new() }
+    }
+}
+
+impl IngestMetrics {
+    /// Counts calls of one schema version. The label comes from a closed set.
+    pub(crate) fn of_schema(&self, version: &'static str) -> Counter {
+        self.schemas.get_or_create_owned(&[("version", version)])
     }
 }
 

@@ -22,6 +22,7 @@ mod isolation;
 mod logs;
 mod official_sdks;
 mod raw;
+mod refused;
 mod secrets;
 mod sigterm;
 mod spool_commands;

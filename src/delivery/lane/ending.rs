@@ -12,11 +12,8 @@ use super::{
     next_attempts,
 };
 use crate::{
-    delivery::{
-        backlog::Waiting,
-        dead_letter::{DeadLetter, NotWritten},
-        spill::SpillDir,
-    },
+    delivery::{backlog::Waiting, dead_letter::DeadLetter, spill::SpillDir},
+    letter_files::NotWritten,
     queue::Place,
     reasons::{
         DeadLetterReason::{self, Expired, SpoolFull},

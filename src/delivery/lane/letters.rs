@@ -24,9 +24,10 @@ use tokio::{
 use crate::{
     delivery::{
         backlog::{Arrival, Waiting},
-        dead_letter::{DeadLetter, NotWritten},
+        dead_letter::DeadLetter,
         recorder::{Recorder, WritePermit},
     },
+    letter_files::NotWritten,
     reasons::{DeadLetterReason, DropReason},
 };
 

@@ -19,10 +19,11 @@ use super::*;
 use crate::{
     delivery::{
         LaneInbox,
-        dead_letter::{DeadLetter, NotWritten},
+        dead_letter::DeadLetter,
         recorder::WritePermit,
         test_support::{accepted_at, identify, track, track_of},
     },
+    letter_files::NotWritten,
     queue::{Place, Queued},
     reasons::{DeadLetterReason, DropReason},
     telemetry::LaneFamilies,

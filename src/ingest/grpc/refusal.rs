@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, fmt::Display, time::Duration};
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, codegen::http::HeaderValue};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use crate::{
-    admission::denied::{Denied, Violation},
+    admission::denied::{Denied, Violation, shown},
     ingest::limits::METADATA_BYTES_MAX,
     reasons::RefusalReason,
 };
@@ -64,6 +64,15 @@ pub(super) fn metadata_too_large(bytes: usize) -> Status {
     let reason = RefusalReason::MetadataTooLarge.name();
     let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::<String, String>::new());
     Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// A schema version that this package does not have.
+pub(super) fn schema_unsupported(version: &HeaderValue) -> Status {
+    let got = shown(&String::from_utf8_lossy(version.as_bytes()));
+    let message = format!("x-schema-version: got {got}, want 1, which analytics.v1 has");
+    let reason = RefusalReason::SchemaNewer.name();
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::<String, String>::new());
+    Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
 /// A call on a connection over the number, which is there for probes only.

@@ -32,7 +32,7 @@ use super::{
     front_door::FrontDoor,
     message::{MESSAGE_TIMEOUT, Rules, late, messages, read_message},
     observe::{code_of, label, observe_stream},
-    refusal::{malformed, metadata_too_large, no_connection_left},
+    refusal::{malformed, metadata_too_large, no_connection_left, schema_unsupported},
 };
 use crate::{
     ingest::{
@@ -46,6 +46,10 @@ use crate::{
 /// A stream is ended after this time, so that its connection can be closed when
 /// it is old without cutting an answer off.
 pub(super) const STREAM_AGE_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// Where a call can say its schema version, which its package's name says already.
+const SCHEMA_VERSION: &str = "x-schema-version";
+const SCHEMA_OF_PACKAGE: &str = "1";
 
 /// What is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +151,11 @@ impl AnalyticsService {
         let metadata_bytes = metadata_bytes(call.headers());
         if metadata_bytes > METADATA_BYTES_MAX {
             return Err(metadata_too_large(metadata_bytes));
+        }
+        if let Some(version) =
+            call.headers().get(SCHEMA_VERSION).filter(|version| *version != SCHEMA_OF_PACKAGE)
+        {
+            return Err(schema_unsupported(version));
         }
         if receiving.is_spare() && !matches!(method, Method::HealthCheck | Method::Other) {
             return Err(no_connection_left());

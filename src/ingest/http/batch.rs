@@ -1,6 +1,9 @@
 //! Many events in one call: cut into items, put one by one, answered together or each.
 
+use std::collections::BTreeMap;
+
 use hyper::{StatusCode, header::RETRY_AFTER};
+use memchr::memmem;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -8,8 +11,10 @@ use super::{
     integrations::Destinations,
     item::{Beside, Call, Caller},
     json::{fields, items},
+    keeping::Keeping,
     reply::{Problem, Reply, described, json, name_here, success, whole_seconds},
     route::Form,
+    schema::{self, Schemas, Stated},
 };
 use crate::{
     admission::{
@@ -17,7 +22,11 @@ use crate::{
         denied::{Denied, Violation},
     },
     ingest::limits::{HTTP_BATCH_ITEMS_MAX, HTTP_INGESTION_ITEMS_MAX},
+    reasons::RefusalReason,
 };
+
+/// Where an item says its version, if any does.
+const SCHEMA_FIELD: &[u8] = schema::FIELD.as_bytes();
 
 /// Most bytes of what stands beside the items, as often as it stands for one: it becomes
 /// a part of each of them.
@@ -30,21 +39,31 @@ const EVENT_BYTES_BESIDE_JSON: usize = 300;
 #[derive(Debug)]
 pub(super) struct Batch<'a> {
     items: Vec<&'a RawValue>,
+    /// Items that are of another schema than the current one, by their places: what they
+    /// become, or why they do not.
+    of_other_schemas: BTreeMap<usize, Result<String, Violation>>,
     beside: Beside<'a>,
     pub(super) write_key: Option<&'a RawValue>,
+    pub(super) stated: Stated,
     /// The caller reads an answer for each item.
     pub(super) wants_answers: bool,
 }
 
 impl<'a> Batch<'a> {
-    /// Cuts a body into its items.
-    pub(super) fn of(text: &'a str, form: Form) -> Result<Self, Problem> {
+    /// Cuts a body into its items. The version of the call is what its head and query
+    /// say, and it.
+    pub(super) fn of(
+        text: &'a str,
+        form: Form,
+        schemas: Schemas,
+        version_of_call: impl FnOnce(Option<&RawValue>) -> Result<Stated, Problem>,
+    ) -> Result<Self, Problem> {
         let (list_name, items_max) = match form {
             Form::Segment => ("batch", HTTP_BATCH_ITEMS_MAX),
             Form::Ingestion => ("events", HTTP_INGESTION_ITEMS_MAX),
         };
-        let names = [list_name, "context", "integrations", "sentAt", "writeKey", "answers"];
-        let [list, context, integrations, sent_at, write_key, answers] =
+        let names = [list_name, "context", "integrations", "sentAt", "writeKey", "answers", schema::FIELD];
+        let [list, context, integrations, sent_at, write_key, answers, version] =
             fields(text, &names).map_err(|error| not_json(text, &error))?;
         let list = list.ok_or_else(|| {
             Problem::malformed(list_name, format!("got nothing, want a list of events in {list_name:?}"))
@@ -68,8 +87,18 @@ impl<'a> Batch<'a> {
             let want = format!("want at most {BESIDE_BYTES_MAX} for all together");
             return Err(Problem::malformed("context", format!("{got}, {want}")));
         }
+        let stated = version_of_call(version)?;
+        let mut of_other_schemas = BTreeMap::new();
+        if stated.version != schemas.current() || memmem::find(list.get().as_bytes(), SCHEMA_FIELD).is_some()
+        {
+            for (place, item) in items.iter().enumerate() {
+                let version = Schemas::of_item(item.get(), stated.version);
+                let current = version.and_then(|version| schemas.upcast(item.get(), version)).transpose();
+                of_other_schemas.extend(current.map(|current| (place, current)));
+            }
+        }
         let beside = Beside { context, integrations, sent_at };
-        Ok(Self { items, beside, write_key, wants_answers })
+        Ok(Self { items, of_other_schemas, beside, write_key, stated, wants_answers })
     }
 
     /// Puts it into the queue: as far as it can be taken if its caller reads an answer for
@@ -82,12 +111,43 @@ impl<'a> Batch<'a> {
         admission: &Admission,
     ) -> PutBatch {
         let call = Call::new(form, admission.now_ms(), caller, self.beside, destinations);
-        let drafts = self.items.iter().map(|item| call.read(item.get(), None));
-        if form == Form::Ingestion || self.wants_answers {
+        let drafts =
+            self.items.iter().enumerate().map(|(place, item)| match self.of_other_schemas.get(&place) {
+                None => call.read(item.get(), None),
+                Some(Ok(current)) => call.read(current, None),
+                Some(Err(violation)) => Err(violation.clone()),
+            });
+        if self.is_answered_by_item(form) {
             return admission.put_batch(drafts);
         }
         let bytes = self.items.iter().map(|item| item.get().len() + EVENT_BYTES_BESIDE_JSON).sum();
         admission.put_whole_batch(drafts, bytes).await
+    }
+}
+
+impl Batch<'_> {
+    /// True if the caller reads what became of each item.
+    fn is_answered_by_item(&self, form: Form) -> bool {
+        form == Form::Ingestion || self.wants_answers
+    }
+
+    /// What is kept of it: what nobody is told of, and what a newer relay will understand.
+    /// Nothing if all of it is sent again.
+    pub(super) fn keeping(&self, form: Form, puts: &PutBatch, now_ms: i64) -> Keeping {
+        let mut keeping = Keeping::default();
+        if !self.is_answered_by_item(form) && puts.is_deferred() {
+            return keeping;
+        }
+        for (place, violation) in puts.invalid() {
+            let is_newer = violation.reason == RefusalReason::SchemaNewer;
+            if is_newer || !self.is_answered_by_item(form) {
+                let item = self.items[place];
+                let version = Schemas::of_item(item.get(), self.stated.version);
+                let version = version.unwrap_or(self.stated.version);
+                keeping.add((place, item), violation, self.beside, (version, now_ms));
+            }
+        }
+        keeping
     }
 }
 
@@ -132,7 +192,7 @@ fn errors(violations: &[Violation]) -> Vec<FieldError<'_>> {
 
 /// The ingestion API's answer: for each event, and 202, 207, or 429 if there is room for
 /// none.
-pub(super) fn reply_of_ingestion(answers: &[Result<Accepted, Denied>]) -> Reply {
+pub(super) fn reply_of_ingestion(answers: &[Result<Accepted, Denied>], warning: Option<&str>) -> Reply {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Answer<'a> {
@@ -142,6 +202,8 @@ pub(super) fn reply_of_ingestion(answers: &[Result<Accepted, Denied>]) -> Reply 
         deferred: usize,
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u128>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        warning: Option<&'a str>,
         results: Vec<Outcome<'a>>,
     }
     #[derive(Serialize)]
@@ -186,8 +248,8 @@ pub(super) fn reply_of_ingestion(answers: &[Result<Accepted, Denied>]) -> Reply 
     let wait = delay.and_then(Denied::retry_delay);
     let retry_after_ms = wait.map(|wait| wait.as_millis());
     let success = accepted == answers.len();
-    let mut reply =
-        json(status, &Answer { success, accepted, rejected, deferred: later, retry_after_ms, results });
+    let answer = Answer { success, accepted, rejected, deferred: later, retry_after_ms, warning, results };
+    let mut reply = json(status, &answer);
     if let Some(wait) = wait.filter(|_| later == answers.len()) {
         reply.headers_mut().insert(RETRY_AFTER, whole_seconds(wait));
     }
@@ -196,7 +258,7 @@ pub(super) fn reply_of_ingestion(answers: &[Result<Accepted, Denied>]) -> Reply 
 
 /// The answer of Segment's form to who reads one: what was refused and what is to be sent
 /// again, by its place.
-pub(super) fn reply_with_answers(answers: &[Result<Accepted, Denied>]) -> Reply {
+pub(super) fn reply_with_answers(answers: &[Result<Accepted, Denied>], warning: Option<&str>) -> Reply {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Answer<'a> {
@@ -206,6 +268,8 @@ pub(super) fn reply_with_answers(answers: &[Result<Accepted, Denied>]) -> Reply 
         deferred: Vec<Deferred>,
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u128>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        warning: Option<&'a str>,
     }
     #[derive(Serialize)]
     struct Refused<'a> {
@@ -240,5 +304,6 @@ pub(super) fn reply_with_answers(answers: &[Result<Accepted, Denied>]) -> Reply 
     }
     let retry_after_ms = deferred(answers).and_then(Denied::retry_delay).map(|delay| delay.as_millis());
     let accepted = answers.len() - refused.len() - later.len();
-    json(StatusCode::OK, &Answer { success: true, accepted, refused, deferred: later, retry_after_ms })
+    let answer = Answer { success: true, accepted, refused, deferred: later, retry_after_ms, warning };
+    json(StatusCode::OK, &answer)
 }

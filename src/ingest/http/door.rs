@@ -13,6 +13,8 @@ use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     header::{HeaderName, ORIGIN, USER_AGENT},
 };
+use prometheus_client::metrics::counter::Counter;
+use serde_json::value::RawValue;
 use tracing::{debug, error};
 
 use super::{
@@ -22,9 +24,11 @@ use super::{
     integrations::Destinations,
     item::{Beside, Call, Caller},
     json::{fields, text},
+    keeping::Keeping,
     pixel,
     reply::{Problem, Reply, bytes, queued, success},
     route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
+    schema::{self, Schemas, Stated},
     snippet,
 };
 use crate::{
@@ -39,6 +43,7 @@ use crate::{
         call_body::CallBody,
         limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, HTTP_HEADERS_BYTES_MAX, metadata_bytes},
     },
+    refused::RefusedKeeper,
     telemetry::{IngestMetrics, MethodMetrics},
 };
 
@@ -56,6 +61,11 @@ pub(super) struct HttpDoor {
     health: Arc<Health>,
     keys: WriteKeys,
     destinations: Destinations,
+    schemas: Schemas,
+    /// By the places of their versions; behind them that of those which are not known.
+    calls_by_schema: Vec<Counter>,
+    /// Keeps what is refused and nobody is told of.
+    refused: Arc<RefusedKeeper>,
     metrics: IngestMetrics,
     /// By the places of their routes.
     routes: [MethodMetrics; LABELS.len()],
@@ -102,11 +112,14 @@ impl HttpDoor {
         health: Arc<Health>,
         write_keys: &[String],
         providers: Vec<&'static str>,
+        refused: Arc<RefusedKeeper>,
         metrics: IngestMetrics,
     ) -> Self {
         let routes = LABELS.map(|label| metrics.method(label));
         let (keys, destinations) = (WriteKeys::new(write_keys), Destinations::new(providers));
-        Self { admission, health, keys, destinations, metrics, routes }
+        let schemas = Schemas::KNOWN;
+        let calls_by_schema = schemas.labels().map(|version| metrics.of_schema(version)).collect();
+        Self { admission, health, keys, destinations, schemas, calls_by_schema, refused, metrics, routes }
     }
 
     /// Answers a call, whatever it is, and counts it.
@@ -196,6 +209,7 @@ impl HttpDoor {
                 self.pixel(kind, head).await?;
                 Ok(pixel::image())
             }
+            Route::Schemas => Ok(self.schemas.listing()),
             Route::Health => Ok(self.status(StatusCode::OK)),
             Route::Ready if self.health.is_ready() => Ok(self.status(StatusCode::OK)),
             Route::Ready => Ok(self.status(StatusCode::SERVICE_UNAVAILABLE)),
@@ -237,19 +251,38 @@ impl HttpDoor {
     ) -> Result<Reply, Problem> {
         let key = self.check_head(head)?;
         let read = body::read(&head.headers, body, HTTP_CALL_BYTES_MAX, receiving).await?;
-        let [write_key] = fields(&read.text, &["writeKey"]).map_err(|error| not_json(&read.text, &error))?;
+        let [write_key, version] =
+            fields(&read.text, &["writeKey", schema::FIELD]).map_err(|error| not_json(&read.text, &error))?;
         if key.is_none() {
             self.check_key(write_key.and_then(text).as_deref(), head)?;
         }
+        let stated = self.version_of(head, version)?;
+        let of_other_schema = self.schemas.upcast(&read.text, stated.version);
+        let of_other_schema = of_other_schema.map_err(|violation| self.invalid(violation))?;
         let call = self.call(form, head.caller(), head.is_browser());
-        let admitted = self.admit(call.read(&read.text, Some(kind)));
+        let text = of_other_schema.as_deref().unwrap_or(&read.text);
+        let admitted = self.admit(call.read(text, Some(kind)));
         // Who waits for the disk holds its event and no message.
-        drop(read);
+        drop((read, of_other_schema));
         let accepted = admitted.await?;
-        Ok(match form {
+        let mut reply = match form {
             Form::Segment => success(),
-            Form::Ingestion => queued(&accepted),
-        })
+            Form::Ingestion => queued(&accepted, stated.warning.as_deref()),
+        };
+        self.schemas.tell(stated.version, &mut reply);
+        Ok(reply)
+    }
+
+    /// The version that a call is written by, counted.
+    fn version_of(&self, head: &Head, in_body: Option<&RawValue>) -> Result<Stated, Problem> {
+        let stated = self.schemas.of_call(&head.headers, head.query(), in_body);
+        let stated = stated.map_err(|violation| self.invalid(violation))?;
+        self.calls_by_schema[self.schemas.place_of(stated.version)].inc();
+        Ok(stated)
+    }
+
+    fn invalid(&self, violation: Violation) -> Problem {
+        Problem::Denied(self.admission.denied(Denied::Invalid(vec![violation])))
     }
 
     async fn batch<B: CallBody>(
@@ -262,21 +295,30 @@ impl HttpDoor {
         let key = self.check_head(head)?;
         let body::Text { text: json, held } =
             body::read(&head.headers, body, BATCH_BYTES_MAX, receiving).await?;
-        let batch = Batch::of(&json, form)?;
+        let batch = Batch::of(&json, form, self.schemas, |in_body| self.version_of(head, in_body))?;
         if key.is_none() {
             self.check_key(batch.write_key.and_then(text).as_deref(), head)?;
         }
         let caller = (head.caller(), head.is_browser());
         let puts = batch.put(form, caller, &self.destinations, &self.admission).await;
-        let wants_answers = batch.wants_answers;
+        let now_ms = self.admission.now_ms();
+        let (letters, newer) = batch.keeping(form, &puts, now_ms).into_parts();
+        let Batch { wants_answers, stated, .. } = batch;
         // Who waits for the disk holds its events and no message.
         drop((json, held));
-        let answers = self.admission.answers(puts).await;
-        Ok(match form {
-            Form::Ingestion => reply_of_ingestion(&answers),
-            Form::Segment if wants_answers => reply_with_answers(&answers),
+        let (mut answers, is_kept) =
+            tokio::join!(self.admission.answers(puts), self.refused.keep(letters, now_ms));
+        if is_kept {
+            Keeping::take_newer(newer, &mut answers);
+        }
+        let warning = stated.warning.as_deref();
+        let mut reply = match form {
+            Form::Ingestion => reply_of_ingestion(&answers, warning),
+            Form::Segment if wants_answers => reply_with_answers(&answers, warning),
             Form::Segment => reply_of_segment(&answers),
-        })
+        };
+        self.schemas.tell(stated.version, &mut reply);
+        Ok(reply)
     }
 
     async fn pixel(&self, kind: Option<Kind>, head: &Head) -> Result<(), Problem> {
@@ -297,10 +339,10 @@ impl HttpDoor {
     ) -> impl Future<Output = Result<Accepted, Problem>> + use<'_> {
         let admitted = match read {
             Ok(draft) => Ok(self.admission.admit(draft)),
-            Err(violation) => Err(self.admission.denied(Denied::Invalid(vec![violation]))),
+            Err(violation) => Err(self.invalid(violation)),
         };
         async move {
-            let admitted = admitted.map_err(Problem::Denied)?;
+            let admitted = admitted?;
             admitted.await.map_err(Problem::Denied)
         }
     }

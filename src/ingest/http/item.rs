@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::{
     integrations::{Destinations, Wanted},
-    json::{fields, is_null, object, text},
+    json::{fields, is_null, object, scalar, text},
     route::{Form, Kind},
 };
 use crate::{
@@ -336,16 +336,6 @@ fn text_only<'a>(field: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str
     }
 }
 
-/// A text or a number as it stands; empty for null.
-fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
-    match value.get().as_bytes().first() {
-        Some(b'"') => text(value),
-        Some(b'-' | b'0'..=b'9') => Some(value.get().into()),
-        Some(b'n') => Some("".into()),
-        _ => None,
-    }
-}
-
 fn not_text(field: &str, value: &RawValue, want: &str) -> Violation {
     Violation {
         reason: RefusalReason::FieldNotText,
@@ -378,7 +368,7 @@ fn read_time(field: &'static str, value: &RawValue) -> Result<i64, Violation> {
 
 /// A time in Unix milliseconds: ISO 8601, without an offset UTC, or a number of seconds
 /// or milliseconds. What came, if it is none.
-fn time_of(value: &RawValue) -> Result<i64, String> {
+pub(super) fn time_of(value: &RawValue) -> Result<i64, String> {
     let json = value.get();
     if let Ok(number) = json.parse::<i64>() {
         let is_seconds = number.unsigned_abs() < MILLIS_FROM.unsigned_abs();

@@ -116,6 +116,16 @@ pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     String::deserialize(value).ok().map(Cow::Owned)
 }
 
+/// A text or a number as it stands; empty for null.
+pub(super) fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
+    match value.get().as_bytes().first() {
+        Some(b'"') => text(value),
+        Some(b'-' | b'0'..=b'9') => Some(value.get().into()),
+        Some(b'n') => Some("".into()),
+        _ => None,
+    }
+}
+
 /// True for `null`.
 pub(super) fn is_null(value: &RawValue) -> bool {
     value.get() == "null"

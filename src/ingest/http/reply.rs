@@ -84,8 +84,12 @@ impl Problem {
             Self::Late => ("request_timeout", "REQUEST_TIMEOUT"),
             Self::Unauthorized(_) => ("invalid_write_key", "INVALID_WRITE_KEY"),
             Self::Denied(denied @ Denied::Invalid(violations)) => {
-                let is_large = violations[0].reason == RefusalReason::EventTooLarge;
-                (if is_large { "payload_too_large" } else { "invalid_request" }, denied.reason().name())
+                let of_segment = match violations[0].reason {
+                    RefusalReason::EventTooLarge => "payload_too_large",
+                    RefusalReason::SchemaNewer => "schema_version_unsupported",
+                    _ => "invalid_request",
+                };
+                (of_segment, denied.reason().name())
             }
             Self::Denied(denied @ (Denied::SpoolFailed | Denied::Draining)) => {
                 ("unavailable", denied.reason().name())
@@ -202,18 +206,19 @@ pub(super) fn success() -> Reply {
 }
 
 /// The ingestion API's answer to one event that was taken.
-pub(super) fn queued(accepted: &Accepted) -> Reply {
+pub(super) fn queued(accepted: &Accepted, warning: Option<&str>) -> Reply {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Queued<'a> {
         success: bool,
         event_id: &'a str,
         status: String,
-        warnings: [&'static str; 0],
+        warnings: Vec<&'a str>,
     }
     let status = accepted.durability.name().to_ascii_uppercase();
     let event_id = accepted.event_id.as_str();
-    json(StatusCode::ACCEPTED, &Queued { success: true, event_id, status, warnings: [] })
+    let warnings = warning.into_iter().collect();
+    json(StatusCode::ACCEPTED, &Queued { success: true, event_id, status, warnings })
 }
 
 /// The name that a rule's field has in JSON.

@@ -13,6 +13,8 @@ pub(super) enum Route {
     SdkSettings,
     /// An event in the address of an image, of that kind if it is one.
     Pixel(Option<Kind>),
+    /// Which schema versions are taken.
+    Schemas,
     Health,
     Ready,
 }
@@ -90,6 +92,7 @@ impl Route {
         match path {
             "batch" | "b" | "import" => Some(Self::Batch(Form::Segment)),
             "m" => Some(Self::SdkMetrics),
+            "schemas" => Some(Self::Schemas),
             _ if write_key_of_settings(path).is_some() => Some(Self::SdkSettings),
             _ => Kind::of_segment(path).map(|kind| Self::One(kind, Form::Segment)),
         }
@@ -99,7 +102,7 @@ impl Route {
     pub(super) fn method(self) -> &'static str {
         match self {
             Self::One(..) | Self::Batch(_) | Self::SdkMetrics => "POST",
-            Self::SdkSettings | Self::Pixel(_) | Self::Health | Self::Ready => "GET",
+            Self::SdkSettings | Self::Pixel(_) | Self::Schemas | Self::Health | Self::Ready => "GET",
         }
     }
 
@@ -124,13 +127,14 @@ impl Route {
             Self::Pixel(_) => 12,
             Self::Health => 13,
             Self::Ready => 14,
+            Self::Schemas => 15,
         }
     }
 }
 
 /// The labels of all routes in metrics, by their places; behind them that of a path that
 /// is none.
-pub(super) const LABELS: [&str; 16] = [
+pub(super) const LABELS: [&str; 17] = [
     "/v1/track",
     "/v1/identify",
     "/v1/page",
@@ -146,6 +150,7 @@ pub(super) const LABELS: [&str; 16] = [
     "/v1/pixel",
     "/health",
     "/ready",
+    "/v1/schemas",
     "other",
 ];
 
@@ -185,6 +190,7 @@ mod tests {
             ("/v1/pixel/nothing", Route::Pixel(None)),
             ("/v1/events/track", Route::One(Kind::Track, Form::Ingestion)),
             ("/v1/events/batch", Route::Batch(Form::Ingestion)),
+            ("/v1/schemas", Route::Schemas),
             ("/health", Route::Health),
             ("/readyz", Route::Ready),
         ] {

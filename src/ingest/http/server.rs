@@ -17,6 +17,7 @@ use crate::{
         connections::{Behind, Door, Lifetime, Port, Tending},
     },
     listener::Connection,
+    refused::RefusedKeeper,
 };
 
 /// Largest head of a call, and what is read ahead of a connection.
@@ -47,11 +48,12 @@ pub(crate) async fn serve(
     behind: Behind,
     write_keys: Vec<String>,
     providers: Vec<&'static str>,
+    refused: Arc<RefusedKeeper>,
     stop: impl Future<Output = ()>,
 ) {
     let Behind { admission, health, budget, metrics } = behind;
     let is_tls = port.tls.is_some();
-    let door = HttpDoor::new(admission, health, &write_keys, providers, metrics.clone());
+    let door = HttpDoor::new(admission, health, &write_keys, providers, refused, metrics.clone());
     port.serve(ServedDoor { door: Arc::new(door), is_tls }, LIFETIME, budget, &metrics, stop).await;
 }
 

@@ -8,12 +8,13 @@ use prometheus_client::metrics::counter::Counter;
 use super::*;
 use crate::{
     delivery::{
-        dead_letter::{DeadLetterDir, DeadLetterWriter},
+        dead_letter::DeadLetterDir,
         lane::letters::{Dead, Unwritten},
         recorder::RelayRecorder,
         spill::SpillDir,
     },
     ledger::Ledger,
+    letter_files::LetterWriter,
     queue::Place,
 };
 
@@ -89,7 +90,7 @@ async fn events_of_a_write_that_is_given_up_stand_in_the_spill_file_alone() {
     let spill = SpillDir::open(data.path(), "scripted").unwrap();
     let accepted = Counter::default();
     let ledger = Ledger::new("scripted", accepted.clone(), Counter::default(), |_| Counter::default());
-    let writer = DeadLetterWriter::open(&letters, 1 << 20).unwrap();
+    let writer = LetterWriter::open(&letters, 1 << 20).unwrap();
     let recorder = Arc::new(RelayRecorder::new(ledger.clone(), writer, Clock::system()));
     let provider = Arc::new(Scripted {
         answers: Mutex::default(),

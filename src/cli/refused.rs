@@ -1,0 +1,328 @@
+//! `analytics-relay dead-letters refused list|show|send|delete`.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    io::{self, BufRead, BufReader, Write},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use reqwest::{Client, Response, StatusCode, header::AUTHORIZATION};
+use tokio::time::sleep;
+
+use super::{DeleteRefusedArgs, RefusedAt, SendRefusedArgs, ShowRefusedArgs, is_broken_pipe};
+use crate::{
+    config::Config,
+    ingest::{
+        http::resend::{self, Answer},
+        settings::HttpSettings,
+    },
+    refused::{RefusedDir, RefusedItem},
+    time::{Clock, rfc_3339},
+};
+
+/// Most items of one call.
+const ITEMS_AT_ONCE: usize = 100;
+/// Most bytes of their JSON.
+const BYTES_AT_ONCE: usize = 400_000;
+/// How often those are sent again for which there is no room, and after how long at most.
+const TRIES_MAX: u32 = 10;
+const WAIT_MAX: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Items whose rules are shown.
+const SHOWN_MAX: usize = 10;
+
+impl RefusedAt {
+    fn dir(&self, config: &Config) -> RefusedDir {
+        RefusedDir::new(self.data_dir.as_ref().unwrap_or(&config.data_dir))
+    }
+
+    fn takes(&self, item: &RefusedItem) -> bool {
+        self.reason.as_ref().is_none_or(|reason| item.reason.eq_ignore_ascii_case(reason))
+    }
+
+    /// Passes each item on, until `action` says false.
+    fn each(
+        &self,
+        config: &Config,
+        mut action: impl FnMut(RefusedItem) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        for path in self.dir(config).files()? {
+            let stored = RefusedDir::read(&path)?;
+            if stored.damaged > 0 {
+                warn(&format!("{}: {} line(s) cannot be read", path.display(), stored.damaged));
+            }
+            for item in stored.items.into_iter().filter(|item| self.takes(item)) {
+                if !action(item)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "standard output is for the items")]
+fn warn(text: &str) {
+    eprintln!("warning: {text}");
+}
+
+pub(super) fn list(config: &Config, at: &RefusedAt) -> anyhow::Result<ExitCode> {
+    let mut rows: BTreeMap<(String, String), (u64, i64, i64)> = BTreeMap::new();
+    at.each(config, |item| {
+        let came_ms = item.refused_since_ms;
+        let row = rows
+            .entry((item.reason, item.discard_reason.unwrap_or_default()))
+            .or_insert((0, came_ms, came_ms));
+        *row = (row.0 + 1, row.1.min(came_ms), row.2.max(came_ms));
+        Ok(true)
+    })?;
+    if rows.is_empty() {
+        println!("no refused items");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{:<28} {:<22} {:>8}  {:<24}  newest", "reason", "segment's reason", "items", "oldest");
+    for ((reason, discard), (items, oldest, newest)) in rows {
+        let (oldest, newest) = (rfc_3339(oldest), rfc_3339(newest));
+        println!("{reason:<28} {discard:<22} {items:>8}  {oldest:<24}  {newest}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn show(config: &Config, args: &ShowRefusedArgs) -> anyhow::Result<ExitCode> {
+    let mut left = args.limit.unwrap_or(usize::MAX);
+    let mut out = io::stdout().lock();
+    let shown = args.at.each(config, |item| {
+        if left == 0 {
+            return Ok(false);
+        }
+        left -= 1;
+        serde_json::to_writer(&mut out, &item)?;
+        out.write_all(b"\n")?;
+        Ok(true)
+    });
+    match shown {
+        // `show | head` is no failure.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        shown => shown.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+pub(super) fn delete(config: &Config, args: &DeleteRefusedArgs) -> anyhow::Result<ExitCode> {
+    let mut ids = HashSet::new();
+    args.at.each(config, |item| Ok(ids.insert(item.letter_id)))?;
+    if !args.yes {
+        println!("{} item(s); nothing is deleted; to delete them, add: --yes", ids.len());
+        return Ok(if ids.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    println!("deleted {}", args.at.dir(config).delete(&ids)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What became of the items.
+#[derive(Debug, Default)]
+struct Report {
+    taken: usize,
+    refused: usize,
+    deferred: usize,
+    newer: usize,
+}
+
+/// Sends items, piece by piece; what the door takes is taken out of the files before the
+/// next piece goes. The exit code says whether all of them were taken.
+pub(super) async fn send(config: Config, args: SendRefusedArgs) -> anyhow::Result<ExitCode> {
+    let mut items = Vec::new();
+    match &args.file {
+        Some(file) => read_mended(file, &args.at, &mut items)?,
+        None => args.at.each(&config, |item| {
+            items.push(item);
+            Ok(true)
+        })?,
+    }
+    let door = Door::of(&config.http, &args)?;
+    let known = door.current_schema().await?;
+    let mut report = Report::default();
+    // What the relay does not know either would only be kept again.
+    items.retain(|item| {
+        item.schema_version <= known || {
+            report.newer += 1;
+            false
+        }
+    });
+    let dir = args.at.dir(&config);
+    let mut rest = &items[..];
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at(piece_of(rest));
+        rest = behind;
+        let taken = door.send(piece, &mut report).await?;
+        report.taken += taken.len();
+        dir.delete(&taken)
+            .context("what was taken could not be taken out; sent again, it has the same ids")?;
+    }
+    println!("taken {}", report.taken);
+    for (items, what) in [
+        (report.refused, "still refused"),
+        (report.deferred, "not taken: there was no room"),
+        (report.newer, "left: of a schema version that the relay does not know"),
+    ] {
+        if items > 0 {
+            println!("{what} {items}");
+        }
+    }
+    let left = report.refused + report.deferred + report.newer;
+    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn read_mended(file: &Path, at: &RefusedAt, items: &mut Vec<RefusedItem>) -> anyhow::Result<()> {
+    let open = || format!("{} cannot be read", file.display());
+    for (number, line) in BufReader::new(File::open(file).with_context(open)?).lines().enumerate() {
+        let line = line.with_context(open)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let item: RefusedItem = serde_json::from_str(&line).with_context(|| {
+            format!("{} line {}: want a line as `show` prints it", file.display(), number + 1)
+        })?;
+        items.extend(Some(item).filter(|item| at.takes(item)));
+    }
+    Ok(())
+}
+
+/// How many of the first items go in one call.
+fn piece_of(items: &[RefusedItem]) -> usize {
+    let mut bytes = 0;
+    let fits = |item: &&RefusedItem| {
+        bytes += item.item.get().len();
+        resend::go_together(&items[0], item) && bytes <= BYTES_AT_ONCE
+    };
+    items.iter().take(ITEMS_AT_ONCE).take_while(fits).count().max(1)
+}
+
+/// A relay's HTTP door.
+struct Door {
+    client: Client,
+    url: String,
+    authorization: Option<String>,
+}
+
+impl Door {
+    fn of(settings: &HttpSettings, args: &SendRefusedArgs) -> anyhow::Result<Self> {
+        let url = match &args.to {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => {
+                own_url(settings).context("HTTP_PORT is off: want --to with the URL of a relay's door")?
+            }
+        };
+        let key = args.write_key.as_ref().or(settings.write_keys.first());
+        let authorization = key.map(|key| format!("Basic {}", BASE64_STANDARD.encode(format!("{key}:"))));
+        // Fails only if one is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder().timeout(CALL_TIMEOUT).no_proxy().build()?;
+        Ok(Self { client, url, authorization })
+    }
+
+    /// The newest version that it knows.
+    async fn current_schema(&self) -> anyhow::Result<u32> {
+        #[derive(serde::Deserialize)]
+        struct Schemas {
+            current: u32,
+        }
+        let url = format!("{}/v1/schemas", self.url);
+        let said = self.client.get(&url).send().await.with_context(|| format!("{url} cannot be reached"))?;
+        ensure!(said.status().is_success(), "{url}: {}", said.status());
+        let schemas: Schemas = serde_json::from_slice(&said.bytes().await?)
+            .with_context(|| format!("{url}: that is no relay's answer"))?;
+        Ok(schemas.current)
+    }
+
+    /// Sends a piece until each of its items is taken or refused, but not for ever.
+    /// Returns the ids of the letters whose items were taken.
+    async fn send(&self, items: &[RefusedItem], report: &mut Report) -> anyhow::Result<HashSet<String>> {
+        let mut taken = HashSet::new();
+        let mut open: Vec<&RefusedItem> = items.iter().collect();
+        for _ in 0..TRIES_MAX {
+            let (answer, wait) = self.call(&open).await?;
+            let Some(answer) = answer else {
+                sleep(wait).await;
+                continue;
+            };
+            let left: HashSet<usize> = answer.refused.iter().map(|item| item.index).collect();
+            let later: HashSet<usize> = answer.deferred.iter().map(|item| item.index).collect();
+            for refused in &answer.refused {
+                report.refused += 1;
+                if report.refused <= SHOWN_MAX
+                    && let Some(item) = open.get(refused.index)
+                {
+                    let said = refused
+                        .violations
+                        .iter()
+                        .map(|it| format!("{} {}: {}", it.reason, it.field, it.description));
+                    println!("{}  {}", item.letter_id, said.collect::<Vec<_>>().join("; "));
+                }
+            }
+            let ended = |place: &usize| left.contains(place) || later.contains(place);
+            let accepted = open.iter().enumerate().filter(|(place, _)| !ended(place));
+            taken.extend(accepted.map(|(_, item)| item.letter_id.clone()));
+            open = open
+                .iter()
+                .enumerate()
+                .filter(|(place, _)| later.contains(place))
+                .map(|(_, it)| *it)
+                .collect();
+            if open.is_empty() {
+                break;
+            }
+            sleep(wait).await;
+        }
+        report.deferred += open.len();
+        Ok(taken)
+    }
+
+    /// One call: its answer, or nothing if all of it is to be sent again; and how long to
+    /// wait before that.
+    async fn call(&self, items: &[&RefusedItem]) -> anyhow::Result<(Option<Answer>, Duration)> {
+        let url = format!("{}/v1/batch", self.url);
+        let body = resend::body(items, Clock::system().now_ms());
+        let mut call = self.client.post(&url).header("content-type", "application/json").body(body);
+        if let Some(authorization) = &self.authorization {
+            call = call.header(AUTHORIZATION, authorization);
+        }
+        let said = call.send().await.with_context(|| format!("{url} cannot be reached"))?;
+        let wait = retry_after(&said);
+        let (status, text) = (said.status(), said.bytes().await?);
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            return Ok((None, wait));
+        }
+        if status != StatusCode::OK {
+            bail!(
+                "{url}: {status}: {}",
+                String::from_utf8_lossy(&text).chars().take(300).collect::<String>()
+            );
+        }
+        let answer: Answer =
+            serde_json::from_slice(&text).with_context(|| format!("{url}: that is no relay's answer"))?;
+        let wait = answer.retry_after_ms.map_or(wait, Duration::from_millis).min(WAIT_MAX);
+        Ok((Some(answer), wait))
+    }
+}
+
+/// The door of a relay with these settings, as this machine reaches it.
+fn own_url(settings: &HttpSettings) -> Option<String> {
+    let listen = settings.listen.as_ref()?;
+    let host = match listen.host.trim_matches(['[', ']']) {
+        "0.0.0.0" | "::" | "*" | "" => "127.0.0.1".to_owned(),
+        host if host.contains(':') => format!("[{host}]"),
+        host => host.to_owned(),
+    };
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
+    Some(format!("{scheme}://{host}:{}", listen.port))
+}
+
+fn retry_after(said: &Response) -> Duration {
+    let seconds = said.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(1)).min(WAIT_MAX)
+}

@@ -1,0 +1,95 @@
+//! What is kept of a batch that its caller believes to be taken, or that only a newer
+//! relay understands: one letter for each such item.
+
+use analytics_relay_providers::EventId;
+use serde_json::value::RawValue;
+
+use super::{
+    item::Beside,
+    json::{fields, scalar},
+    reply::{described, name_here},
+};
+use crate::{
+    admission::{
+        Accepted,
+        denied::{Denied, Violation},
+    },
+    queue::Durability,
+    reasons::RefusalReason,
+    refused::RefusedItem,
+};
+
+/// Letters of one batch.
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    pub(super) items: Vec<RefusedItem>,
+    /// Those of a newer schema, by their places, with the ids that their callers get.
+    newer: Vec<(usize, EventId<'static>)>,
+}
+
+impl Keeping {
+    /// Adds a letter for an item that breaks a rule.
+    pub(super) fn add(
+        &mut self,
+        (place, item): (usize, &RawValue),
+        violation: &Violation,
+        beside: Beside<'_>,
+        (schema_version, now_ms): (u32, i64),
+    ) {
+        let letter_id = RefusedItem::new_id();
+        if violation.reason == RefusalReason::SchemaNewer {
+            self.newer.push((place, id_of(item, &letter_id)));
+        }
+        self.items.push(RefusedItem {
+            letter_id,
+            refused_since_ms: now_ms,
+            reason: violation.reason.name().to_owned(),
+            discard_reason: discard_reason(violation).map(str::to_owned),
+            field: name_here(&violation.field).to_owned(),
+            detail: described(violation),
+            schema_version,
+            context: beside.context.map(RawValue::to_owned),
+            integrations: beside.integrations.map(RawValue::to_owned),
+            sent_at: beside.sent_at.map(RawValue::to_owned),
+            item: item.to_owned(),
+        });
+    }
+
+    /// What is of a newer schema was taken, now that it is kept.
+    pub(super) fn take_newer(
+        newer: Vec<(usize, EventId<'static>)>,
+        answers: &mut [Result<Accepted, Denied>],
+    ) {
+        for (place, event_id) in newer {
+            answers[place] = Ok(Accepted { event_id, durability: Durability::Synced });
+        }
+    }
+
+    /// Its letters, and what [`Self::take_newer`] needs of it.
+    pub(super) fn into_parts(self) -> (Vec<RefusedItem>, Vec<(usize, EventId<'static>)>) {
+        (self.items, self.newer)
+    }
+}
+
+/// An item's own id, or else that of its letter, which it will get.
+fn id_of(item: &RawValue, letter_id: &str) -> EventId<'static> {
+    let own = fields(item.get(), &["messageId"]).ok().and_then(|[id]| id.and_then(scalar));
+    let own = own.and_then(|id| EventId::new(id.into_owned()).ok());
+    own.unwrap_or_else(|| EventId::new(letter_id.to_owned()).expect("it was assigned"))
+}
+
+/// Segment's name for what is wrong, where it has one.
+fn discard_reason(violation: &Violation) -> Option<&'static str> {
+    use RefusalReason as Reason;
+    Some(match (violation.reason, violation.field.as_str()) {
+        (Reason::NoUser | Reason::UserIdMissing, _) => "no_user_anon_id",
+        (Reason::EventNameEmpty, _) => "event_not_defined",
+        (Reason::FieldNotText, "event") => "event_not_string",
+        (Reason::FieldNotText, "name") => "name_not_string",
+        (Reason::FieldNotText, "category") => "category_not_string",
+        (Reason::PropertiesMalformed, "traits") => "traits_not_object",
+        (Reason::PropertiesMalformed, _) => "properties_not_object",
+        (Reason::GroupIdMissing | Reason::PreviousIdMissing, _) => "id_required",
+        _ => return None,
+    })
+}

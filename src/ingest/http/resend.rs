@@ -1,0 +1,142 @@
+//! Refused items that were mended, as a batch for a relay's door, and what it answers.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{item::time_of, json::is_null, schema};
+use crate::refused::RefusedItem;
+
+/// Items that can go in one call: what stood beside them was the same. The time is ours.
+pub(crate) fn body(items: &[&RefusedItem], now_ms: i64) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Call<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        context: Option<&'a RawValue>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        integrations: Option<&'a RawValue>,
+        answers: u8,
+        batch: Vec<Box<RawValue>>,
+    }
+    let first = items.first();
+    let call = Call {
+        context: first.and_then(|first| first.context.as_deref()),
+        integrations: first.and_then(|first| first.integrations.as_deref()),
+        answers: 1,
+        batch: items.iter().map(|item| again(item, now_ms)).collect(),
+    };
+    serde_json::to_vec(&call).expect("its names are texts")
+}
+
+/// True if two can go in one call.
+pub(crate) fn go_together(one: &RefusedItem, other: &RefusedItem) -> bool {
+    let beside = |item: &RefusedItem| {
+        [&item.context, &item.integrations].map(|json| json.as_ref().map(|json| json.get().to_owned()))
+    };
+    beside(one) == beside(other)
+}
+
+/// An item as if it came now for the first time: with an id, so that it is one event
+/// however often it is sent, with the time at which it came, and by a clock that is as far
+/// from ours as it was then.
+fn again(refused: &RefusedItem, now_ms: i64) -> Box<RawValue> {
+    let Ok(mut item) = serde_json::from_str::<schema::Fields>(refused.item.get()) else {
+        return refused.item.clone();
+    };
+    let stated = |item: &schema::Fields, name: &str| item.get(name).filter(|value| !is_null(value)).cloned();
+    let own = ["messageId", schema::FIELD, "timestamp", "originalTimestamp", "sentAt"];
+    let [id, version, time, original, sent_at] = own.map(|name| stated(&item, name));
+    let mut set = |name: &str, value: Box<RawValue>| item.insert(name.to_owned(), value);
+    if id.is_none() {
+        set("messageId", raw(&refused.letter_id));
+    }
+    if version.is_none() {
+        set(schema::FIELD, raw(&refused.schema_version));
+    }
+    if time.or(original).is_none() {
+        set("timestamp", raw(&refused.refused_since_ms));
+    }
+    let sent_at_ms = sent_at.or_else(|| refused.sent_at.clone()).and_then(|sent_at| time_of(&sent_at).ok());
+    if let Some(sent_at_ms) = sent_at_ms {
+        set("sentAt", raw(&(sent_at_ms + now_ms - refused.refused_since_ms)));
+    }
+    raw(&item)
+}
+
+fn raw(value: &impl Serialize) -> Box<RawValue> {
+    to_raw_value(value).expect("its names are texts")
+}
+
+/// What a relay answers to [`body`].
+#[derive(Debug, Deserialize)]
+pub(crate) struct Answer {
+    /// Those that break a rule yet.
+    pub(crate) refused: Vec<StillRefused>,
+    /// Those for which there is no room now.
+    pub(crate) deferred: Vec<Deferred>,
+    #[serde(default, rename = "retryAfterMs")]
+    pub(crate) retry_after_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct StillRefused {
+    /// Its place in the batch.
+    pub(crate) index: usize,
+    pub(crate) violations: Vec<StillBroken>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct StillBroken {
+    pub(crate) reason: String,
+    pub(crate) field: String,
+    pub(crate) description: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Deferred {
+    /// Its place in the batch.
+    pub(crate) index: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn refused(item: &Value, sent_at: Option<&Value>) -> RefusedItem {
+        RefusedItem {
+            letter_id: "letter-1".into(),
+            refused_since_ms: 1_767_225_600_000,
+            reason: "EVENT_NAME_EMPTY".into(),
+            discard_reason: None,
+            field: "event".into(),
+            detail: String::new(),
+            schema_version: 1,
+            context: Some(raw(&json!({"locale": "de"}))),
+            integrations: None,
+            sent_at: sent_at.map(raw),
+            item: raw(item),
+        }
+    }
+
+    /// A day later it is what it was: its id, its time, its clock.
+    #[test]
+    fn an_item_is_sent_as_what_it_was_when_it_came() {
+        const DAY_MS: i64 = 86_400_000;
+        let came = 1_767_225_600_000_i64;
+        let again = |item: &Value, sent_at: Option<&Value>| {
+            let body: Value =
+                serde_json::from_slice(&body(&[&refused(item, sent_at)], came + DAY_MS)).unwrap();
+            assert_eq!((&body["answers"], &body["context"]["locale"]), (&1.into(), &"de".into()));
+            body["batch"][0].clone()
+        };
+        let bare = again(&json!({"event": "x"}), None);
+        assert_eq!(bare, json!({"event":"x","messageId":"letter-1","schemaVersion":1,"timestamp":came}));
+        let hour_behind = json!(came - 3_600_000);
+        let full = json!({"messageId":"own","timestamp":"2025-12-31T23:00:00Z","schemaVersion":2});
+        let sent = again(&full, Some(&hour_behind));
+        let want = json!({"messageId":"own","timestamp":"2025-12-31T23:00:00Z","schemaVersion":2,"sentAt":came + DAY_MS - 3_600_000});
+        assert_eq!(sent, want);
+        assert_eq!(again(&json!("no object"), None), json!("no object"));
+    }
+}

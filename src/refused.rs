@@ -1,0 +1,327 @@
+//! Items of a batch that the relay took from a caller which reads no answers, and that
+//! broke a rule, or are of a schema that only a newer relay knows: kept as they came, to
+//! be mended by a person and sent again.
+//!
+//! `DATA_DIR/refused/<time>-<turn>.ndjson`, one [`RefusedItem`] a line, as
+//! [`letter_files`](crate::letter_files) has them. Such an item is no event yet, and
+//! counts for no provider.
+
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use analytics_relay_providers::EventId;
+use prometheus_client::metrics::counter::Counter;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::{
+    sync::{self, oneshot},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tracing::{error, warn};
+
+use crate::{
+    files,
+    letter_files::{self, LetterWriter},
+};
+
+/// Most bytes of items that wait for the disk.
+const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long a caller waits until its items are on the disk.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two log lines that say the same.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
+/// About what an item holds beside its JSON.
+const BESIDE_JSON_BYTES: usize = 512;
+
+/// One of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RefusedItem {
+    /// Its own: also the id of the event that it becomes, if it names none itself.
+    pub(crate) letter_id: String,
+    /// When it came: Unix milliseconds.
+    pub(crate) refused_since_ms: i64,
+    /// A name of [`RefusalReason`](crate::reasons::RefusalReason).
+    pub(crate) reason: String,
+    /// What Segment calls it, where it has a word for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) discard_reason: Option<String>,
+    /// The field that breaks the rule; empty for the whole.
+    pub(crate) field: String,
+    /// In words.
+    pub(crate) detail: String,
+    pub(crate) schema_version: u32,
+    /// What stood beside the items of its batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) context: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) integrations: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sent_at: Option<Box<RawValue>>,
+    /// As it came.
+    pub(crate) item: Box<RawValue>,
+}
+
+impl RefusedItem {
+    /// An id that no other has.
+    pub(crate) fn new_id() -> String {
+        EventId::assign().as_str().to_owned()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let beside = [&self.context, &self.integrations, &self.sent_at];
+        let beside: usize = beside.into_iter().flatten().map(|json| json.get().len()).sum();
+        BESIDE_JSON_BYTES + self.item.get().len() + beside
+    }
+}
+
+/// Where they are.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedDir(PathBuf);
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    pub(crate) items: Vec<RefusedItem>,
+    /// Lines that cannot be read.
+    pub(crate) damaged: usize,
+}
+
+impl RefusedDir {
+    pub(crate) fn new(data_dir: &Path) -> Self {
+        Self(data_dir.join("refused"))
+    }
+
+    /// Their files, oldest first; each small enough to be read whole.
+    pub(crate) fn files(&self) -> io::Result<Vec<PathBuf>> {
+        files::list_ndjson(&self.0)
+    }
+
+    /// Reads a file, also beside a relay that is writing to it. It may be gone.
+    pub(crate) fn read(path: &Path) -> io::Result<Stored> {
+        let mut stored = Stored::default();
+        letter_files::read_letters(path, |_, item| match item {
+            Some(item) => stored.items.push(item),
+            None => stored.damaged += 1,
+        })?;
+        Ok(stored)
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> io::Result<usize> {
+        self.files()?.iter().map(|path| Ok(Self::read(path)?.items.len())).sum()
+    }
+
+    /// Takes those out that have these ids, also beside a relay that is writing. Each
+    /// file is as it was, or without them. Returns how many there were.
+    pub(crate) fn delete(&self, ids: &HashSet<String>) -> io::Result<usize> {
+        let mut deleted = 0;
+        for path in self.files()? {
+            let is_meant = |item: &RefusedItem| ids.contains(&item.letter_id);
+            deleted += letter_files::delete_from(&path, u64::MAX, is_meant)?.len();
+        }
+        Ok(deleted)
+    }
+}
+
+/// Writes what callers wait for, in groups, each synced once. Bounded in bytes on disk
+/// and in memory, and in time; what there is no room for is lost, counted and told.
+#[derive(Debug)]
+pub(crate) struct RefusedKeeper {
+    dir: RefusedDir,
+    bytes_max: u64,
+    /// Opened for the first item.
+    writer: Mutex<Option<LetterWriter>>,
+    waiting: Mutex<Vec<Waiting>>,
+    waiting_bytes: AtomicUsize,
+    /// Who has it writes for all.
+    turn: sync::Mutex<()>,
+    kept: Told,
+    lost: Told,
+}
+
+/// Items of one call, and who wants to know whether all of them are on the disk.
+#[derive(Debug)]
+struct Waiting {
+    items: Vec<RefusedItem>,
+    bytes: usize,
+    answer: oneshot::Sender<bool>,
+}
+
+impl RefusedKeeper {
+    pub(crate) fn new(data_dir: &Path, bytes_max: u64, kept: Counter, lost: Counter) -> Arc<Self> {
+        Arc::new(Self {
+            dir: RefusedDir::new(data_dir),
+            bytes_max,
+            writer: Mutex::default(),
+            waiting: Mutex::default(),
+            waiting_bytes: AtomicUsize::new(0),
+            turn: sync::Mutex::default(),
+            kept: Told::new(kept),
+            lost: Told::new(lost),
+        })
+    }
+
+    /// Keeps items, and waits until they are on the disk, but not for long. Nothing of
+    /// them is given up if the future is dropped. False if they are lost, or may be.
+    pub(crate) async fn keep(self: &Arc<Self>, items: Vec<RefusedItem>, now_ms: i64) -> bool {
+        if items.is_empty() {
+            return true;
+        }
+        let bytes: usize = items.iter().map(RefusedItem::memory_bytes).sum();
+        if self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > WAITING_BYTES_MAX {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.lose(items.len());
+            return false;
+        }
+        let (answer, answered) = oneshot::channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(Waiting { items, bytes, answer });
+        let keeper = self.clone();
+        tokio::spawn(async move {
+            let _turn = keeper.turn.lock().await;
+            let writer = keeper.clone();
+            // It may be that another has written ours with its own.
+            spawn_blocking(move || writer.write_waiting(now_ms)).await
+        });
+        matches!(timeout(PATIENCE, answered).await, Ok(Ok(true)))
+    }
+
+    fn write_waiting(&self, now_ms: i64) {
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let (mut items, mut answers) = (Vec::new(), Vec::new());
+        for group in waiting {
+            items.extend(group.items);
+            answers.push((items.len(), group.bytes, group.answer));
+        }
+        let written = if items.is_empty() { 0 } else { self.write(&items, now_ms) };
+        if self.kept.count(written) {
+            let see = "analytics-relay dead-letters refused list";
+            warn!(items = written, see, "refused items of batches are kept; their callers were answered OK");
+        }
+        self.lose(items.len() - written);
+        for (end, bytes, answer) in answers {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            // Nobody listens who has gone.
+            let _ = answer.send(end <= written);
+        }
+    }
+
+    /// How many of the first are on the disk now.
+    fn write(&self, items: &[RefusedItem], now_ms: i64) -> usize {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if writer.is_none() {
+            match LetterWriter::open(&self.dir.0, self.bytes_max) {
+                Ok(opened) => *writer = Some(opened),
+                Err(error) => warn!(%error, dir = %self.dir.0.display(), "refused items cannot be written"),
+            }
+        }
+        let Some(writer) = writer.as_mut() else { return 0 };
+        writer.write(items, now_ms).map_or_else(|not_written| not_written.written, |()| items.len())
+    }
+
+    fn lose(&self, items: usize) {
+        if self.lost.count(items) {
+            let why = "they have used up DEAD_LETTERS_MAX_BYTES, or the disk is too slow or fails";
+            error!(items, why, "refused items of batches are lost");
+        }
+    }
+}
+
+/// What is counted, and told once in a while.
+#[derive(Debug)]
+struct Told {
+    items: Counter,
+    told: Mutex<Option<Instant>>,
+}
+
+impl Told {
+    fn new(items: Counter) -> Self {
+        Self { items, told: Mutex::default() }
+    }
+
+    /// True if it is time to tell it.
+    fn count(&self, items: usize) -> bool {
+        if items == 0 {
+            return false;
+        }
+        self.items.inc_by(items as u64);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL);
+        if is_time {
+            *told = Some(Instant::now());
+        }
+        is_time
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+    use crate::reasons::RefusalReason;
+
+    fn item(name: &str) -> RefusedItem {
+        RefusedItem {
+            letter_id: RefusedItem::new_id(),
+            refused_since_ms: 5,
+            reason: RefusalReason::EventNameEmpty.name().to_owned(),
+            discard_reason: None,
+            field: "event".into(),
+            detail: String::new(),
+            schema_version: 1,
+            context: None,
+            integrations: None,
+            sent_at: None,
+            item: to_raw_value(name).unwrap(),
+        }
+    }
+
+    fn keeper(dir: &Path, bytes_max: u64) -> (Arc<RefusedKeeper>, Counter, Counter) {
+        let (kept, lost) = (Counter::default(), Counter::default());
+        (RefusedKeeper::new(dir, bytes_max, kept.clone(), lost.clone()), kept, lost)
+    }
+
+    fn stored(dir: &Path) -> Vec<String> {
+        let files = RefusedDir::new(dir).files().unwrap();
+        let items = files.iter().flat_map(|path| RefusedDir::read(path).unwrap().items);
+        items.map(|item| item.item.get().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_there_when_its_caller_is_answered_and_is_taken_out_by_its_ids() {
+        let dir = tempfile::tempdir().unwrap();
+        let (keeper, kept, lost) = keeper(dir.path(), 1 << 20);
+        let (one, two) = (item("one"), item("two"));
+        let ids = HashSet::from([one.letter_id.clone()]);
+        assert!(keeper.keep(vec![one], 5).await);
+        assert_eq!(stored(dir.path()), [r#""one""#]);
+        assert!(keeper.keep(vec![two, item("three")], 6).await);
+        assert_eq!((kept.get(), lost.get()), (3, 0));
+        assert_eq!(RefusedDir::new(dir.path()).delete(&ids).unwrap(), 1);
+        assert_eq!(stored(dir.path()), [r#""two""#, r#""three""#]);
+    }
+
+    /// Each learns what became of its own, however many are written together.
+    #[tokio::test]
+    async fn what_there_is_no_room_for_is_lost_and_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = serde_json::to_vec(&item("x")).unwrap().len() as u64 + 1;
+        let (keeper, kept, lost) = keeper(dir.path(), 5 * line);
+        let calls = (0..8).map(|_| keeper.keep(vec![item("x")], 5));
+        let answers = futures_util::future::join_all(calls).await;
+        assert_eq!(answers.iter().filter(|kept| **kept).count(), 5, "{answers:?}");
+        assert_eq!((kept.get(), lost.get(), stored(dir.path()).len()), (5, 3, 5));
+        let large = item(&"x".repeat(WAITING_BYTES_MAX));
+        assert!(!keeper.keep(vec![large], 5).await);
+        assert_eq!((lost.get(), keeper.waiting_bytes.load(Ordering::Relaxed)), (4, 0));
+    }
+}

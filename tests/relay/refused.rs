@@ -1,0 +1,187 @@
+//! What is refused of a batch whose caller is told that all is well: kept, listed, mended
+//! and sent again; and schemas of a version that only a newer relay knows.
+
+use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Instant};
+
+use analytics_relay::providers::sandbox::{TakenKind, Vendor};
+use serde_json::{Value, json};
+
+use crate::harness::{Relay, Setup, reqwest_client, taken};
+
+async fn post(relay: &Relay, path: &str, body: &Value) -> (u16, Value) {
+    let url = format!("http://{}{path}", relay.http_addr.unwrap());
+    let answer = reqwest_client().post(url).body(body.to_string()).send().await.unwrap();
+    let status = answer.status().as_u16();
+    (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap())
+}
+
+/// With the port that the relay has, as an operator's settings would name it.
+fn with_port(setup: &mut Setup, relay: &Relay) {
+    setup.set("HTTP_PORT", &relay.http_addr.unwrap().port().to_string());
+}
+
+fn files(setup: &Setup) -> Vec<PathBuf> {
+    let dir = std::fs::read_dir(setup.data.path().join("data/refused"));
+    dir.map(|dir| dir.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
+}
+
+/// Also if the relay is killed right after its answer.
+#[tokio::test]
+async fn what_is_refused_of_a_batch_is_mended_and_sent_again() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "written");
+    let relay = setup.start().await;
+    let batch = json!({
+        "context": {"locale": "de-DE"},
+        "integrations": {"Mixpanel": false},
+        "batch": [
+            {"type":"track","event":"Good","userId":"u","messageId":"good-1-0123456789"},
+            {"type":"track","userId":"u","messageId":"mended-1-0123456789","properties":{"n":12345678901234567890_u64}},
+            {"type":"page","name":["x"],"userId":"u"},
+            {"type":"track","event":"No user"},
+            {"type":"purchase","userId":"u"},
+            "no object",
+        ],
+    });
+    assert_eq!(post(&relay, "/v1/batch", &batch).await, (200, json!({"success": true})));
+    // Who reads answers is told, and keeps it itself.
+    let told = json!({"answers":1,"batch":[{"type":"track","userId":"told"}]});
+    assert_eq!(post(&relay, "/v1/batch", &told).await.0, 200);
+    relay.signal("KILL");
+    relay.ended(Instant::now()).await;
+
+    let relay = setup.start().await;
+    with_port(&mut setup, &relay);
+    let (code, listed, _) = setup.run(&["dead-letters", "refused", "list"]).await;
+    assert_eq!(code, 0);
+    for (reason, of_segment) in [
+        ("EVENT_NAME_EMPTY", "event_not_defined"),
+        ("FIELD_NOT_TEXT", "name_not_string"),
+        ("NO_USER_OR_ANONYMOUS_ID", "no_user_anon_id"),
+        ("TYPE_UNKNOWN", ""),
+        ("MESSAGE_MALFORMED", ""),
+    ] {
+        let row = listed.lines().find(|line| line.starts_with(reason)).unwrap_or_else(|| panic!("{listed}"));
+        assert!(row.contains(&format!("{of_segment:<22}        1 ")), "{row}");
+    }
+    let (_, hint, _) = setup.run(&["dead-letters", "list"]).await;
+    assert!(hint.contains("5 item(s) of batches that were refused"), "{hint}");
+    let mode = std::fs::metadata(&files(&setup)[0]).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+
+    let (_, shown, _) = setup.run(&["dead-letters", "refused", "show"]).await;
+    assert!(!shown.contains("told"), "{shown}");
+    let mended: Vec<String> = shown
+        .lines()
+        .map(|line| match serde_json::from_str::<Value>(line).unwrap()["reason"].as_str().unwrap() {
+            "EVENT_NAME_EMPTY" => {
+                line.replace("\"type\":\"track\"", "\"type\":\"track\",\"event\":\"Mended\"")
+            }
+            "FIELD_NOT_TEXT" => line.replace("[\"x\"]", "\"Home\""),
+            _ => line.to_owned(),
+        })
+        .collect();
+    let file = setup.data.path().join("mended.ndjson");
+    std::fs::write(&file, mended.join("\n")).unwrap();
+    let send = ["dead-letters", "refused", "send", file.to_str().unwrap()];
+    let (code, said, error) = setup.run(&send).await;
+    assert_eq!(code, 1, "{said} {error}");
+    assert!(said.contains("taken 2\n") && said.contains("still refused 3\n"), "{said} {error}");
+    assert!(said.contains("TYPE_UNKNOWN type: got \"purchase\""), "{said}");
+    taken(&setup, Vendor::Segment, 3).await;
+    let (_, listed, _) = setup.run(&["dead-letters", "refused", "list"]).await;
+    assert!(!listed.contains("EVENT_NAME_EMPTY") && !listed.contains("FIELD_NOT_TEXT"), "{listed}");
+    assert!(listed.contains("TYPE_UNKNOWN"), "{listed}");
+    // What was taken is not sent a second time as another event.
+    setup.run(&send).await;
+
+    let segment = setup.sandbox.taken(Vendor::Segment);
+    let of = |name: &str| segment.iter().find(|taken| taken.name == name).unwrap_or_else(|| panic!("{name}"));
+    assert_eq!(of("Mended").id, "mended-1-0123456789");
+    assert_eq!(of("Mended").event["properties"]["n"], 12345678901234567890_u64);
+    assert_eq!((of("Home").kind, &of("Home").event["context"]["locale"]), (TakenKind::Page, &"de-DE".into()));
+    assert_eq!(setup.sandbox.taken(Vendor::Mixpanel).len(), 0, "they are not for Mixpanel");
+
+    let (code, shown, _) =
+        setup.run(&["dead-letters", "refused", "delete", "--reason", "type_unknown"]).await;
+    assert!(code == 1 && shown.starts_with("1 item(s)"), "{shown}");
+    let (code, deleted, _) = setup.run(&["dead-letters", "refused", "delete", "--yes"]).await;
+    assert_eq!((code, deleted.as_str()), (0, "deleted 3\n"));
+    assert!(files(&setup).is_empty());
+    let ended = relay.terminate().await;
+    assert!(ended.balance(Vendor::Segment).is_exact());
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_counted_and_told() {
+    let mut setup = Setup::new().await;
+    setup.set("DEAD_LETTERS_MAX_BYTES", "0");
+    let relay = setup.start().await;
+    let batch = json!({"batch":[{"type":"track","event":"Good","userId":"u"},{"type":"track","userId":"u"}]});
+    assert_eq!(post(&relay, "/v1/batch", &batch).await.0, 200, "its caller would send all of it for ever");
+    relay.metric_is("relay_refused_items_lost_total", &[], 1.0).await;
+    relay.metric_is("relay_refused_items_kept_total", &[], 0.0).await;
+    relay.log("refused items of batches are lost").await;
+    taken(&setup, Vendor::Segment, 1).await;
+}
+
+/// Kept until a relay comes that knows it; told at once to who sends a single one.
+#[tokio::test]
+async fn a_newer_schema_is_kept_and_not_guessed_at() {
+    let mut setup = Setup::new().await;
+    let relay = setup.start().await;
+    let url = |path: &str| format!("http://{}{path}", relay.http_addr.unwrap());
+    let schemas = reqwest_client().get(url("/v1/schemas")).send().await.unwrap();
+    let schemas: Value = serde_json::from_slice(&schemas.bytes().await.unwrap()).unwrap();
+    assert_eq!((&schemas["current"], &schemas["versions"][0]["status"]), (&1.into(), &"current".into()));
+
+    let event = json!({"event":"x","userId":"u"});
+    for (header, value, status, used) in [
+        ("x-schema-version", "1", 200, Some("1")),
+        ("content-type", "application/json; version=1", 200, Some("1")),
+        ("x-other", "1", 200, Some("1")),
+        ("x-schema-version", "2", 400, None),
+        ("content-type", "application/json; version=2", 400, None),
+        ("x-schema-version", "two", 400, None),
+    ] {
+        let call = reqwest_client().post(url("/v1/track")).header(header, value).body(event.to_string());
+        let answer = call.send().await.unwrap();
+        let used_by =
+            answer.headers().get("x-schema-version").map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!((answer.status().as_u16(), used_by.as_deref()), (status, used), "{header}: {value}");
+        let said: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        if value.ends_with('2') {
+            let got = (&said["code"], &said["field"], &said["message"]);
+            let want = "schemaVersion: got 2, want 1".into();
+            assert_eq!(got, (&"schema_version_unsupported".into(), &"schemaVersion".into(), &want));
+        }
+    }
+    let both =
+        reqwest_client().post(url("/v1/events/track?schema_version=1")).header("x-schema-version", "1");
+    let mut in_body = event.clone();
+    in_body["schemaVersion"] = 2.into();
+    let answer = both.body(in_body.to_string()).send().await.unwrap();
+    let said: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    assert!(said["warnings"][0].as_str().unwrap().ends_with("1 holds"), "{said}");
+
+    // An item's own version beats that of its batch.
+    let batch = json!({"schemaVersion":2,"answers":1,"batch":[
+        {"type":"track","what":"new","messageId":"newer-1-0123456789"},
+        {"type":"track","event":"old","userId":"u","schemaVersion":1},
+    ]});
+    let (status, said) = post(&relay, "/v1/batch", &batch).await;
+    assert_eq!((status, &said["accepted"], &said["refused"]), (200, &2.into(), &json!([])), "{said}");
+    let events = json!({"events":[{"type":"track","what":"new","schemaVersion":3}]});
+    let (status, said) = post(&relay, "/v1/events/batch", &events).await;
+    assert_eq!((status, &said["results"][0]["status"]), (202, &"accepted".into()), "{said}");
+    taken(&setup, Vendor::Segment, 5).await;
+    relay.metric_is("relay_schema_calls_total", &["\"other\""], 3.0).await;
+
+    with_port(&mut setup, &relay);
+    let (_, listed, _) = setup.run(&["dead-letters", "refused", "list"]).await;
+    assert!(listed.contains("SCHEMA_VERSION_UNSUPPORTED"), "{listed}");
+    let (code, said, _) = setup.run(&["dead-letters", "refused", "send"]).await;
+    assert_eq!((code, said.contains("does not know 2")), (1, true), "{said}");
+    let (_, listed, _) = setup.run(&["dead-letters", "refused", "show"]).await;
+    assert_eq!(listed.lines().count(), 2, "they are kept once: {listed}");
+}
