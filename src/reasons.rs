@@ -34,6 +34,8 @@ pub(crate) enum RefusalReason {
     FieldNotText,
     TimeMalformed,
     IntegrationsMalformed,
+    WebsiteIdMissing,
+    PageInvalid,
     SchemaNewer,
     SchemaInvalid,
     EventTooLarge,
@@ -50,7 +52,7 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 38] = [
+    pub(crate) const ALL: [Self; 40] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
@@ -76,6 +78,8 @@ impl RefusalReason {
         Self::FieldNotText,
         Self::TimeMalformed,
         Self::IntegrationsMalformed,
+        Self::WebsiteIdMissing,
+        Self::PageInvalid,
         Self::SchemaNewer,
         Self::SchemaInvalid,
         Self::EventTooLarge,
@@ -119,6 +123,8 @@ impl RefusalReason {
             Self::FieldNotText => "FIELD_NOT_TEXT",
             Self::TimeMalformed => "TIME_MALFORMED",
             Self::IntegrationsMalformed => "INTEGRATIONS_MALFORMED",
+            Self::WebsiteIdMissing => "WEBSITE_ID_MISSING",
+            Self::PageInvalid => "PAGE_INVALID",
             Self::SchemaNewer => "SCHEMA_VERSION_UNSUPPORTED",
             Self::SchemaInvalid => "SCHEMA_VERSION_INVALID",
             Self::EventTooLarge => "EVENT_TOO_LARGE",

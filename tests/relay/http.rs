@@ -200,6 +200,54 @@ async fn the_ingestion_api_answers_for_each_event() {
     taken(&setup, Vendor::Segment, 5).await;
 }
 
+/// A view is a page event, anything else a track; whose browser it is the connection says.
+#[tokio::test]
+async fn a_website_sends_its_views_in_a_form_of_its_own() {
+    let setup = Setup::new().await;
+    let relay = setup.start().await;
+    let view = json!({"website_id":"site-1","page":"/pricing/?a=b","title":"Pricing","visitor_id":"v-1","utm_source":"news","ip_address":"8.8.8.8","event_id":"view-1-0123456789"});
+    let (status, said) = post_json(&relay, "/api/v1/analytics/event", &view).await;
+    let want = json!({"success":true,"event_id":"view-1-0123456789","status":"QUEUED"});
+    assert_eq!((status, said), (202, want));
+    let many = json!({"events":[
+        {"website_id":"site-1","event_type":"signup","properties":{"plan":"pro"}},
+        {"website_id":"site-1","event_type":"signup","visitor_id":["x"]},
+        {"website_id":"site-1"},
+    ]});
+    let (status, said) = post_json(&relay, "/api/v1/analytics/event/batch", &many).await;
+    assert_eq!(
+        (status, &said["success"], &said["accepted"], &said["rejected"]),
+        (202, &true.into(), &1.into(), &2.into())
+    );
+    assert_eq!((&said["errors"][0]["field"], &said["errors"][0]["index"]), (&"visitor_id".into(), &1.into()));
+    assert_eq!(
+        (&said["errors"][1]["field"], &said["errors"][1]["code"]),
+        (&"page".into(), &"INVALID_EVENT".into())
+    );
+    for body in [view.clone(), json!({"events": [view]})] {
+        assert_eq!(post_json(&relay, "/api/v1/events/track", &body).await.0, 202);
+    }
+    let (status, said) = post_json(&relay, "/api/v1/analytics/event", &json!({"page":"/"})).await;
+    let want = json!({"error":"website_id: got \"\", want 1 to 100 bytes","code":"INVALID_EVENT","field":"website_id"});
+    assert_eq!((status, said), (400, want));
+    let (status, said) = answer(post(&relay, "/api/v1/analytics/event", "[1]").await).await;
+    assert_eq!((status, said["error"].as_str().is_some()), (400, true), "{said}");
+    taken(&setup, Vendor::Segment, 2).await;
+    let segment = setup.sandbox.taken(Vendor::Segment);
+    let of = |kind| segment.iter().find(|taken| taken.kind == kind).unwrap();
+    let (page, track) = (of(TakenKind::Page), of(TakenKind::Track));
+    assert_eq!(page.copies, 3, "each with the id that its caller gave");
+    assert_eq!(
+        (&page.event["properties"]["path"], &page.event["context"]["campaign"]["source"]),
+        (&"/pricing".into(), &"news".into())
+    );
+    assert_eq!(
+        (page.event["context"]["ip"].as_str(), page.event["anonymousId"].as_str()),
+        (Some("127.0.0.1"), Some("v-1"))
+    );
+    assert_eq!((track.name.as_str(), &track.event["properties"]["plan"]), ("signup", &"pro".into()));
+}
+
 /// Who reads answers learns what was deferred.
 #[tokio::test]
 async fn a_full_queue_says_when_to_come_back() {

@@ -15,6 +15,7 @@ use super::{
     reply::{Problem, Reply, described, json, name_here, success, whole_seconds},
     route::Form,
     schema::{self, Schemas, Stated},
+    website,
 };
 use crate::{
     admission::{
@@ -39,9 +40,11 @@ const EVENT_BYTES_BESIDE_JSON: usize = 300;
 #[derive(Debug)]
 pub(super) struct Batch<'a> {
     items: Vec<&'a RawValue>,
-    /// Items that are of another schema than the current one, by their places: what they
-    /// become, or why they do not.
-    of_other_schemas: BTreeMap<usize, Result<String, Violation>>,
+    /// Items of another form, or another schema than the current one, by their places:
+    /// what they become, or why they do not.
+    rewritten: BTreeMap<usize, Result<String, Violation>>,
+    /// Its only item is the body itself.
+    pub(super) is_one: bool,
     beside: Beside<'a>,
     pub(super) write_key: Option<&'a RawValue>,
     pub(super) stated: Stated,
@@ -60,16 +63,21 @@ impl<'a> Batch<'a> {
     ) -> Result<Self, Problem> {
         let (list_name, items_max) = match form {
             Form::Segment => ("batch", HTTP_BATCH_ITEMS_MAX),
-            Form::Ingestion => ("events", HTTP_INGESTION_ITEMS_MAX),
+            Form::Ingestion | Form::Website => ("events", HTTP_INGESTION_ITEMS_MAX),
         };
         let names = [list_name, "context", "integrations", "sentAt", "writeKey", "answers", schema::FIELD];
         let [list, context, integrations, sent_at, write_key, answers, version] =
             fields(text, &names).map_err(|error| not_json(text, &error))?;
-        let list = list.ok_or_else(|| {
-            Problem::malformed(list_name, format!("got nothing, want a list of events in {list_name:?}"))
-        })?;
-        let (items, count) = items(list.get(), items_max)
-            .map_err(|error| Problem::malformed(list_name, format!("want a list of events: {error}")))?;
+        let is_one = list.is_none() && form == Form::Website;
+        let (items, count) = match list {
+            None if is_one => (vec![serde_json::from_str(text).map_err(|error| not_json(text, &error))?], 1),
+            None => {
+                let message = format!("got nothing, want a list of events in {list_name:?}");
+                return Err(Problem::malformed(list_name, message));
+            }
+            Some(list) => items(list.get(), items_max)
+                .map_err(|error| Problem::malformed(list_name, format!("want a list of events: {error}")))?,
+        };
         if count == 0 {
             return Err(Problem::malformed(list_name, "got an empty list, want at least one event"));
         }
@@ -88,17 +96,16 @@ impl<'a> Batch<'a> {
             return Err(Problem::malformed("context", format!("{got}, {want}")));
         }
         let stated = version_of_call(version)?;
-        let mut of_other_schemas = BTreeMap::new();
-        if stated.version != schemas.current() || memmem::find(list.get().as_bytes(), SCHEMA_FIELD).is_some()
-        {
+        let mut rewritten = BTreeMap::new();
+        let has_own_versions = || memmem::find(text.as_bytes(), SCHEMA_FIELD).is_some();
+        if form == Form::Website || stated.version != schemas.current() || has_own_versions() {
             for (place, item) in items.iter().enumerate() {
-                let version = Schemas::of_item(item.get(), stated.version);
-                let current = version.and_then(|version| schemas.upcast(item.get(), version)).transpose();
-                of_other_schemas.extend(current.map(|current| (place, current)));
+                let current = rewrite(item.get(), form, schemas, stated.version).transpose();
+                rewritten.extend(current.map(|current| (place, current)));
             }
         }
         let beside = Beside { context, integrations, sent_at };
-        Ok(Self { items, of_other_schemas, beside, write_key, stated, wants_answers })
+        Ok(Self { items, rewritten, is_one, beside, write_key, stated, wants_answers })
     }
 
     /// Puts it into the queue: as far as it can be taken if its caller reads an answer for
@@ -111,13 +118,12 @@ impl<'a> Batch<'a> {
         admission: &Admission,
     ) -> PutBatch {
         let call = Call::new(form, admission.now_ms(), caller, self.beside, destinations);
-        let drafts =
-            self.items.iter().enumerate().map(|(place, item)| match self.of_other_schemas.get(&place) {
-                None => call.read(item.get(), None),
-                Some(Ok(current)) => call.read(current, None),
-                Some(Err(violation)) => Err(violation.clone()),
-            });
-        if self.is_answered_by_item(form) {
+        let drafts = self.items.iter().enumerate().map(|(place, item)| match self.rewritten.get(&place) {
+            None => call.read(item.get(), None),
+            Some(Ok(current)) => call.read(current, None),
+            Some(Err(violation)) => Err(violation.clone()),
+        });
+        if form == Form::Ingestion || self.wants_answers {
             return admission.put_batch(drafts);
         }
         let bytes = self.items.iter().map(|item| item.get().len() + EVENT_BYTES_BESIDE_JSON).sum();
@@ -126,16 +132,17 @@ impl<'a> Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// True if the caller reads what became of each item.
+    /// True if the caller reads what is wrong with each item.
     fn is_answered_by_item(&self, form: Form) -> bool {
-        form == Form::Ingestion || self.wants_answers
+        form != Form::Segment || self.wants_answers
     }
 
     /// What is kept of it: what nobody is told of, and what a newer relay will understand.
     /// Nothing if all of it is sent again.
     pub(super) fn keeping(&self, form: Form, puts: &PutBatch, now_ms: i64) -> Keeping {
         let mut keeping = Keeping::default();
-        if !self.is_answered_by_item(form) && puts.is_deferred() {
+        // What is kept is sent as Segment's form.
+        if form == Form::Website || !self.is_answered_by_item(form) && puts.is_deferred() {
             return keeping;
         }
         for (place, violation) in puts.invalid() {
@@ -151,10 +158,31 @@ impl Batch<'_> {
     }
 }
 
+/// An item as one of Segment's form and the current schema; nothing if it is that already.
+fn rewrite(json: &str, form: Form, schemas: Schemas, of_call: u32) -> Result<Option<String>, Violation> {
+    let version = Schemas::of_item(json, of_call)?;
+    let current = schemas.upcast(json, version)?;
+    if form != Form::Website {
+        return Ok(current);
+    }
+    let of_segment = website::as_segment(current.as_deref().unwrap_or(json))?;
+    Ok(of_segment.or(current))
+}
+
 /// A body that is no JSON object.
 pub(super) fn not_json(text: &str, error: &serde_json::Error) -> Problem {
     let got = if text.trim().is_empty() { "an empty body".to_owned() } else { format!("{error}") };
     Problem::malformed("", format!("want a JSON object: {got}"))
+}
+
+/// The answer to a batch of website analytics, or to its only event.
+pub(super) fn reply_of_website(answers: &[Result<Accepted, Denied>], is_one: bool) -> Reply {
+    match (deferred(answers), answers) {
+        (Some(denied), _) => Problem::Denied(denied.clone()).reply(Form::Website),
+        (None, [Ok(accepted)]) if is_one => website::reply_to_one(accepted),
+        (None, [Err(denied)]) if is_one => Problem::Denied(denied.clone()).reply(Form::Website),
+        (None, answers) => website::reply_to_many(answers),
+    }
 }
 
 /// Segment's answer to a whole batch. Its SDKs read the status and nothing else: if some

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use tracing::{debug, error};
 
 use super::{
-    batch::{Batch, not_json, reply_of_ingestion, reply_of_segment, reply_with_answers},
+    batch::{Batch, not_json, reply_of_ingestion, reply_of_segment, reply_of_website, reply_with_answers},
     body, cors,
     credential::{WriteKeys, key_in},
     integrations::Destinations,
@@ -266,7 +266,7 @@ impl HttpDoor {
         drop((read, of_other_schema));
         let accepted = admitted.await?;
         let mut reply = match form {
-            Form::Segment => success(),
+            Form::Segment | Form::Website => success(),
             Form::Ingestion => queued(&accepted, stated.warning.as_deref()),
         };
         self.schemas.tell(stated.version, &mut reply);
@@ -299,11 +299,12 @@ impl HttpDoor {
         if key.is_none() {
             self.check_key(batch.write_key.and_then(text).as_deref(), head)?;
         }
-        let caller = (head.caller(), head.is_browser());
+        // A website's events come from who looks at it.
+        let caller = (head.caller(), head.is_browser() || form == Form::Website);
         let puts = batch.put(form, caller, &self.destinations, &self.admission).await;
         let now_ms = self.admission.now_ms();
         let (letters, newer) = batch.keeping(form, &puts, now_ms).into_parts();
-        let Batch { wants_answers, stated, .. } = batch;
+        let Batch { wants_answers, is_one, stated, .. } = batch;
         // Who waits for the disk holds its events and no message.
         drop((json, held));
         let (mut answers, is_kept) =
@@ -314,6 +315,7 @@ impl HttpDoor {
         let warning = stated.warning.as_deref();
         let mut reply = match form {
             Form::Ingestion => reply_of_ingestion(&answers, warning),
+            Form::Website => reply_of_website(&answers, is_one),
             Form::Segment if wants_answers => reply_with_answers(&answers, warning),
             Form::Segment => reply_of_segment(&answers),
         };

@@ -135,7 +135,7 @@ impl<'a> Call<'a> {
         };
         let user_id = text_of("userId", user_id)?;
         let anonymous_id = text_of("anonymousId", anonymous_id)?;
-        let may_be_nobodys = self.form == Form::Ingestion || kind == Kind::Alias;
+        let may_be_nobodys = self.form != Form::Segment || kind == Kind::Alias;
         if means_nobody(&user_id) && means_nobody(&anonymous_id) && !may_be_nobodys {
             return Err(nobody());
         }

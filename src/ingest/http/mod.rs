@@ -26,3 +26,4 @@ mod route;
 mod schema;
 pub(crate) mod server;
 mod snippet;
+mod website;

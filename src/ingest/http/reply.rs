@@ -10,7 +10,7 @@ use hyper::{
 };
 use serde::Serialize;
 
-use super::route::Form;
+use super::{route::Form, website};
 use crate::{
     admission::{
         Accepted,
@@ -100,12 +100,16 @@ impl Problem {
         };
         match form {
             Form::Segment => of_segment,
-            Form::Ingestion => of_ingestion,
+            Form::Website if matches!(self, Self::Denied(Denied::Invalid(_))) => website::INVALID_EVENT,
+            Form::Ingestion | Form::Website => of_ingestion,
         }
     }
 
-    fn field(&self) -> &str {
+    fn field(&self, form: Form) -> &str {
         match self {
+            Self::Denied(Denied::Invalid(violations)) if form == Form::Website => {
+                website::name_of(&violations[0].field)
+            }
             Self::Malformed { field, .. } => field,
             Self::Unauthorized(_) => "writeKey",
             Self::Denied(Denied::Invalid(violations)) => name_here(&violations[0].field),
@@ -113,8 +117,11 @@ impl Problem {
         }
     }
 
-    fn message(&self) -> String {
+    fn message(&self, form: Form) -> String {
         match self {
+            Self::Denied(Denied::Invalid(violations)) if form == Form::Website => {
+                format!("{}: {}", website::name_of(&violations[0].field), described(&violations[0]))
+            }
             Self::NotFound => {
                 "there is nothing at this path, see docs/integration.md for those there are".into()
             }
@@ -145,13 +152,14 @@ impl Problem {
 
     /// The answer in the form's words.
     pub(super) fn reply(&self, form: Form) -> Reply {
-        let (code, message, field) = (self.code(form), self.message(), self.field());
+        let (code, message, field) = (self.code(form), self.message(form), self.field(form));
         let field = Some(field).filter(|field| !field.is_empty());
         let status = self.status(form);
         let error = ErrorBody { code, message, field };
         let mut reply = match form {
             Form::Segment => json(status, &Failed { success: false, error: None, said: Some(error) }),
             Form::Ingestion => json(status, &Failed { success: false, error: Some(error), said: None }),
+            Form::Website => json(status, &FailedText { error: error.message, code, field }),
         };
         let headers = reply.headers_mut();
         if let Some(delay) = self.retry_after() {
@@ -176,6 +184,15 @@ struct Failed<'a> {
     error: Option<ErrorBody<'a>>,
     #[serde(flatten)]
     said: Option<ErrorBody<'a>>,
+}
+
+/// Of website analytics: there an error is a text.
+#[derive(Serialize)]
+struct FailedText<'a> {
+    error: String,
+    code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
 }
 
 #[derive(Serialize)]

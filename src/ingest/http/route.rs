@@ -65,6 +65,8 @@ pub(super) enum Form {
     Segment,
     /// The ingestion API's: an answer for each event.
     Ingestion,
+    /// Website analytics': events of pages, one or many; refused ones are named.
+    Website,
 }
 
 impl Route {
@@ -78,6 +80,10 @@ impl Route {
                 "batch" => Some(Self::Batch(Form::Ingestion)),
                 _ => None,
             };
+        }
+        if let Some(of_website) = path.strip_prefix("/api/v1/") {
+            let is_any = matches!(of_website, "analytics/event" | "analytics/event/batch" | "events/track");
+            return is_any.then_some(Self::Batch(Form::Website));
         }
         match path {
             "/health" | "/healthz" => return Some(Self::Health),
@@ -119,9 +125,10 @@ impl Route {
         match self {
             Self::One(kind, Form::Segment) => kind as usize,
             Self::One(Kind::Identify, Form::Ingestion) => 6,
-            Self::One(_, Form::Ingestion) => 7,
+            Self::One(..) => 7,
             Self::Batch(Form::Segment) => 8,
             Self::Batch(Form::Ingestion) => 9,
+            Self::Batch(Form::Website) => 16,
             Self::SdkMetrics => 10,
             Self::SdkSettings => 11,
             Self::Pixel(_) => 12,
@@ -134,7 +141,7 @@ impl Route {
 
 /// The labels of all routes in metrics, by their places; behind them that of a path that
 /// is none.
-pub(super) const LABELS: [&str; 17] = [
+pub(super) const LABELS: [&str; 18] = [
     "/v1/track",
     "/v1/identify",
     "/v1/page",
@@ -151,6 +158,7 @@ pub(super) const LABELS: [&str; 17] = [
     "/health",
     "/ready",
     "/v1/schemas",
+    "/api/v1/analytics/event",
     "other",
 ];
 
@@ -191,6 +199,9 @@ mod tests {
             ("/v1/events/track", Route::One(Kind::Track, Form::Ingestion)),
             ("/v1/events/batch", Route::Batch(Form::Ingestion)),
             ("/v1/schemas", Route::Schemas),
+            ("/api/v1/analytics/event", Route::Batch(Form::Website)),
+            ("/api/v1/analytics/event/batch", Route::Batch(Form::Website)),
+            ("/api/v1/events/track", Route::Batch(Form::Website)),
             ("/health", Route::Health),
             ("/readyz", Route::Ready),
         ] {
@@ -207,6 +218,8 @@ mod tests {
             "/v1/projects//settings",
             "/v1/events/page",
             "/v2/track",
+            "/api/v1/analytics",
+            "/api/v1/track",
         ] {
             assert_eq!(Route::of_path(path), None, "{path}");
         }
