@@ -791,9 +791,10 @@ impl EventJson<'_> {
                 More::TEXT_BYTES_MAX
             )));
         }
-        let audience = match (Text::given(&self.only), Text::given(&self.all_but)) {
-            (Some(names), _) => Audience::Only(names.into()),
-            (None, Some(names)) => Audience::AllBut(names.into()),
+        let audience = match (&self.only, &self.all_but) {
+            // Of no name too: it is for nobody, and must not become one for all.
+            (Some(names), _) => Audience::Only((&*names.0).into()),
+            (None, Some(names)) => Audience::AllBut((&*names.0).into()),
             (None, None) => Audience::All,
         };
         Ok(Event::pack(&EventParts {
@@ -1045,6 +1046,7 @@ mod tests {
         let mores = [
             full.clone(),
             MoreParts { audience: Audience::AllBut("mixpanel".into()), ..MoreParts::default() },
+            MoreParts { audience: Audience::Only("".into()), ..MoreParts::default() },
             MoreParts { context: full.context.clone(), ..MoreParts::default() },
             MoreParts::default(),
         ];

@@ -64,7 +64,7 @@ pub fn grpc_admission(bytes: &[u8]) {
             assert_eq!(answer.event_id, event.id().as_str());
             assert_eq!(answer.durability, i32::from(v1::Durability::Queued));
             assert_eq!(event.is_identify(), !tracks);
-            check_event(&event);
+            check_event(&event, &Limits::DEFAULT);
         }
         Err(status) => {
             assert_eq!(admitted, None, "a refused event is in the queue");
@@ -114,15 +114,15 @@ pub fn grpc_batch(bytes: &[u8]) {
     assert_eq!(answer.retry_delay_ms, longest_delay_ms);
     let queued: Vec<_> = admitted.iter().map(|event| event.id().to_string()).collect();
     assert_eq!(queued, accepted, "in the order of the items");
-    admitted.iter().for_each(check_event);
+    admitted.iter().for_each(|event| check_event(event, &Limits::DEFAULT));
 }
 
 /// An admitted event obeys every limit and comes back from every file.
-fn check_event(event: &Event) {
-    if let EventKind::Track { name } = event.kind() {
-        assert!((1..=NAME_BYTES_MAX).contains(&name.len()));
-    } else {
-        assert!(event.user_id().is_some());
+pub(crate) fn check_event(event: &Event, limits: &Limits) {
+    match event.kind() {
+        EventKind::Track { name } => assert!((1..=NAME_BYTES_MAX).contains(&name.len())),
+        EventKind::Identify | EventKind::Alias { .. } => assert!(event.user_id().is_some()),
+        _ => {}
     }
     for id in [event.user_id(), event.anonymous_id()].into_iter().flatten() {
         assert!((1..=ID_BYTES_MAX).contains(&id.len()));
@@ -131,7 +131,7 @@ fn check_event(event: &Event) {
     assert!(user_agent.is_none_or(|agent| (1..=USER_AGENT_BYTES_MAX).contains(&agent.len())));
     assert!((946_684_800_000..=NOW_MS + 24 * 3600 * 1000).contains(&event.time_ms()));
     assert_eq!(event.accepted_ms(), NOW_MS);
-    check_properties(&event.properties(), &Limits::DEFAULT);
+    check_properties(&event.properties(), limits);
     let json = event.to_json();
     assert_eq!(json, serde_json::to_vec(event).expect("an event is JSON"));
     assert!(json.len() <= PAYLOAD_BYTES_MAX / 2, "{} bytes", json.len());

@@ -20,5 +20,8 @@ pub use self::{
     grpc::{grpc_admission, grpc_batch},
     recovery::recovery,
 };
+pub use crate::ingest::http::fuzzing::{http_ingestion, http_json, http_segment, http_website};
 
-const NOW_MS: i64 = 1_767_225_600_000;
+pub(crate) use self::grpc::check_event;
+
+pub(crate) const NOW_MS: i64 = 1_767_225_600_000;

@@ -571,6 +571,42 @@ async fn where_an_event_happened_and_who_gets_it_is_what_its_context_says() {
     assert!(off_ms < 60_000, "{off_ms}");
 }
 
+/// Also one that is for nobody, and that a later process reads from the log.
+#[tokio::test]
+async fn who_gets_an_event_is_the_same_after_a_kill() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "written");
+    for vendor in Vendor::ALL {
+        setup.sandbox.always(vendor, Some("stall".parse().unwrap()));
+    }
+    let relay = setup.start().await;
+    let event = |id: &str, integrations: Value| json!({"type":"track","event":id,"userId":"u","messageId":format!("{id}-0123456789012"),"integrations":integrations});
+    let batch = json!({"batch": [
+        event("nobody", json!({"All": false})),
+        event("segment", json!({"All": false, "Segment.io": true})),
+        event("others", json!({"Segment.io": false})),
+        event("all", json!({"All": true})),
+    ]});
+    assert_eq!(post_json(&relay, "/v1/batch", &batch).await.0, 200);
+    relay.signal("KILL");
+    relay.ended(Instant::now()).await;
+    for vendor in Vendor::ALL {
+        setup.sandbox.always(vendor, None);
+    }
+    let relay = setup.start().await;
+    for vendor in Vendor::ALL {
+        relay.settled(vendor, 4).await;
+    }
+    let names = |vendor| {
+        let mut names: Vec<_> = setup.sandbox.taken(vendor).into_iter().map(|taken| taken.name).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(Vendor::Segment), ["all", "segment"]);
+    assert_eq!(names(Vendor::Mixpanel), ["all", "others"]);
+    assert_eq!(names(Vendor::Amplitude), ["all", "others"]);
+}
+
 /// HTTP/1.1 as it may be and as it may not be spoken; HTTP/2 on the same port.
 #[tokio::test]
 async fn the_protocol_is_served_as_it_is_written() {

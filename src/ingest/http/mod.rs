@@ -15,6 +15,8 @@ mod body;
 mod cors;
 mod credential;
 mod door;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod integrations;
 mod item;
 mod json;
