@@ -286,6 +286,12 @@ impl Relay {
         self.metric_until("relay_events_total", &labels, PATIENCE, |ended| ended >= events as f64).await;
     }
 
+    /// Waits until so many events have been refused for a reason.
+    pub(crate) async fn refused(&self, reason: &str, events: u64) {
+        let is_so = |refused| refused >= events as f64;
+        self.metric_until("relay_refusals_total", &[reason], PATIENCE, is_so).await;
+    }
+
     /// Waits until so many events of a provider have ended, however they did: an event
     /// that is still judged when the relay stops is spilled.
     pub(crate) async fn settled(&self, vendor: Vendor, events: u64) {

@@ -8,6 +8,7 @@ mod http;
 
 mod api;
 mod batch;
+mod browser;
 mod check_connect;
 mod client;
 mod client_packages;

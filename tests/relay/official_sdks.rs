@@ -1,14 +1,16 @@
-//! Segment's and RudderStack's own SDKs, unmodified, as processes against the HTTP door:
-//! `tests/sdks` sends every kind of event with each. They run where their language and
-//! packages are (`npm ci` in `tests/sdks`; `.ci/python-packages.txt`).
+//! Segment's and RudderStack's own SDKs, unmodified, as processes against the HTTP door, and
+//! the one for browsers in a page: `tests/sdks` sends every kind of event with each. They run
+//! where their language and packages are (`npm ci` in `tests/sdks`;
+//! `.ci/python-packages.txt`), and Chromium.
 
 use std::{
     collections::{HashMap, HashSet},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use analytics_relay::providers::sandbox::{TakenKind, Vendor};
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -18,7 +20,7 @@ use tokio::{
 
 use crate::{
     foreign_clients::program,
-    harness::{Setup, eventually, not_run, taken},
+    harness::{Setup, eventually, not_run, reqwest_client, taken},
 };
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -28,15 +30,31 @@ struct Sdk {
     name: &'static str,
     /// The module without which it cannot run.
     module: &'static str,
-    /// Of Python's the package that it comes in; the others are Node's.
-    package: Option<&'static str>,
+    host: Host,
 }
 
-const SDKS: [Sdk; 4] = [
-    Sdk { name: "segment-node", module: "@segment/analytics-node", package: None },
-    Sdk { name: "rudder-node", module: "@rudderstack/rudder-sdk-node", package: None },
-    Sdk { name: "segment-python", module: "segment.analytics", package: Some("segment-analytics-python") },
-    Sdk { name: "rudder-python", module: "rudderstack.analytics", package: Some("rudder-sdk-python") },
+/// Where an SDK runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Host {
+    Node,
+    /// In a page of another origin than the door's, which Node opens in Chromium.
+    Page,
+    /// From the package of this name.
+    Python(&'static str),
+}
+
+const SEGMENT_NEXT: Sdk = Sdk { name: "segment-next", module: "@segment/analytics-next", host: Host::Page };
+
+const SDKS: [Sdk; 5] = [
+    Sdk { name: "segment-node", module: "@segment/analytics-node", host: Host::Node },
+    Sdk { name: "rudder-node", module: "@rudderstack/rudder-sdk-node", host: Host::Node },
+    Sdk {
+        name: "segment-python",
+        module: "segment.analytics",
+        host: Host::Python("segment-analytics-python"),
+    },
+    Sdk { name: "rudder-python", module: "rudderstack.analytics", host: Host::Python("rudder-sdk-python") },
+    SEGMENT_NEXT,
 ];
 
 const KINDS: [(&str, TakenKind); 6] = [
@@ -48,28 +66,36 @@ const KINDS: [(&str, TakenKind); 6] = [
     ("alias", TakenKind::Alias),
 ];
 
+/// A command that runs in `tests/sdks`, and no longer than its test.
+pub(crate) fn in_sdks(mut command: Command) -> Command {
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdks")).kill_on_drop(true);
+    command.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::null());
+    command
+}
+
 impl Sdk {
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = match self.package {
-            Some(_) => program("PYTHON", "python3", args),
-            None => program("NODE", "node", args),
-        };
-        command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdks")).kill_on_drop(true);
-        command.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::null());
-        command
+        in_sdks(match self.host {
+            Host::Python(_) => program("PYTHON", "python3", args),
+            Host::Node | Host::Page => program("NODE", "node", args),
+        })
     }
 
     /// True if the machine has it; else that it was not run is said.
     async fn is_there(&self) -> bool {
-        let args = match self.package {
-            Some(_) => ["-c".to_owned(), format!("import {}", self.module)],
-            None => ["-e".to_owned(), format!("require({:?})", self.module)],
+        let module = self.module;
+        let (flag, code, what) = match self.host {
+            Host::Python(_) => ("-c", format!("import {module}"), module.to_owned()),
+            Host::Node => ("-e", format!("require({module:?})"), module.to_owned()),
+            Host::Page => {
+                let code = format!("require.resolve({module:?}); require('./browser.cjs').executable()");
+                ("-e", code, format!("{module} with playwright-core and Chromium"))
+            }
         };
-        let [flag, code] = &args;
-        let output = self.command(&[flag, code]).output().await;
+        let output = self.command(&[flag, &code]).output().await;
         let is_there = output.is_ok_and(|output| output.status.success());
         if !is_there {
-            not_run(&format!("the SDK {}", self.module));
+            not_run(&format!("the SDK {what}"));
         }
         is_there
     }
@@ -78,9 +104,9 @@ impl Sdk {
     async fn send(&self, addr: &str, count: usize, prefix: &str) -> String {
         let count = count.to_string();
         let script = format!("{}.cjs", self.name.replace('-', "_"));
-        let of_sdk = match self.package {
-            Some(package) => vec!["python.py", self.module, package, self.name],
-            None => vec![script.as_str()],
+        let of_sdk = match self.host {
+            Host::Python(package) => vec!["python.py", self.module, package, self.name],
+            Host::Node | Host::Page => vec![script.as_str()],
         };
         let sent = self.command(&[&of_sdk[..], &[addr, &count, prefix]].concat()).output();
         let output = timeout(PATIENCE, sent).await.expect("the SDK ends").unwrap();
@@ -169,11 +195,12 @@ fn is_whole(call: &[u8]) -> bool {
     call.len() >= head.len() + 4 + length.unwrap_or(0)
 }
 
-/// As a relay whose queue is full, and one that stops, answer them.
+/// As a relay whose queue is full, and one that stops, answer them. What a page asks before it
+/// sends only a relay can answer: the next test.
 #[tokio::test]
 async fn an_sdk_that_is_told_to_wait_sends_all_of_it_again() {
     const COUNT: usize = 10;
-    for sdk in SDKS {
+    for sdk in SDKS.into_iter().filter(|sdk| sdk.host != Host::Page) {
         if !sdk.is_there().await {
             continue;
         }
@@ -197,6 +224,72 @@ async fn an_sdk_that_is_told_to_wait_sends_all_of_it_again() {
     }
 }
 
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Fills the log with what is not for Segment, until the relay refuses it.
+async fn fill_log(addr: &str) {
+    let properties = json!({"filling": "x".repeat(9000)});
+    let event = json!({"event":"x","userId":"u","integrations":{"Segment":false},"properties":properties});
+    let client = reqwest_client();
+    for _ in 0..100 {
+        let sent = client.post(format!("http://{addr}/v1/track")).body(event.to_string()).send();
+        if sent.await.unwrap().status() == 429 {
+            return;
+        }
+    }
+    panic!("the log is never full");
+}
+
+/// By a relay whose log is full, and which stops then. Events of a page are as many calls,
+/// each with its own wait.
+#[tokio::test]
+async fn a_page_that_is_told_to_wait_sends_all_of_it_again() {
+    const COUNT: usize = 10;
+    let sdk = SEGMENT_NEXT;
+    if !sdk.is_there().await {
+        return;
+    }
+    let mut setup = Setup::new().await;
+    let port = free_port().to_string();
+    let addr = format!("127.0.0.1:{port}");
+    for (name, value) in [
+        ("HTTP_PORT", port.as_str()),
+        ("DURABILITY", "written"),
+        ("SPOOL_SEGMENT_BYTES", "65536"),
+        ("SPOOL_MAX_BYTES", "262144"),
+        ("SPOOL_WHEN_FULL", "reject"),
+        // The stop waits for requests that stall, until it is ended by a second signal.
+        ("REQUEST_TIMEOUT_SECONDS", "60"),
+        ("DRAIN_TIMEOUT_SECONDS", "60"),
+    ] {
+        setup.set(name, value);
+    }
+    let always = |fault: Option<&str>| {
+        let set = |vendor| setup.sandbox.always(vendor, fault.map(|fault| fault.parse().unwrap()));
+        Vendor::ALL.into_iter().for_each(set);
+    };
+    always(Some("stall"));
+    let relay = setup.start().await;
+    fill_log(&addr).await;
+    let sent = sdk.send(&addr, COUNT, "waited");
+    let tell = async {
+        relay.refused("SPOOL_FULL", COUNT as u64).await;
+        relay.signal("TERM");
+        relay.refused("DRAINING", 1).await;
+        relay.signal("TERM");
+        assert_eq!(relay.ended(Instant::now()).await.code, 0);
+        always(None);
+        setup.start().await
+    };
+    let (version, relay) = tokio::join!(sent, tell);
+    println!("{version}, told to wait");
+    taken(&setup, Vendor::Segment, (COUNT * KINDS.len()) as u64).await;
+    sdk.check(&setup, COUNT, "waited");
+    assert_eq!(relay.terminate().await.code, 0);
+}
+
 /// What was answered is in the log; what was not, the SDK sends again.
 #[tokio::test]
 async fn a_relay_that_is_killed_between_loses_no_sdk_an_event() {
@@ -206,7 +299,7 @@ async fn a_relay_that_is_killed_between_loses_no_sdk_an_event() {
             continue;
         }
         let mut setup = Setup::new().await;
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         setup.set("DURABILITY", "written").set("HTTP_PORT", &port.to_string());
         let relay = setup.start().await;
         let addr = format!("127.0.0.1:{port}");
@@ -214,7 +307,7 @@ async fn a_relay_that_is_killed_between_loses_no_sdk_an_event() {
         let kill = async {
             eventually("some events", || setup.sandbox.stats(Vendor::Segment).taken >= 60).await;
             relay.signal("KILL");
-            let ended = relay.ended(std::time::Instant::now()).await;
+            let ended = relay.ended(Instant::now()).await;
             assert_eq!(ended.code, -1, "killed by a signal");
             let arrived = setup.sandbox.stats(Vendor::Segment).taken;
             assert!(arrived < (COUNT * KINDS.len()) as u64, "in the middle of it");
