@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use analytics_relay::providers::sandbox::{TakenKind, Vendor};
+use analytics_relay::providers::sandbox::{Taken, TakenKind, Vendor};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -129,6 +129,26 @@ impl Sdk {
         }
         let strangers: Vec<_> = taken.keys().filter(|id| !wanted.contains(*id)).collect();
         assert!(strangers.is_empty(), "{strangers:?}");
+        for vendor in [Vendor::Mixpanel, Vendor::Amplitude] {
+            self.check_at(vendor, setup, count, prefix);
+        }
+    }
+
+    /// The same events arrived at a vendor to which tracks, pages and screens are one sort,
+    /// and which has ids for these.
+    fn check_at(&self, vendor: Vendor, setup: &Setup, count: usize, prefix: &str) {
+        let is_meant = |taken: &Taken| taken.kind == TakenKind::Track && taken.name != FILLING;
+        let events = setup.sandbox.taken(vendor).into_iter().filter(is_meant);
+        let mut taken: Vec<String> = events.map(|taken| taken.id).collect();
+        let mut wanted: Vec<String> = ["track", "page", "screen"]
+            .into_iter()
+            .flat_map(|kind| (0..count).map(move |at| format!("{prefix}-{kind}-{at}-of-{}", self.name)))
+            .collect();
+        taken.sort();
+        wanted.sort();
+        // A longer one is another id at Mixpanel, made from it.
+        assert!(wanted.iter().all(|id| id.len() <= 36), "{wanted:?}");
+        assert_eq!(taken, wanted, "{vendor:?}");
     }
 }
 
@@ -228,10 +248,14 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// What the events are called that fill the log.
+const FILLING: &str = "Filling";
+
 /// Fills the log with what is not for Segment, until the relay refuses it.
 async fn fill_log(addr: &str) {
     let properties = json!({"filling": "x".repeat(9000)});
-    let event = json!({"event":"x","userId":"u","integrations":{"Segment":false},"properties":properties});
+    let event =
+        json!({"event":FILLING,"userId":"u","integrations":{"Segment":false},"properties":properties});
     let client = reqwest_client();
     for _ in 0..100 {
         let sent = client.post(format!("http://{addr}/v1/track")).body(event.to_string()).send();
