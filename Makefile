@@ -120,7 +120,7 @@ bench:
 # Instructions and allocations per event: fails when one is over 3 % above the
 # recorded baseline. `-record` makes a whole run the baseline.
 bench-check:
-	$(CARGO) bench --bench suite -- instructions --check
+	$(CARGO) bench --bench suite -- instructions http_instructions --check
 bench-record:
 	$(CARGO) bench --bench suite -- $(BENCH) --record
 

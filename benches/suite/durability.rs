@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration};
 use analytics_relay::providers::sandbox::Vendor;
 
 use crate::{
-    h2load::{self, H2load, Until},
+    h2load::{self, Call, H2load, Until},
     report::{Report, median},
     sink::Sink,
     support::{Relay, group_commits, reference_batch, reference_event},
@@ -29,10 +29,10 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let batch = dir.path().join("batch");
     h2load::write_framed(&batch, [reference_batch(0, BATCH)])?;
     let load =
-        |method, in_flight, calls| H2load { method, connections: 4, in_flight, until: Until::Calls(calls) };
+        |call, in_flight, calls| H2load { call, connections: 4, in_flight, until: Until::Calls(calls) };
     let cases = [
-        ("unary", 1, load("TrackEvent", 64, 150_000), &unary),
-        ("batch", BATCH, load("TrackBatch", 2, 5_000), &batch),
+        ("unary", 1, load(Call::TRACK_EVENT, 64, 150_000), &unary),
+        ("batch", BATCH, load(Call::TRACK_BATCH, 2, 5_000), &batch),
     ];
     for (name, events, load, messages) in cases {
         let (mut disks, mut memory, mut synced) = (Vec::new(), Vec::new(), Vec::new());

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use tempfile::TempDir;
 
 use crate::{
-    h2load::{self, H2load, Until},
+    h2load::{self, Call, H2load, Until},
     report::Report,
     sink::Sink,
     support::{self, LARGE_QUEUE, Relay, reference_batch, reference_event, send_batches},
@@ -149,7 +149,7 @@ async fn cpu_of_calls(connections: u32, unary: &Path) -> anyhow::Result<f64> {
     let data = tempfile::tempdir()?;
     let relay = Relay::start_roomy(&sink.url, data.path(), "segment", &[]).await?;
     let until = Until::Calls(EVENTS);
-    let load = H2load { method: "TrackEvent", connections, in_flight: 1, until };
+    let load = H2load { call: Call::TRACK_EVENT, connections, in_flight: 1, until };
     let before = relay.cpu_time()?;
     load.run(&relay.url(), unary).await?;
     let cpu = relay.cpu_time()? - before;

@@ -19,10 +19,33 @@ pub(crate) async fn is_here(report: &Report, what: &str) -> bool {
     is_here
 }
 
+/// What it calls.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    path: &'static str,
+    options: &'static [&'static str],
+}
+
+impl Call {
+    // Methods of gRPC, with framed messages.
+    pub(crate) const TRACK_EVENT: Self = Self::grpc("/analytics.v1.AnalyticsService/TrackEvent");
+    pub(crate) const TRACK_BATCH: Self = Self::grpc("/analytics.v1.AnalyticsService/TrackBatch");
+    pub(crate) const TRACK_STREAM: Self = Self::grpc("/analytics.v1.AnalyticsService/TrackStream");
+
+    const fn grpc(path: &'static str) -> Self {
+        Self { path, options: &["-H", "content-type: application/grpc", "-H", "te: trailers"] }
+    }
+
+    /// A path that is posted to over HTTP/1.1, with JSON.
+    pub(crate) const fn http1(path: &'static str) -> Self {
+        Self { path, options: &["--h1", "-H", "content-type: application/json"] }
+    }
+}
+
 /// How it calls.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct H2load {
-    pub(crate) method: &'static str,
+    pub(crate) call: Call,
     pub(crate) connections: u32,
     /// Calls under way on each connection.
     pub(crate) in_flight: u32,
@@ -38,7 +61,7 @@ pub(crate) enum Until {
 }
 
 impl H2load {
-    /// Calls with the framed messages of a file and returns the calls that were
+    /// Calls with the bytes of a file and returns the calls that were
     /// answered in a second.
     pub(crate) async fn run(self, url: &str, messages: &Path) -> anyhow::Result<f64> {
         let mut command = Command::new("h2load");
@@ -47,8 +70,7 @@ impl H2load {
             Until::Calls(calls) => command.arg("-n").arg(calls.to_string()),
         };
         command.arg("-c").arg(self.connections.to_string()).arg("-m").arg(self.in_flight.to_string());
-        command.arg("-d").arg(messages).args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
-        command.arg(format!("{url}/analytics.v1.AnalyticsService/{}", self.method));
+        command.arg("-d").arg(messages).args(self.call.options).arg(format!("{url}{}", self.call.path));
         let output = command.stdin(Stdio::null()).output().await?;
         let said = String::from_utf8_lossy(&output.stdout);
         let rate = said

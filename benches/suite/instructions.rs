@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 
 use crate::{
     floors::Floor,
+    http,
     report::Report,
     support::{Relay, reference_batch, reference_event},
     throughput::ALL,
@@ -44,6 +45,8 @@ enum How {
     Unary,
     Batch,
     Stream,
+    /// Over HTTP, to this path.
+    Http(&'static str),
 }
 
 /// A relay, and how it is used.
@@ -72,6 +75,18 @@ const ONE: &str = "segment";
 /// Without Mixpanel, whose bodies are compressed.
 const TWO: &str = "segment,amplitude";
 const ECHO: Case = case("echo_unary", "", How::Unary);
+/// Handlers that do the least with the bodies of Segment's form, by their kinds.
+const HTTP_FLOORS: [(Case, &str); 4] = [
+    (case("http_read_track", "", How::Http(http::TRACK)), http::FLOORS[0]),
+    (case("http_value_track", "", How::Http(http::TRACK)), http::FLOORS[1]),
+    (case("http_read_batch", "", How::Http(http::BATCHES)), http::FLOORS[0]),
+    (case("http_value_batch", "", How::Http(http::BATCHES)), http::FLOORS[1]),
+];
+/// What the relay costs beside them: all of it, up to the provider's answer.
+const HTTP_CASES: [(Case, &str); 2] = [
+    (case("http_track_1", ONE, How::Http(http::TRACK)), "http_value_track"),
+    (case("http_batch_1", ONE, How::Http(http::BATCHES)), "http_value_batch"),
+];
 const CASES: [Case; 12] = [
     case("unary_1", ONE, How::Unary),
     case("unary_2", TWO, How::Unary),
@@ -88,21 +103,49 @@ const CASES: [Case; 12] = [
 ];
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
-    if !Command::new("valgrind").arg("--version").output().await.is_ok_and(|output| output.status.success()) {
-        report.not_run("instructions", "valgrind is not installed");
+    if !is_valgrind_here(report, "instructions").await {
         return Ok(());
     }
     for case in [&ECHO].into_iter().chain(&CASES) {
-        let (few, many) = (count(case, EVENTS.0).await?, count(case, EVENTS.1).await?);
-        #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-        let each = |few: u64, many: u64| (many - few) as f64 / (EVENTS.1 - EVENTS.0) as f64;
-        for (kind, unit, value) in [
-            ("instructions", "instructions/event", each(few.instructions, many.instructions)),
-            ("allocations", "allocations/event", each(few.allocations, many.allocations)),
-        ] {
-            let floor = format!("{}.{kind}", ECHO.name);
-            report.add_beside(&format!("{}.{kind}", case.name), value, unit, &floor);
-        }
+        each(report, case, ("echo", ECHO.name)).await?;
+    }
+    Ok(())
+}
+
+/// The same of the HTTP door.
+pub(crate) async fn run_http(report: &mut Report) -> anyhow::Result<()> {
+    if !is_valgrind_here(report, "http_instructions").await {
+        return Ok(());
+    }
+    for (case, kind) in &HTTP_FLOORS {
+        each(report, case, (kind, case.name)).await?;
+    }
+    for (case, floor) in &HTTP_CASES {
+        each(report, case, ("", floor)).await?;
+    }
+    Ok(())
+}
+
+async fn is_valgrind_here(report: &Report, what: &str) -> bool {
+    let version = Command::new("valgrind").arg("--version").output().await;
+    let is_here = version.is_ok_and(|output| output.status.success());
+    if !is_here {
+        report.not_run(what, "valgrind is not installed");
+    }
+    is_here
+}
+
+/// What each event of a case costs, beside a floor. If the case is one, it is of that kind.
+async fn each(report: &mut Report, case: &Case, (kind_of_floor, floor): (&str, &str)) -> anyhow::Result<()> {
+    let (few, many) =
+        (count(case, kind_of_floor, EVENTS.0).await?, count(case, kind_of_floor, EVENTS.1).await?);
+    #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+    let each = |few: u64, many: u64| (many - few) as f64 / (EVENTS.1 - EVENTS.0) as f64;
+    for (kind, unit, value) in [
+        ("instructions", "instructions/event", each(few.instructions, many.instructions)),
+        ("allocations", "allocations/event", each(few.allocations, many.allocations)),
+    ] {
+        report.add_beside(&format!("{}.{kind}", case.name), value, unit, &format!("{floor}.{kind}"));
     }
     Ok(())
 }
@@ -114,7 +157,7 @@ struct Counts {
 }
 
 /// Counts for a server that gets so many events.
-async fn count(case: &Case, events: u64) -> anyhow::Result<Counts> {
+async fn count(case: &Case, kind_of_floor: &str, events: u64) -> anyhow::Result<Counts> {
     let dir = tempfile::tempdir()?;
     let (counts, log) = (dir.path().join("counts"), dir.path().join("log"));
     let mut command = Command::new("valgrind");
@@ -124,9 +167,12 @@ async fn count(case: &Case, events: u64) -> anyhow::Result<Counts> {
     command.arg("--fair-sched=try").env("TOKIO_WORKER_THREADS", "1");
     if case.providers.is_empty() {
         command.arg(env::current_exe()?);
-        let echo = Floor::start_by(command, "echo").await?;
-        send(Channel::from_shared(echo.url())?.connect().await?, case.how, events).await?;
-        echo.terminate().await?;
+        let floor = Floor::start_by(command, kind_of_floor).await?;
+        match case.how {
+            How::Http(path) => http::send(&floor.addr, path, events).await?,
+            how => send(Channel::from_shared(floor.url())?.connect().await?, how, events).await?,
+        }
+        floor.terminate().await?;
     } else {
         let sandbox = Sandbox::start(Options { keep_bodies: false, ..Options::default() }).await?;
         command.arg(Relay::PROGRAM);
@@ -140,11 +186,11 @@ async fn count(case: &Case, events: u64) -> anyhow::Result<Counts> {
             settings.extend(certificate.settings());
         }
         let relay = Relay::start_by(command, &sandbox.url(), &dir.path().join("data"), &settings).await?;
-        let channel = match case.tls {
-            true => certificate.connect(&relay.grpc_addr).await?,
-            false => Channel::from_shared(relay.url())?.connect().await?,
-        };
-        send(channel, case.how, events).await?;
+        match case.how {
+            How::Http(path) => http::send(&relay.http_addr, path, events).await?,
+            how if case.tls => send(certificate.connect(&relay.grpc_addr).await?, how, events).await?,
+            how => send(Channel::from_shared(relay.url())?.connect().await?, how, events).await?,
+        }
         let balance = relay.terminate().await?;
         ensure!(balance["delivered"] == events, "{balance}");
     }
@@ -181,6 +227,7 @@ async fn send(channel: Channel, how: How, events: u64) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut client = AnalyticsServiceClient::new(channel);
     match how {
+        How::Http(path) => anyhow::bail!("{path} is no gRPC"),
         How::Unary => {
             let callers = (0..IN_FLIGHT).map(|first| {
                 let mut client = client.clone();

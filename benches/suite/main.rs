@@ -26,6 +26,7 @@ mod echo;
 mod floors;
 mod growth;
 mod h2load;
+mod http;
 mod instructions;
 mod latency;
 mod lifecycle;
@@ -45,9 +46,11 @@ use report::Report;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const GROUPS: [&str; 10] = [
+const GROUPS: [&str; 12] = [
     "instructions",
+    "http_instructions",
     "throughput",
+    "http",
     "latency",
     "memory",
     "lifecycle",
@@ -87,7 +90,9 @@ async fn run(groups: &[&str], check: bool, record: bool) -> anyhow::Result<()> {
     for group in GROUPS.into_iter().filter(|group| groups.is_empty() || groups.contains(group)) {
         match group {
             "instructions" => instructions::run(&mut report).await?,
+            "http_instructions" => instructions::run_http(&mut report).await?,
             "throughput" => throughput::run(&mut report).await?,
+            "http" => http::run(&mut report).await?,
             "latency" => latency::run(&mut report).await?,
             "memory" => memory::run(&mut report).await?,
             "lifecycle" => lifecycle::run(&mut report).await?,

@@ -57,6 +57,28 @@ fn micros(nanos: &Histogram<u64>, share: f64) -> f64 {
     nanos.value_at_quantile(share) as f64 / 1000.0
 }
 
+/// What is called.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenCall {
+    path: &'static str,
+    content_type: &'static str,
+    /// They say how it ended.
+    has_trailers: bool,
+}
+
+impl OpenCall {
+    const TRACK_EVENT: Self = Self {
+        path: "/analytics.v1.AnalyticsService/TrackEvent",
+        content_type: "application/grpc",
+        has_trailers: true,
+    };
+
+    /// A path that takes JSON.
+    pub(crate) const fn json(path: &'static str) -> Self {
+        Self { path, content_type: "application/json", has_trailers: false }
+    }
+}
+
 /// So many events a second, for so long.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timetable {
@@ -112,6 +134,16 @@ impl Timetable {
 
     /// Makes unary calls, each with the next of the framed messages.
     pub(crate) async fn over_grpc(self, addr: &str, messages: Vec<Bytes>) -> anyhow::Result<Round> {
+        self.over_h2(addr, OpenCall::TRACK_EVENT, messages).await
+    }
+
+    /// Makes calls, each with the next of the bodies.
+    pub(crate) async fn over_h2(
+        self,
+        addr: &str,
+        call: OpenCall,
+        messages: Vec<Bytes>,
+    ) -> anyhow::Result<Round> {
         let addr = addr.to_owned();
         on_own_thread(move || async move {
             let mut senders = Vec::new();
@@ -127,9 +159,8 @@ impl Timetable {
                 spawn_local(connection);
                 senders.push(sender);
             }
-            let uri = format!("http://{addr}/analytics.v1.AnalyticsService/TrackEvent");
-            let request = Request::post(uri)
-                .header("content-type", "application/grpc")
+            let request = Request::post(format!("http://{addr}{}", call.path))
+                .header("content-type", call.content_type)
                 .header("te", "trailers")
                 .body(())?;
             let round = Rc::new(RefCell::new(Round::new()));
@@ -146,7 +177,7 @@ impl Timetable {
                 body.send_data(message.clone(), true)?;
                 let round = round.clone();
                 spawn_local(async move {
-                    let answered = answered(answer).await;
+                    let answered = answered(answer, call).await;
                     let round = &mut *round.borrow_mut();
                     match answered {
                         Ok(()) => round.latencies.saturating_record(nanos(due)),
@@ -173,10 +204,14 @@ impl Timetable {
 }
 
 /// An error if it is anything else than OK.
-async fn answered(answer: client::ResponseFuture) -> anyhow::Result<()> {
+async fn answered(answer: client::ResponseFuture, call: OpenCall) -> anyhow::Result<()> {
     let (head, mut body) = answer.await?.into_parts();
+    ensure!(head.status == 200, "{}", head.status);
     while let Some(data) = body.data().await {
         body.flow_control().release_capacity(data?.len())?;
+    }
+    if !call.has_trailers {
+        return Ok(());
     }
     // What is refused at once has its trailers for a head.
     let trailers = body.trailers().await?.unwrap_or(head.headers);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     floors::Floor,
-    h2load::{self, H2load, Until},
+    h2load::{self, Call, H2load, Until},
     peer,
     rate::{Rate, Usage, window},
     report::{Report, median},
@@ -43,9 +43,9 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let stream = dir.path().join("stream");
     h2load::write_framed(&stream, (0..STREAM).map(|number| reference_batch(number * BATCH, BATCH)))?;
     let until = Until::Seconds(SECONDS);
-    let unary_load = H2load { method: "TrackEvent", connections: 4, in_flight: 32, until };
-    let batch_load = H2load { method: "TrackBatch", connections: 4, in_flight: 2, until };
-    let stream_load = H2load { method: "TrackStream", connections: 2, in_flight: 1, until };
+    let unary_load = H2load { call: Call::TRACK_EVENT, connections: 4, in_flight: 32, until };
+    let batch_load = H2load { call: Call::TRACK_BATCH, connections: 4, in_flight: 2, until };
+    let stream_load = H2load { call: Call::TRACK_STREAM, connections: 2, in_flight: 1, until };
 
     let (plain, tls) = (None, Some(&certificate));
     let relays = [

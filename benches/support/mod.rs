@@ -37,6 +37,7 @@ pub(crate) const LARGE_QUEUE: [(&str, &str); 2] =
 pub(crate) struct Relay {
     child: Child,
     pub(crate) grpc_addr: String,
+    pub(crate) http_addr: String,
     pub(crate) metrics_addr: String,
     /// From the start of the process.
     pub(crate) ready_after: Duration,
@@ -102,6 +103,7 @@ impl Relay {
         Ok(Self {
             child,
             grpc_addr: addr("grpc_addr"),
+            http_addr: addr("http_addr"),
             metrics_addr: addr("metrics_addr"),
             ready_after,
             balances,
@@ -152,6 +154,11 @@ impl Relay {
     /// Where plaintext callers find it.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.grpc_addr)
+    }
+
+    /// Where those find it that speak HTTP.
+    pub(crate) fn http_url(&self) -> String {
+        format!("http://{}", self.http_addr)
     }
 
     pub(crate) fn pid(&self) -> u32 {
