@@ -205,7 +205,7 @@ async fn the_ingestion_api_answers_for_each_event() {
 async fn a_website_sends_its_views_in_a_form_of_its_own() {
     let setup = Setup::new().await;
     let relay = setup.start().await;
-    let view = json!({"website_id":"site-1","page":"/pricing/?a=b","title":"Pricing","visitor_id":"v-1","utm_source":"news","ip_address":"8.8.8.8","event_id":"view-1-0123456789"});
+    let view = json!({"website_id":"site-1","page":"/pricing/?a=b","title":"Pricing","visitor_id":"v-1","utm_source":"news","ip_address":"8.8.8.8","context":{"ip":"8.8.8.8","userAgent":"x"},"integrations":[],"event_id":"view-1-0123456789"});
     let (status, said) = post_json(&relay, "/api/v1/analytics/event", &view).await;
     let want = json!({"success":true,"event_id":"view-1-0123456789","status":"QUEUED"});
     assert_eq!((status, said), (202, want));
@@ -486,6 +486,8 @@ async fn a_page_may_send_and_reads_what_it_is_told() {
     ] {
         assert_eq!(preflight.headers()[name], value, "{name}");
     }
+    let escaped = call(&relay, Method::GET, "/v1/projects/a%20b%2F/settings").send().await.unwrap();
+    assert_eq!(answer(escaped).await.1["integrations"]["Segment.io"]["apiKey"], "a b/");
     let settings = call(&relay, Method::GET, "/v1/projects/wk_test/settings").send().await.unwrap();
     assert_eq!(settings.headers()["cache-control"], "public, max-age=120");
     let (status, settings) = answer(settings).await;

@@ -22,6 +22,7 @@ mod foreign_clients;
 mod isolation;
 mod logs;
 mod official_sdks;
+mod openapi;
 mod raw;
 mod refused;
 mod secrets;

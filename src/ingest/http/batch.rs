@@ -104,7 +104,11 @@ impl<'a> Batch<'a> {
                 rewritten.extend(current.map(|current| (place, current)));
             }
         }
-        let beside = Beside { context, integrations, sent_at };
+        let beside = match form {
+            // Whose address and browser it was only the connection says.
+            Form::Website => Beside::default(),
+            _ => Beside { context, integrations, sent_at },
+        };
         Ok(Self { items, rewritten, is_one, beside, write_key, stated, wants_answers })
     }
 

@@ -13,6 +13,7 @@ use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     header::{HeaderName, ORIGIN, USER_AGENT},
 };
+use percent_encoding::percent_decode_str;
 use prometheus_client::metrics::counter::Counter;
 use serde_json::value::RawValue;
 use tracing::{debug, error};
@@ -49,6 +50,8 @@ use crate::{
 
 /// Largest body of what SDKs count of themselves, which nobody looks at.
 const SDK_METRICS_BYTES_MAX: usize = 64 * 1024;
+/// What the door takes and answers, for programs.
+const OPENAPI: &str = include_str!("openapi.json");
 /// The label of a call whose caller did not wait for its answer.
 const LEFT: &str = "CANCELLED";
 /// With these, the peer of the connection is a proxy and not the caller.
@@ -199,9 +202,10 @@ impl HttpDoor {
             Route::SdkSettings => {
                 let path = head.uri.path().trim_end_matches('/').trim_start_matches("/v1/");
                 let key = write_key_of_settings(path).ok_or(Problem::NotFound)?;
-                self.check_key(Some(key), head)?;
+                let key = percent_decode_str(key).decode_utf8_lossy();
+                self.check_key(Some(&key), head)?;
                 let authority = head.uri.authority().map(hyper::http::uri::Authority::as_str);
-                Ok(snippet::settings(key, &head.headers, authority, head.is_tls))
+                Ok(snippet::settings(&key, &head.headers, authority, head.is_tls))
             }
             // Who only asks about it has not looked at it.
             Route::Pixel(_) if is_read => Ok(pixel::image()),
@@ -210,6 +214,7 @@ impl HttpDoor {
                 Ok(pixel::image())
             }
             Route::Schemas => Ok(self.schemas.listing()),
+            Route::OpenApi => Ok(bytes(StatusCode::OK, "application/json", OPENAPI)),
             Route::Health => Ok(self.status(StatusCode::OK)),
             Route::Ready if self.health.is_ready() => Ok(self.status(StatusCode::OK)),
             Route::Ready => Ok(self.status(StatusCode::SERVICE_UNAVAILABLE)),

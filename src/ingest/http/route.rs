@@ -15,6 +15,8 @@ pub(super) enum Route {
     Pixel(Option<Kind>),
     /// Which schema versions are taken.
     Schemas,
+    /// The door's description, as OpenAPI has it.
+    OpenApi,
     Health,
     Ready,
 }
@@ -88,6 +90,7 @@ impl Route {
         match path {
             "/health" | "/healthz" => return Some(Self::Health),
             "/ready" | "/readyz" => return Some(Self::Ready),
+            "/openapi.json" => return Some(Self::OpenApi),
             "/beacon/v1/batch" => return Some(Self::Batch(Form::Segment)),
             _ => {}
         }
@@ -108,7 +111,12 @@ impl Route {
     pub(super) fn method(self) -> &'static str {
         match self {
             Self::One(..) | Self::Batch(_) | Self::SdkMetrics => "POST",
-            Self::SdkSettings | Self::Pixel(_) | Self::Schemas | Self::Health | Self::Ready => "GET",
+            Self::SdkSettings
+            | Self::Pixel(_)
+            | Self::Schemas
+            | Self::OpenApi
+            | Self::Health
+            | Self::Ready => "GET",
         }
     }
 
@@ -129,6 +137,7 @@ impl Route {
             Self::Batch(Form::Segment) => 8,
             Self::Batch(Form::Ingestion) => 9,
             Self::Batch(Form::Website) => 16,
+            Self::OpenApi => 17,
             Self::SdkMetrics => 10,
             Self::SdkSettings => 11,
             Self::Pixel(_) => 12,
@@ -141,7 +150,7 @@ impl Route {
 
 /// The labels of all routes in metrics, by their places; behind them that of a path that
 /// is none.
-pub(super) const LABELS: [&str; 18] = [
+pub(super) const LABELS: [&str; 19] = [
     "/v1/track",
     "/v1/identify",
     "/v1/page",
@@ -159,6 +168,7 @@ pub(super) const LABELS: [&str; 18] = [
     "/ready",
     "/v1/schemas",
     "/api/v1/analytics/event",
+    "/openapi.json",
     "other",
 ];
 
@@ -199,6 +209,7 @@ mod tests {
             ("/v1/events/track", Route::One(Kind::Track, Form::Ingestion)),
             ("/v1/events/batch", Route::Batch(Form::Ingestion)),
             ("/v1/schemas", Route::Schemas),
+            ("/openapi.json", Route::OpenApi),
             ("/api/v1/analytics/event", Route::Batch(Form::Website)),
             ("/api/v1/analytics/event/batch", Route::Batch(Form::Website)),
             ("/api/v1/events/track", Route::Batch(Form::Website)),
