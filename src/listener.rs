@@ -168,29 +168,20 @@ pub(crate) enum Slot {
 
 /// Who connects, as far as limits tell peers apart: an IPv4 address, or the network
 /// of an IPv6 address, of which one machine can have as many as it likes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Peer {
-    ip: IpAddr,
     /// Its connections that live.
     connections: AtomicUsize,
 }
 
 impl Peer {
-    fn new(ip: IpAddr) -> Self {
-        Self { ip, connections: AtomicUsize::new(0) }
-    }
-
     /// See [`Peer`].
-    fn key(ip: IpAddr) -> IpAddr {
+    pub(crate) fn key(ip: IpAddr) -> IpAddr {
         const NETWORK: u128 = !0 << 64;
         match ip.to_canonical() {
             IpAddr::V6(ip) if !ip.is_loopback() => Ipv6Addr::from_bits(ip.to_bits() & NETWORK).into(),
             ip => ip,
         }
-    }
-
-    pub(crate) fn ip(&self) -> IpAddr {
-        self.ip
     }
 }
 
@@ -292,7 +283,7 @@ impl Connections {
             let has_room = peer.connections.load(Ordering::Relaxed) < self.limits.of(ip);
             return has_room.then_some(peer);
         }
-        let peer = Arc::new(Peer::new(ip));
+        let peer = Arc::new(Peer::default());
         self.peers.insert(ip, Arc::downgrade(&peer));
         Some(peer)
     }
@@ -393,11 +384,6 @@ impl<S> Connection<S> {
         let Self { stream, idle_timeout, closing, open, .. } = self;
         let stream = agree(stream).await?;
         Ok(Connection { stream, silence: Some(Silence::new(idle_timeout)), idle_timeout, closing, open })
-    }
-
-    /// Who connects.
-    pub(crate) fn peer(&self) -> &Arc<Peer> {
-        &self.open.peer
     }
 
     /// Where it has its place.
@@ -537,7 +523,7 @@ mod tests {
         let _callers = [TcpStream::connect(addr).await.unwrap(), TcpStream::connect(addr).await.unwrap()];
         let first = connections.next().await.0;
         // Who only knows the peer is none of its connections.
-        let _known = first.peer().clone();
+        let _known = first.open.peer.clone();
         let _second = timeout(Duration::from_secs(5), connections.next()).await.expect("it may have two").0;
         let mut refused = TcpStream::connect(addr).await.unwrap();
         let none = timeout(Duration::from_millis(50), connections.next()).await;

@@ -23,11 +23,13 @@ use crate::{
     time::{CheckedClock, Clock},
 };
 
+pub(crate) mod context;
 pub(crate) mod denied;
 pub(crate) mod draft;
 pub(crate) mod lenient;
 mod validate;
 
+use context::CallContext;
 use denied::{Denied, Violation};
 use draft::Draft;
 use lenient::Mends;
@@ -91,9 +93,13 @@ impl Admission {
     /// Admits an event into the queue, or says why not. Waits for the disk, if
     /// the event is to be durable, and for nothing else. If the future is
     /// dropped, the event may be admitted all the same.
-    pub(crate) fn admit(&self, draft: Draft<'_>) -> impl Future<Output = Result<Accepted, Denied>> + use<'_> {
-        let put = self.check(&draft, self.clock.now_ms()).and_then(|checked| self.put(checked, None));
-        self.accepted(put.map_err(|denied| self.denied(denied)), None)
+    pub(crate) fn admit(
+        &self,
+        draft: Draft<'_>,
+        call: &CallContext<'_>,
+    ) -> impl Future<Output = Result<Accepted, Denied>> + use<'_> {
+        let put = self.check(&draft, call, self.clock.now_ms()).and_then(|checked| self.put(checked, None));
+        self.accepted(put.map_err(|denied| self.denied_to(denied, call)), None)
     }
 
     /// Waits until so many events may find room in the queue, but not for long: then
@@ -108,10 +114,11 @@ impl Admission {
     pub(crate) fn put_batch<'a>(
         &self,
         drafts: impl Iterator<Item = Result<Draft<'a>, Violation>>,
+        call: &CallContext<'_>,
     ) -> PutBatch {
         let (mut no_room, mut row, now_ms) = (None, Row::default(), self.clock.now_ms());
         let mut put_next = |draft: Result<Draft<'_>, Violation>| {
-            let checked = self.checked(&draft, now_ms)?;
+            let checked = self.checked(&draft, call, now_ms)?;
             if let Some(denied) = &no_room {
                 return Err(Denied::clone(denied));
             }
@@ -120,7 +127,7 @@ impl Admission {
             put
         };
         // Counted here: who is refused may not wait for its answer.
-        PutBatch(drafts.map(|draft| put_next(draft).map_err(|denied| self.denied(denied))).collect())
+        PutBatch(drafts.map(|draft| put_next(draft).map_err(|denied| self.denied_to(denied, call))).collect())
     }
 
     /// Puts a batch whose caller sends all of it again if it is told to wait. So there is
@@ -131,10 +138,11 @@ impl Admission {
         &self,
         drafts: impl ExactSizeIterator<Item = Result<Draft<'a>, Violation>> + Send,
         bytes: usize,
+        call: &CallContext<'_>,
     ) -> PutBatch {
         let events = drafts.len();
         if !self.queue.has_room_for(events, bytes) {
-            let full = || Err(self.denied(Refused::Full.into()));
+            let full = || Err(self.denied_to(Refused::Full.into(), call));
             return PutBatch((0..events).map(|_| full()).collect());
         }
         let patience_ends = Instant::now() + FULL_PATIENCE;
@@ -142,7 +150,7 @@ impl Admission {
         let mut puts = Vec::with_capacity(events);
         for draft in drafts {
             let put = loop {
-                let put = self.checked(&draft, now_ms).and_then(|checked| match &no_room {
+                let put = self.checked(&draft, call, now_ms).and_then(|checked| match &no_room {
                     Some(denied) => Err(Denied::clone(denied)),
                     None => self.put(checked, Some(&mut row)),
                 });
@@ -157,14 +165,19 @@ impl Admission {
                     }
                 }
             };
-            puts.push(put.map_err(|denied| self.denied(denied)));
+            puts.push(put.map_err(|denied| self.denied_to(denied, call)));
         }
         PutBatch(puts)
     }
 
-    fn checked(&self, draft: &Result<Draft<'_>, Violation>, now_ms: i64) -> Result<Checked, Denied> {
+    fn checked(
+        &self,
+        draft: &Result<Draft<'_>, Violation>,
+        call: &CallContext<'_>,
+        now_ms: i64,
+    ) -> Result<Checked, Denied> {
         match draft {
-            Ok(draft) => self.check(draft, now_ms),
+            Ok(draft) => self.check(draft, call, now_ms),
             Err(violation) => Err(Denied::Invalid(vec![violation.clone()])),
         }
     }
@@ -206,12 +219,15 @@ impl Admission {
     }
 
     /// The event that a draft becomes, and how durable it is to be.
-    fn check(&self, draft: &Draft<'_>, now_ms: i64) -> Result<Checked, Denied> {
+    fn check(&self, draft: &Draft<'_>, call: &CallContext<'_>, now_ms: i64) -> Result<Checked, Denied> {
         if self.is_closed() {
             return Err(Denied::Draining);
         }
         let is_trusted = || self.clock.is_trusted();
-        match (validate::check(draft, now_ms, is_trusted), self.check_durability(draft.durability)) {
+        match (
+            validate::check(draft, call.tenant, now_ms, is_trusted),
+            self.check_durability(draft.durability),
+        ) {
             (Ok((event, mends)), Ok(wanted)) => Ok(Checked { event, wanted, mends }),
             (Ok(_), Err(violation)) => Err(Denied::Invalid(vec![violation])),
             (Err(violations), wanted) => {
@@ -253,11 +269,18 @@ impl Admission {
         Ok(Accepted { event_id, durability })
     }
 
+    /// Counts the denial of an event of a call, and says at the level of debugging whose.
+    pub(crate) fn denied_to(&self, denied: Denied, call: &CallContext<'_>) -> Denied {
+        let CallContext { door, peer, client, credential, schema_version, .. } = call;
+        let client = client.map(tracing::field::display);
+        let (door, reason) = (door.name(), denied.reason().name());
+        debug!(door, %peer, client, ?credential, schema_version, reason, "event refused");
+        self.denied(denied)
+    }
+
     /// Counts a denial.
     pub(crate) fn denied(&self, denied: Denied) -> Denied {
-        let reason = denied.reason();
-        self.metrics.refused(reason).inc();
-        debug!(reason = reason.name(), "event refused");
+        self.metrics.refused(denied.reason()).inc();
         denied
     }
 
@@ -285,6 +308,8 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use analytics_relay_providers::Properties;
 
     use super::{denied::FULL_RETRY_DELAY, draft::DraftKind, *};
@@ -294,6 +319,7 @@ mod tests {
     };
 
     const NOW_MS: i64 = 1_767_225_600_000;
+    const CALL: CallContext<'static> = CallContext::of_grpc(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
     pub(super) fn draft() -> Draft<'static> {
         Draft {
@@ -319,7 +345,7 @@ mod tests {
     #[tokio::test]
     async fn an_id_and_a_time_are_assigned_when_the_caller_gives_none() {
         let (admission, mut receiver) = admission(10);
-        let accepted = admission.admit(draft()).await.unwrap();
+        let accepted = admission.admit(draft(), &CALL).await.unwrap();
         let mut events = Vec::new();
         receiver.recv_many(&mut events, 10).await;
         let event = &events[0].event;
@@ -332,27 +358,30 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_and_a_closed_gate_are_answered_at_once() {
         let (admission, mut receiver) = admission(1);
-        admission.admit(draft()).await.unwrap();
-        assert_eq!(admission.admit(draft()).await, Err(Denied::Full { retry_delay: FULL_RETRY_DELAY }));
+        admission.admit(draft(), &CALL).await.unwrap();
+        assert_eq!(
+            admission.admit(draft(), &CALL).await,
+            Err(Denied::Full { retry_delay: FULL_RETRY_DELAY })
+        );
         // A handler that passed the gate before it closed meets the closed queue.
         receiver.close();
         receiver.recv_many(&mut Vec::new(), 10).await;
-        assert_eq!(admission.admit(draft()).await, Err(Denied::Draining));
+        assert_eq!(admission.admit(draft(), &CALL).await, Err(Denied::Draining));
         admission.close();
-        assert_eq!(admission.admit(draft()).await, Err(Denied::Draining));
+        assert_eq!(admission.admit(draft(), &CALL).await, Err(Denied::Draining));
     }
 
     #[tokio::test]
     async fn a_relay_without_a_log_refuses_to_promise_one() {
         let (admission, _receiver) = admission(10);
         for (asked, got) in [(Ok(Some(Durability::Synced)), "SYNCED"), (Err(9), "9")] {
-            let denied = admission.admit(Draft { durability: asked, ..draft() }).await.unwrap_err();
+            let denied = admission.admit(Draft { durability: asked, ..draft() }, &CALL).await.unwrap_err();
             let Denied::Invalid(violations) = &denied else { panic!("{denied:?}") };
             assert_eq!((violations[0].field.as_str(), violations[0].got.as_str()), ("durability", got));
             assert_eq!(denied.reason(), RefusalReason::DurabilityUnavailable);
         }
         let queued = Draft { durability: Ok(Some(Durability::Queued)), ..draft() };
-        assert_eq!(admission.admit(queued).await.unwrap().durability, Durability::Queued);
+        assert_eq!(admission.admit(queued, &CALL).await.unwrap().durability, Durability::Queued);
     }
 
     #[test]

@@ -27,6 +27,7 @@ const TIME_MS_MAX: i64 = 4_102_444_800_000;
 /// clock can be believed is asked only when a time would be refused by it.
 pub(super) fn check(
     draft: &Draft<'_>,
+    tenant: Option<&str>,
     now_ms: i64,
     is_trusted: impl Fn() -> bool,
 ) -> Result<(Event, Mends), Vec<Violation>> {
@@ -75,6 +76,10 @@ pub(super) fn check(
     note(draft.time_ms.and_then(|(field, time_ms)| check_time(field, time_ms, now_ms, is_trusted)));
     note(draft.properties.as_ref().err().map(properties_violation));
     let more = draft.more.as_deref().and_then(|more| check_more(more, &mut note));
+    let more = match tenant {
+        None => more,
+        Some(_) => Some(Box::new(MoreParts { tenant, ..more.map_or(MoreParts::EMPTY, |more| *more) })),
+    };
 
     match (id, &draft.properties) {
         (Ok(id), Ok(properties)) if violations.is_empty() => {
@@ -221,7 +226,7 @@ mod tests {
     fn violations(change: impl FnOnce(&mut Draft<'static>)) -> Vec<(RefusalReason, String)> {
         let mut draft = draft();
         change(&mut draft);
-        match check(&draft, NOW_MS, || true) {
+        match check(&draft, None, NOW_MS, || true) {
             Ok(_) => Vec::new(),
             Err(violations) => violations.into_iter().map(|v| (v.reason, v.field)).collect(),
         }
@@ -362,7 +367,7 @@ mod tests {
     fn taken(change: impl FnOnce(&mut Draft<'static>)) -> (Event, Vec<Mended>) {
         let mut draft = draft();
         change(&mut draft);
-        let (event, mends) = check(&draft, NOW_MS, || true).unwrap();
+        let (event, mends) = check(&draft, None, NOW_MS, || true).unwrap();
         (event, mends.each().collect())
     }
 
@@ -399,7 +404,7 @@ mod tests {
     fn by_a_clock_that_cannot_be_believed_no_time_is_refused() {
         let at = |time_ms, trusted| {
             let draft = Draft { time_ms: Some(("timestamp_ms", time_ms)), ..draft() };
-            check(&draft, NOW_MS, || trusted).map(|(event, _)| event.time_ms()).ok()
+            check(&draft, None, NOW_MS, || trusted).map(|(event, _)| event.time_ms()).ok()
         };
         let ahead = NOW_MS + 3 * AHEAD_MS_MAX;
         assert_eq!((at(ahead, true), at(ahead, false)), (None, Some(ahead)));

@@ -17,7 +17,10 @@ use std::{
 use prometheus_client::metrics::counter::Counter;
 
 use super::limits::BATCH_BYTES_MAX;
-use crate::{admission::denied::Denied, listener::Slot};
+use crate::{
+    admission::denied::Denied,
+    listener::{Peer, Slot},
+};
 
 /// Least window of a connection: HTTP/2 begins with one of 64 KiB, and it cannot be
 /// made smaller.
@@ -62,8 +65,9 @@ impl ReceiveBudget {
         self.messages.load(Ordering::Relaxed)
     }
 
-    /// What a new connection of this peer may use.
-    pub(crate) fn connection(self: &Arc<Self>, peer: IpAddr, slot: Slot) -> Arc<Receiving> {
+    /// What a new connection from this address may use.
+    pub(crate) fn connection(self: &Arc<Self>, address: IpAddr, slot: Slot) -> Arc<Receiving> {
+        let peer = Peer::key(address);
         let left = self.bytes_max.saturating_sub(self.windows.load(Ordering::Relaxed));
         let window = (left / WINDOW_SHARE).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
         self.windows.fetch_add(window, Ordering::Relaxed);
@@ -72,6 +76,7 @@ impl ReceiveBudget {
         Arc::new(Receiving {
             all: self.clone(),
             bytes: AtomicUsize::new(0),
+            address: address.to_canonical(),
             bytes_max: (self.bytes_max / CONNECTION_SHARE).max(2 * BATCH_BYTES_MAX),
             peer_bytes: self.peers.lock().unwrap_or_else(PoisonError::into_inner).bytes_of(peer),
             peer_bytes_max,
@@ -111,6 +116,8 @@ impl Peers {
 #[derive(Debug)]
 pub(crate) struct Receiving {
     all: Arc<ReceiveBudget>,
+    /// Where it comes from.
+    address: IpAddr,
     bytes: AtomicUsize,
     bytes_max: usize,
     peer_bytes: Arc<AtomicUsize>,
@@ -125,6 +132,11 @@ impl Receiving {
     /// Bytes that the connection may have sent and nobody has read.
     pub(super) fn window(&self) -> u32 {
         u32::try_from(self.window).unwrap_or(u32::MAX)
+    }
+
+    /// Where it comes from.
+    pub(super) fn address(&self) -> IpAddr {
+        self.address
     }
 
     /// True if it was taken beyond the number of connections, for a probe.

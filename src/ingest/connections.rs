@@ -4,7 +4,7 @@
 use std::{
     error::Error,
     future::Future,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -132,10 +132,9 @@ impl<D: Door> Entrance<D> {
     }
 
     async fn serve_one(self, connection: Connection, peer: SocketAddr, closing: CancellationToken) {
-        let receiving = self.budget.connection(connection.peer().ip(), connection.slot());
+        let receiving = self.budget.connection(peer.ip(), connection.slot());
         let lifetime = if receiving.is_spare() { SPARE_LIFETIME } else { self.lifetime };
-        let address = peer.ip().to_canonical();
-        let tending = Tending { receiving, address, lifetime, closing: closing.clone() };
+        let tending = Tending { receiving, lifetime, closing: closing.clone() };
         let Some(tls) = self.tls else { return self.door.serve(connection, tending).await };
         let secured = tokio::select! {
             secured = connection.upgrade(|stream| async move { tls.accept(stream).await }) => secured,
@@ -154,8 +153,6 @@ impl<D: Door> Entrance<D> {
 /// Sees to it that a connection ends.
 pub(super) struct Tending {
     pub(super) receiving: Arc<Receiving>,
-    /// Where the connection comes from.
-    pub(super) address: IpAddr,
     lifetime: Lifetime,
     closing: CancellationToken,
 }
@@ -167,7 +164,7 @@ impl Tending {
         C: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let Self { receiving, address: _, lifetime, closing } = self;
+        let Self { receiving, lifetime, closing } = self;
         let idle = without_calls(receiving, lifetime.idle);
         let age_max = lifetime.age_max.mul_f64(0.9 + fastrand::f64() / 5.0);
         let ended = tokio::select! {

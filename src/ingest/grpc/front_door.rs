@@ -16,7 +16,7 @@ use super::{
     refusal::malformed,
 };
 use crate::{
-    admission::{Accepted, Admission, denied::Denied},
+    admission::{Accepted, Admission, context::CallContext, denied::Denied},
     health::Health,
     ingest::budget::Held,
     proto::v1::{
@@ -45,8 +45,13 @@ impl FrontDoor {
         Self { admission, health, read_slowly }
     }
 
-    pub(super) async fn track_event(&self, request: Bytes) -> Result<TrackEventResponse, Status> {
-        let admitted = self.admission.admit(read_track(&request, &self.read_slowly).map_err(malformed)?);
+    pub(super) async fn track_event(
+        &self,
+        request: Bytes,
+        call: CallContext<'static>,
+    ) -> Result<TrackEventResponse, Status> {
+        let admitted =
+            self.admission.admit(read_track(&request, &self.read_slowly).map_err(malformed)?, &call);
         // Who waits for the disk holds its event and no message.
         drop(request);
         let Accepted { event_id, durability } = admitted.await?;
@@ -57,8 +62,13 @@ impl FrontDoor {
         })
     }
 
-    pub(super) async fn identify_user(&self, request: Bytes) -> Result<IdentifyUserResponse, Status> {
-        let admitted = self.admission.admit(read_identify(&request, &self.read_slowly).map_err(malformed)?);
+    pub(super) async fn identify_user(
+        &self,
+        request: Bytes,
+        call: CallContext<'static>,
+    ) -> Result<IdentifyUserResponse, Status> {
+        let admitted =
+            self.admission.admit(read_identify(&request, &self.read_slowly).map_err(malformed)?, &call);
         drop(request);
         let Accepted { event_id, durability } = admitted.await?;
         Ok(IdentifyUserResponse {
@@ -68,8 +78,12 @@ impl FrontDoor {
         })
     }
 
-    pub(super) async fn track_batch(&self, batch: Bytes) -> Result<TrackBatchResponse, Status> {
-        let taken = self.items(batch).and_then(|items| self.take(&items))?;
+    pub(super) async fn track_batch(
+        &self,
+        batch: Bytes,
+        call: CallContext<'static>,
+    ) -> Result<TrackBatchResponse, Status> {
+        let taken = self.items(batch).and_then(|items| self.take(&items, &call))?;
         Ok(taken.await)
     }
 
@@ -80,6 +94,7 @@ impl FrontDoor {
         self: Arc<Self>,
         batches: impl Stream<Item = Result<Message, Status>> + Send,
         age_max: Duration,
+        call: CallContext<'static>,
     ) -> impl Stream<Item = Result<TrackBatchResponse, Status>> + Send {
         let health = self.health.clone();
         let over = {
@@ -114,7 +129,7 @@ impl FrontDoor {
             if ended {
                 return ready(None);
             }
-            let taken = items.and_then(|(items, _held)| self.take(&items));
+            let taken = items.and_then(|(items, _held)| self.take(&items, &call));
             ended = taken.is_err();
             ready(Some(match taken {
                 Ok(answer) => Either::Left(answer.map(Ok)),
@@ -136,11 +151,16 @@ impl FrontDoor {
     }
 
     /// Puts a batch into the queue at once; the future waits for the disk.
-    fn take(&self, items: &Items) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
+    fn take(
+        &self,
+        items: &Items,
+        call: &CallContext<'_>,
+    ) -> Result<impl Future<Output = TrackBatchResponse> + use<>, Status> {
         if self.admission.is_closed() {
             return Err(self.admission.denied(Denied::Draining).into());
         }
-        let puts = self.admission.put_batch(items.iter().map(|item| read_item(item, &self.read_slowly)));
+        let puts =
+            self.admission.put_batch(items.iter().map(|item| read_item(item, &self.read_slowly)), call);
         let admission = self.admission.clone();
         Ok(async move { batch_response(admission.answers(puts).await) })
     }
@@ -177,6 +197,8 @@ impl From<queue::Durability> for Durability {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use std::pin::pin;
 
     use futures_util::stream;
@@ -197,6 +219,8 @@ mod tests {
         telemetry::Telemetry,
         time::Clock,
     };
+
+    const CALL: CallContext<'static> = CallContext::of_grpc(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
     fn batch(name: &str) -> Result<Message, Status> {
         let track = TrackEventRequest { event_name: name.into(), ..Default::default() };
@@ -224,14 +248,14 @@ mod tests {
     ) -> (Vec<Result<TrackBatchResponse, Status>>, usize) {
         let (door, queue, _receiver) = door(10, stop);
         let requests = stream::iter(requests).chain(stream::pending());
-        (door.track_stream(requests, Duration::from_secs(300)).collect().await, queue.events())
+        (door.track_stream(requests, Duration::from_secs(300), CALL).collect().await, queue.events())
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_queue_holds_a_stream_back_and_not_for_ever() {
         let (door, _, mut receiver) = door(2, Stop::default());
         let requests = stream::iter((0..4).map(|_| batch("a"))).chain(stream::pending());
-        let mut answers = pin!(door.track_stream(requests, Duration::from_secs(300)));
+        let mut answers = pin!(door.track_stream(requests, Duration::from_secs(300), CALL));
         let mut next = async || {
             let answer = timeout(Duration::from_secs(4), answers.next()).await;
             answer.ok().map(|answer| answer.unwrap().unwrap().answers[0].answer.clone().unwrap())

@@ -35,6 +35,7 @@ use super::{
     refusal::{malformed, metadata_too_large, no_connection_left, schema_unsupported},
 };
 use crate::{
+    admission::context::CallContext,
     ingest::{
         budget::{Held, Receiving},
         call_body::CallBody,
@@ -170,14 +171,15 @@ impl AnalyticsService {
             Method::TrackBatch | Method::TrackStream => BATCH_BYTES_MAX,
             _ => MESSAGE_BYTES_MAX,
         };
+        let context = CallContext::of_grpc(receiving.address());
         let rules = Rules { bytes_max, metadata: head.headers, receiving };
         match method {
-            Method::TrackEvent => unary(body, rules, |message| door.track_event(message)).await,
-            Method::IdentifyUser => unary(body, rules, |message| door.identify_user(message)).await,
-            Method::TrackBatch => unary(body, rules, |message| door.track_batch(message)).await,
+            Method::TrackEvent => unary(body, rules, |message| door.track_event(message, context)).await,
+            Method::IdentifyUser => unary(body, rules, |message| door.identify_user(message, context)).await,
+            Method::TrackBatch => unary(body, rules, |message| door.track_batch(message, context)).await,
             Method::TrackStream => {
                 let held = rules.receiving.hold_call()?;
-                Ok(self.stream(body, rules, held))
+                Ok(self.stream(body, rules, held, context))
             }
             Method::GetEventCount => {
                 unary(body, rules, |message| ready(decoded(message).and_then(FrontDoor::get_event_count)))
@@ -195,8 +197,14 @@ impl AnalyticsService {
         }
     }
 
-    fn stream<B: CallBody>(&self, body: B, rules: Rules, held: Held) -> http::Response<AnswerBody> {
-        let answers = self.front_door.clone().track_stream(messages(body, rules), STREAM_AGE_MAX);
+    fn stream<B: CallBody>(
+        &self,
+        body: B,
+        rules: Rules,
+        held: Held,
+        context: CallContext<'static>,
+    ) -> http::Response<AnswerBody> {
+        let answers = self.front_door.clone().track_stream(messages(body, rules), STREAM_AGE_MAX, context);
         let metrics = self.metrics.clone();
         // The stream ends with its first error, and so with a panic.
         let answers = AssertUnwindSafe(answers)

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     admission::{
         Accepted, Admission, PutBatch,
+        context::CallContext,
         denied::{Denied, Violation},
     },
     ingest::limits::{HTTP_BATCH_ITEMS_MAX, HTTP_INGESTION_ITEMS_MAX},
@@ -119,7 +120,7 @@ impl<'a> Batch<'a> {
         form: Form,
         caller: (Caller<'a>, bool),
         destinations: &'a Destinations,
-        admission: &Admission,
+        (admission, context): (&Admission, &CallContext<'_>),
     ) -> PutBatch {
         let call = Call::new(form, admission.now_ms(), caller, self.beside, destinations);
         let drafts = self.items.iter().enumerate().map(|(place, item)| match self.rewritten.get(&place) {
@@ -128,10 +129,10 @@ impl<'a> Batch<'a> {
             Some(Err(violation)) => Err(violation.clone()),
         });
         if form == Form::Ingestion || self.wants_answers {
-            return admission.put_batch(drafts);
+            return admission.put_batch(drafts, context);
         }
         let bytes = self.items.iter().map(|item| item.get().len() + EVENT_BYTES_BESIDE_JSON).sum();
-        admission.put_whole_batch(drafts, bytes).await
+        admission.put_whole_batch(drafts, bytes, context).await
     }
 }
 

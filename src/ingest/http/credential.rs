@@ -38,6 +38,11 @@ impl WriteKeys {
         Self { keys, refused: Mutex::default() }
     }
 
+    /// True if not every key is taken.
+    pub(super) fn are_checked(&self) -> bool {
+        self.keys.is_some()
+    }
+
     /// Takes the key, or tells why not; whether there has to be one is not known before
     /// the body is read. The path is a label: one of settings has a key in it.
     pub(super) fn check(&self, key: Option<&str>, peer: IpAddr, path: &str) -> Result<(), Problem> {

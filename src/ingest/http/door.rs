@@ -35,6 +35,7 @@ use super::{
 use crate::{
     admission::{
         Accepted, Admission,
+        context::{CallContext, Credential, Door},
         denied::{Denied, Violation},
         draft::Draft,
     },
@@ -130,7 +131,7 @@ impl HttpDoor {
         &self,
         call: Request<B>,
         receiving: Arc<Receiving>,
-        (address, is_tls): (IpAddr, bool),
+        is_tls: bool,
     ) -> Reply {
         let (parts, body) = call.into_parts();
         let mut body = pin!(body);
@@ -138,7 +139,13 @@ impl HttpDoor {
         let place = route.map_or(LABELS.len() - 1, Route::place);
         let mut counted = self.routes[place].begin(LEFT);
         let form = route.map_or(Form::Segment, Route::form);
-        let head = Head { uri: parts.uri, headers: parts.headers, address, is_tls, label: LABELS[place] };
+        let head = Head {
+            uri: parts.uri,
+            headers: parts.headers,
+            address: receiving.address(),
+            is_tls,
+            label: LABELS[place],
+        };
         let served = self.dispatch(route, &parts.method, &head, body.as_mut(), &receiving);
         let problem = match AssertUnwindSafe(served).catch_unwind().await {
             Ok(Ok(mut reply)) => {
@@ -266,7 +273,8 @@ impl HttpDoor {
         let of_other_schema = of_other_schema.map_err(|violation| self.invalid(violation))?;
         let call = self.call(form, head.caller(), head.is_browser());
         let text = of_other_schema.as_deref().unwrap_or(&read.text);
-        let admitted = self.admit(call.read(text, Some(kind)));
+        let context = self.context(head, head.is_browser(), stated.version);
+        let admitted = self.admit(call.read(text, Some(kind)), &context);
         // Who waits for the disk holds its event and no message.
         drop((read, of_other_schema));
         let accepted = admitted.await?;
@@ -305,8 +313,10 @@ impl HttpDoor {
             self.check_key(batch.write_key.and_then(text).as_deref(), head)?;
         }
         // A website's events come from who looks at it.
-        let caller = (head.caller(), head.is_browser() || form == Form::Website);
-        let puts = batch.put(form, caller, &self.destinations, &self.admission).await;
+        let is_direct = head.is_browser() || form == Form::Website;
+        let context = self.context(head, is_direct, batch.stated.version);
+        let caller = (head.caller(), is_direct);
+        let puts = batch.put(form, caller, &self.destinations, (&self.admission, &context)).await;
         let now_ms = self.admission.now_ms();
         let (letters, newer) = batch.keeping(form, &puts, now_ms).into_parts();
         let Batch { wants_answers, is_one, stated, .. } = batch;
@@ -335,17 +345,30 @@ impl HttpDoor {
         self.check_key(key.as_deref(), head)?;
         let kind = kind.ok_or(Problem::NotFound)?;
         let call = self.call(Form::Segment, head.caller(), true);
-        self.admit(call.read(&json, Some(kind))).await?;
+        self.admit(call.read(&json, Some(kind)), &self.context(head, true, 1)).await?;
         Ok(())
+    }
+
+    /// What admission is told of a call, whose key was looked at.
+    fn context(&self, head: &Head, is_direct: bool, schema_version: u32) -> CallContext<'static> {
+        CallContext {
+            door: Door::Http,
+            peer: head.address,
+            client: head.caller().ip.filter(|_| is_direct),
+            credential: if self.keys.are_checked() { Credential::WriteKey } else { Credential::None },
+            tenant: None,
+            schema_version,
+        }
     }
 
     /// Admits one event as it was read, and counts it if it could not be.
     fn admit(
         &self,
         read: Result<Draft<'_>, Violation>,
+        call: &CallContext<'_>,
     ) -> impl Future<Output = Result<Accepted, Problem>> + use<'_> {
         let admitted = match read {
-            Ok(draft) => Ok(self.admission.admit(draft)),
+            Ok(draft) => Ok(self.admission.admit(draft, call)),
             Err(violation) => Err(self.invalid(violation)),
         };
         async move {

@@ -262,7 +262,7 @@ impl Served {
         let receiving = self.budget.connection(Ipv4Addr::LOCALHOST.into(), Slot::Regular);
         let request = request.map(|body| Body::new(Full::<Bytes>::from(body)));
         let answered = self.runtime.block_on(async {
-            let reply = self.door.answer(request, receiving, (Ipv4Addr::LOCALHOST.into(), false)).await;
+            let reply = self.door.answer(request, receiving, false).await;
             let (head, body) = reply.into_parts();
             let body: Result<_, Infallible> = body.collect().await;
             (head.status, body.unwrap_or_else(|never| match never {}).to_bytes())

@@ -70,13 +70,11 @@ impl Door for ServedDoor {
         tending: Tending,
     ) {
         let Self { door, is_tls } = self;
-        let (receiving, address) = (tending.receiving.clone(), tending.address);
+        let receiving = tending.receiving.clone();
         let http = http_of(&receiving);
         let answer = service_fn(move |call| {
             let (door, receiving) = (door.clone(), receiving.begin_call());
-            Box::pin(
-                async move { Ok::<_, Infallible>(door.answer(call, receiving, (address, is_tls)).await) },
-            )
+            Box::pin(async move { Ok::<_, Infallible>(door.answer(call, receiving, is_tls).await) })
         });
         let served = pin!(http.serve_connection(TokioIo::new(connection), answer));
         tending.until_over(served, |served| served.graceful_shutdown()).await;
