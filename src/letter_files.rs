@@ -61,18 +61,7 @@ pub(crate) fn delete_from<L: DeserializeOwned>(
     seen_bytes: u64,
     mut is_meant: impl FnMut(&L) -> bool,
 ) -> io::Result<Vec<L>> {
-    let file = File::open(path)?;
-    // A relay holds it for one write.
-    let lock_until = Instant::now() + LOCK_PATIENCE;
-    while let Err(error) = file.try_lock() {
-        match error {
-            fs::TryLockError::WouldBlock if Instant::now() < lock_until => thread::sleep(LOCK_AGAIN),
-            fs::TryLockError::WouldBlock => {
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, "it is being written to"));
-            }
-            fs::TryLockError::Error(error) => return Err(error),
-        }
-    }
+    let _lock = lock_to_replace(path)?;
     let mut deleted = Vec::new();
     let (mut kept, mut read_bytes) = (Vec::new(), 0);
     read_letters(path, |line, letter| {
@@ -85,11 +74,12 @@ pub(crate) fn delete_from<L: DeserializeOwned>(
     if deleted.is_empty() {
         return Ok(deleted);
     }
+    // What a deletion that was killed has left.
+    let unfinished = path.with_extension(UNFINISHED);
+    let _ = fs::remove_file(&unfinished);
     if kept.is_empty() {
         fs::remove_file(path)?;
     } else {
-        let unfinished = path.with_extension(UNFINISHED);
-        let _ = fs::remove_file(&unfinished);
         let copy = files::create_file(&unfinished)?;
         let replaced = (&copy).write_all(&kept).and_then(|()| copy.sync_data());
         let replaced = replaced.and_then(|()| fs::rename(&unfinished, path));
@@ -99,6 +89,36 @@ pub(crate) fn delete_from<L: DeserializeOwned>(
     }
     files::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
     Ok(deleted)
+}
+
+/// Locks the file that is there now, which nobody then writes to or replaces.
+fn lock_to_replace(path: &Path) -> io::Result<File> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let file = File::open(path)?;
+        match file.try_lock() {
+            // Somebody may have replaced it while we waited.
+            Ok(()) if file.metadata()?.nlink() > 0 => return Ok(file),
+            Ok(()) => {}
+            // A relay holds it for one write.
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < until => thread::sleep(LOCK_AGAIN),
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "it is being written to"));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+/// Removes copies that were not finished. For who keeps all others away that make such.
+pub(crate) fn remove_unfinished(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == UNFINISHED) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Passes each line of a file on, and the letter that it is.
@@ -141,7 +161,15 @@ impl Lines {
         let mut lines =
             Self { bytes: Vec::with_capacity(letters.len() * 512), ends: Vec::with_capacity(letters.len()) };
         for letter in letters {
+            let start = lines.bytes.len();
             serde_json::to_writer(&mut lines.bytes, letter).expect("a vector takes any bytes");
+            // What is kept as it came may have several lines: between tokens a blank says
+            // the same.
+            for byte in &mut lines.bytes[start..] {
+                if matches!(byte, b'\n' | b'\r') {
+                    *byte = b' ';
+                }
+            }
             lines.bytes.push(b'\n');
             lines.ends.push(lines.bytes.len());
         }
@@ -265,6 +293,18 @@ impl LetterWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_letter_of_several_lines_is_one_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let json = "{\n\"a\":\r\n[1,\n2]\n}";
+        let letter = serde_json::value::RawValue::from_string(json.to_owned()).unwrap();
+        LetterWriter::open(&dir, 1 << 20).unwrap().write(&[letter], 5).unwrap();
+        let mut read: Vec<Option<serde_json::Value>> = Vec::new();
+        let path = files::list_ndjson(dir.path()).unwrap().remove(0);
+        read_letters(&path, |_, letter| read.push(letter)).unwrap();
+        assert_eq!(read, [Some(serde_json::json!({"a": [1, 2]}))]);
+    }
 
     #[test]
     fn a_failed_write_leaves_no_half_letter() {

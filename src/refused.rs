@@ -8,7 +8,10 @@
 
 use std::{
     collections::HashSet,
+    fs::{self, File},
     io,
+    net::IpAddr,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -29,7 +32,7 @@ use tokio::{
 use tracing::{error, warn};
 
 use crate::{
-    files,
+    files::{self, Lock},
     letter_files::{self, LetterWriter},
 };
 
@@ -64,10 +67,22 @@ pub(crate) struct RefusedItem {
     pub(crate) context: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) integrations: Option<Box<RawValue>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sent_at: Option<Box<RawValue>>,
-    /// As it came.
+    /// When its batch was sent by its caller's clock, if that is a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sent_at_ms: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seen: Option<Seen>,
+    /// As it came, but for line breaks between its tokens.
     pub(crate) item: Box<RawValue>,
+}
+
+/// What a call showed of the user whose device it came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ip: Option<IpAddr>,
+    #[serde(default)]
+    pub(crate) user_agent: String,
 }
 
 impl RefusedItem {
@@ -76,8 +91,9 @@ impl RefusedItem {
         EventId::assign().as_str().to_owned()
     }
 
-    fn memory_bytes(&self) -> usize {
-        let beside = [&self.context, &self.integrations, &self.sent_at];
+    /// About what it holds, with what stood beside it.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let beside = [&self.context, &self.integrations];
         let beside: usize = beside.into_iter().flatten().map(|json| json.get().len()).sum();
         BESIDE_JSON_BYTES + self.item.get().len() + beside
     }
@@ -105,14 +121,33 @@ impl RefusedDir {
         files::list_ndjson(&self.0)
     }
 
+    /// Keeps every other command away that takes items out, as long as this is held, and
+    /// removes what one that was killed has left.
+    pub(crate) fn lock(&self) -> io::Result<Option<File>> {
+        if !self.0.exists() {
+            return Ok(None);
+        }
+        let path = self.0.join("commands.lock");
+        let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        if let Lock::Theirs = Lock::of(file.try_lock())? {
+            let busy = "another command is at work on the refused items";
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, busy));
+        }
+        letter_files::remove_unfinished(&self.0)?;
+        Ok(Some(file))
+    }
+
     /// Reads a file, also beside a relay that is writing to it. It may be gone.
     pub(crate) fn read(path: &Path) -> io::Result<Stored> {
         let mut stored = Stored::default();
-        letter_files::read_letters(path, |_, item| match item {
+        let read = letter_files::read_letters(path, |_, item| match item {
             Some(item) => stored.items.push(item),
             None => stored.damaged += 1,
-        })?;
-        Ok(stored)
+        });
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Stored::default()),
+            read => read.map(|()| stored),
+        }
     }
 
     /// How many there are.
@@ -126,7 +161,12 @@ impl RefusedDir {
         let mut deleted = 0;
         for path in self.files()? {
             let is_meant = |item: &RefusedItem| ids.contains(&item.letter_id);
-            deleted += letter_files::delete_from(&path, u64::MAX, is_meant)?.len();
+            match letter_files::delete_from(&path, u64::MAX, is_meant) {
+                Ok(taken) => deleted += taken.len(),
+                // A relay had begun it, and removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(deleted)
     }
@@ -202,9 +242,9 @@ impl RefusedKeeper {
             answers.push((items.len(), group.bytes, group.answer));
         }
         let written = if items.is_empty() { 0 } else { self.write(&items, now_ms) };
-        if self.kept.count(written) {
+        if let Some(items) = self.kept.count(written) {
             let see = "analytics-relay dead-letters refused list";
-            warn!(items = written, see, "refused items of batches are kept; their callers were answered OK");
+            warn!(items, see, "refused items of batches are kept, whose callers believe them to be taken");
         }
         self.lose(items.len() - written);
         for (end, bytes, answer) in answers {
@@ -228,7 +268,7 @@ impl RefusedKeeper {
     }
 
     fn lose(&self, items: usize) {
-        if self.lost.count(items) {
+        if let Some(items) = self.lost.count(items) {
             let why = "they have used up DEAD_LETTERS_MAX_BYTES, or the disk is too slow or fails";
             error!(items, why, "refused items of batches are lost");
         }
@@ -239,7 +279,8 @@ impl RefusedKeeper {
 #[derive(Debug)]
 struct Told {
     items: Counter,
-    told: Mutex<Option<Instant>>,
+    /// When, and of how many.
+    told: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Told {
@@ -247,18 +288,19 @@ impl Told {
         Self { items, told: Mutex::default() }
     }
 
-    /// True if it is time to tell it.
-    fn count(&self, items: usize) -> bool {
+    /// How many there are to be told of, if it is time to.
+    fn count(&self, items: usize) -> Option<u64> {
         if items == 0 {
-            return false;
+            return None;
         }
         self.items.inc_by(items as u64);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_time = told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL);
-        if is_time {
-            *told = Some(Instant::now());
+        if told.is_some_and(|(told, _)| told.elapsed() < TELL_INTERVAL) {
+            return None;
         }
-        is_time
+        let all = self.items.get();
+        let before = told.replace((Instant::now(), all)).map_or(0, |(_, before)| before);
+        Some(all - before)
     }
 }
 
@@ -280,7 +322,8 @@ mod tests {
             schema_version: 1,
             context: None,
             integrations: None,
-            sent_at: None,
+            sent_at_ms: None,
+            seen: None,
             item: to_raw_value(name).unwrap(),
         }
     }

@@ -48,6 +48,15 @@ impl Limits {
     pub const NONE: Self = Self { json_bytes_max: usize::MAX, keys_max: u16::MAX, depth_max: u8::MAX };
 }
 
+/// JSON without its line breaks: an event stands on one line of a file. A raw one only
+/// stands between tokens, where a blank says the same.
+fn on_one_line(json: &str) -> Cow<'_, str> {
+    match memchr::memchr2(b'\n', b'\r', json.as_bytes()) {
+        None => Cow::Borrowed(json),
+        Some(_) => Cow::Owned(json.replace(['\n', '\r'], " ")),
+    }
+}
+
 /// Integers up to here are exact as a double.
 const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 
@@ -170,8 +179,8 @@ impl<'a> Properties<'a> {
         Self::checked("{}", Shape { depth: 1, ..Shape::default() })
     }
 
-    /// Checks an object that is JSON already. The text is kept as it is, less
-    /// the white space around it; but where a name occurs twice in an object, only
+    /// Checks an object that is JSON already. The text is kept as it is, on one line and
+    /// less the white space around it; but where a name occurs twice in an object, only
     /// the last is kept, as every reader of JSON takes it otherwise.
     pub fn parse(json: &'a str, limits: &Limits) -> Result<Self, PropertyError> {
         let json = json.trim();
@@ -197,14 +206,14 @@ impl<'a> Properties<'a> {
         if names.may_be_twice {
             return Self::each_name_once(json, meter.shape);
         }
-        Ok(Self::checked(json, meter.shape))
+        Ok(Self { json: on_one_line(json), ..Self::checked(json, meter.shape) })
     }
 
     /// A checked object in which a name may occur twice.
     #[cold]
     fn each_name_once(json: &'a str, shape: Shape) -> Result<Self, PropertyError> {
         match duplicates::removed(json) {
-            None => Ok(Self::checked(json, shape)),
+            None => Ok(Self { json: on_one_line(json), ..Self::checked(json, shape) }),
             Some(once) => {
                 // It has less of everything.
                 let once = Properties::parse(&once, &Limits::NONE)?.into_owned();
@@ -667,6 +676,19 @@ mod tests {
 
     fn fault(result: Result<Properties<'_>, PropertyError>) -> PropertyFault {
         result.unwrap_err().fault
+    }
+
+    /// In a file it must not look like two lines, of which the second is whatever its
+    /// caller wants.
+    #[test]
+    fn an_object_on_several_lines_is_put_on_one() {
+        for json in ["{\n  \"a\": [1,\r\n {\"id\":\"x\"}\n]}", "{\"a\":1,\n\"a\":{\n}}"] {
+            let properties = Properties::parse(json, &Limits::DEFAULT).unwrap();
+            assert!(!properties.json().contains(['\n', '\r']), "{}", properties.json());
+            let [ours, theirs] = [properties.json(), json]
+                .map(|json| serde_json::from_str::<serde_json::Value>(json).unwrap());
+            assert_eq!(ours, theirs);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -59,11 +60,6 @@ impl PutBatch {
             Err(Denied::Invalid(violations)) => Some((place, &violations[0])),
             _ => None,
         })
-    }
-
-    /// True if some are to be sent again.
-    pub(crate) fn is_deferred(&self) -> bool {
-        self.0.iter().any(|put| put.as_ref().is_err_and(|denied| denied.retry_delay().is_some()))
     }
 }
 
@@ -130,10 +126,10 @@ impl Admission {
         PutBatch(drafts.map(|draft| put_next(draft).map_err(|denied| self.denied_to(denied, call))).collect())
     }
 
-    /// Puts a batch whose caller sends all of it again if it is told to wait. So there is
-    /// room for all of it, or none is taken; one that is larger than what the queue may
-    /// have room for goes in piece by piece, in a bounded time. So many bytes is about
-    /// what its events will hold.
+    /// Puts a batch whose caller sends all of it again if it is told to wait. So none of it
+    /// is taken if there is no room for all; others may take that room meanwhile, and one
+    /// that is larger than half of the queue has to go in piece by piece: then its rest
+    /// waits, in a bounded time. So many bytes is about what its events will hold.
     pub(crate) async fn put_whole_batch<'a>(
         &self,
         drafts: impl ExactSizeIterator<Item = Result<Draft<'a>, Violation>> + Send,
@@ -149,25 +145,38 @@ impl Admission {
         let (mut no_room, mut row, now_ms) = (None, Row::default(), self.clock.now_ms());
         let mut puts = Vec::with_capacity(events);
         for draft in drafts {
-            let put = loop {
-                let put = self.checked(&draft, call, now_ms).and_then(|checked| match &no_room {
-                    Some(denied) => Err(Denied::clone(denied)),
-                    None => self.put(checked, Some(&mut row)),
-                });
-                match &put {
-                    Err(Denied::Full { .. }) if no_room.is_none() && Instant::now() < patience_ends => {
-                        let _ = timeout_at(patience_ends, self.queue.room_for(1, bytes / events)).await;
-                    }
-                    Err(Denied::Invalid(_)) | Ok(_) => break put,
-                    Err(denied) => {
-                        no_room = Some(denied.clone());
-                        break put;
-                    }
-                }
-            };
+            let mut put = self.checked(&draft, call, now_ms).and_then(|checked| match &no_room {
+                Some(denied) => Err(Denied::clone(denied)),
+                None => self.put(checked, Some(&mut row)),
+            });
+            if no_room.is_none() && matches!(put, Err(Denied::Full { .. })) {
+                put = self.put_when_room(&draft, call, &mut row, patience_ends).await;
+            }
+            no_room = no_room.or_else(|| put.as_ref().err().filter(|denied| denied.is_for_now()).cloned());
             puts.push(put.map_err(|denied| self.denied_to(denied, call)));
         }
         PutBatch(puts)
+    }
+
+    /// Puts an event that found no room as soon as enough has left the queue, or denies it
+    /// when it is time. Asks once for each time that some has left.
+    async fn put_when_room(
+        &self,
+        draft: &Result<Draft<'_>, Violation>,
+        call: &CallContext<'_>,
+        row: &mut Row,
+        patience_ends: Instant,
+    ) -> Result<(EventId<'static>, Taken), Denied> {
+        loop {
+            let mut some_left = pin!(self.queue.room().some_left());
+            some_left.as_mut().enable();
+            let checked = self.checked(draft, call, self.clock.now_ms())?;
+            let put = self.put(checked, Some(row));
+            let is_full = matches!(put, Err(Denied::Full { .. }));
+            if !is_full || timeout_at(patience_ends, some_left).await.is_err() {
+                return put;
+            }
+        }
     }
 
     fn checked(

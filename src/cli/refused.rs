@@ -113,6 +113,7 @@ pub(super) fn show(config: &Config, args: &ShowRefusedArgs) -> anyhow::Result<Ex
 }
 
 pub(super) fn delete(config: &Config, args: &DeleteRefusedArgs) -> anyhow::Result<ExitCode> {
+    let _alone = if args.yes { args.at.dir(config).lock()? } else { None };
     let mut ids = HashSet::new();
     args.at.each(config, |item| Ok(ids.insert(item.letter_id)))?;
     if !args.yes {
@@ -130,11 +131,14 @@ struct Report {
     refused: usize,
     deferred: usize,
     newer: usize,
+    left: usize,
 }
 
 /// Sends items, piece by piece; what the door takes is taken out of the files before the
 /// next piece goes. The exit code says whether all of them were taken.
 pub(super) async fn send(config: Config, args: SendRefusedArgs) -> anyhow::Result<ExitCode> {
+    let dir = args.at.dir(&config);
+    let _alone = dir.lock()?;
     let mut items = Vec::new();
     match &args.file {
         Some(file) => read_mended(file, &args.at, &mut items)?,
@@ -148,33 +152,52 @@ pub(super) async fn send(config: Config, args: SendRefusedArgs) -> anyhow::Resul
     let mut report = Report::default();
     // What the relay does not know either would only be kept again.
     items.retain(|item| {
-        item.schema_version <= known || {
-            report.newer += 1;
-            false
-        }
+        let is_known = item.schema_version <= known;
+        report.newer += usize::from(!is_known);
+        is_known
     });
-    let dir = args.at.dir(&config);
     let mut rest = &items[..];
-    while !rest.is_empty() {
+    let mut sent = Ok(());
+    while !rest.is_empty() && sent.is_ok() {
         let (piece, behind) = rest.split_at(piece_of(rest));
         rest = behind;
-        let taken = door.send(piece, &mut report).await?;
+        let mut taken = HashSet::new();
+        sent = door.send(piece, &mut report, &mut taken).await;
         report.taken += taken.len();
         dir.delete(&taken)
             .context("what was taken could not be taken out; sent again, it has the same ids")?;
     }
-    println!("taken {}", report.taken);
-    for (items, what) in [
-        (report.refused, "still refused"),
-        (report.deferred, "not taken: there was no room"),
-        (report.newer, "left: of a schema version that the relay does not know"),
-    ] {
-        if items > 0 {
-            println!("{what} {items}");
+    report.left += rest.len();
+    report.print();
+    sent?;
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Report {
+    fn print(&self) {
+        println!("taken {}", self.taken);
+        for (items, what) in [
+            (self.refused, "still refused"),
+            (self.deferred, "not taken: there was no room"),
+            (self.newer, "left: of a schema version that the relay does not know"),
+            (self.left, "left: not sent"),
+        ] {
+            if items > 0 {
+                println!("{what} {items}");
+            }
         }
     }
-    let left = report.refused + report.deferred + report.newer;
-    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+
+    fn is_clean(&self) -> bool {
+        self.refused + self.deferred + self.newer + self.left == 0
+    }
+
+    fn note_refused(&mut self, item: &RefusedItem, why: &str) {
+        self.refused += 1;
+        if self.refused <= SHOWN_MAX {
+            println!("{}  {why}", item.letter_id);
+        }
+    }
 }
 
 fn read_mended(file: &Path, at: &RefusedAt, items: &mut Vec<RefusedItem>) -> anyhow::Result<()> {
@@ -192,11 +215,11 @@ fn read_mended(file: &Path, at: &RefusedAt, items: &mut Vec<RefusedItem>) -> any
     Ok(())
 }
 
-/// How many of the first items go in one call.
+/// How many of the first items go in one call, with what stands beside each of them.
 fn piece_of(items: &[RefusedItem]) -> usize {
     let mut bytes = 0;
     let fits = |item: &&RefusedItem| {
-        bytes += item.item.get().len();
+        bytes += item.memory_bytes();
         resend::go_together(&items[0], item) && bytes <= BYTES_AT_ONCE
     };
     items.iter().take(ITEMS_AT_ONCE).take_while(fits).count().max(1)
@@ -239,52 +262,44 @@ impl Door {
         Ok(schemas.current)
     }
 
-    /// Sends a piece until each of its items is taken or refused, but not for ever.
-    /// Returns the ids of the letters whose items were taken.
-    async fn send(&self, items: &[RefusedItem], report: &mut Report) -> anyhow::Result<HashSet<String>> {
-        let mut taken = HashSet::new();
-        let mut open: Vec<&RefusedItem> = items.iter().collect();
-        for _ in 0..TRIES_MAX {
-            let (answer, wait) = self.call(&open).await?;
-            let Some(answer) = answer else {
-                sleep(wait).await;
+    /// Sends a piece until each of its items is taken or refused, but not for ever. Adds the
+    /// ids of the letters whose items were taken.
+    async fn send(
+        &self,
+        items: &[RefusedItem],
+        report: &mut Report,
+        taken: &mut HashSet<String>,
+    ) -> anyhow::Result<()> {
+        // What the door does not take together is cut in halves, down to one item.
+        let mut pieces: Vec<(Vec<&RefusedItem>, u32)> = vec![(items.iter().collect(), 0)];
+        while let Some((piece, tries)) = pieces.pop() {
+            if tries == TRIES_MAX {
+                report.deferred += piece.len();
                 continue;
-            };
-            let left: HashSet<usize> = answer.refused.iter().map(|item| item.index).collect();
-            let later: HashSet<usize> = answer.deferred.iter().map(|item| item.index).collect();
-            for refused in &answer.refused {
-                report.refused += 1;
-                if report.refused <= SHOWN_MAX
-                    && let Some(item) = open.get(refused.index)
-                {
-                    let said = refused
-                        .violations
-                        .iter()
-                        .map(|it| format!("{} {}: {}", it.reason, it.field, it.description));
-                    println!("{}  {}", item.letter_id, said.collect::<Vec<_>>().join("; "));
+            }
+            match self.call(&piece).await? {
+                Called::Later(wait) => {
+                    sleep(wait).await;
+                    pieces.push((piece, tries + 1));
+                }
+                Called::Refused(why) if piece.len() == 1 => report.note_refused(piece[0], &why),
+                Called::Refused(_) => {
+                    let (one, other) = piece.split_at(piece.len() / 2);
+                    pieces.extend([(other.to_vec(), tries), (one.to_vec(), tries)]);
+                }
+                Called::Answered(answer, wait) => {
+                    let later = settle(&piece, &answer, report, taken);
+                    if !later.is_empty() {
+                        sleep(wait).await;
+                        pieces.push((later, tries + 1));
+                    }
                 }
             }
-            let ended = |place: &usize| left.contains(place) || later.contains(place);
-            let accepted = open.iter().enumerate().filter(|(place, _)| !ended(place));
-            taken.extend(accepted.map(|(_, item)| item.letter_id.clone()));
-            open = open
-                .iter()
-                .enumerate()
-                .filter(|(place, _)| later.contains(place))
-                .map(|(_, it)| *it)
-                .collect();
-            if open.is_empty() {
-                break;
-            }
-            sleep(wait).await;
         }
-        report.deferred += open.len();
-        Ok(taken)
+        Ok(())
     }
 
-    /// One call: its answer, or nothing if all of it is to be sent again; and how long to
-    /// wait before that.
-    async fn call(&self, items: &[&RefusedItem]) -> anyhow::Result<(Option<Answer>, Duration)> {
+    async fn call(&self, items: &[&RefusedItem]) -> anyhow::Result<Called> {
         let url = format!("{}/v1/batch", self.url);
         let body = resend::body(items, Clock::system().now_ms());
         let mut call = self.client.post(&url).header("content-type", "application/json").body(body);
@@ -294,20 +309,59 @@ impl Door {
         let said = call.send().await.with_context(|| format!("{url} cannot be reached"))?;
         let wait = retry_after(&said);
         let (status, text) = (said.status(), said.bytes().await?);
-        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            return Ok((None, wait));
+        let shown = || String::from_utf8_lossy(&text).chars().take(300).collect::<String>();
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Ok(Called::Later(wait)),
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Ok(Called::Refused(shown())),
+            StatusCode::OK => {
+                let answer: Answer = serde_json::from_slice(&text)
+                    .with_context(|| format!("{url}: that is no relay's answer"))?;
+                let wait = answer.retry_after_ms.map_or(wait, Duration::from_millis).min(WAIT_MAX);
+                Ok(Called::Answered(answer, wait))
+            }
+            status => bail!("{url}: {status}: {}", shown()),
         }
-        if status != StatusCode::OK {
-            bail!(
-                "{url}: {status}: {}",
-                String::from_utf8_lossy(&text).chars().take(300).collect::<String>()
-            );
-        }
-        let answer: Answer =
-            serde_json::from_slice(&text).with_context(|| format!("{url}: that is no relay's answer"))?;
-        let wait = answer.retry_after_ms.map_or(wait, Duration::from_millis).min(WAIT_MAX);
-        Ok((Some(answer), wait))
     }
+}
+
+/// What a door says to a call.
+enum Called {
+    /// For each item; how long to wait with those that are deferred.
+    Answered(Answer, Duration),
+    /// All of it is to be sent again, after this time.
+    Later(Duration),
+    /// It takes no such call, in its words.
+    Refused(String),
+}
+
+/// Notes what became of each item; returns those that are deferred.
+fn settle<'a>(
+    items: &[&'a RefusedItem],
+    answer: &Answer,
+    report: &mut Report,
+    taken: &mut HashSet<String>,
+) -> Vec<&'a RefusedItem> {
+    let later: HashSet<usize> = answer.deferred.iter().map(|item| item.index).collect();
+    let refused: BTreeMap<usize, String> = answer
+        .refused
+        .iter()
+        .map(|item| {
+            let said =
+                item.violations.iter().map(|it| format!("{} {}: {}", it.reason, it.field, it.description));
+            (item.index, said.collect::<Vec<_>>().join("; "))
+        })
+        .collect();
+    let mut deferred = Vec::new();
+    for (place, item) in items.iter().enumerate() {
+        match refused.get(&place) {
+            Some(why) => report.note_refused(item, why),
+            None if later.contains(&place) => deferred.push(*item),
+            None => {
+                taken.insert(item.letter_id.clone());
+            }
+        }
+    }
+    deferred
 }
 
 /// The door of a relay with these settings, as this machine reaches it.

@@ -22,7 +22,7 @@ use tracing::warn;
 
 use crate::{
     files::{self, Lock},
-    letter_files::{UNFINISHED, delete_from, read_letters},
+    letter_files::{UNFINISHED, delete_from, read_letters, remove_unfinished},
     reasons::DeadLetterReason,
     settings::Reader,
 };
@@ -179,6 +179,8 @@ impl DeadLetterDir {
                 warn!(%error, "the file system has no locks (flock): see that no second replay is running");
             }
         }
+        // What a deletion that was killed has left.
+        remove_unfinished(&self.0)?;
         files::sync_dir(&self.0)?;
         Ok(ReplayedLog(file))
     }

@@ -55,6 +55,11 @@ impl QueueSender {
         !self.limits.is_full_for((self.events(), self.bytes()), (events, bytes))
     }
 
+    /// Told when events leave.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
+    }
+
     /// See [`Queue::room_for`](super::Queue::room_for). Does not wait for a queue
     /// that is closed.
     pub(crate) async fn room_for(&self, events: usize, bytes: usize) {

@@ -13,7 +13,7 @@ use std::{
 
 use analytics_relay_providers::Event;
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, futures::Notified, oneshot};
 
 pub(crate) mod memory;
 pub(crate) mod spool;
@@ -95,6 +95,11 @@ impl Room {
     /// Events have left, or nobody needs to wait any more.
     pub(crate) fn changed(&self) {
         self.0.notify_waiters();
+    }
+
+    /// Ends when events have left since this was enabled.
+    pub(crate) fn some_left(&self) -> Notified<'_> {
+        self.0.notified()
     }
 
     /// Waits while there is none.
@@ -217,6 +222,14 @@ impl Queue {
         match self {
             Self::Memory(queue, _) => queue.has_room_for(events, bytes),
             Self::Spool(spool) => spool.has_room_for(events, bytes),
+        }
+    }
+
+    /// Where those wait for whom it has none.
+    pub(crate) fn room(&self) -> &Room {
+        match self {
+            Self::Memory(queue, _) => queue.room(),
+            Self::Spool(spool) => spool.room(),
         }
     }
 

@@ -51,28 +51,28 @@ fn bytes_in_status(relay: &Relay, name: &str) -> u64 {
 }
 
 /// A good caller, which is served whatever else happens.
-struct Good {
-    relay: Relay,
+pub(crate) struct Good {
+    pub(crate) relay: Relay,
     observer: Observer,
     peak_before: u64,
 }
 
 impl Good {
-    async fn beside(relay: Relay) -> Self {
+    pub(crate) async fn beside(relay: Relay) -> Self {
         let mut good = Self { relay, observer: Observer::default(), peak_before: 0 };
         good.calls(20).await;
         good.peak_before = peak_memory(&good.relay);
         good
     }
 
-    async fn calls(&mut self, count: usize) {
+    pub(crate) async fn calls(&mut self, count: usize) {
         let mut client = self.relay.client();
         let calls = self.observer.tracks(&mut client, count);
         timeout(Duration::from_secs(10), calls).await.expect("a good caller is held up");
     }
 
     /// Ends the relay: nothing is lost, nothing twice, and it grew by no more.
-    async fn end(self, setup: &Setup, what: &str, grown_max: u64) {
+    pub(crate) async fn end(self, setup: &Setup, what: &str, grown_max: u64) {
         let grown = peak_memory(&self.relay) - self.peak_before;
         println!(
             "{what}: {} calls beside it, memory grew by {:.1} MiB",
@@ -104,10 +104,12 @@ async fn floods_of_frames_hold_up_nobody() {
         ("PING, unread", |_| raw::ping(), false),
         ("SETTINGS, unread", |at| raw::settings(&[(4, 65_535 + at)]), false),
     ];
-    for (what, flood, reads) in floods {
+    let at_both = floods.into_iter().flat_map(|flood| [(flood, false), (flood, true)]);
+    for ((what, flood, reads), is_http) in at_both {
         let setup = Setup::new().await;
         let mut good = Good::beside(setup.start().await).await;
-        let mut peer = RawPeer::connect(good.relay.grpc_addr, &[]).await.unwrap();
+        let addr = if is_http { good.relay.http_addr.unwrap() } else { good.relay.grpc_addr };
+        let mut peer = RawPeer::connect(addr, &[]).await.unwrap();
         let mut sent = 0;
         while sent < FRAMES {
             let frames: Vec<u8> = (sent..sent + 100).flat_map(flood).collect();
@@ -120,7 +122,8 @@ async fn floods_of_frames_hold_up_nobody() {
             }
         }
         good.calls(20).await;
-        good.end(&setup, &format!("{what}: {sent} frames taken"), 16 * MIB).await;
+        let door = if is_http { "HTTP" } else { "gRPC" };
+        good.end(&setup, &format!("{what} at the {door} door: {sent} frames taken"), 16 * MIB).await;
     }
 }
 
@@ -240,10 +243,16 @@ async fn connections_over_the_number_are_refused_and_health_is_answered() {
     assert_eq!(relay.terminate().await.code, 0);
 }
 
-/// 10,000 callers at once: as many as the setting says are served, the rest are
-/// refused.
+/// 10,000 callers at once, at each door: as many as the setting says are served, the rest
+/// are refused.
 #[tokio::test]
 async fn ten_thousand_connections_leave_room_for_those_that_are_in() {
+    for setting in ["GRPC_MAX_CONNECTIONS", "HTTP_MAX_CONNECTIONS"] {
+        ten_thousand_connections(setting).await;
+    }
+}
+
+async fn ten_thousand_connections(setting: &str) {
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.unwrap_or(u64::MAX);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
@@ -253,15 +262,16 @@ async fn ten_thousand_connections_leave_room_for_those_that_are_in() {
     }
     let admitted = wanted / 2;
     let mut setup = Setup::new().await;
-    setup.set("GRPC_MAX_CONNECTIONS", &admitted.to_string());
+    setup.set(setting, &admitted.to_string());
     let relay = setup.start().await;
+    let addr = if setting.starts_with("HTTP") { relay.http_addr.unwrap() } else { relay.grpc_addr };
     let mut client = relay.client();
     let mut observer = Observer::default();
     observer.tracks(&mut client, 5).await;
     let before = peak_memory(&relay);
     let mut connections = Vec::new();
     for at in 0..wanted {
-        connections.push(RawPeer::connect(relay.grpc_addr, &[]).await);
+        connections.push(RawPeer::connect(addr, &[]).await);
         if at % 1000 == 0 {
             observer.tracks(&mut client, 5).await;
         }
@@ -275,7 +285,7 @@ async fn ten_thousand_connections_leave_room_for_those_that_are_in() {
     let open = relay.metric("relay_connections", &[]).await;
     assert!(open >= admitted as f64 && open <= (admitted + 32) as f64, "{open}");
     let grown = peak_memory(&relay) - before;
-    println!("{wanted} connections, {open} of them open: {} bytes each", grown / admitted);
+    println!("{wanted} connections to {addr}, {open} of them open: {} bytes each", grown / admitted);
     assert!(grown / admitted < 40 * 1024, "{grown}");
     drop(connections);
     taken(&setup, Vendor::Segment, observer.accepted.len() as u64).await;

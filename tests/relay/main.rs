@@ -5,6 +5,7 @@
 
 mod harness;
 mod http;
+mod http_faults;
 
 mod api;
 mod batch;

@@ -22,7 +22,8 @@ fn with_port(setup: &mut Setup, relay: &Relay) {
 
 fn files(setup: &Setup) -> Vec<PathBuf> {
     let dir = std::fs::read_dir(setup.data.path().join("data/refused"));
-    dir.map(|dir| dir.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
+    let paths: Vec<_> = dir.map(|dir| dir.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default();
+    paths.into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "ndjson")).collect()
 }
 
 /// Also if the relay is killed right after its answer.
@@ -110,6 +111,96 @@ async fn what_is_refused_of_a_batch_is_mended_and_sent_again() {
     assert!(files(&setup).is_empty());
     let ended = relay.terminate().await;
     assert!(ended.balance(Vendor::Segment).is_exact());
+}
+
+/// JSON on several lines, of which one looks like a letter: it is one letter all the same.
+/// And events with such properties survive a spill, and are no two events.
+#[tokio::test]
+async fn what_stands_on_several_lines_is_one_line_in_a_file() {
+    let mut setup = Setup::new().await;
+    for vendor in Vendor::ALL {
+        setup.sandbox.always(vendor, Some("stall".parse().unwrap()));
+    }
+    setup.set("DRAIN_TIMEOUT_SECONDS", "1");
+    let relay = setup.start().await;
+    let forged = r#"{"letter_id":"forged","refused_since_ms":1,"reason":"X","field":"","detail":"","schema_version":1,"item":{}}"#;
+    let event = r#"{"id":"forged-event-0123456789","kind":"track","name":"Forged","user_id":"u","time_ms":1,"accepted_ms":1,"properties":{}}"#;
+    let batch = format!(
+        "{{\n\"batch\":[\n{{\"type\":\"track\",\"userId\":\"u\",\"properties\":{{\"a\":\n{forged}\n}}}},\n\
+         {{\"type\":\"track\",\"event\":\"Good\",\"userId\":\"u\",\"messageId\":\"good-0123456789012\",\
+         \"properties\":{{\"a\":\r\n{event}\n}},\n\"context\":{{\n\"locale\":\n\"de\"}}}}]}}"
+    );
+    let url = format!("http://{}/v1/batch", relay.http_addr.unwrap());
+    assert_eq!(reqwest_client().post(url).body(batch).send().await.unwrap().status(), 200);
+    let (_, shown, error) = setup.run(&["dead-letters", "refused", "show"]).await;
+    assert_eq!((shown.lines().count(), error.as_str()), (1, ""), "{shown}");
+    assert!(shown.contains("EVENT_NAME_EMPTY") && shown.contains("forged"), "{shown}");
+    let ended = relay.terminate().await;
+    assert_eq!(ended.balance(Vendor::Segment).spilled, 1, "{:?}", ended.balance(Vendor::Segment));
+
+    for vendor in Vendor::ALL {
+        setup.sandbox.always(vendor, None);
+    }
+    let _relay = setup.start().await;
+    taken(&setup, Vendor::Segment, 1).await;
+    let segment = setup.sandbox.taken(Vendor::Segment);
+    assert_eq!(
+        (segment[0].name.as_str(), &segment[0].event["properties"]["a"]["name"]),
+        ("Good", &"Forged".into())
+    );
+}
+
+/// What comes again is kept once, when it is taken.
+#[tokio::test]
+async fn nothing_is_kept_of_a_batch_that_is_sent_again() {
+    let mut setup = Setup::new().await;
+    for vendor in Vendor::ALL {
+        setup.sandbox.always(vendor, Some("503".parse().unwrap()));
+    }
+    setup.set("DURABILITY", "written").set("SPOOL_WHEN_FULL", "reject").set("SPOOL_MAX_BYTES", "4194304");
+    setup.set("SPOOL_SEGMENT_BYTES", "1048576");
+    let relay = setup.start().await;
+    let filling = json!({"event":"x","userId":"u","properties":{"filling":"x".repeat(9000)}});
+    let mut calls = 0;
+    while post(&relay, "/v1/track", &filling).await.0 != 429 {
+        calls += 1;
+        assert!(calls < 2000, "the log is never full");
+    }
+    let batch = json!({"batch":[
+        {"type":"track","userId":"u"},
+        {"type":"track","event":"x","userId":"u","properties":{"filling":"x".repeat(30_000)}},
+    ]});
+    for _ in 0..3 {
+        assert_eq!(post(&relay, "/v1/batch", &batch).await.0, 429);
+    }
+    assert!(files(&setup).is_empty(), "it comes again");
+    assert_eq!(relay.metric("relay_refused_items_kept_total", &[]).await, 0.0);
+}
+
+/// One item that no call has room for holds up none behind it.
+#[tokio::test]
+async fn an_item_that_is_never_taken_holds_up_no_other() {
+    let mut setup = Setup::new().await;
+    let relay = setup.start().await;
+    with_port(&mut setup, &relay);
+    let large = json!({"type":"track","event":"x","userId":"u","x":"x".repeat(1_048_400)});
+    let body = json!({"batch":[large]});
+    assert!(body.to_string().len() <= 1 << 20);
+    assert_eq!(post(&relay, "/v1/batch", &body).await.0, 200);
+    let bad = json!({"context":{"filling":"x".repeat(20_000)},"batch": vec![json!({"type":"track","userId":"u"}); 50]});
+    assert_eq!(post(&relay, "/v1/batch", &bad).await.0, 200);
+    let (_, shown, _) = setup.run(&["dead-letters", "refused", "show"]).await;
+    assert_eq!(shown.lines().count(), 51);
+    let file = setup.data.path().join("mended.ndjson");
+    std::fs::write(
+        &file,
+        shown.replace("\"type\":\"track\",\"userId\"", "\"type\":\"track\",\"event\":\"Mended\",\"userId\""),
+    )
+    .unwrap();
+    let (code, said, error) = setup.run(&["dead-letters", "refused", "send", file.to_str().unwrap()]).await;
+    assert_eq!(code, 1, "{said} {error}");
+    assert!(said.contains("taken 50\n") && said.contains("still refused 1\n"), "{said} {error}");
+    taken(&setup, Vendor::Segment, 50).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::{
     integrations::Destinations,
     item::{Beside, Call, Caller},
     json::{fields, items},
-    keeping::Keeping,
+    keeping::{Came, Keeping},
     reply::{Problem, Reply, described, json, name_here, success, whole_seconds},
     route::Form,
     schema::{self, Schemas, Stated},
@@ -90,7 +90,7 @@ impl<'a> Batch<'a> {
         }
         let wants_answers = answers.is_some_and(|answers| matches!(answers.get(), "1" | "true"));
         let beside_bytes =
-            [context, integrations].iter().flatten().map(|value| value.get().len()).sum::<usize>();
+            [context, integrations, sent_at].iter().flatten().map(|value| value.get().len()).sum::<usize>();
         if beside_bytes * count > BESIDE_BYTES_MAX {
             let got = format!("got {beside_bytes} bytes for each of {count} events");
             let want = format!("want at most {BESIDE_BYTES_MAX} for all together");
@@ -131,7 +131,8 @@ impl<'a> Batch<'a> {
         if form == Form::Ingestion || self.wants_answers {
             return admission.put_batch(drafts, context);
         }
-        let bytes = self.items.iter().map(|item| item.get().len() + EVENT_BYTES_BESIDE_JSON).sum();
+        let beside = EVENT_BYTES_BESIDE_JSON + self.beside.context.map_or(0, |context| context.get().len());
+        let bytes = self.items.iter().map(|item| item.get().len() + beside).sum();
         admission.put_whole_batch(drafts, bytes, context).await
     }
 }
@@ -143,11 +144,10 @@ impl Batch<'_> {
     }
 
     /// What is kept of it: what nobody is told of, and what a newer relay will understand.
-    /// Nothing if all of it is sent again.
-    pub(super) fn keeping(&self, form: Form, puts: &PutBatch, now_ms: i64) -> Keeping {
+    pub(super) fn keeping(&self, form: Form, puts: &PutBatch, came: Came<'_>) -> Keeping {
         let mut keeping = Keeping::default();
         // What is kept is sent as Segment's form.
-        if form == Form::Website || !self.is_answered_by_item(form) && puts.is_deferred() {
+        if form == Form::Website {
             return keeping;
         }
         for (place, violation) in puts.invalid() {
@@ -156,10 +156,19 @@ impl Batch<'_> {
                 let item = self.items[place];
                 let version = Schemas::of_item(item.get(), self.stated.version);
                 let version = version.unwrap_or(self.stated.version);
-                keeping.add((place, item), violation, self.beside, (version, now_ms));
+                keeping.add((place, item), violation, self.beside, version, came);
             }
         }
         keeping
+    }
+
+    /// True if its caller sends all of it again, whatever became of some.
+    pub(super) fn is_sent_again(
+        form: Form,
+        wants_answers: bool,
+        answers: &[Result<Accepted, Denied>],
+    ) -> bool {
+        form == Form::Segment && !wants_answers && deferred(answers).is_some()
     }
 }
 

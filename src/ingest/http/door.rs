@@ -25,7 +25,7 @@ use super::{
     integrations::Destinations,
     item::{Beside, Call, Caller},
     json::{fields, text},
-    keeping::Keeping,
+    keeping::{Came, Keeping},
     pixel,
     reply::{Problem, Reply, bytes, queued, success},
     route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
@@ -318,13 +318,15 @@ impl HttpDoor {
         let caller = (head.caller(), is_direct);
         let puts = batch.put(form, caller, &self.destinations, (&self.admission, &context)).await;
         let now_ms = self.admission.now_ms();
-        let (letters, newer) = batch.keeping(form, &puts, now_ms).into_parts();
+        let came = Came { at_ms: now_ms, caller: head.caller(), is_direct };
+        let (letters, newer) = batch.keeping(form, &puts, came).into_parts();
         let Batch { wants_answers, is_one, stated, .. } = batch;
         // Who waits for the disk holds its events and no message.
         drop((json, held));
-        let (mut answers, is_kept) =
-            tokio::join!(self.admission.answers(puts), self.refused.keep(letters, now_ms));
-        if is_kept {
+        let mut answers = self.admission.answers(puts).await;
+        // What comes again is kept then, and not each time.
+        let is_sent_again = Batch::is_sent_again(form, wants_answers, &answers);
+        if !is_sent_again && self.refused.keep(letters, now_ms).await {
             Keeping::take_newer(newer, &mut answers);
         }
         let warning = stated.warning.as_deref();

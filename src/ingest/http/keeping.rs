@@ -5,7 +5,7 @@ use analytics_relay_providers::EventId;
 use serde_json::value::RawValue;
 
 use super::{
-    item::Beside,
+    item::{Beside, Caller, time_of},
     json::{fields, scalar},
     reply::{described, name_here},
 };
@@ -16,8 +16,18 @@ use crate::{
     },
     queue::Durability,
     reasons::RefusalReason,
-    refused::RefusedItem,
+    refused::{RefusedItem, Seen},
 };
+
+/// How a batch came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Came<'a> {
+    /// Unix milliseconds.
+    pub(super) at_ms: i64,
+    pub(super) caller: Caller<'a>,
+    /// The caller is the user's own device.
+    pub(super) is_direct: bool,
+}
 
 /// Letters of one batch.
 #[derive(Debug, Default)]
@@ -34,7 +44,8 @@ impl Keeping {
         (place, item): (usize, &RawValue),
         violation: &Violation,
         beside: Beside<'_>,
-        (schema_version, now_ms): (u32, i64),
+        schema_version: u32,
+        came: Came<'_>,
     ) {
         let letter_id = RefusedItem::new_id();
         if violation.reason == RefusalReason::SchemaNewer {
@@ -42,7 +53,7 @@ impl Keeping {
         }
         self.items.push(RefusedItem {
             letter_id,
-            refused_since_ms: now_ms,
+            refused_since_ms: came.at_ms,
             reason: violation.reason.name().to_owned(),
             discard_reason: discard_reason(violation).map(str::to_owned),
             field: name_here(&violation.field).to_owned(),
@@ -50,7 +61,8 @@ impl Keeping {
             schema_version,
             context: beside.context.map(RawValue::to_owned),
             integrations: beside.integrations.map(RawValue::to_owned),
-            sent_at: beside.sent_at.map(RawValue::to_owned),
+            sent_at_ms: beside.sent_at.and_then(|sent_at| time_of(sent_at).ok()),
+            seen: came.seen_of(item, beside.context),
             item: item.to_owned(),
         });
     }
@@ -68,6 +80,20 @@ impl Keeping {
     /// Its letters, and what [`Self::take_newer`] needs of it.
     pub(super) fn into_parts(self) -> (Vec<RefusedItem>, Vec<(usize, EventId<'static>)>) {
         (self.items, self.newer)
+    }
+}
+
+impl Came<'_> {
+    /// What the call shows of the user, if it comes from the user's own device.
+    fn seen_of(self, item: &RawValue, beside: Option<&RawValue>) -> Option<Seen> {
+        let is_direct = |context: &RawValue| {
+            let direct = fields(context.get(), &["direct"]).ok().and_then(|[direct]| direct);
+            direct.is_some_and(|direct| direct.get() == "true")
+        };
+        let own = fields(item.get(), &["context"]).ok().and_then(|[own]| own);
+        let is_direct = self.is_direct || [own, beside].into_iter().flatten().any(is_direct);
+        let (ip, user_agent) = (self.caller.ip, self.caller.user_agent.to_owned());
+        is_direct.then_some(Seen { ip, user_agent })
     }
 }
 

@@ -37,29 +37,53 @@ pub(crate) fn go_together(one: &RefusedItem, other: &RefusedItem) -> bool {
 
 /// An item as if it came now for the first time: with an id, so that it is one event
 /// however often it is sent, with the time at which it came, and by a clock that is as far
-/// from ours as it was then.
+/// from ours as it was then; of the device that it came from.
 fn again(refused: &RefusedItem, now_ms: i64) -> Box<RawValue> {
     let Ok(mut item) = serde_json::from_str::<schema::Fields>(refused.item.get()) else {
         return refused.item.clone();
     };
     let stated = |item: &schema::Fields, name: &str| item.get(name).filter(|value| !is_null(value)).cloned();
-    let own = ["messageId", schema::FIELD, "timestamp", "originalTimestamp", "sentAt"];
-    let [id, version, time, original, sent_at] = own.map(|name| stated(&item, name));
-    let mut set = |name: &str, value: Box<RawValue>| item.insert(name.to_owned(), value);
+    let own = ["messageId", schema::FIELD, "timestamp", "originalTimestamp"];
+    let [id, version, time, original] = own.map(|name| stated(&item, name));
     if id.is_none() {
-        set("messageId", raw(&refused.letter_id));
+        item.insert("messageId".into(), raw(&refused.letter_id));
     }
     if version.is_none() {
-        set(schema::FIELD, raw(&refused.schema_version));
+        item.insert(schema::FIELD.into(), raw(&refused.schema_version));
     }
-    if time.or(original).is_none() {
-        set("timestamp", raw(&refused.refused_since_ms));
+    let sent_at = item.remove("sentAt").filter(|sent_at| !is_null(sent_at));
+    let sent_at_ms = sent_at.map_or(refused.sent_at_ms, |sent_at| time_of(&sent_at).ok());
+    match (time.or(original), sent_at_ms) {
+        // By our own clock.
+        (None, _) => {
+            item.insert("timestamp".into(), raw(&refused.refused_since_ms));
+        }
+        (Some(_), Some(sent_at_ms)) => {
+            let since_ms = now_ms.saturating_sub(refused.refused_since_ms);
+            item.insert("sentAt".into(), raw(&sent_at_ms.saturating_add(since_ms)));
+        }
+        (Some(_), None) => {}
     }
-    let sent_at_ms = sent_at.or_else(|| refused.sent_at.clone()).and_then(|sent_at| time_of(&sent_at).ok());
-    if let Some(sent_at_ms) = sent_at_ms {
-        set("sentAt", raw(&(sent_at_ms + now_ms - refused.refused_since_ms)));
+    let context = item.get("context").map_or("{}", |context| context.get());
+    // What is no object is refused as what it is.
+    if let Ok(context) = serde_json::from_str::<schema::Fields>(context) {
+        item.insert("context".into(), raw(&of_device(context, refused)));
     }
     raw(&item)
+}
+
+/// A context that says itself what the call showed when it came: it is another one now.
+fn of_device(mut context: schema::Fields, refused: &RefusedItem) -> schema::Fields {
+    context.insert("direct".into(), raw(&false));
+    if let Some(seen) = &refused.seen {
+        if let Some(ip) = seen.ip {
+            context.entry("ip".into()).or_insert_with(|| raw(&ip));
+        }
+        if !seen.user_agent.is_empty() {
+            context.entry("userAgent".into()).or_insert_with(|| raw(&seen.user_agent));
+        }
+    }
+    context
 }
 
 fn raw(value: &impl Serialize) -> Box<RawValue> {
@@ -102,8 +126,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::refused::Seen;
 
-    fn refused(item: &Value, sent_at: Option<&Value>) -> RefusedItem {
+    fn refused(item: &Value, sent_at_ms: Option<i64>) -> RefusedItem {
         RefusedItem {
             letter_id: "letter-1".into(),
             refused_since_ms: 1_767_225_600_000,
@@ -112,31 +137,43 @@ mod tests {
             field: "event".into(),
             detail: String::new(),
             schema_version: 1,
-            context: Some(raw(&json!({"locale": "de"}))),
+            context: Some(raw(&json!({"locale": "de", "direct": true}))),
             integrations: None,
-            sent_at: sent_at.map(raw),
+            sent_at_ms,
+            seen: Some(Seen { ip: Some("203.0.113.9".parse().unwrap()), user_agent: "Mail/1".into() }),
             item: raw(item),
         }
     }
 
-    /// A day later it is what it was: its id, its time, its clock.
+    /// A day later it is what it was: its id, its time, its clock, its device.
     #[test]
     fn an_item_is_sent_as_what_it_was_when_it_came() {
         const DAY_MS: i64 = 86_400_000;
         let came = 1_767_225_600_000_i64;
-        let again = |item: &Value, sent_at: Option<&Value>| {
-            let body: Value =
-                serde_json::from_slice(&body(&[&refused(item, sent_at)], came + DAY_MS)).unwrap();
+        let again = |item: &Value, sent_at_ms: Option<i64>| {
+            let refused = refused(item, sent_at_ms);
+            let body: Value = serde_json::from_slice(&body(&[&refused], came + DAY_MS)).unwrap();
             assert_eq!((&body["answers"], &body["context"]["locale"]), (&1.into(), &"de".into()));
             body["batch"][0].clone()
         };
-        let bare = again(&json!({"event": "x"}), None);
-        assert_eq!(bare, json!({"event":"x","messageId":"letter-1","schemaVersion":1,"timestamp":came}));
-        let hour_behind = json!(came - 3_600_000);
-        let full = json!({"messageId":"own","timestamp":"2025-12-31T23:00:00Z","schemaVersion":2});
-        let sent = again(&full, Some(&hour_behind));
-        let want = json!({"messageId":"own","timestamp":"2025-12-31T23:00:00Z","schemaVersion":2,"sentAt":came + DAY_MS - 3_600_000});
-        assert_eq!(sent, want);
+        let device = json!({"direct":false,"ip":"203.0.113.9","userAgent":"Mail/1"});
+        let hour_behind = Some(came - 3_600_000);
+        let bare =
+            json!({"event":"x","messageId":"letter-1","schemaVersion":1,"timestamp":came,"context":device});
+        for sent_at_ms in [None, hour_behind] {
+            assert_eq!(
+                again(&json!({"event":"x","sentAt":null}), sent_at_ms),
+                bare,
+                "its time is by our clock"
+            );
+        }
+        let full = json!({"messageId":"own","timestamp":"2025-12-31T23:00:00Z","schemaVersion":2,"context":{"ip":"1.2.3.4"}});
+        let sent = again(&full, hour_behind);
+        assert_eq!((&sent["messageId"], &sent["schemaVersion"]), (&"own".into(), &2.into()));
+        assert_eq!(sent["sentAt"], came + DAY_MS - 3_600_000);
+        assert_eq!(sent["context"], json!({"direct":false,"ip":"1.2.3.4","userAgent":"Mail/1"}));
+        let far = again(&json!({"timestamp":1,"sentAt":i64::MAX}), None);
+        assert_eq!(far["sentAt"], i64::MAX);
         assert_eq!(again(&json!("no object"), None), json!("no object"));
     }
 }

@@ -113,7 +113,7 @@ impl Schemas {
         let mut stated: Option<(&str, u32)> = None;
         let mut warning = None;
         for (place, text) in places {
-            let Some(text) = text else { continue };
+            let Some(text) = text.filter(|text| !text.trim().is_empty()) else { continue };
             let version = number(&text)?;
             match stated {
                 None => stated = Some((place, version)),
@@ -157,7 +157,8 @@ impl Schemas {
         };
         let Ok(item) = serde_json::from_str::<Fields>(json) else { return Ok(None) };
         let newer = self.0[oldest..].iter().filter_map(|schema| schema.upcast);
-        let item = newer.fold(item, |item, upcast| upcast(item));
+        let mut item = newer.fold(item, |item, upcast| upcast(item));
+        item.remove(FIELD);
         Ok(Some(serde_json::to_string(&item).expect("it was JSON")))
     }
 
@@ -353,6 +354,8 @@ mod tests {
         let third = r#"{"event":"Order Placed","later":{"a":[1e400]},"properties":{"total":12345678901234567890.10}}"#;
         assert_eq!(SCHEMAS.upcast(first, 1).unwrap().as_deref(), Some(third));
         let second = first.replace("name_of_event", "event");
+        let second = second.replace('{', "{\"schemaVersion\":2,");
+        let second = second.replace("\"later\":{\"schemaVersion\":2,", "\"later\":{");
         assert_eq!(SCHEMAS.upcast(&second, 2).unwrap().as_deref(), Some(third));
         assert_eq!(SCHEMAS.upcast(third, 3), Ok(None));
         assert_eq!(SCHEMAS.upcast("[1]", 1), Ok(None), "it is refused as what it is");

@@ -11,7 +11,7 @@ use super::{
     settings::SpoolSettings,
     status::SharedStatus,
 };
-use crate::queue::{Durability, QueueLimits, Refused, Row, Taken};
+use crate::queue::{Durability, QueueLimits, Refused, Room, Row, Taken};
 
 /// The entrance to a log; held by admission.
 #[derive(Debug, Clone)]
@@ -98,6 +98,11 @@ impl Spool {
         let held =
             (status.intake_events.load(Ordering::Relaxed), status.intake_bytes.load(Ordering::Relaxed));
         !self.intake.is_full_for(held, (events, bytes))
+    }
+
+    /// Told when events leave for the log.
+    pub(crate) fn room(&self) -> &Room {
+        &self.status.room
     }
 
     /// See [`Queue::room_for`](crate::queue::Queue::room_for): room before the writer.
