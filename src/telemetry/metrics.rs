@@ -53,7 +53,12 @@ pub const METRICS: [MetricInfo; 57] = [
         "lines",
         "Log lines that nobody read in time, or that could not be written",
     ),
-    metric("relay_requests_total", "method,code", "calls", "Calls answered, by method or path and by status; CANCELLED is a caller that had gone"),
+    metric(
+        "relay_requests_total",
+        "method,code",
+        "calls",
+        "Calls answered, by method or path and by status; CANCELLED is a caller that had gone",
+    ),
     metric(
         "relay_schema_calls_total",
         "version",

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use hyper::{StatusCode, header::RETRY_AFTER};
 use memchr::memmem;
 use serde::Serialize;
-use serde_json::value::RawValue;
 
 use super::{
     integrations::Destinations,
     item::{Beside, Call, Caller},
-    json::{fields, items},
+    json::{Items, fields_and_items},
     keeping::{Came, Keeping},
     reply::{Problem, Reply, described, json, name_here, success, whole_seconds},
     route::Form,
+    scan::{Malformed, Raw, Scanner},
     schema::{self, Schemas, Stated},
     website,
 };
@@ -40,14 +40,14 @@ const EVENT_BYTES_BESIDE_JSON: usize = 300;
 /// What a batch has beside its items.
 #[derive(Debug)]
 pub(super) struct Batch<'a> {
-    items: Vec<&'a RawValue>,
+    items: Vec<Raw<'a>>,
     /// Items of another form, or another schema than the current one, by their places:
     /// what they become, or why they do not.
     rewritten: BTreeMap<usize, Result<String, Violation>>,
     /// Its only item is the body itself.
     pub(super) is_one: bool,
     beside: Beside<'a>,
-    pub(super) write_key: Option<&'a RawValue>,
+    pub(super) write_key: Option<Raw<'a>>,
     pub(super) stated: Stated,
     /// The caller reads an answer for each item.
     pub(super) wants_answers: bool,
@@ -60,24 +60,21 @@ impl<'a> Batch<'a> {
         text: &'a str,
         form: Form,
         schemas: Schemas,
-        version_of_call: impl FnOnce(Option<&RawValue>) -> Result<Stated, Problem>,
+        version_of_call: impl FnOnce(Option<Raw<'_>>) -> Result<Stated, Problem>,
     ) -> Result<Self, Problem> {
         let (list_name, items_max) = match form {
             Form::Segment => ("batch", HTTP_BATCH_ITEMS_MAX),
             Form::Ingestion | Form::Website => ("events", HTTP_INGESTION_ITEMS_MAX),
         };
-        let names = [list_name, "context", "integrations", "sentAt", "writeKey", "answers", schema::FIELD];
-        let [list, context, integrations, sent_at, write_key, answers, version] =
-            fields(text, &names).map_err(|error| not_json(text, &error))?;
+        let names = ["context", "integrations", "sentAt", "writeKey", "answers", schema::FIELD];
+        let (values, list) =
+            fields_and_items(text, &names, (list_name, items_max)).map_err(|error| not_json(text, &error))?;
+        let [context, integrations, sent_at, write_key, answers, version] = values;
         let is_one = list.is_none() && form == Form::Website;
         let (items, count) = match list {
-            None if is_one => (vec![serde_json::from_str(text).map_err(|error| not_json(text, &error))?], 1),
-            None => {
-                let message = format!("got nothing, want a list of events in {list_name:?}");
-                return Err(Problem::malformed(list_name, message));
-            }
-            Some(list) => items(list.get(), items_max)
-                .map_err(|error| Problem::malformed(list_name, format!("want a list of events: {error}")))?,
+            Some(Items::List(items, count)) => (items, count),
+            None if is_one => (vec![Scanner::new(text).value().map_err(|Malformed| no_list(list_name))?], 1),
+            Some(Items::NoList) | None => return Err(no_list(list_name)),
         };
         if count == 0 {
             return Err(Problem::malformed(list_name, "got an empty list, want at least one event"));
@@ -170,6 +167,10 @@ impl Batch<'_> {
     ) -> bool {
         form == Form::Segment && !wants_answers && deferred(answers).is_some()
     }
+}
+
+fn no_list(name: &'static str) -> Problem {
+    Problem::malformed(name, format!("want a list of events in {name:?}"))
 }
 
 /// An item as one of Segment's form and the current schema; nothing if it is that already.

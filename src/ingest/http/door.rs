@@ -15,7 +15,6 @@ use hyper::{
 };
 use percent_encoding::percent_decode_str;
 use prometheus_client::metrics::counter::Counter;
-use serde_json::value::RawValue;
 use tracing::{debug, error};
 
 use super::{
@@ -29,6 +28,7 @@ use super::{
     pixel,
     reply::{Problem, Reply, bytes, queued, success},
     route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
+    scan::Raw,
     schema::{self, Schemas, Stated},
     snippet,
 };
@@ -287,7 +287,7 @@ impl HttpDoor {
     }
 
     /// The version that a call is written by, counted.
-    fn version_of(&self, head: &Head, in_body: Option<&RawValue>) -> Result<Stated, Problem> {
+    fn version_of(&self, head: &Head, in_body: Option<Raw<'_>>) -> Result<Stated, Problem> {
         let stated = self.schemas.of_call(&head.headers, head.query(), in_body);
         let stated = stated.map_err(|violation| self.invalid(violation))?;
         self.calls_by_schema[self.schemas.place_of(stated.version)].inc();

@@ -13,12 +13,14 @@ use flate2::{Compression, write::GzEncoder};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode};
 use prometheus_client::metrics::counter::Counter;
-use serde_json::{Value, json, value::RawValue};
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
     door::HttpDoor,
-    json::{fields, items, object, text, without_lone_surrogates},
+    json::{Items, fields, fields_and_items, object, text, without_lone_surrogates},
+    scan::Scanner,
 };
 use crate::{
     admission::Admission,
@@ -59,11 +61,20 @@ pub fn http_json(bytes: &[u8]) {
         assert!(!matches!(general, Ok(Value::Object(_))), "{json}");
     }
     if let Ok(general) = &general {
-        let value: &RawValue = serde_json::from_str(json).unwrap();
+        let value = Scanner::new(json).value().expect("the general reader takes it");
         assert_eq!(text(value).as_deref(), general.as_str());
     }
-    if let (Ok((some, count)), Ok(Value::Array(all))) = (items(json, 3), &general) {
-        assert_eq!((some.len(), count), (all.len().min(3), all.len()));
+    let mut scanner = Scanner::new(json);
+    let is_value = scanner.value().is_ok() && scanner.end().is_ok();
+    assert_eq!(is_value, serde_json::from_str::<IgnoredAny>(json).is_ok(), "{json}");
+    if let (Ok((_, Some(list))), Ok(general)) = (fields_and_items(json, &["b"], ("a", 3)), &general) {
+        match (list, &general["a"]) {
+            (Items::List(some, count), Value::Array(all)) => {
+                assert_eq!((some.len(), count), (all.len().min(3), all.len()));
+            }
+            (Items::NoList, other) => assert!(!other.is_array()),
+            (list, other) => panic!("{list:?} of {other}"),
+        }
     }
 }
 

@@ -8,12 +8,12 @@ use analytics_relay_providers::{
     event::{Audience, JsonObject},
 };
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
-use serde_json::value::RawValue;
 
 use super::{
     integrations::{Destinations, Wanted},
     json::{fields, is_null, object, scalar, text},
     route::{Form, Kind},
+    scan::Raw,
 };
 use crate::{
     admission::{
@@ -46,7 +46,7 @@ pub(super) struct Call<'a> {
     sent_at_ms: Option<i64>,
     wanted: Result<Wanted, Violation>,
     /// The names and values of the context there; nothing if there is none, or no object.
-    context: Option<BTreeMap<Cow<'a, str>, &'a RawValue>>,
+    context: Option<BTreeMap<Cow<'a, str>, Raw<'a>>>,
     has_context: bool,
     place: PlaceOfEvent<'a>,
 }
@@ -54,9 +54,9 @@ pub(super) struct Call<'a> {
 /// What stands beside the items of a batch, for those that do not say it themselves.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Beside<'a> {
-    pub(super) context: Option<&'a RawValue>,
-    pub(super) integrations: Option<&'a RawValue>,
-    pub(super) sent_at: Option<&'a RawValue>,
+    pub(super) context: Option<Raw<'a>>,
+    pub(super) integrations: Option<Raw<'a>>,
+    pub(super) sent_at: Option<Raw<'a>>,
 }
 
 /// Who calls, as the connection and the head of the call show it.
@@ -74,7 +74,7 @@ impl<'a> Call<'a> {
         beside: Beside<'a>,
         destinations: &'a Destinations,
     ) -> Self {
-        let given = |value: &&RawValue| !is_null(value);
+        let given = |value: &Raw<'_>| !is_null(*value);
         let (context, integrations) = (beside.context.filter(given), beside.integrations.filter(given));
         let wanted = match integrations {
             None => Ok(Wanted::default()),
@@ -155,7 +155,7 @@ impl<'a> Call<'a> {
             false => object_of("properties", properties),
         };
         let [timestamp, original_timestamp, sent_at] =
-            [timestamp, original_timestamp, sent_at].map(|value| value.filter(|value| !is_null(value)));
+            [timestamp, original_timestamp, sent_at].map(|value| value.filter(|value| !is_null(*value)));
         let sent_at_ms = sent_at.map_or(self.sent_at_ms, |value| time_of(value).ok());
         let time = timestamp.map(|value| ("timestamp", value));
         let time_ms = match time.or(original_timestamp.map(|value| ("originalTimestamp", value))) {
@@ -197,17 +197,17 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn audience(&self, integrations: Option<&RawValue>) -> Result<Audience<'static>, Violation> {
+    fn audience(&self, integrations: Option<Raw<'_>>) -> Result<Audience<'static>, Violation> {
         let wanted = self.wanted.as_ref().map_err(Clone::clone)?;
-        match integrations.filter(|value| !is_null(value)) {
+        match integrations.filter(|value| !is_null(*value)) {
             None => Ok(wanted.audience()),
             Some(own) => wanted.clone().and(own.get(), self.destinations).map(|wanted| wanted.audience()),
         }
     }
 
     /// Where it happened: the item's own context, and of the call's what that lacks.
-    fn place<'c>(&'c self, context: Option<&'c RawValue>) -> PlaceOfEvent<'c> {
-        let Some(own) = context.filter(|value| !is_null(value)) else { return self.place.borrowed() };
+    fn place<'c>(&'c self, context: Option<Raw<'c>>) -> PlaceOfEvent<'c> {
+        let Some(own) = context.filter(|value| !is_null(*value)) else { return self.place.borrowed() };
         match &self.context {
             // Beside each of them what is refused already stays refused, and is not merged.
             Some(common) if common.len() > KEYS_MAX => self.place.borrowed(),
@@ -302,15 +302,26 @@ impl More<'_> {
 
 /// The fields of two objects; of those that both have the second's. What is no object, or
 /// has too many, stays what it is.
-fn merged<'a>(common: &BTreeMap<Cow<'_, str>, &RawValue>, own: &'a str) -> Cow<'a, str> {
+fn merged<'a>(common: &BTreeMap<Cow<'_, str>, Raw<'_>>, own: &'a str) -> Cow<'a, str> {
     let Some(own_fields) = object(own).filter(|own| own.len() <= KEYS_MAX) else { return own.into() };
-    let mut all: BTreeMap<&str, &RawValue> = common.iter().map(|(name, value)| (&**name, *value)).collect();
+    let mut all: BTreeMap<&str, Raw<'_>> = common.iter().map(|(name, value)| (&**name, *value)).collect();
     all.extend(own_fields.iter().map(|(name, value)| (&**name, *value)));
-    serde_json::to_string(&all).expect("it was JSON").into()
+    let mut json = String::with_capacity(own.len());
+    for (name, value) in all {
+        json.push(if json.is_empty() { '{' } else { ',' });
+        json.push_str(&serde_json::to_string(name).expect("a text is JSON"));
+        json.push(':');
+        json.push_str(value.get());
+    }
+    if json.is_empty() {
+        return "{}".into();
+    }
+    json.push('}');
+    json.into()
 }
 
 /// The kind that an item names.
-fn kind_of(of_type: Option<&RawValue>) -> Result<Kind, Violation> {
+fn kind_of(of_type: Option<Raw<'_>>) -> Result<Kind, Violation> {
     let name = text_of("type", of_type)?;
     Kind::named(&name).ok_or_else(|| Violation {
         reason: RefusalReason::KindUnknown,
@@ -321,7 +332,7 @@ fn kind_of(of_type: Option<&RawValue>) -> Result<Kind, Violation> {
 }
 
 /// A text, or a number as it stands; empty if it is not there.
-fn text_of<'a>(field: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, Violation> {
+fn text_of<'a>(field: &str, value: Option<Raw<'a>>) -> Result<Cow<'a, str>, Violation> {
     match value {
         None => Ok("".into()),
         Some(value) => scalar(value).ok_or_else(|| not_text(field, value, "a text or a number")),
@@ -329,14 +340,14 @@ fn text_of<'a>(field: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>,
 }
 
 /// A text; empty if it is not there.
-fn text_only<'a>(field: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, Violation> {
-    match value.filter(|value| !is_null(value)) {
+fn text_only<'a>(field: &str, value: Option<Raw<'a>>) -> Result<Cow<'a, str>, Violation> {
+    match value.filter(|value| !is_null(*value)) {
         None => Ok("".into()),
         Some(value) => text(value).ok_or_else(|| not_text(field, value, "a text")),
     }
 }
 
-fn not_text(field: &str, value: &RawValue, want: &str) -> Violation {
+fn not_text(field: &str, value: Raw<'_>, want: &str) -> Violation {
     Violation {
         reason: RefusalReason::FieldNotText,
         field: field.to_owned(),
@@ -346,8 +357,8 @@ fn not_text(field: &str, value: &RawValue, want: &str) -> Violation {
 }
 
 /// The object that properties or traits are: none of them if they are not there.
-fn object_of<'a>(field: &'static str, value: Option<&'a RawValue>) -> Result<Properties<'a>, BadProperties> {
-    match value.filter(|value| !is_null(value)) {
+fn object_of<'a>(field: &'static str, value: Option<Raw<'a>>) -> Result<Properties<'a>, BadProperties> {
+    match value.filter(|value| !is_null(*value)) {
         None => Ok(Properties::empty()),
         Some(value) => parse(field, value.get()),
     }
@@ -357,7 +368,7 @@ fn parse<'a>(field: &'static str, json: &'a str) -> Result<Properties<'a>, BadPr
     Properties::parse(json, &HTTP_PROPERTIES).map_err(|error| BadProperties::Faulty { field, error })
 }
 
-fn read_time(field: &'static str, value: &RawValue) -> Result<i64, Violation> {
+fn read_time(field: &'static str, value: Raw<'_>) -> Result<i64, Violation> {
     time_of(value).map_err(|got| Violation {
         reason: RefusalReason::TimeMalformed,
         field: field.to_owned(),
@@ -368,7 +379,7 @@ fn read_time(field: &'static str, value: &RawValue) -> Result<i64, Violation> {
 
 /// A time in Unix milliseconds: ISO 8601, without an offset UTC, or a number of seconds
 /// or milliseconds. What came, if it is none.
-pub(super) fn time_of(value: &RawValue) -> Result<i64, String> {
+pub(super) fn time_of(value: Raw<'_>) -> Result<i64, String> {
     let json = value.get();
     if let Ok(number) = json.parse::<i64>() {
         let is_seconds = number.unsigned_abs() < MILLIS_FROM.unsigned_abs();
@@ -408,13 +419,15 @@ fn nobody() -> Violation {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::value::RawValue;
+
     use super::*;
 
     const NOW_MS: i64 = 1_767_225_600_000;
 
     fn read_at(json: &str, sent_at: &str) -> Result<i64, String> {
         let sent_at: Box<RawValue> = serde_json::from_str(sent_at).unwrap();
-        let beside = Beside { sent_at: Some(&sent_at), ..Beside::default() };
+        let beside = Beside { sent_at: Some((&*sent_at).into()), ..Beside::default() };
         let (destinations, caller) = (Destinations::default(), Caller { ip: None, user_agent: "" });
         let call = Call::new(Form::Segment, NOW_MS, (caller, false), beside, &destinations);
         let json = format!(r#"{{"event":"x","userId":"u","timestamp":{json}}}"#);
@@ -459,7 +472,7 @@ mod tests {
         let read = |own: &str| {
             let common: Box<RawValue> =
                 serde_json::from_str(r#"{"ip":"203.0.113.1","locale":"de","sessionId":7}"#).unwrap();
-            let beside = Beside { context: Some(&common), ..Beside::default() };
+            let beside = Beside { context: Some((&*common).into()), ..Beside::default() };
             let (destinations, caller) = (Destinations::default(), Caller { ip: None, user_agent: "" });
             let call = Call::new(Form::Segment, NOW_MS, (caller, false), beside, &destinations);
             let json = format!(r#"{{"event":"x","userId":"u","context":{own}}}"#);

@@ -1,110 +1,126 @@
 //! A caller's JSON, as far as the doors look into it: the fields of one object, values
 //! as they stand in the text.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
-};
-use serde_json::value::RawValue;
+use serde::de::IgnoredAny;
+
+use super::scan::{Malformed, Raw, Scanner};
 
 /// The values of some names of an object, each as it stands; of a name that occurs twice
 /// the last one. What the object has beside them is skipped, whatever it is.
 pub(super) fn fields<'a, const N: usize>(
     json: &'a str,
     names: &[&str; N],
-) -> Result<[Option<&'a RawValue>; N], serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    let values = deserializer.deserialize_map(OfObject(names))?;
-    deserializer.end()?;
-    Ok(values)
+) -> Result<[Option<Raw<'a>>; N], serde_json::Error> {
+    let mut values = [None; N];
+    let mut scanner = Scanner::new(json);
+    let read = scanner.members(|name, scanner| {
+        let value = scanner.value()?;
+        if let Some(place) = place_of(name, names) {
+            values[place] = Some(value);
+        }
+        Ok(())
+    });
+    match read.and_then(|()| scanner.end()) {
+        Ok(()) => Ok(values),
+        Err(Malformed) => Err(why_no_object(json)),
+    }
 }
 
-struct OfObject<'n, const N: usize>(&'n [&'n str; N]);
-
-impl<'de, const N: usize> Visitor<'de> for OfObject<'_, N> {
-    type Value = [Option<&'de RawValue>; N];
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut values = [None; N];
-        while let Some(place) = map.next_key_seed(Place(self.0))? {
-            match place {
-                Some(place) => values[place] = Some(map.next_value()?),
-                None => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
+/// The values of some names of an object, and of one more name the items of its list:
+/// at most so many, and how many there are; of another value it has none. Each as it
+/// stands, and looked at once.
+pub(super) fn fields_and_items<'a, const N: usize>(
+    json: &'a str,
+    names: &[&str; N],
+    (list, items_max): (&str, usize),
+) -> Result<([Option<Raw<'a>>; N], Option<Items<'a>>), serde_json::Error> {
+    let (mut values, mut items) = ([None; N], None);
+    let mut scanner = Scanner::new(json);
+    let read = scanner.members(|name, scanner| {
+        if place_of(name, &[list]).is_some() {
+            items = Some(Items::read(scanner, items_max)?);
+            return Ok(());
         }
-        Ok(values)
+        let value = scanner.value()?;
+        if let Some(place) = place_of(name, names) {
+            values[place] = Some(value);
+        }
+        Ok(())
+    });
+    match read.and_then(|()| scanner.end()) {
+        Ok(()) => Ok((values, items)),
+        Err(Malformed) => Err(why_no_object(json)),
+    }
+}
+
+/// What a list has.
+#[derive(Debug)]
+pub(super) enum Items<'a> {
+    /// The first items, and how many there are.
+    List(Vec<Raw<'a>>, usize),
+    /// It is another value.
+    NoList,
+}
+
+impl<'a> Items<'a> {
+    fn read(scanner: &mut Scanner<'a>, items_max: usize) -> Result<Self, Malformed> {
+        if !scanner.is_next(b'[') {
+            return scanner.value().map(|_| Self::NoList);
+        }
+        let (mut items, mut count) = (Vec::new(), 0);
+        scanner.items(|scanner| {
+            let item = scanner.value()?;
+            count += 1;
+            if count <= items_max {
+                items.push(item);
+            }
+            Ok(())
+        })?;
+        Ok(Self::List(items, count))
     }
 }
 
 /// Where a name stands among those that are looked for.
-struct Place<'n>(&'n [&'n str]);
-
-impl<'de> DeserializeSeed<'de> for Place<'_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
+fn place_of(name: &str, names: &[&str]) -> Option<usize> {
+    let place = names.iter().position(|it| *it == name);
+    if place.is_some() || memchr::memchr(b'\\', name.as_bytes()).is_none() {
+        return place;
     }
+    let name = unescaped(name)?;
+    names.iter().position(|it| *it == name)
 }
 
-impl Visitor<'_> for Place<'_> {
-    type Value = Option<usize>;
+/// What is written between quotes.
+#[cold]
+fn unescaped(inner: &str) -> Option<String> {
+    serde_json::from_str(&format!("\"{inner}\"")).ok()
+}
 
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a name")
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|it| *it == name))
-    }
+/// What the general reader says of a text that is no object.
+#[cold]
+fn why_no_object(json: &str) -> serde_json::Error {
+    let read = serde_json::from_str::<BTreeMap<Cow<'_, str>, IgnoredAny>>(json);
+    read.err().unwrap_or_else(|| serde::de::Error::custom("want an object"))
 }
 
 /// An object's names and values, each as it stands; nothing of any other value.
-pub(super) fn object(json: &str) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
-    serde_json::from_str(json).ok()
-}
-
-/// The items of a list, each as it stands: at most so many, and how many there are.
-pub(super) fn items(json: &str, items_max: usize) -> Result<(Vec<&RawValue>, usize), serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    let items = deserializer.deserialize_seq(OfList { items_max })?;
-    deserializer.end()?;
-    Ok(items)
-}
-
-struct OfList {
-    items_max: usize,
-}
-
-impl<'de> Visitor<'de> for OfList {
-    type Value = (Vec<&'de RawValue>, usize);
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a list")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let (mut items, mut count) = (Vec::new(), 0);
-        while let Some(item) = list.next_element::<&RawValue>()? {
-            count += 1;
-            if count <= self.items_max {
-                items.push(item);
-            }
-        }
-        Ok((items, count))
-    }
+pub(super) fn object(json: &str) -> Option<BTreeMap<Cow<'_, str>, Raw<'_>>> {
+    let (mut all, mut scanner) = (BTreeMap::new(), Scanner::new(json));
+    let read = scanner.members(|name, scanner| {
+        let name = match name.contains('\\') {
+            false => name.into(),
+            true => unescaped(name).ok_or(Malformed)?.into(),
+        };
+        all.insert(name, scanner.value()?);
+        Ok(())
+    });
+    read.and_then(|()| scanner.end()).ok().map(|()| all)
 }
 
 /// A text, as it stands or unescaped; nothing of any other value.
-pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+pub(super) fn text(value: Raw<'_>) -> Option<Cow<'_, str>> {
     let json = value.get();
     if !json.starts_with('"') {
         return None;
@@ -113,11 +129,11 @@ pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
         return Some(inner.into());
     }
-    String::deserialize(value).ok().map(Cow::Owned)
+    unescaped(inner).map(Cow::Owned)
 }
 
 /// A text or a number as it stands; empty for null.
-pub(super) fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
+pub(super) fn scalar(value: Raw<'_>) -> Option<Cow<'_, str>> {
     match value.get().as_bytes().first() {
         Some(b'"') => text(value),
         Some(b'-' | b'0'..=b'9') => Some(value.get().into()),
@@ -127,7 +143,7 @@ pub(super) fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
 }
 
 /// True for `null`.
-pub(super) fn is_null(value: &RawValue) -> bool {
+pub(super) fn is_null(value: Raw<'_>) -> bool {
     value.get() == "null"
 }
 
@@ -214,8 +230,8 @@ mod tests {
     #[test]
     fn a_text_is_unescaped_and_no_other_value_is_one() {
         let read = |json: &str| {
-            let value: Box<RawValue> = serde_json::from_str(json).unwrap();
-            text(&value).map(Cow::into_owned)
+            let value = Scanner::new(json).value().unwrap();
+            text(value).map(Cow::into_owned)
         };
         assert_eq!(read(r#""plain é""#).as_deref(), Some("plain é"));
         assert_eq!(read(r#""a\n\"\u00e9""#).as_deref(), Some("a\n\"é"));

@@ -2,12 +2,12 @@
 //! relay understands: one letter for each such item.
 
 use analytics_relay_providers::EventId;
-use serde_json::value::RawValue;
 
 use super::{
     item::{Beside, Caller, time_of},
     json::{fields, scalar},
     reply::{described, name_here},
+    scan::Raw,
 };
 use crate::{
     admission::{
@@ -41,7 +41,7 @@ impl Keeping {
     /// Adds a letter for an item that breaks a rule.
     pub(super) fn add(
         &mut self,
-        (place, item): (usize, &RawValue),
+        (place, item): (usize, Raw<'_>),
         violation: &Violation,
         beside: Beside<'_>,
         schema_version: u32,
@@ -59,11 +59,11 @@ impl Keeping {
             field: name_here(&violation.field).to_owned(),
             detail: described(violation),
             schema_version,
-            context: beside.context.map(RawValue::to_owned),
-            integrations: beside.integrations.map(RawValue::to_owned),
+            context: beside.context.map(Raw::boxed),
+            integrations: beside.integrations.map(Raw::boxed),
             sent_at_ms: beside.sent_at.and_then(|sent_at| time_of(sent_at).ok()),
             seen: came.seen_of(item, beside.context),
-            item: item.to_owned(),
+            item: item.boxed(),
         });
     }
 
@@ -85,8 +85,8 @@ impl Keeping {
 
 impl Came<'_> {
     /// What the call shows of the user, if it comes from the user's own device.
-    fn seen_of(self, item: &RawValue, beside: Option<&RawValue>) -> Option<Seen> {
-        let is_direct = |context: &RawValue| {
+    fn seen_of(self, item: Raw<'_>, beside: Option<Raw<'_>>) -> Option<Seen> {
+        let is_direct = |context: Raw<'_>| {
             let direct = fields(context.get(), &["direct"]).ok().and_then(|[direct]| direct);
             direct.is_some_and(|direct| direct.get() == "true")
         };
@@ -98,7 +98,7 @@ impl Came<'_> {
 }
 
 /// An item's own id, or else that of its letter, which it will get.
-fn id_of(item: &RawValue, letter_id: &str) -> EventId<'static> {
+fn id_of(item: Raw<'_>, letter_id: &str) -> EventId<'static> {
     let own = fields(item.get(), &["messageId"]).ok().and_then(|[id]| id.and_then(scalar));
     let own = own.and_then(|id| EventId::new(id.into_owned()).ok());
     own.unwrap_or_else(|| EventId::new(letter_id.to_owned()).expect("it was assigned"))

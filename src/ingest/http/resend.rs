@@ -42,7 +42,9 @@ fn again(refused: &RefusedItem, now_ms: i64) -> Box<RawValue> {
     let Ok(mut item) = serde_json::from_str::<schema::Fields>(refused.item.get()) else {
         return refused.item.clone();
     };
-    let stated = |item: &schema::Fields, name: &str| item.get(name).filter(|value| !is_null(value)).cloned();
+    let stated = |item: &schema::Fields, name: &str| {
+        item.get(name).filter(|value| !is_null((&***value).into())).cloned()
+    };
     let own = ["messageId", schema::FIELD, "timestamp", "originalTimestamp"];
     let [id, version, time, original] = own.map(|name| stated(&item, name));
     if id.is_none() {
@@ -51,8 +53,8 @@ fn again(refused: &RefusedItem, now_ms: i64) -> Box<RawValue> {
     if version.is_none() {
         item.insert(schema::FIELD.into(), raw(&refused.schema_version));
     }
-    let sent_at = item.remove("sentAt").filter(|sent_at| !is_null(sent_at));
-    let sent_at_ms = sent_at.map_or(refused.sent_at_ms, |sent_at| time_of(&sent_at).ok());
+    let sent_at = item.remove("sentAt").filter(|sent_at| !is_null((&**sent_at).into()));
+    let sent_at_ms = sent_at.map_or(refused.sent_at_ms, |sent_at| time_of((&*sent_at).into()).ok());
     match (time.or(original), sent_at_ms) {
         // By our own clock.
         (None, _) => {

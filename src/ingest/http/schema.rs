@@ -19,6 +19,7 @@ use super::{
     json::{fields, scalar},
     reply::{Reply, json},
     route::query_value,
+    scan::Raw,
 };
 use crate::{admission::denied::Violation, reasons::RefusalReason};
 
@@ -101,7 +102,7 @@ impl Schemas {
         self,
         headers: &HeaderMap,
         query: &str,
-        body: Option<&RawValue>,
+        body: Option<Raw<'_>>,
     ) -> Result<Stated, Violation> {
         let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
         let places = [
@@ -232,7 +233,7 @@ impl Schemas {
 }
 
 /// What a field says: a number, or a text; nothing for null.
-fn stated_in(value: &RawValue) -> Result<Option<String>, Violation> {
+fn stated_in(value: Raw<'_>) -> Result<Option<String>, Violation> {
     let text = scalar(value).ok_or_else(|| invalid(value.get()))?;
     Ok(Some(text.into_owned()).filter(|text| !text.is_empty()))
 }
@@ -322,7 +323,7 @@ mod tests {
         let headers =
             headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
         let body: Option<Box<RawValue>> = (!body.is_empty()).then(|| serde_json::from_str(body).unwrap());
-        schemas.of_call(&headers, query, body.as_deref())
+        schemas.of_call(&headers, query, body.as_deref().map(Raw::from))
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::{
     json::{fields, is_null, scalar, text},
     reply::{Reply, described, json, name_here},
+    scan::Raw,
     schema::{self, Fields},
 };
 use crate::{
@@ -67,7 +68,7 @@ pub(super) fn as_segment(event: &str) -> Result<Option<String>, Violation> {
     let page = page_of(&text_of("page", page)?, is_page)?;
     let [title, referrer] = [text_of("title", title)?, text_of("referrer", referrer)?];
 
-    let mut about = match properties.filter(|value| !is_null(value)) {
+    let mut about = match properties.filter(|value| !is_null(*value)) {
         None => Fields::new(),
         Some(value) => serde_json::from_str(value.get()).map_err(|_| {
             violation(RefusalReason::PropertiesMalformed, "properties", value.get(), "an object".into())
@@ -99,7 +100,7 @@ pub(super) fn as_segment(event: &str) -> Result<Option<String>, Violation> {
         ("timestamp", time),
         (schema::FIELD, version),
     ] {
-        made.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+        made.extend(value.map(|value| (name.to_owned(), value.boxed())));
     }
     Ok(Some(serde_json::to_string(&made).expect("it was JSON")))
 }
@@ -142,7 +143,7 @@ fn context_of(event: &str, page: Fields) -> Fields {
     context
 }
 
-fn text_of(field: &'static str, value: Option<&RawValue>) -> Result<String, Violation> {
+fn text_of(field: &'static str, value: Option<Raw<'_>>) -> Result<String, Violation> {
     let Some(value) = value else { return Ok(String::new()) };
     let text = scalar(value).map(Cow::into_owned);
     text.ok_or_else(|| violation(RefusalReason::FieldNotText, field, value.get(), "a text".into()))
