@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::{
     integrations::Destinations,
-    item::{Beside, Call, Caller},
-    json::{Items, fields_and_items},
+    item::{Beside, Call, Caller, Item, NAMES},
+    json::{Items, List, fields_and_items},
     keeping::{Came, Keeping},
     reply::{Problem, Reply, described, json, name_here, success, whole_seconds},
     route::Form,
-    scan::{Malformed, Raw, Scanner},
+    scan::Raw,
     schema::{self, Schemas, Stated},
     website,
 };
@@ -40,7 +40,7 @@ const EVENT_BYTES_BESIDE_JSON: usize = 300;
 /// What a batch has beside its items.
 #[derive(Debug)]
 pub(super) struct Batch<'a> {
-    items: Vec<Raw<'a>>,
+    items: Vec<Item<'a>>,
     /// Items of another form, or another schema than the current one, by their places:
     /// what they become, or why they do not.
     rewritten: BTreeMap<usize, Result<String, Violation>>,
@@ -68,12 +68,13 @@ impl<'a> Batch<'a> {
         };
         let names = ["context", "integrations", "sentAt", "writeKey", "answers", schema::FIELD];
         let (values, list) =
-            fields_and_items(text, &names, (list_name, items_max)).map_err(|error| not_json(text, &error))?;
+            fields_and_items(text, &names, List { name: list_name, items_max, names: &NAMES })
+                .map_err(|error| not_json(text, &error))?;
         let [context, integrations, sent_at, write_key, answers, version] = values;
         let is_one = list.is_none() && form == Form::Website;
         let (items, count) = match list {
             Some(Items::List(items, count)) => (items, count),
-            None if is_one => (vec![Scanner::new(text).value().map_err(|Malformed| no_list(list_name))?], 1),
+            None if is_one => (vec![Item::of(text, &NAMES).map_err(|error| not_json(text, &error))?], 1),
             Some(Items::NoList) | None => return Err(no_list(list_name)),
         };
         if count == 0 {
@@ -98,7 +99,7 @@ impl<'a> Batch<'a> {
         let has_own_versions = || memmem::find(text.as_bytes(), SCHEMA_FIELD).is_some();
         if form == Form::Website || stated.version != schemas.current() || has_own_versions() {
             for (place, item) in items.iter().enumerate() {
-                let current = rewrite(item.get(), form, schemas, stated.version).transpose();
+                let current = rewrite(item.raw.get(), form, schemas, stated.version).transpose();
                 rewritten.extend(current.map(|current| (place, current)));
             }
         }
@@ -121,15 +122,15 @@ impl<'a> Batch<'a> {
     ) -> PutBatch {
         let call = Call::new(form, admission.now_ms(), caller, self.beside, destinations);
         let drafts = self.items.iter().enumerate().map(|(place, item)| match self.rewritten.get(&place) {
-            None => call.read(item.get(), None),
-            Some(Ok(current)) => call.read(current, None),
+            None => call.read(item, None),
+            Some(Ok(current)) => call.read_text(current, None),
             Some(Err(violation)) => Err(violation.clone()),
         });
         if form == Form::Ingestion || self.wants_answers {
             return admission.put_batch(drafts, context);
         }
         let beside = EVENT_BYTES_BESIDE_JSON + self.beside.context.map_or(0, |context| context.get().len());
-        let bytes = self.items.iter().map(|item| item.get().len() + beside).sum();
+        let bytes = self.items.iter().map(|item| item.raw.get().len() + beside).sum();
         admission.put_whole_batch(drafts, bytes, context).await
     }
 }
@@ -150,7 +151,7 @@ impl Batch<'_> {
         for (place, violation) in puts.invalid() {
             let is_newer = violation.reason == RefusalReason::SchemaNewer;
             if is_newer || !self.is_answered_by_item(form) {
-                let item = self.items[place];
+                let item = self.items[place].raw;
                 let version = Schemas::of_item(item.get(), self.stated.version);
                 let version = version.unwrap_or(self.stated.version);
                 keeping.add((place, item), violation, self.beside, version, came);

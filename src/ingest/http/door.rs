@@ -274,7 +274,7 @@ impl HttpDoor {
         let call = self.call(form, head.caller(), head.is_browser());
         let text = of_other_schema.as_deref().unwrap_or(&read.text);
         let context = self.context(head, head.is_browser(), stated.version);
-        let admitted = self.admit(call.read(text, Some(kind)), &context);
+        let admitted = self.admit(call.read_text(text, Some(kind)), &context);
         // Who waits for the disk holds its event and no message.
         drop((read, of_other_schema));
         let accepted = admitted.await?;
@@ -347,7 +347,7 @@ impl HttpDoor {
         self.check_key(key.as_deref(), head)?;
         let kind = kind.ok_or(Problem::NotFound)?;
         let call = self.call(Form::Segment, head.caller(), true);
-        self.admit(call.read(&json, Some(kind)), &self.context(head, true, 1)).await?;
+        self.admit(call.read_text(&json, Some(kind)), &self.context(head, true, 1)).await?;
         Ok(())
     }
 

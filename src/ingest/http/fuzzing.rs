@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::{
     door::HttpDoor,
-    json::{Items, fields, fields_and_items, object, text, without_lone_surrogates},
+    json::{Items, List, fields, fields_and_items, object, text, without_lone_surrogates},
     scan::Scanner,
 };
 use crate::{
@@ -67,10 +67,18 @@ pub fn http_json(bytes: &[u8]) {
     let mut scanner = Scanner::new(json);
     let is_value = scanner.value().is_ok() && scanner.end().is_ok();
     assert_eq!(is_value, serde_json::from_str::<IgnoredAny>(json).is_ok(), "{json}");
-    if let (Ok((_, Some(list))), Ok(general)) = (fields_and_items(json, &["b"], ("a", 3)), &general) {
+    if let (Ok((_, Some(list))), Ok(general)) =
+        (fields_and_items(json, &["b"], List { name: "a", items_max: 3, names: &["event"] }), &general)
+    {
         match (list, &general["a"]) {
             (Items::List(some, count), Value::Array(all)) => {
                 assert_eq!((some.len(), count), (all.len().min(3), all.len()));
+                for (item, general) in some.iter().zip(all) {
+                    assert_eq!(&serde_json::from_str::<Value>(item.raw.get()).unwrap(), general);
+                    let event = item.fields.map(|[event]| event.map(|event| event.get()));
+                    assert_eq!(event.is_some(), general.is_object());
+                    assert_eq!(event.flatten().is_some(), general.get("event").is_some());
+                }
             }
             (Items::NoList, other) => assert!(!other.is_array()),
             (list, other) => panic!("{list:?} of {other}"),

@@ -11,7 +11,7 @@ use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
 use super::{
     integrations::{Destinations, Wanted},
-    json::{fields, is_null, object, scalar, text},
+    json::{self, fields, is_null, object, scalar, text},
     route::{Form, Kind},
     scan::Raw,
 };
@@ -99,15 +99,16 @@ impl<'a> Call<'a> {
         call
     }
 
+    /// The same of a text that is one item.
+    pub(super) fn read_text<'c>(&'c self, json: &'c str, path: Option<Kind>) -> Result<Draft<'c>, Violation> {
+        self.read(&Item::of(json, &NAMES).map_err(|error| malformed(&error))?, path)
+    }
+
     /// The draft of one item; its kind is `path`'s, or else what its `type` says.
-    pub(super) fn read<'c>(&'c self, json: &'c str, path: Option<Kind>) -> Result<Draft<'c>, Violation> {
-        if json.len() > HTTP_EVENT_BYTES_MAX {
-            return Err(Violation {
-                reason: RefusalReason::EventTooLarge,
-                field: String::new(),
-                got: format!("{} bytes", json.len()),
-                want: format!("at most {HTTP_EVENT_BYTES_MAX} bytes of JSON"),
-            });
+    pub(super) fn read<'c>(&'c self, item: &Item<'c>, path: Option<Kind>) -> Result<Draft<'c>, Violation> {
+        let bytes = item.raw.get().len();
+        if bytes > HTTP_EVENT_BYTES_MAX {
+            return Err(too_large(bytes));
         }
         let [
             of_type,
@@ -127,7 +128,7 @@ impl<'a> Call<'a> {
             traits,
             context,
             integrations,
-        ] = fields(json, &NAMES).map_err(|error| malformed(&error))?;
+        ] = item.fields.ok_or_else(|| malformed(&item.why_no_object()))?;
 
         let kind = match path {
             Some(kind) => kind,
@@ -251,8 +252,11 @@ impl<'a> Call<'a> {
     }
 }
 
+/// One item, as far as [`Call::read`] looks into it.
+pub(super) type Item<'a> = json::Item<'a, { NAMES.len() }>;
+
 /// The names of an item's fields, in the order in which [`Call::read`] takes them.
-const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 17] = [
     "type",
     "event",
     "userId",
@@ -398,6 +402,15 @@ pub(super) fn time_of(value: Raw<'_>) -> Result<i64, String> {
     civil.map(|time| time.timestamp().as_millisecond()).ok_or_else(|| shown(&text))
 }
 
+fn too_large(bytes: usize) -> Violation {
+    Violation {
+        reason: RefusalReason::EventTooLarge,
+        field: String::new(),
+        got: format!("{bytes} bytes"),
+        want: format!("at most {HTTP_EVENT_BYTES_MAX} bytes of JSON"),
+    }
+}
+
 /// An item that is JSON and not an object.
 fn malformed(error: &serde_json::Error) -> Violation {
     Violation {
@@ -431,7 +444,7 @@ mod tests {
         let (destinations, caller) = (Destinations::default(), Caller { ip: None, user_agent: "" });
         let call = Call::new(Form::Segment, NOW_MS, (caller, false), beside, &destinations);
         let json = format!(r#"{{"event":"x","userId":"u","timestamp":{json}}}"#);
-        let draft = call.read(&json, Some(Kind::Track));
+        let draft = call.read_text(&json, Some(Kind::Track));
         draft.map(|draft| draft.time_ms.unwrap().1).map_err(|violation| violation.reason.name().to_owned())
     }
 
@@ -476,7 +489,7 @@ mod tests {
             let (destinations, caller) = (Destinations::default(), Caller { ip: None, user_agent: "" });
             let call = Call::new(Form::Segment, NOW_MS, (caller, false), beside, &destinations);
             let json = format!(r#"{{"event":"x","userId":"u","context":{own}}}"#);
-            let draft = call.read(&json, Some(Kind::Track)).unwrap();
+            let draft = call.read_text(&json, Some(Kind::Track)).unwrap();
             let more = draft.more.unwrap();
             let context = more.context.unwrap().map(|context| context.json().to_owned());
             (draft.ip.into_owned(), more.session_id.into_owned(), context.ok())

@@ -28,19 +28,93 @@ pub(super) fn fields<'a, const N: usize>(
     }
 }
 
-/// The values of some names of an object, and of one more name the items of its list:
-/// at most so many, and how many there are; of another value it has none. Each as it
-/// stands, and looked at once.
-pub(super) fn fields_and_items<'a, const N: usize>(
+/// An item of a list: all of it, and of an object the values of some names.
+#[derive(Debug)]
+pub(super) struct Item<'a, const N: usize> {
+    pub(super) raw: Raw<'a>,
+    pub(super) fields: Option<[Option<Raw<'a>>; N]>,
+}
+
+impl<'a, const N: usize> Item<'a, N> {
+    /// Of a text that is nothing else.
+    pub(super) fn of(json: &'a str, names: &[&str; N]) -> Result<Self, serde_json::Error> {
+        let mut scanner = Scanner::new(json);
+        let item = Self::read(&mut scanner, names).and_then(|item| scanner.end().map(|()| item));
+        item.map_err(|Malformed| why_no_object(json))
+    }
+
+    fn read(scanner: &mut Scanner<'a>, names: &[&str; N]) -> Result<Self, Malformed> {
+        if !scanner.is_next(b'{') {
+            return scanner.value().map(|raw| Self { raw, fields: None });
+        }
+        let mut values = [None; N];
+        let raw = scanner.as_it_stands(|scanner| {
+            scanner.members(|name, scanner| {
+                let value = scanner.value()?;
+                if let Some(place) = place_of(name, names) {
+                    values[place] = Some(value);
+                }
+                Ok(())
+            })
+        })?;
+        Ok(Self { raw, fields: Some(values) })
+    }
+
+    /// Why an item that has no fields is no object.
+    pub(super) fn why_no_object(&self) -> serde_json::Error {
+        why_no_object(self.raw.get())
+    }
+}
+
+/// What a list has.
+#[derive(Debug)]
+pub(super) enum Items<'a, const N: usize> {
+    /// The first items, and how many there are.
+    List(Vec<Item<'a, N>>, usize),
+    /// It is another value.
+    NoList,
+}
+
+impl<'a, const N: usize> Items<'a, N> {
+    fn read(scanner: &mut Scanner<'a>, items_max: usize, names: &[&str; N]) -> Result<Self, Malformed> {
+        if !scanner.is_next(b'[') {
+            return scanner.value().map(|_| Self::NoList);
+        }
+        let (mut items, mut count) = (Vec::new(), 0);
+        scanner.items(|scanner| {
+            count += 1;
+            if count <= items_max {
+                items.push(Item::read(scanner, names)?);
+                return Ok(());
+            }
+            scanner.value().map(|_| ())
+        })?;
+        Ok(Self::List(items, count))
+    }
+}
+
+/// A list that is looked for in an object.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct List<'n, const N: usize> {
+    pub(super) name: &'n str,
+    /// Most items that are kept.
+    pub(super) items_max: usize,
+    /// What is read of each of them.
+    pub(super) names: &'n [&'n str; N],
+}
+
+/// The values of some names of an object, and what it has in a list: all of it looked at
+/// once.
+pub(super) fn fields_and_items<'a, const N: usize, const M: usize>(
     json: &'a str,
     names: &[&str; N],
-    (list, items_max): (&str, usize),
-) -> Result<([Option<Raw<'a>>; N], Option<Items<'a>>), serde_json::Error> {
+    list: List<'_, M>,
+) -> Result<([Option<Raw<'a>>; N], Option<Items<'a, M>>), serde_json::Error> {
     let (mut values, mut items) = ([None; N], None);
     let mut scanner = Scanner::new(json);
     let read = scanner.members(|name, scanner| {
-        if place_of(name, &[list]).is_some() {
-            items = Some(Items::read(scanner, items_max)?);
+        if place_of(name, &[list.name]).is_some() {
+            items = Some(Items::read(scanner, list.items_max, list.names)?);
             return Ok(());
         }
         let value = scanner.value()?;
@@ -52,33 +126,6 @@ pub(super) fn fields_and_items<'a, const N: usize>(
     match read.and_then(|()| scanner.end()) {
         Ok(()) => Ok((values, items)),
         Err(Malformed) => Err(why_no_object(json)),
-    }
-}
-
-/// What a list has.
-#[derive(Debug)]
-pub(super) enum Items<'a> {
-    /// The first items, and how many there are.
-    List(Vec<Raw<'a>>, usize),
-    /// It is another value.
-    NoList,
-}
-
-impl<'a> Items<'a> {
-    fn read(scanner: &mut Scanner<'a>, items_max: usize) -> Result<Self, Malformed> {
-        if !scanner.is_next(b'[') {
-            return scanner.value().map(|_| Self::NoList);
-        }
-        let (mut items, mut count) = (Vec::new(), 0);
-        scanner.items(|scanner| {
-            let item = scanner.value()?;
-            count += 1;
-            if count <= items_max {
-                items.push(item);
-            }
-            Ok(())
-        })?;
-        Ok(Self::List(items, count))
     }
 }
 

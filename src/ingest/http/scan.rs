@@ -65,6 +65,17 @@ impl<'a> Scanner<'a> {
         self.peek() == Some(byte)
     }
 
+    /// All that is read of the next value, as it stands.
+    pub(super) fn as_it_stands(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<(), Malformed>,
+    ) -> Result<Raw<'a>, Malformed> {
+        self.space();
+        let start = self.at;
+        read(self)?;
+        Ok(Raw(&self.text[start..self.at]))
+    }
+
     /// Hands each member of the object on that is next: its name as it stands between its
     /// quotes, and this scanner before its value, which has to be read.
     pub(super) fn members(
