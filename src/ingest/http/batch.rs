@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use hyper::{StatusCode, header::RETRY_AFTER};
-use memchr::memmem;
 use serde::Serialize;
 
 use super::{
     integrations::Destinations,
-    item::{Beside, Call, Caller, Item, NAMES},
+    item::{Beside, Call, Caller, Item, NAMES, key_and_version},
     json::{Items, List, fields_and_items},
     keeping::{Came, Keeping},
     reply::{Problem, Reply, described, json, name_here, success, whole_seconds},
@@ -26,9 +25,6 @@ use crate::{
     ingest::limits::{HTTP_BATCH_ITEMS_MAX, HTTP_INGESTION_ITEMS_MAX},
     reasons::RefusalReason,
 };
-
-/// Where an item says its version, if any does.
-const SCHEMA_FIELD: &[u8] = schema::FIELD.as_bytes();
 
 /// Most bytes of what stands beside the items, as often as it stands for one: it becomes
 /// a part of each of them.
@@ -96,9 +92,10 @@ impl<'a> Batch<'a> {
         }
         let stated = version_of_call(version)?;
         let mut rewritten = BTreeMap::new();
-        let has_own_versions = || memmem::find(text.as_bytes(), SCHEMA_FIELD).is_some();
-        if form == Form::Website || stated.version != schemas.current() || has_own_versions() {
-            for (place, item) in items.iter().enumerate() {
+        let are_rewritten = form == Form::Website || stated.version != schemas.current();
+        for (place, item) in items.iter().enumerate() {
+            let has_own_version = key_and_version(item).is_some_and(|[_, version]| version.is_some());
+            if are_rewritten || has_own_version {
                 let current = rewrite(item.raw.get(), form, schemas, stated.version).transpose();
                 rewritten.extend(current.map(|current| (place, current)));
             }

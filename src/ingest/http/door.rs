@@ -22,14 +22,14 @@ use super::{
     body, cors,
     credential::{WriteKeys, key_in},
     integrations::Destinations,
-    item::{Beside, Call, Caller},
+    item::{Beside, Call, Caller, Item, NAMES, key_and_version},
     json::{fields, text},
     keeping::{Came, Keeping},
     pixel,
     reply::{Problem, Reply, bytes, queued, success},
     route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
     scan::Raw,
-    schema::{self, Schemas, Stated},
+    schema::{Schemas, Stated},
     snippet,
 };
 use crate::{
@@ -263,8 +263,9 @@ impl HttpDoor {
     ) -> Result<Reply, Problem> {
         let key = self.check_head(head)?;
         let read = body::read(&head.headers, body, HTTP_CALL_BYTES_MAX, receiving).await?;
+        let item = Item::of(&read.text, &NAMES).map_err(|error| not_json(&read.text, &error))?;
         let [write_key, version] =
-            fields(&read.text, &["writeKey", schema::FIELD]).map_err(|error| not_json(&read.text, &error))?;
+            key_and_version(&item).ok_or_else(|| not_json(&read.text, &item.why_no_object()))?;
         if key.is_none() {
             self.check_key(write_key.and_then(text).as_deref(), head)?;
         }
@@ -272,9 +273,12 @@ impl HttpDoor {
         let of_other_schema = self.schemas.upcast(&read.text, stated.version);
         let of_other_schema = of_other_schema.map_err(|violation| self.invalid(violation))?;
         let call = self.call(form, head.caller(), head.is_browser());
-        let text = of_other_schema.as_deref().unwrap_or(&read.text);
+        let draft = match &of_other_schema {
+            None => call.read(&item, Some(kind)),
+            Some(text) => call.read_text(text, Some(kind)),
+        };
         let context = self.context(head, head.is_browser(), stated.version);
-        let admitted = self.admit(call.read_text(text, Some(kind)), &context);
+        let admitted = self.admit(draft, &context);
         // Who waits for the disk holds its event and no message.
         drop((read, of_other_schema));
         let accepted = admitted.await?;

@@ -14,6 +14,7 @@ use super::{
     json::{self, fields, is_null, object, scalar, text},
     route::{Form, Kind},
     scan::Raw,
+    schema,
 };
 use crate::{
     admission::{
@@ -128,6 +129,9 @@ impl<'a> Call<'a> {
             traits,
             context,
             integrations,
+            // Of the call, or looked at before.
+            _write_key,
+            _schema_version,
         ] = item.fields.ok_or_else(|| malformed(&item.why_no_object()))?;
 
         let kind = match path {
@@ -256,7 +260,7 @@ impl<'a> Call<'a> {
 pub(super) type Item<'a> = json::Item<'a, { NAMES.len() }>;
 
 /// The names of an item's fields, in the order in which [`Call::read`] takes them.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 19] = [
     "type",
     "event",
     "userId",
@@ -274,7 +278,14 @@ pub(super) const NAMES: [&str; 17] = [
     "traits",
     "context",
     "integrations",
+    "writeKey",
+    schema::FIELD,
 ];
+
+/// The write key and the schema version that an item names, if it is an object.
+pub(super) fn key_and_version<'a>(item: &Item<'a>) -> Option<[Option<Raw<'a>>; 2]> {
+    item.fields.map(|[.., write_key, version]| [write_key, version])
+}
 
 /// What is known of where an event happened.
 #[derive(Debug, Default)]
