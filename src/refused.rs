@@ -3,7 +3,7 @@
 //! be mended by a person and sent again.
 //!
 //! `DATA_DIR/refused/<time>-<turn>.ndjson`, one [`RefusedItem`] a line, as
-//! [`letter_files`](crate::letter_files) has them. Such an item is no event yet, and
+//! [`letter_files`] has them. Such an item is no event yet, and
 //! counts for no provider.
 
 use std::{

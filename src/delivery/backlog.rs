@@ -195,8 +195,12 @@ impl Backlog {
             // were out or held before stand in the way.
             let Some(waiting) = self.unless_blocked(waiting) else { continue };
             let bytes = waiting.event.wire_bytes_estimate();
+            // A request is of one tenant, as it is to one endpoint: its key may be another's.
             let full = taken.len() >= together_max.min(waiting.together_max())
-                || (!taken.is_empty() && body_bytes + bytes > self.limits.body_bytes_max);
+                || taken.first().is_some_and(|first| {
+                    body_bytes + bytes > self.limits.body_bytes_max
+                        || first.event.tenant() != waiting.event.tenant()
+                });
             if full {
                 ready.push_front(waiting);
                 break;

@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use analytics_relay_providers::event::Kind;
+use analytics_relay_providers::{Event, EventParts, MoreParts, event::Kind};
 use proptest::prelude::*;
 
 use super::*;
@@ -67,6 +67,28 @@ fn a_request_stays_within_the_bytes_but_never_starves() {
     let mut tiny = Backlog::new(BatchLimits { body_bytes_max: 1, ..LIMITS });
     push_tracks(&mut tiny, &["a", "b"]);
     assert_eq!(names(&take(&mut tiny)), ["a"]);
+}
+
+#[test]
+fn tenants_are_never_mixed() {
+    let of = |name: &str, tenant: Option<&str>| {
+        let more = MoreParts { tenant, ..MoreParts::default() }.if_any();
+        Event::pack(&EventParts { more, ..track(name).parts() })
+    };
+    let mut backlog = backlog();
+    for (name, tenant) in [
+        ("a", Some("acme")),
+        ("b", Some("acme")),
+        ("c", Some("globex")),
+        ("d", None),
+        ("e", None),
+        ("f", Some("acme")),
+    ] {
+        backlog.push(of(name, tenant), TRACKS, Place::MEMORY);
+    }
+    for wanted in [&["a", "b"][..], &["c"], &["d", "e"], &["f"]] {
+        assert_eq!(names(&take(&mut backlog)), wanted);
+    }
 }
 
 #[test]
