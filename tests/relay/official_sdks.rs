@@ -116,7 +116,7 @@ impl Sdk {
     }
 
     /// Each event arrived at Segment as what it was sent as.
-    fn check(&self, setup: &Setup, count: usize, prefix: &str) {
+    async fn check(&self, setup: &Setup, count: usize, prefix: &str) {
         let taken: HashMap<String, TakenKind> =
             setup.sandbox.taken(Vendor::Segment).into_iter().map(|taken| (taken.id, taken.kind)).collect();
         let mut wanted = HashSet::new();
@@ -130,20 +130,24 @@ impl Sdk {
         let strangers: Vec<_> = taken.keys().filter(|id| !wanted.contains(*id)).collect();
         assert!(strangers.is_empty(), "{strangers:?}");
         for vendor in [Vendor::Mixpanel, Vendor::Amplitude] {
-            self.check_at(vendor, setup, count, prefix);
+            self.check_at(vendor, setup, count, prefix).await;
         }
     }
 
-    /// The same events arrived at a vendor to which tracks, pages and screens are one sort,
+    /// The same events arrive at a vendor to which tracks, pages and screens are one sort,
     /// and which has ids for these.
-    fn check_at(&self, vendor: Vendor, setup: &Setup, count: usize, prefix: &str) {
+    async fn check_at(&self, vendor: Vendor, setup: &Setup, count: usize, prefix: &str) {
         let is_meant = |taken: &Taken| taken.kind == TakenKind::Track && taken.name != FILLING;
-        let events = setup.sandbox.taken(vendor).into_iter().filter(is_meant);
-        let mut taken: Vec<String> = events.map(|taken| taken.id).collect();
+        let ids = || -> Vec<String> {
+            let events = setup.sandbox.taken(vendor).into_iter().filter(is_meant);
+            events.map(|taken| taken.id).collect()
+        };
         let mut wanted: Vec<String> = ["track", "page", "screen"]
             .into_iter()
             .flat_map(|kind| (0..count).map(move |at| format!("{prefix}-{kind}-{at}-of-{}", self.name)))
             .collect();
+        eventually("each event", || ids().len() >= wanted.len()).await;
+        let mut taken = ids();
         taken.sort();
         wanted.sort();
         // A longer one is another id at Mixpanel, made from it.
@@ -173,7 +177,7 @@ async fn each_event_of_each_sdk_arrives_once_as_what_it_was() {
         for vendor in Vendor::ALL {
             relay.settled(vendor, events).await;
         }
-        sdk.check(&setup, COUNT, "plain");
+        sdk.check(&setup, COUNT, "plain").await;
         relay.metric_is("relay_refusals_total", &["EVENT_ID_INVALID"], 1.0).await;
         let requests = setup.sandbox.requests(Vendor::Segment);
         assert!(requests.iter().any(|seen| seen.status == Some(429)), "the fault happened");
@@ -239,7 +243,7 @@ async fn an_sdk_that_is_told_to_wait_sends_all_of_it_again() {
         let (version, relay) = tokio::join!(sent, first_refuse);
         println!("{version}, told to wait");
         taken(&setup, Vendor::Segment, (COUNT * KINDS.len()) as u64).await;
-        sdk.check(&setup, COUNT, "waited");
+        sdk.check(&setup, COUNT, "waited").await;
         assert_eq!(relay.terminate().await.code, 0);
     }
 }
@@ -310,7 +314,7 @@ async fn a_page_that_is_told_to_wait_sends_all_of_it_again() {
     let (version, relay) = tokio::join!(sent, tell);
     println!("{version}, told to wait");
     taken(&setup, Vendor::Segment, (COUNT * KINDS.len()) as u64).await;
-    sdk.check(&setup, COUNT, "waited");
+    sdk.check(&setup, COUNT, "waited").await;
     assert_eq!(relay.terminate().await.code, 0);
 }
 
@@ -340,7 +344,7 @@ async fn a_relay_that_is_killed_between_loses_no_sdk_an_event() {
         let (version, relay) = tokio::join!(sent, kill);
         println!("{version}, over a kill");
         taken(&setup, Vendor::Segment, (COUNT * KINDS.len()) as u64).await;
-        sdk.check(&setup, COUNT, "killed");
+        sdk.check(&setup, COUNT, "killed").await;
         assert_eq!(relay.terminate().await.code, 0);
     }
 }
