@@ -189,21 +189,23 @@ impl Backlog {
         let mut ready = self.ready.get_mut(&route).map(std::mem::take).unwrap_or_default();
         let mut together_max = events_max.min(self.limits.events_max);
         let mut taken: Vec<Waiting> = Vec::new();
-        let mut body_bytes = 0;
+        let (mut body_bytes, mut tenant) = (0, None);
         while let Some(waiting) = ready.pop_front() {
             // Identifies of one user may go together, in order: only those that
             // were out or held before stand in the way.
             let Some(waiting) = self.unless_blocked(waiting) else { continue };
             let bytes = waiting.event.wire_bytes_estimate();
             // A request is of one tenant, as it is to one endpoint: its key may be another's.
+            let own_tenant = waiting.event.tenant();
             let full = taken.len() >= together_max.min(waiting.together_max())
-                || taken.first().is_some_and(|first| {
-                    body_bytes + bytes > self.limits.body_bytes_max
-                        || first.event.tenant() != waiting.event.tenant()
-                });
+                || !taken.is_empty()
+                    && (body_bytes + bytes > self.limits.body_bytes_max || own_tenant != tenant.as_deref());
             if full {
                 ready.push_front(waiting);
                 break;
+            }
+            if taken.is_empty() {
+                tenant = own_tenant.map(str::to_owned);
             }
             together_max = together_max.min(waiting.together_max());
             body_bytes += bytes;
