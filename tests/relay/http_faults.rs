@@ -23,6 +23,14 @@ const MIB: u64 = 1024 * 1024;
 /// Of each sort.
 const CALLERS: usize = 100;
 
+/// With time for vendors' answers: what misbehaves may have all of the processor for a
+/// moment, and a request that is given up for that arrives twice.
+async fn patient() -> Setup {
+    let mut setup = Setup::new().await;
+    setup.set("REQUEST_TIMEOUT_SECONDS", "30");
+    setup
+}
+
 /// Both doors answer while others misbehave.
 async fn beside_both(good: &mut Good) {
     good.calls(5).await;
@@ -55,7 +63,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 /// A byte now and then keeps no call open beyond its time.
 #[tokio::test]
 async fn a_body_that_drips_is_given_up_in_its_time() {
-    let setup = Setup::new().await;
+    let setup = patient().await;
     let mut good = Good::beside(setup.start().await).await;
     let mut drips = JoinSet::new();
     let (addr, start) = (good.relay.http_addr.unwrap(), Instant::now());
@@ -96,7 +104,7 @@ async fn a_body_that_drips_is_given_up_in_its_time() {
 #[tokio::test]
 async fn bombs_of_gzip_take_no_memory() {
     let bomb = gzip(&vec![b' '; 64 << 20]);
-    let setup = Setup::new().await;
+    let setup = patient().await;
     let mut good = Good::beside(setup.start().await).await;
     println!("a bomb has {} bytes", bomb.len());
     let answers = answers_to(&good, "/v1/batch", &[("content-encoding", "gzip")], bomb).await;
@@ -111,7 +119,7 @@ async fn bombs_of_gzip_take_no_memory() {
 
 #[tokio::test]
 async fn json_that_is_deep_is_refused_by_its_place() {
-    let setup = Setup::new().await;
+    let setup = patient().await;
     let mut good = Good::beside(setup.start().await).await;
     let deep = "[".repeat(900_000).into_bytes();
     let answers = answers_to(&good, "/v1/batch", &[], deep).await;
@@ -132,7 +140,7 @@ async fn json_that_is_deep_is_refused_by_its_place() {
 /// All of them read their answer, although none of the bodies is wanted.
 #[tokio::test]
 async fn bodies_of_four_megabytes_are_refused_and_hold_nothing() {
-    let setup = Setup::new().await;
+    let setup = patient().await;
     let mut good = Good::beside(setup.start().await).await;
     let answers = answers_to(&good, "/v1/batch", &[], vec![b' '; 4 << 20]).await;
     assert_eq!(answers, [400; CALLERS]);
@@ -145,7 +153,7 @@ async fn bodies_of_four_megabytes_are_refused_and_hold_nothing() {
 /// What stands beside the items is counted as often as it would be kept.
 #[tokio::test]
 async fn what_stands_beside_many_bad_items_is_not_multiplied() {
-    let setup = Setup::new().await;
+    let setup = patient().await;
     let mut good = Good::beside(setup.start().await).await;
     let beside = "x".repeat(150_000);
     for name in ["sentAt", "context"] {
@@ -196,7 +204,7 @@ async fn who_waits_for_room_holds_up_nobody() {
 /// Heads without an end, or with too many fields, are cut; their callers alone.
 #[tokio::test]
 async fn heads_that_do_not_end_are_cut() {
-    let setup = Setup::new().await;
+    let setup = patient().await;
     let mut good = Good::beside(setup.start().await).await;
     let addr = good.relay.http_addr.unwrap();
     let field = format!("x-filling: {}\r\n", "y".repeat(1000));
