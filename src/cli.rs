@@ -1,7 +1,7 @@
 //! The command line. Without a sub-command the relay serves.
 
 use std::{
-    io,
+    io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -13,6 +13,7 @@ use analytics_relay_providers::{
     sandbox::{Fault, Vendor},
 };
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 use crate::{
     app::{App, Watchdog},
@@ -445,6 +446,29 @@ fn in_runtime(task: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode 
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     telemetry::say_on_stderr(format!("analytics-relay: {error}\n"), LAST_WORDS_TIME);
     ExitCode::FAILURE
+}
+
+/// Prints what `each` hands on, one JSON object a line, and no more than so many.
+fn print_each<L: Serialize>(
+    limit: Option<usize>,
+    each: impl FnOnce(&mut dyn FnMut(L) -> anyhow::Result<bool>) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let mut left = limit.unwrap_or(usize::MAX);
+    let mut out = io::stdout().lock();
+    let printed = each(&mut |letter| {
+        if left == 0 {
+            return Ok(false);
+        }
+        left -= 1;
+        serde_json::to_writer(&mut out, &letter)?;
+        out.write_all(b"\n")?;
+        Ok(true)
+    });
+    match printed {
+        // `show | head` is no failure.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        printed => printed.map(|()| ExitCode::SUCCESS),
+    }
 }
 
 /// True if nobody reads what we print.

@@ -34,6 +34,7 @@ use tracing::{error, warn};
 use crate::{
     files::{self, Lock},
     letter_files::{self, LetterWriter},
+    telemetry::OnceInAWhile,
 };
 
 /// Most bytes of items that wait for the disk.
@@ -279,13 +280,12 @@ impl RefusedKeeper {
 #[derive(Debug)]
 struct Told {
     items: Counter,
-    /// When, and of how many.
-    told: Mutex<Option<(Instant, u64)>>,
+    lines: Mutex<OnceInAWhile>,
 }
 
 impl Told {
     fn new(items: Counter) -> Self {
-        Self { items, told: Mutex::default() }
+        Self { items, lines: Mutex::new(OnceInAWhile::every(TELL_INTERVAL)) }
     }
 
     /// How many there are to be told of, if it is time to.
@@ -294,13 +294,7 @@ impl Told {
             return None;
         }
         self.items.inc_by(items as u64);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_some_and(|(told, _)| told.elapsed() < TELL_INTERVAL) {
-            return None;
-        }
-        let all = self.items.get();
-        let before = told.replace((Instant::now(), all)).map_or(0, |(_, before)| before);
-        Some(all - before)
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).takes(items as u64, Instant::now())
     }
 }
 

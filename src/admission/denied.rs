@@ -67,11 +67,6 @@ impl Denied {
         }
     }
 
-    /// True if it may be admitted another time.
-    pub(crate) fn is_for_now(&self) -> bool {
-        !matches!(self, Self::Invalid(_))
-    }
-
     /// How long to wait before the event is sent again; nothing if it never will
     /// be admitted.
     pub(crate) fn retry_delay(&self) -> Option<Duration> {

@@ -152,7 +152,8 @@ impl Admission {
             if no_room.is_none() && matches!(put, Err(Denied::Full { .. })) {
                 put = self.put_when_room(&draft, call, &mut row, patience_ends).await;
             }
-            no_room = no_room.or_else(|| put.as_ref().err().filter(|denied| denied.is_for_now()).cloned());
+            no_room = no_room
+                .or_else(|| put.as_ref().err().filter(|denied| denied.retry_delay().is_some()).cloned());
             puts.push(put.map_err(|denied| self.denied_to(denied, call)));
         }
         PutBatch(puts)
@@ -284,11 +285,16 @@ impl Admission {
         let client = client.map(tracing::field::display);
         let (door, reason) = (door.name(), denied.reason().name());
         debug!(door, %peer, client, ?credential, schema_version, reason, "event refused");
-        self.denied(denied)
+        self.counted(denied)
     }
 
-    /// Counts a denial.
+    /// Counts a denial of which no more is known than why.
     pub(crate) fn denied(&self, denied: Denied) -> Denied {
+        debug!(reason = denied.reason().name(), "event refused");
+        self.counted(denied)
+    }
+
+    fn counted(&self, denied: Denied) -> Denied {
         self.metrics.refused(denied.reason()).inc();
         denied
     }

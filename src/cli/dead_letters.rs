@@ -13,7 +13,7 @@ use analytics_relay_providers::{EventId, registry};
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 
-use super::{DeleteArgs, Filter, ReplayArgs, is_broken_pipe};
+use super::{DeleteArgs, Filter, ReplayArgs, print_each};
 use crate::{
     app::lane_settings,
     config::{Config, ProviderConfig},
@@ -115,22 +115,7 @@ fn print_rows(data_dir: &Path, rows: &Rows) {
 }
 
 pub(super) fn show(data_dir: &Path, filter: &Filter, limit: Option<usize>) -> anyhow::Result<ExitCode> {
-    let mut left = limit.unwrap_or(usize::MAX);
-    let mut out = io::stdout().lock();
-    let shown = each(data_dir, filter, |letter| {
-        if left == 0 {
-            return Ok(false);
-        }
-        left -= 1;
-        serde_json::to_writer(&mut out, &letter)?;
-        out.write_all(b"\n")?;
-        Ok(true)
-    });
-    match shown {
-        // `show | head` is no failure.
-        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
-        shown => shown.map(|()| ExitCode::SUCCESS),
-    }
+    print_each(limit, |print| each(data_dir, filter, print))
 }
 
 /// Writes letters as `show` prints them, durably if into a file: put back into a

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
-    io::{self, BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
     path::Path,
     process::ExitCode,
     time::Duration,
@@ -14,7 +14,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::{Client, Response, StatusCode, header::AUTHORIZATION};
 use tokio::time::sleep;
 
-use super::{DeleteRefusedArgs, RefusedAt, SendRefusedArgs, ShowRefusedArgs, is_broken_pipe};
+use super::{DeleteRefusedArgs, RefusedAt, SendRefusedArgs, ShowRefusedArgs, print_each};
 use crate::{
     config::Config,
     ingest::{
@@ -94,22 +94,7 @@ pub(super) fn list(config: &Config, at: &RefusedAt) -> anyhow::Result<ExitCode> 
 }
 
 pub(super) fn show(config: &Config, args: &ShowRefusedArgs) -> anyhow::Result<ExitCode> {
-    let mut left = args.limit.unwrap_or(usize::MAX);
-    let mut out = io::stdout().lock();
-    let shown = args.at.each(config, |item| {
-        if left == 0 {
-            return Ok(false);
-        }
-        left -= 1;
-        serde_json::to_writer(&mut out, &item)?;
-        out.write_all(b"\n")?;
-        Ok(true)
-    });
-    match shown {
-        // `show | head` is no failure.
-        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
-        shown => shown.map(|()| ExitCode::SUCCESS),
-    }
+    print_each(args.limit, |print| args.at.each(config, print))
 }
 
 pub(super) fn delete(config: &Config, args: &DeleteRefusedArgs) -> anyhow::Result<ExitCode> {

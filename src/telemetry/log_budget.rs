@@ -62,6 +62,31 @@ impl LogBudget {
     }
 }
 
+/// Lets one line through in a while, with the number of all that it stands for.
+#[derive(Debug)]
+pub(crate) struct OnceInAWhile {
+    interval: Duration,
+    written: Option<Instant>,
+    /// Since then.
+    count: u64,
+}
+
+impl OnceInAWhile {
+    pub(crate) fn every(interval: Duration) -> Self {
+        Self { interval, written: None, count: 0 }
+    }
+
+    /// Adds so many; how many a line stands for that is to be written now, if one is.
+    pub(crate) fn takes(&mut self, count: u64, now: Instant) -> Option<u64> {
+        self.count += count;
+        if self.written.is_some_and(|written| now.duration_since(written) < self.interval) {
+            return None;
+        }
+        self.written = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -87,6 +112,14 @@ mod tests {
         assert_eq!((0..15).filter(|_| budget.takes(2, now)).count(), 10);
         assert_eq!(budget.rest(), Some(HeldBack { lines: 5, events: 10 }));
         assert_eq!(budget.rest(), None);
+    }
+
+    #[test]
+    fn a_line_in_a_while_stands_for_all_since_the_last() {
+        let (mut once, start) = (OnceInAWhile::every(Duration::from_secs(60)), Instant::now());
+        let mut takes = |count, seconds| once.takes(count, start + Duration::from_secs(seconds));
+        assert_eq!([takes(1, 0), takes(2, 1), takes(3, 59)], [Some(1), None, None]);
+        assert_eq!([takes(4, 60), takes(5, 61), takes(6, 200)], [Some(9), None, Some(11)]);
     }
 
     proptest! {

@@ -4,15 +4,14 @@
 //! it. Labels come from closed sets: what a caller chooses, an event's name
 //! above all, is never a label.
 
-use std::{fmt, sync::OnceLock};
-
-use tokio::time::Instant;
+use std::{fmt, ops::Deref, sync::OnceLock};
 
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use tokio::time::Instant;
 
 use super::{VERSION, log_writer};
 use crate::{
@@ -472,9 +471,7 @@ impl IngestMetrics {
     pub(crate) fn method(&self, label: &'static str) -> MethodMetrics {
         MethodMetrics { label, families: self.clone(), ok: OnceLock::new(), duration: OnceLock::new() }
     }
-}
 
-impl IngestMetrics {
     /// Counts calls of one schema version. The label comes from a closed set.
     pub(crate) fn of_schema(&self, version: &'static str) -> Counter {
         self.schemas.get_or_create_owned(&[("version", version)])
@@ -493,14 +490,8 @@ pub(crate) struct MethodMetrics {
 }
 
 impl MethodMetrics {
-    /// A call of this method, which is counted when it is over, with that code if its
-    /// caller has gone before it got another.
-    pub(crate) fn begin(&self, code: &'static str) -> CountedCall<'_> {
-        CountedCall { code, started: Instant::now(), of: Some(self) }
-    }
-
     /// Counts a call that was answered. The code comes from a closed set.
-    pub(crate) fn answered(&self, code: &'static str, seconds: f64) {
+    fn answered(&self, code: &'static str, seconds: f64) {
         let count = || self.families.requests.get_or_create_owned(&[("method", self.label), ("code", code)]);
         if code == "OK" {
             self.ok.get_or_init(count).inc();
@@ -512,25 +503,30 @@ impl MethodMetrics {
     }
 }
 
-/// See [`MethodMetrics::begin`].
+/// A call, or a stream, which is counted when it is over.
 #[derive(Debug)]
-pub(crate) struct CountedCall<'a> {
+pub(crate) struct CountedCall<M: Deref<Target = MethodMetrics>> {
     /// Of its answer.
     pub(crate) code: &'static str,
     started: Instant,
-    of: Option<&'a MethodMetrics>,
+    of: Option<M>,
 }
 
-impl CountedCall<'_> {
+impl<M: Deref<Target = MethodMetrics>> CountedCall<M> {
+    /// Begins one of a method; it has that code if its caller goes before it gets another.
+    pub(crate) fn begin(of: M, code: &'static str) -> Self {
+        Self { code, started: Instant::now(), of: Some(of) }
+    }
+
     /// It is not counted here.
     pub(crate) fn forget(mut self) {
         self.of = None;
     }
 }
 
-impl Drop for CountedCall<'_> {
+impl<M: Deref<Target = MethodMetrics>> Drop for CountedCall<M> {
     fn drop(&mut self) {
-        if let Some(of) = self.of {
+        if let Some(of) = &self.of {
             of.answered(self.code, self.started.elapsed().as_secs_f64());
         }
     }

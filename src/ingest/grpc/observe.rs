@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt, stream};
-use tokio::time::Instant;
 use tonic::{Code, Status, codegen::http};
 
-use crate::telemetry::MethodMetrics;
+use crate::telemetry::{CountedCall, MethodMetrics};
 
 /// Counts a stream when it ends: with OK, with the status that is its last item,
 /// or, dropped before, as cancelled by its caller.
@@ -14,28 +13,16 @@ pub(super) fn observe_stream<T: Send>(
     answers: impl Stream<Item = Result<T, Status>> + Send,
     metrics: Arc<MethodMetrics>,
 ) -> impl Stream<Item = Result<T, Status>> + Send {
-    let end = StreamEnd { started: Instant::now(), code: Code::Cancelled, metrics };
-    stream::unfold((Box::pin(answers), end), async |(mut answers, mut end)| {
+    let counted = CountedCall::begin(metrics, label(Code::Cancelled));
+    stream::unfold((Box::pin(answers), counted), async |(mut answers, mut counted)| {
         let answer = answers.next().await;
         match &answer {
             Some(Ok(_)) => {}
-            Some(Err(status)) => end.code = status.code(),
-            None => end.code = Code::Ok,
+            Some(Err(status)) => counted.code = label(status.code()),
+            None => counted.code = label(Code::Ok),
         }
-        Some((answer?, (answers, end)))
+        Some((answer?, (answers, counted)))
     })
-}
-
-struct StreamEnd {
-    started: Instant,
-    code: Code,
-    metrics: Arc<MethodMetrics>,
-}
-
-impl Drop for StreamEnd {
-    fn drop(&mut self) {
-        self.metrics.answered(label(self.code), self.started.elapsed().as_secs_f64());
-    }
 }
 
 /// The status of a call that failed stands in the head of its answer; that of

@@ -41,7 +41,7 @@ use crate::{
         call_body::CallBody,
         limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, metadata_bytes},
     },
-    telemetry::{IngestMetrics, MethodMetrics},
+    telemetry::{CountedCall, IngestMetrics, MethodMetrics},
 };
 
 /// A stream is ended after this time, so that its connection can be closed when
@@ -125,7 +125,7 @@ impl AnalyticsService {
         receiving: Arc<Receiving>,
     ) -> http::Response<AnswerBody> {
         let method = Method::of_path(call.uri().path());
-        let mut counted = Some(self.methods[method as usize].begin(label(Code::Cancelled)));
+        let mut counted = CountedCall::begin(&*self.methods[method as usize], label(Code::Cancelled));
         let answer = match AssertUnwindSafe(self.dispatch(method, call, receiving)).catch_unwind().await {
             Ok(Ok(answer)) => answer,
             Ok(Err(status)) => status.into_http(),
@@ -133,11 +133,10 @@ impl AnalyticsService {
         };
         let code = code_of(answer.headers());
         // A stream that has begun is counted when it ends.
-        let is_stream = method == Method::TrackStream && code == Code::Ok;
-        if let Some(counted) = counted.as_mut().filter(|_| !is_stream) {
-            counted.code = label(code);
-        } else if let Some(counted) = counted.take() {
+        if method == Method::TrackStream && code == Code::Ok {
             counted.forget();
+        } else {
+            counted.code = label(code);
         }
         answer
     }

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::{
     integrations::Destinations,
-    item::{Beside, Call, Caller, Item, NAMES, key_and_version},
+    item::{Beside, Call, Came, Item, NAMES},
     json::{Items, List, fields_and_items},
-    keeping::{Came, Keeping},
+    keeping::Keeping,
     reply::{Problem, Reply, described, json, name_here, success, whole_seconds},
     route::Form,
     scan::Raw,
@@ -94,9 +94,8 @@ impl<'a> Batch<'a> {
         let mut rewritten = BTreeMap::new();
         let are_rewritten = form == Form::Website || stated.version != schemas.current();
         for (place, item) in items.iter().enumerate() {
-            let has_own_version = key_and_version(item).is_some_and(|[_, version]| version.is_some());
-            if are_rewritten || has_own_version {
-                let current = rewrite(item.raw.get(), form, schemas, stated.version).transpose();
+            if are_rewritten || item.schema_version().is_some() {
+                let current = rewrite(item, form, schemas, stated.version).transpose();
                 rewritten.extend(current.map(|current| (place, current)));
             }
         }
@@ -113,11 +112,11 @@ impl<'a> Batch<'a> {
     pub(super) async fn put(
         &self,
         form: Form,
-        caller: (Caller<'a>, bool),
+        came: Came<'a>,
         destinations: &'a Destinations,
         (admission, context): (&Admission, &CallContext<'_>),
     ) -> PutBatch {
-        let call = Call::new(form, admission.now_ms(), caller, self.beside, destinations);
+        let call = Call::new(form, came, self.beside, destinations);
         let drafts = self.items.iter().enumerate().map(|(place, item)| match self.rewritten.get(&place) {
             None => call.read(item, None),
             Some(Ok(current)) => call.read_text(current, None),
@@ -148,10 +147,10 @@ impl Batch<'_> {
         for (place, violation) in puts.invalid() {
             let is_newer = violation.reason == RefusalReason::SchemaNewer;
             if is_newer || !self.is_answered_by_item(form) {
-                let item = self.items[place].raw;
-                let version = Schemas::of_item(item.get(), self.stated.version);
+                let item = &self.items[place];
+                let version = Schemas::of_item(item.schema_version(), self.stated.version);
                 let version = version.unwrap_or(self.stated.version);
-                keeping.add((place, item), violation, self.beside, version, came);
+                keeping.add((place, item.raw), violation, self.beside, version, came);
             }
         }
         keeping
@@ -172,8 +171,8 @@ fn no_list(name: &'static str) -> Problem {
 }
 
 /// An item as one of Segment's form and the current schema; nothing if it is that already.
-fn rewrite(json: &str, form: Form, schemas: Schemas, of_call: u32) -> Result<Option<String>, Violation> {
-    let version = Schemas::of_item(json, of_call)?;
+fn rewrite(item: &Item<'_>, form: Form, schemas: Schemas, of_call: u32) -> Result<Option<String>, Violation> {
+    let (json, version) = (item.raw.get(), Schemas::of_item(item.schema_version(), of_call)?);
     let current = schemas.upcast(json, version)?;
     if form != Form::Website {
         return Ok(current);

@@ -4,15 +4,15 @@ use std::{
     collections::HashSet,
     net::IpAddr,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hyper::{HeaderMap, header::AUTHORIZATION};
-use tokio::time::Instant;
 use tracing::warn;
 
 use super::reply::Problem;
+use crate::telemetry::OnceInAWhile;
 
 /// How often it is said that calls are refused for their keys.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(60);
@@ -22,20 +22,13 @@ const REFUSED_INTERVAL: Duration = Duration::from_secs(60);
 pub(super) struct WriteKeys {
     /// Nothing if any is, and none too.
     keys: Option<HashSet<String>>,
-    refused: Mutex<Refused>,
-}
-
-/// Calls that were refused since that was said.
-#[derive(Debug, Default)]
-struct Refused {
-    calls: u64,
-    said: Option<Instant>,
+    refused: Mutex<OnceInAWhile>,
 }
 
 impl WriteKeys {
     pub(super) fn new(keys: &[String]) -> Self {
         let keys = (!keys.is_empty()).then(|| keys.iter().cloned().collect());
-        Self { keys, refused: Mutex::default() }
+        Self { keys, refused: Mutex::new(OnceInAWhile::every(REFUSED_INTERVAL)) }
     }
 
     /// True if not every key is taken.
@@ -60,11 +53,7 @@ impl WriteKeys {
     /// hold.
     fn note_refused(&self, why: &str, peer: IpAddr, path: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.calls += 1;
-        let now = Instant::now();
-        if refused.said.is_none_or(|said| now - said >= REFUSED_INTERVAL) {
-            let calls = std::mem::take(&mut refused.calls);
-            refused.said = Some(now);
+        if let Some(calls) = refused.takes(1, Instant::now()) {
             warn!(calls, why, %peer, path, "calls are refused for their write key, and SDKs drop their events");
         }
     }

@@ -22,9 +22,9 @@ use super::{
     body, cors,
     credential::{WriteKeys, key_in},
     integrations::Destinations,
-    item::{Beside, Call, Caller, Item, NAMES, key_and_version},
+    item::{Beside, Call, Caller, Came, Item, NAMES},
     json::{fields, text},
-    keeping::{Came, Keeping},
+    keeping::{Keeping, take_newer},
     pixel,
     reply::{Problem, Reply, bytes, queued, success},
     route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
@@ -46,7 +46,7 @@ use crate::{
         limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, HTTP_HEADERS_BYTES_MAX, metadata_bytes},
     },
     refused::RefusedKeeper,
-    telemetry::{IngestMetrics, MethodMetrics},
+    telemetry::{CountedCall, IngestMetrics, MethodMetrics},
 };
 
 /// Largest body of what SDKs count of themselves, which nobody looks at.
@@ -96,12 +96,14 @@ impl Head {
         self.headers.contains_key(ORIGIN)
     }
 
-    fn caller(&self) -> Caller<'_> {
+    /// What only devices of users send comes from one, whatever the head says.
+    fn caller(&self, is_of_devices: bool) -> Caller<'_> {
         let is_proxied =
             OF_PROXIES.iter().any(|name| self.headers.contains_key(HeaderName::from_static(name)));
         let user_agent =
             self.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Caller { ip: (!is_proxied).then_some(self.address), user_agent }
+        let is_direct = is_of_devices || self.is_browser();
+        Caller { ip: (!is_proxied).then_some(self.address), user_agent, is_direct }
     }
 
     /// The write key, as the head or the query says it.
@@ -137,7 +139,7 @@ impl HttpDoor {
         let mut body = pin!(body);
         let route = Route::of_path(parts.uri.path());
         let place = route.map_or(LABELS.len() - 1, Route::place);
-        let mut counted = self.routes[place].begin(LEFT);
+        let mut counted = CountedCall::begin(&self.routes[place], LEFT);
         let form = route.map_or(Form::Segment, Route::form);
         let head = Head {
             uri: parts.uri,
@@ -264,20 +266,22 @@ impl HttpDoor {
         let key = self.check_head(head)?;
         let read = body::read(&head.headers, body, HTTP_CALL_BYTES_MAX, receiving).await?;
         let item = Item::of(&read.text, &NAMES).map_err(|error| not_json(&read.text, &error))?;
-        let [write_key, version] =
-            key_and_version(&item).ok_or_else(|| not_json(&read.text, &item.why_no_object()))?;
-        if key.is_none() {
-            self.check_key(write_key.and_then(text).as_deref(), head)?;
+        if item.fields.is_none() {
+            return Err(not_json(&read.text, &item.why_no_object()));
         }
-        let stated = self.version_of(head, version)?;
+        if key.is_none() {
+            self.check_key(item.write_key().and_then(text).as_deref(), head)?;
+        }
+        let stated = self.version_of(head, item.schema_version())?;
         let of_other_schema = self.schemas.upcast(&read.text, stated.version);
         let of_other_schema = of_other_schema.map_err(|violation| self.invalid(violation))?;
-        let call = self.call(form, head.caller(), head.is_browser());
+        let caller = head.caller(false);
+        let call = self.call(form, caller);
         let draft = match &of_other_schema {
             None => call.read(&item, Some(kind)),
             Some(text) => call.read_text(text, Some(kind)),
         };
-        let context = self.context(head, head.is_browser(), stated.version);
+        let context = self.context(head, caller, stated.version);
         let admitted = self.admit(draft, &context);
         // Who waits for the disk holds its event and no message.
         drop((read, of_other_schema));
@@ -316,22 +320,18 @@ impl HttpDoor {
         if key.is_none() {
             self.check_key(batch.write_key.and_then(text).as_deref(), head)?;
         }
-        // A website's events come from who looks at it.
-        let is_direct = head.is_browser() || form == Form::Website;
-        let context = self.context(head, is_direct, batch.stated.version);
-        let caller = (head.caller(), is_direct);
-        let puts = batch.put(form, caller, &self.destinations, (&self.admission, &context)).await;
-        let now_ms = self.admission.now_ms();
-        let came = Came { at_ms: now_ms, caller: head.caller(), is_direct };
-        let (letters, newer) = batch.keeping(form, &puts, came).into_parts();
+        let came = Came { at_ms: self.admission.now_ms(), caller: head.caller(form == Form::Website) };
+        let context = self.context(head, came.caller, batch.stated.version);
+        let puts = batch.put(form, came, &self.destinations, (&self.admission, &context)).await;
+        let Keeping { letters, newer } = batch.keeping(form, &puts, came);
         let Batch { wants_answers, is_one, stated, .. } = batch;
         // Who waits for the disk holds its events and no message.
         drop((json, held));
         let mut answers = self.admission.answers(puts).await;
         // What comes again is kept then, and not each time.
         let is_sent_again = Batch::is_sent_again(form, wants_answers, &answers);
-        if !is_sent_again && self.refused.keep(letters, now_ms).await {
-            Keeping::take_newer(newer, &mut answers);
+        if !is_sent_again && self.refused.keep(letters, came.at_ms).await {
+            take_newer(newer, &mut answers);
         }
         let warning = stated.warning.as_deref();
         let mut reply = match form {
@@ -350,17 +350,18 @@ impl HttpDoor {
         let key = write_key.and_then(text).map(std::borrow::Cow::into_owned).or_else(|| head.key());
         self.check_key(key.as_deref(), head)?;
         let kind = kind.ok_or(Problem::NotFound)?;
-        let call = self.call(Form::Segment, head.caller(), true);
-        self.admit(call.read_text(&json, Some(kind)), &self.context(head, true, 1)).await?;
+        let caller = head.caller(true);
+        let call = self.call(Form::Segment, caller);
+        self.admit(call.read_text(&json, Some(kind)), &self.context(head, caller, 1)).await?;
         Ok(())
     }
 
     /// What admission is told of a call, whose key was looked at.
-    fn context(&self, head: &Head, is_direct: bool, schema_version: u32) -> CallContext<'static> {
+    fn context(&self, head: &Head, caller: Caller<'_>, schema_version: u32) -> CallContext<'static> {
         CallContext {
             door: Door::Http,
             peer: head.address,
-            client: head.caller().ip.filter(|_| is_direct),
+            client: caller.ip.filter(|_| caller.is_direct),
             credential: if self.keys.are_checked() { Credential::WriteKey } else { Credential::None },
             tenant: None,
             schema_version,
@@ -384,9 +385,9 @@ impl HttpDoor {
     }
 
     /// Of one event, beside which nothing stands.
-    fn call<'a>(&'a self, form: Form, caller: Caller<'a>, is_browser: bool) -> Call<'a> {
-        let received_ms = self.admission.now_ms();
-        Call::new(form, received_ms, (caller, is_browser), Beside::default(), &self.destinations)
+    fn call<'a>(&'a self, form: Form, caller: Caller<'a>) -> Call<'a> {
+        let came = Came { at_ms: self.admission.now_ms(), caller };
+        Call::new(form, came, Beside::default(), &self.destinations)
     }
 }
 

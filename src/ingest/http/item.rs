@@ -38,10 +38,7 @@ const MILLIS_FROM: i64 = 100_000_000_000;
 #[derive(Debug)]
 pub(super) struct Call<'a> {
     form: Form,
-    received_ms: i64,
-    /// Who calls, which is the user's own browser, or a server of the customer's.
-    caller: Caller<'a>,
-    is_browser: bool,
+    came: Came<'a>,
     destinations: &'a Destinations,
     // What stands beside the items, read once for all.
     sent_at_ms: Option<i64>,
@@ -63,15 +60,25 @@ pub(super) struct Beside<'a> {
 /// Who calls, as the connection and the head of the call show it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller<'a> {
+    /// Nothing if somebody stands between.
     pub(super) ip: Option<IpAddr>,
     pub(super) user_agent: &'a str,
+    /// It is the user's own device, and no server of the customer's.
+    pub(super) is_direct: bool,
+}
+
+/// How a call came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Came<'a> {
+    /// By our clock, in Unix milliseconds.
+    pub(super) at_ms: i64,
+    pub(super) caller: Caller<'a>,
 }
 
 impl<'a> Call<'a> {
     pub(super) fn new(
         form: Form,
-        received_ms: i64,
-        (caller, is_browser): (Caller<'a>, bool),
+        came: Came<'a>,
         beside: Beside<'a>,
         destinations: &'a Destinations,
     ) -> Self {
@@ -83,9 +90,7 @@ impl<'a> Call<'a> {
         };
         let mut call = Self {
             form,
-            received_ms,
-            caller,
-            is_browser,
+            came,
             destinations,
             sent_at_ms: beside.sent_at.filter(given).and_then(|value| time_of(value).ok()),
             wanted,
@@ -194,7 +199,7 @@ impl<'a> Call<'a> {
     /// A time by the caller's clock, as our clock would have shown it, if the two are far
     /// apart.
     fn corrected(&self, time_ms: i64, sent_at_ms: Option<i64>) -> i64 {
-        match sent_at_ms.map(|sent_at_ms| self.received_ms.saturating_sub(sent_at_ms)) {
+        match sent_at_ms.map(|sent_at_ms| self.came.at_ms.saturating_sub(sent_at_ms)) {
             Some(behind_ms) if behind_ms.saturating_abs() > CLOCK_TOLERANCE_MS => {
                 time_ms.saturating_add(behind_ms)
             }
@@ -247,10 +252,10 @@ impl<'a> Call<'a> {
 
     /// What the call itself shows of the user, if it comes from the user's own device.
     fn seen(&self, is_direct: bool) -> PlaceOfEvent<'a> {
-        if !self.is_browser && !is_direct {
+        let Caller { ip, user_agent, is_direct: is_device } = self.came.caller;
+        if !is_device && !is_direct {
             return PlaceOfEvent::default();
         }
-        let Caller { ip, user_agent } = self.caller;
         let ip = ip.map(|ip| ip.to_string()).unwrap_or_default();
         PlaceOfEvent { ip: ip.into(), user_agent: user_agent.into(), ..PlaceOfEvent::default() }
     }
@@ -282,9 +287,16 @@ pub(super) const NAMES: [&str; 19] = [
     schema::FIELD,
 ];
 
-/// The write key and the schema version that an item names, if it is an object.
-pub(super) fn key_and_version<'a>(item: &Item<'a>) -> Option<[Option<Raw<'a>>; 2]> {
-    item.fields.map(|[.., write_key, version]| [write_key, version])
+impl<'a> Item<'a> {
+    /// The write key that it names.
+    pub(super) fn write_key(&self) -> Option<Raw<'a>> {
+        self.fields.and_then(|[.., write_key, _]| write_key)
+    }
+
+    /// The schema version that it names.
+    pub(super) fn schema_version(&self) -> Option<Raw<'a>> {
+        self.fields.and_then(|[.., schema_version]| schema_version)
+    }
 }
 
 /// What is known of where an event happened.
@@ -452,8 +464,9 @@ mod tests {
     fn read_at(json: &str, sent_at: &str) -> Result<i64, String> {
         let sent_at: Box<RawValue> = serde_json::from_str(sent_at).unwrap();
         let beside = Beside { sent_at: Some((&*sent_at).into()), ..Beside::default() };
-        let (destinations, caller) = (Destinations::default(), Caller { ip: None, user_agent: "" });
-        let call = Call::new(Form::Segment, NOW_MS, (caller, false), beside, &destinations);
+        let (destinations, caller) =
+            (Destinations::default(), Caller { ip: None, user_agent: "", is_direct: false });
+        let call = Call::new(Form::Segment, Came { at_ms: NOW_MS, caller }, beside, &destinations);
         let json = format!(r#"{{"event":"x","userId":"u","timestamp":{json}}}"#);
         let draft = call.read_text(&json, Some(Kind::Track));
         draft.map(|draft| draft.time_ms.unwrap().1).map_err(|violation| violation.reason.name().to_owned())
@@ -497,8 +510,9 @@ mod tests {
             let common: Box<RawValue> =
                 serde_json::from_str(r#"{"ip":"203.0.113.1","locale":"de","sessionId":7}"#).unwrap();
             let beside = Beside { context: Some((&*common).into()), ..Beside::default() };
-            let (destinations, caller) = (Destinations::default(), Caller { ip: None, user_agent: "" });
-            let call = Call::new(Form::Segment, NOW_MS, (caller, false), beside, &destinations);
+            let (destinations, caller) =
+                (Destinations::default(), Caller { ip: None, user_agent: "", is_direct: false });
+            let call = Call::new(Form::Segment, Came { at_ms: NOW_MS, caller }, beside, &destinations);
             let json = format!(r#"{{"event":"x","userId":"u","context":{own}}}"#);
             let draft = call.read_text(&json, Some(Kind::Track)).unwrap();
             let more = draft.more.unwrap();

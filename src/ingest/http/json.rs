@@ -13,19 +13,25 @@ pub(super) fn fields<'a, const N: usize>(
     json: &'a str,
     names: &[&str; N],
 ) -> Result<[Option<Raw<'a>>; N], serde_json::Error> {
-    let mut values = [None; N];
     let mut scanner = Scanner::new(json);
-    let read = scanner.members(|name, scanner| {
+    let read = named_members(&mut scanner, names).and_then(|values| scanner.end().map(|()| values));
+    read.map_err(|Malformed| why_no_object(json))
+}
+
+/// The values of some names of the object that is next.
+fn named_members<'a, const N: usize>(
+    scanner: &mut Scanner<'a>,
+    names: &[&str; N],
+) -> Result<[Option<Raw<'a>>; N], Malformed> {
+    let mut values = [None; N];
+    scanner.members(|name, scanner| {
         let value = scanner.value()?;
         if let Some(place) = place_of(name, names) {
             values[place] = Some(value);
         }
         Ok(())
-    });
-    match read.and_then(|()| scanner.end()) {
-        Ok(()) => Ok(values),
-        Err(Malformed) => Err(why_no_object(json)),
-    }
+    })?;
+    Ok(values)
 }
 
 /// An item of a list: all of it, and of an object the values of some names.
@@ -47,17 +53,8 @@ impl<'a, const N: usize> Item<'a, N> {
         if !scanner.is_next(b'{') {
             return scanner.value().map(|raw| Self { raw, fields: None });
         }
-        let mut values = [None; N];
-        let raw = scanner.as_it_stands(|scanner| {
-            scanner.members(|name, scanner| {
-                let value = scanner.value()?;
-                if let Some(place) = place_of(name, names) {
-                    values[place] = Some(value);
-                }
-                Ok(())
-            })
-        })?;
-        Ok(Self { raw, fields: Some(values) })
+        let (raw, fields) = scanner.as_it_stands(|scanner| named_members(scanner, names))?;
+        Ok(Self { raw, fields: Some(fields) })
     }
 
     /// Why an item that has no fields is no object.

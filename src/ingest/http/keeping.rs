@@ -4,7 +4,7 @@
 use analytics_relay_providers::EventId;
 
 use super::{
-    item::{Beside, Caller, time_of},
+    item::{Beside, Caller, Came, time_of},
     json::{fields, scalar},
     reply::{described, name_here},
     scan::Raw,
@@ -19,22 +19,12 @@ use crate::{
     refused::{RefusedItem, Seen},
 };
 
-/// How a batch came.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Came<'a> {
-    /// Unix milliseconds.
-    pub(super) at_ms: i64,
-    pub(super) caller: Caller<'a>,
-    /// The caller is the user's own device.
-    pub(super) is_direct: bool,
-}
-
 /// Letters of one batch.
 #[derive(Debug, Default)]
 pub(super) struct Keeping {
-    pub(super) items: Vec<RefusedItem>,
+    pub(super) letters: Vec<RefusedItem>,
     /// Those of a newer schema, by their places, with the ids that their callers get.
-    newer: Vec<(usize, EventId<'static>)>,
+    pub(super) newer: Vec<(usize, EventId<'static>)>,
 }
 
 impl Keeping {
@@ -51,7 +41,7 @@ impl Keeping {
         if violation.reason == RefusalReason::SchemaNewer {
             self.newer.push((place, id_of(item, &letter_id)));
         }
-        self.items.push(RefusedItem {
+        self.letters.push(RefusedItem {
             letter_id,
             refused_since_ms: came.at_ms,
             reason: violation.reason.name().to_owned(),
@@ -62,39 +52,28 @@ impl Keeping {
             context: beside.context.map(Raw::boxed),
             integrations: beside.integrations.map(Raw::boxed),
             sent_at_ms: beside.sent_at.and_then(|sent_at| time_of(sent_at).ok()),
-            seen: came.seen_of(item, beside.context),
+            seen: seen_of(came.caller, item, beside.context),
             item: item.boxed(),
         });
     }
+}
 
-    /// What is of a newer schema was taken, now that it is kept.
-    pub(super) fn take_newer(
-        newer: Vec<(usize, EventId<'static>)>,
-        answers: &mut [Result<Accepted, Denied>],
-    ) {
-        for (place, event_id) in newer {
-            answers[place] = Ok(Accepted { event_id, durability: Durability::Synced });
-        }
-    }
-
-    /// Its letters, and what [`Self::take_newer`] needs of it.
-    pub(super) fn into_parts(self) -> (Vec<RefusedItem>, Vec<(usize, EventId<'static>)>) {
-        (self.items, self.newer)
+/// What is of a newer schema was taken, now that it is kept.
+pub(super) fn take_newer(newer: Vec<(usize, EventId<'static>)>, answers: &mut [Result<Accepted, Denied>]) {
+    for (place, event_id) in newer {
+        answers[place] = Ok(Accepted { event_id, durability: Durability::Synced });
     }
 }
 
-impl Came<'_> {
-    /// What the call shows of the user, if it comes from the user's own device.
-    fn seen_of(self, item: Raw<'_>, beside: Option<Raw<'_>>) -> Option<Seen> {
-        let is_direct = |context: Raw<'_>| {
-            let direct = fields(context.get(), &["direct"]).ok().and_then(|[direct]| direct);
-            direct.is_some_and(|direct| direct.get() == "true")
-        };
-        let own = fields(item.get(), &["context"]).ok().and_then(|[own]| own);
-        let is_direct = self.is_direct || [own, beside].into_iter().flatten().any(is_direct);
-        let (ip, user_agent) = (self.caller.ip, self.caller.user_agent.to_owned());
-        is_direct.then_some(Seen { ip, user_agent })
-    }
+/// What the call shows of the user, if it comes from the user's own device.
+fn seen_of(caller: Caller<'_>, item: Raw<'_>, beside: Option<Raw<'_>>) -> Option<Seen> {
+    let is_direct = |context: Raw<'_>| {
+        let direct = fields(context.get(), &["direct"]).ok().and_then(|[direct]| direct);
+        direct.is_some_and(|direct| direct.get() == "true")
+    };
+    let own = fields(item.get(), &["context"]).ok().and_then(|[own]| own);
+    let is_direct = caller.is_direct || [own, beside].into_iter().flatten().any(is_direct);
+    is_direct.then(|| Seen { ip: caller.ip, user_agent: caller.user_agent.to_owned() })
 }
 
 /// An item's own id, or else that of its letter, which it will get.

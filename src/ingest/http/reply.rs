@@ -10,7 +10,7 @@ use hyper::{
 };
 use serde::Serialize;
 
-use super::{route::Form, website};
+use super::route::Form;
 use crate::{
     admission::{
         Accepted,
@@ -20,6 +20,9 @@ use crate::{
 };
 
 pub(super) type Reply = Response<Full<Bytes>>;
+
+/// What is wrong with every refused event of website analytics, to its caller.
+pub(super) const INVALID_EVENT: &str = "INVALID_EVENT";
 
 /// Why a call as a whole is not served.
 #[derive(Debug)]
@@ -100,7 +103,7 @@ impl Problem {
         };
         match form {
             Form::Segment => of_segment,
-            Form::Website if matches!(self, Self::Denied(Denied::Invalid(_))) => website::INVALID_EVENT,
+            Form::Website if matches!(self, Self::Denied(Denied::Invalid(_))) => INVALID_EVENT,
             Form::Ingestion | Form::Website => of_ingestion,
         }
     }
@@ -108,7 +111,7 @@ impl Problem {
     fn field(&self, form: Form) -> &str {
         match self {
             Self::Denied(Denied::Invalid(violations)) if form == Form::Website => {
-                website::name_of(&violations[0].field)
+                name_in_website(&violations[0].field)
             }
             Self::Malformed { field, .. } => field,
             Self::Unauthorized(_) => "writeKey",
@@ -120,7 +123,7 @@ impl Problem {
     fn message(&self, form: Form) -> String {
         match self {
             Self::Denied(Denied::Invalid(violations)) if form == Form::Website => {
-                format!("{}: {}", website::name_of(&violations[0].field), described(&violations[0]))
+                format!("{}: {}", name_in_website(&violations[0].field), described(&violations[0]))
             }
             Self::NotFound => {
                 "there is nothing at this path, see docs/integration.md for those there are".into()
@@ -248,6 +251,18 @@ pub(super) fn name_here(field: &str) -> &str {
         "group_id" => "groupId",
         "previous_id" => "previousId",
         "session_id" => "sessionId",
+        other => other,
+    }
+}
+
+/// The name that it has in the form of website analytics.
+pub(super) fn name_in_website(field: &str) -> &str {
+    match name_here(field) {
+        "event" => "event_type",
+        "anonymousId" => "visitor_id",
+        "userId" => "user_id",
+        "sessionId" => "session_id",
+        "messageId" => "event_id",
         other => other,
     }
 }

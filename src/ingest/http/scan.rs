@@ -65,15 +65,15 @@ impl<'a> Scanner<'a> {
         self.peek() == Some(byte)
     }
 
-    /// All that is read of the next value, as it stands.
-    pub(super) fn as_it_stands(
+    /// The next value as it stands, and what is read of it.
+    pub(super) fn as_it_stands<T>(
         &mut self,
-        read: impl FnOnce(&mut Self) -> Result<(), Malformed>,
-    ) -> Result<Raw<'a>, Malformed> {
+        read: impl FnOnce(&mut Self) -> Result<T, Malformed>,
+    ) -> Result<(Raw<'a>, T), Malformed> {
         self.space();
         let start = self.at;
-        read(self)?;
-        Ok(Raw(&self.text[start..self.at]))
+        let read = read(self)?;
+        Ok((Raw(&self.text[start..self.at]), read))
     }
 
     /// Hands each member of the object on that is next: its name as it stands between its

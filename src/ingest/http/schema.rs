@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    json::{fields, scalar},
+    json::scalar,
     reply::{Reply, json},
     route::query_value,
     scan::Raw,
@@ -138,9 +138,7 @@ impl Schemas {
     }
 
     /// The version of one item of a call: its own, or else the call's.
-    pub(super) fn of_item(json: &str, of_call: u32) -> Result<u32, Violation> {
-        // What is no object is refused as what it is.
-        let Ok([own]) = fields(json, &[FIELD]) else { return Ok(of_call) };
+    pub(super) fn of_item(own: Option<Raw<'_>>, of_call: u32) -> Result<u32, Violation> {
         Ok(match own.map(stated_in).transpose()?.flatten() {
             Some(own) => number(&own)?,
             None => of_call,
@@ -362,8 +360,9 @@ mod tests {
         assert_eq!(SCHEMAS.upcast("[1]", 1), Ok(None), "it is refused as what it is");
         let newer = SCHEMAS.upcast(third, 4).unwrap_err();
         assert_eq!((newer.reason, newer.want.as_str()), (RefusalReason::SchemaNewer, "1, 2, 3"));
-        assert_eq!(Schemas::of_item(r#"{"schemaVersion":2}"#, 1), Ok(2));
-        assert_eq!(Schemas::of_item("{}", 3), Ok(3));
+        let own: Box<RawValue> = serde_json::from_str("2").unwrap();
+        assert_eq!(Schemas::of_item(Some((&*own).into()), 1), Ok(2));
+        assert_eq!(Schemas::of_item(None, 3), Ok(3));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
     json::{fields, is_null, scalar, text},
-    reply::{Reply, described, json, name_here},
+    reply::{INVALID_EVENT, Reply, described, json, name_in_website},
     scan::Raw,
     schema::{self, Fields},
 };
@@ -34,9 +34,6 @@ const CAMPAIGN: [(&str, &str); 5] = [
     ("utm_term", "term"),
     ("utm_content", "content"),
 ];
-
-/// What is wrong with every event of this form, to its caller.
-pub(super) const INVALID_EVENT: &str = "INVALID_EVENT";
 
 /// An event of this form as one of Segment's. What is no object is left for the rules
 /// there. Whose address and browser it was only the connection says.
@@ -185,7 +182,7 @@ pub(super) fn reply_to_many(answers: &[Result<Accepted, Denied>]) -> Reply {
     let errors = answers.iter().enumerate().filter_map(|(index, answer)| match answer {
         Err(Denied::Invalid(violations)) => Some(Error {
             index,
-            field: name_of(&violations[0].field),
+            field: name_in_website(&violations[0].field),
             code: INVALID_EVENT,
             message: described(&violations[0]),
         }),
@@ -194,18 +191,6 @@ pub(super) fn reply_to_many(answers: &[Result<Accepted, Denied>]) -> Reply {
     let errors: Vec<_> = errors.collect();
     let (accepted, rejected) = (answers.len() - errors.len(), errors.len());
     json(StatusCode::ACCEPTED, &Answer { success: true, accepted, rejected, errors })
-}
-
-/// The name that a rule's field has in this form.
-pub(super) fn name_of(field: &str) -> &str {
-    match name_here(field) {
-        "event" => "event_type",
-        "anonymousId" => "visitor_id",
-        "userId" => "user_id",
-        "sessionId" => "session_id",
-        "messageId" => "event_id",
-        other => other,
-    }
 }
 
 #[cfg(test)]
