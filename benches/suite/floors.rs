@@ -12,7 +12,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{echo, http, support};
+use crate::{echo, handlers, support};
 
 /// Bytes of a message and of an answer over TCP: those of the reference event
 /// with its frame, and of a small answer.
@@ -25,7 +25,7 @@ pub(crate) struct Floor {
 }
 
 impl Floor {
-    /// Starts one: `tcp`, `h2`, `echo`, or one of [`http::FLOORS`].
+    /// Starts one: `tcp`, `h2`, `echo`, or one of [`handlers::FLOORS`].
     pub(crate) async fn start(kind: &str) -> anyhow::Result<Self> {
         let command = support::on_servers_core(std::env::current_exe()?.as_os_str());
         Self::start_by(command, kind).await
@@ -61,14 +61,16 @@ pub(crate) fn serve(kind: &str) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new()?;
     match kind {
         "echo" => runtime.block_on(echo::serve())?,
-        kind if http::FLOORS.contains(&kind) => runtime.block_on(http::serve(kind))?,
+        kind if handlers::FLOORS.contains(&kind) => {
+            runtime.block_on(async { handlers::serve(kind, listen().await?).await })?;
+        }
         "h2" => runtime.block_on(serve_h2())?,
         _ => runtime.block_on(serve_tcp())?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) async fn listen() -> anyhow::Result<TcpListener> {
+async fn listen() -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
     Ok(listener)

@@ -1,18 +1,15 @@
 //! What an event costs that comes over HTTP in Segment's form, beside handlers that do the
 //! least with the same bodies: one reads them, one parses them into `serde_json::Value`.
 
-use std::{convert::Infallible, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    floors::{Floor, listen},
+    floors::Floor,
     h2load::{self, Call, H2load, Until},
+    handlers::FLOORS,
     open_loop::{OpenCall, Timetable},
     rate::{Rate, Usage, window},
     report::{Report, median},
@@ -25,10 +22,6 @@ pub(crate) const BATCH: u64 = 100;
 /// Paths of Segment's form.
 pub(crate) const TRACK: &str = "/v1/track";
 pub(crate) const BATCHES: &str = "/v1/batch";
-/// The least that a handler does with a body.
-pub(crate) const FLOORS: [&str; 2] = ["http_read", "http_value"];
-const ANSWER: &[u8] = b"{\"success\":true}";
-
 const ROUNDS: usize = 3;
 const SECONDS: u32 = 4;
 const CONNECTIONS: [u32; 4] = [1, 16, 100, 1000];
@@ -68,29 +61,6 @@ fn event_of(bytes: usize) -> Value {
     let own = event["properties"].to_string().len();
     event["properties"]["filling"] = "x".repeat(bytes.saturating_sub(own)).into();
     event
-}
-
-/// Runs in the child: answers every call after it has read its body, or parsed it too.
-pub(crate) async fn serve(kind: &str) -> anyhow::Result<()> {
-    let parses = kind == FLOORS[1];
-    let listener = listen().await?;
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    loop {
-        let (stream, _) = tokio::select! {
-            accepted = listener.accept() => accepted?,
-            _ = terminate.recv() => return Ok(()),
-        };
-        stream.set_nodelay(true)?;
-        let answer = move |request: Request<Incoming>| async move {
-            let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-            if parses {
-                let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-                std::hint::black_box(&value);
-            }
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(ANSWER))))
-        };
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));
-    }
 }
 
 /// How much goes through one core, and how long callers wait.

@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 
 use crate::{
     floors::Floor,
+    handlers::FLOORS,
     http,
     report::Report,
     support::{Relay, reference_batch, reference_event},
@@ -77,10 +78,10 @@ const TWO: &str = "segment,amplitude";
 const ECHO: Case = case("echo_unary", "", How::Unary);
 /// Handlers that do the least with the bodies of Segment's form, by their kinds.
 const HTTP_FLOORS: [(Case, &str); 4] = [
-    (case("http_read_track", "", How::Http(http::TRACK)), http::FLOORS[0]),
-    (case("http_value_track", "", How::Http(http::TRACK)), http::FLOORS[1]),
-    (case("http_read_batch", "", How::Http(http::BATCHES)), http::FLOORS[0]),
-    (case("http_value_batch", "", How::Http(http::BATCHES)), http::FLOORS[1]),
+    (case("http_read_track", "", How::Http(http::TRACK)), FLOORS[0]),
+    (case("http_value_track", "", How::Http(http::TRACK)), FLOORS[1]),
+    (case("http_read_batch", "", How::Http(http::BATCHES)), FLOORS[0]),
+    (case("http_value_batch", "", How::Http(http::BATCHES)), FLOORS[1]),
 ];
 /// What the relay costs beside them: all of it, up to the provider's answer.
 const HTTP_CASES: [(Case, &str); 2] = [

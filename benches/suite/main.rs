@@ -26,6 +26,7 @@ mod echo;
 mod floors;
 mod growth;
 mod h2load;
+mod handlers;
 mod http;
 mod instructions;
 mod latency;

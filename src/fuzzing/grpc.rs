@@ -1,6 +1,6 @@
 //! Calls of the gRPC service, from a message's bytes to the queue.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, net::Ipv4Addr, sync::Arc};
 
 use analytics_relay_providers::{
     Event, EventKind,
@@ -15,10 +15,8 @@ use prost::Message;
 use tonic::{Code, Status, codegen::http, service::Routes};
 use tonic_types::StatusExt;
 
-use super::NOW_MS;
+use super::{Inside, NOW_MS};
 use crate::{
-    admission::Admission,
-    health::Health,
     ingest::{
         budget::ReceiveBudget,
         grpc::{answer::AnswerBody, front_door::FrontDoor, service::AnalyticsService},
@@ -30,13 +28,10 @@ use crate::{
         track_batch_answer::Answer, track_batch_item::Item as BatchItem,
     },
     queue::{
-        Queue, QueueLimits,
-        memory::{self, QueueReceiver},
+        QueueLimits,
+        memory::QueueReceiver,
         spool::frame::{PAYLOAD_BYTES_MAX, find_mark},
     },
-    shutdown::Stop,
-    telemetry::Telemetry,
-    time::Clock,
 };
 
 /// A call of the gRPC service, from its message's bytes to the queue.
@@ -186,14 +181,9 @@ impl Served {
     }
 
     fn new() -> Self {
-        let mut telemetry = Telemetry::new(NOW_MS);
-        let (sender, queue) =
-            memory::bounded(QueueLimits { events_max: QUEUE_EVENTS_MAX, bytes_max: 1 << 20 });
-        let health = Health::new(Stop::default(), sender.clone(), Vec::new(), None);
-        let clock = Clock::from_fn(|| NOW_MS);
-        let accepted = telemetry.accepted();
-        let admission = Admission::new(Queue::Memory(sender, accepted), clock, telemetry.admission());
-        let door = FrontDoor::new(Arc::new(admission), Arc::new(health), Counter::default());
+        let Inside { mut telemetry, admission, health, queue } =
+            Inside::of(QueueLimits { events_max: QUEUE_EVENTS_MAX, bytes_max: 1 << 20 });
+        let door = FrontDoor::new(admission, health, Counter::default());
         let service = AnalyticsService::new(door, Routes::default, telemetry.ingest());
         let budget = ReceiveBudget::new(4 << 20, Counter::default());
         Self { service: Arc::new(service), budget, queue }
@@ -205,7 +195,7 @@ impl Served {
             .header("content-type", "application/grpc")
             .body(Body::from(body))
             .expect("a legal request");
-        let receiving = self.budget.connection("127.0.0.1".parse().unwrap(), Slot::Regular);
+        let receiving = self.budget.connection(Ipv4Addr::LOCALHOST.into(), Slot::Regular);
         let answer =
             self.service.clone().answer(request, receiving).now_or_never().expect("nothing is waited for");
         let status = Status::from_header_map(answer.headers());

@@ -10,6 +10,7 @@ mod cursor;
 mod dead_letter;
 mod frame;
 mod grpc;
+mod inside;
 mod memory;
 mod recovery;
 
@@ -22,6 +23,6 @@ pub use self::{
 };
 pub use crate::ingest::http::fuzzing::{http_ingestion, http_json, http_segment, http_website};
 
-pub(crate) use self::grpc::check_event;
+pub(crate) use self::{grpc::check_event, inside::Inside};
 
 pub(crate) const NOW_MS: i64 = 1_767_225_600_000;

@@ -19,23 +19,16 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::{
     door::HttpDoor,
+    item::NAMES,
     json::{Items, List, fields, fields_and_items, object, text, without_lone_surrogates},
     scan::Scanner,
 };
 use crate::{
-    admission::Admission,
-    fuzzing::{NOW_MS, check_event},
-    health::Health,
+    fuzzing::{Inside, check_event},
     ingest::{budget::ReceiveBudget, limits::HTTP_PROPERTIES},
     listener::Slot,
-    queue::{
-        Queue, QueueLimits,
-        memory::{self, QueueReceiver},
-    },
+    queue::{QueueLimits, memory::QueueReceiver},
     refused::RefusedKeeper,
-    shutdown::Stop,
-    telemetry::Telemetry,
-    time::Clock,
 };
 
 /// The reader that looks at some fields only finds what the general one finds.
@@ -187,34 +180,12 @@ fn made_up_batch(input: &mut Input<'_>, list: &str) -> Vec<u8> {
 }
 
 fn made_up_item(input: &mut Input<'_>) -> Value {
-    const NAMES: [&str; 22] = [
-        "type",
-        "event",
-        "userId",
-        "anonymousId",
-        "messageId",
-        "sessionId",
-        "name",
-        "category",
-        "groupId",
-        "previousId",
-        "timestamp",
-        "originalTimestamp",
-        "sentAt",
-        "properties",
-        "traits",
-        "context",
-        "integrations",
-        "schemaVersion",
-        "website_id",
-        "event_type",
-        "page",
-        "visitor_id",
-    ];
+    const OF_WEBSITES: [&str; 4] = ["website_id", "event_type", "page", "visitor_id"];
+    let names = [&NAMES[..], &OF_WEBSITES].concat();
     const KINDS: [&str; 7] = ["track", "identify", "page", "screen", "group", "alias", "other"];
     let mut item = json!({"type": KINDS[input.below(KINDS.len())], "userId": "u", "event": "e", "groupId": "g", "previousId": "p", "website_id": "w", "page": "/"});
     for _ in 0..input.below(6) {
-        let name = NAMES[input.below(NAMES.len())];
+        let name = names[input.below(names.len())];
         item[name] = made_up_value(input, 0);
     }
     item
@@ -261,17 +232,12 @@ impl Served {
     }
 
     fn new() -> Self {
-        let mut telemetry = Telemetry::new(NOW_MS);
-        let (sender, queue) = memory::bounded(QueueLimits { events_max: 10_000, bytes_max: 1 << 26 });
-        let health = Health::new(Stop::default(), sender.clone(), Vec::new(), None);
-        let clock = Clock::from_fn(|| NOW_MS);
-        let accepted = telemetry.accepted();
-        let admission =
-            Arc::new(Admission::new(Queue::Memory(sender, accepted), clock, telemetry.admission()));
+        let Inside { mut telemetry, admission, health, queue } =
+            Inside::of(QueueLimits { events_max: 10_000, bytes_max: 1 << 26 });
         // Without a byte on the disk.
         let kept = RefusedKeeper::new(Path::new("/nonexistent"), 0, Counter::default(), Counter::default());
         let providers = vec!["mixpanel", "amplitude", "segment"];
-        let door = HttpDoor::new(admission, Arc::new(health), &[], providers, kept, telemetry.ingest());
+        let door = HttpDoor::new(admission, health, &[], providers, kept, telemetry.ingest());
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         Self { runtime, door, budget: ReceiveBudget::new(16 << 20, Counter::default()), queue }
     }
