@@ -22,7 +22,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -173,9 +173,9 @@ impl App {
     /// providers of your own.
     pub async fn start_with(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Self, StartError> {
         let providers = providers(config, own)?;
-        let data_dir = data_dir(config);
+        let data_dir = &config.data_dir;
         let unusable = |source| StartError::DataDir { dir: data_dir.display().to_string(), source };
-        let lock = DataDirLock::acquire(&data_dir).map_err(unusable)?;
+        let lock = DataDirLock::acquire(data_dir).map_err(unusable)?;
         let (metrics_listener, metrics_addr) = listen(METRICS_PORT, &config.metrics.listen).await?;
         let doors = DoorPorts::open(config).await?;
         let (grpc_addr, http_addr, connections_max) =
@@ -196,16 +196,10 @@ impl App {
         let names = providers.iter().map(|(provider, _)| provider.name()).collect();
         let opened = open_spool(config, &providers, clock.now_ms()).await?;
 
-        let suspensions = Suspensions::new(&data_dir);
+        let suspensions = Suspensions::new(data_dir);
         let suspended = suspensions.list().map_err(unusable)?;
-        let builder = LaneBuilder {
-            config,
-            data_dir: &data_dir,
-            families,
-            clock: clock.clone(),
-            stop: stop.clone(),
-            suspended,
-        };
+        let builder =
+            LaneBuilder { config, data_dir, families, clock: clock.clone(), stop: stop.clone(), suspended };
         let mut lanes = Vec::new();
         let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
         for (place, (provider, delivery)) in providers.into_iter().enumerate() {
@@ -235,7 +229,7 @@ impl App {
         // Only now that nothing can fail any more.
         let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
-        lanes::warn_of_forgotten_spill(&data_dir, &lanes);
+        lanes::warn_of_forgotten_spill(data_dir, &lanes);
         let looks_after = |unnamed: Unnamed| watch.over("unnamed provider", unnamed.run(stop.clone()));
         let unnamed = unnamed.into_iter().map(looks_after).collect();
 
@@ -269,7 +263,7 @@ impl App {
         }));
         let stopped = stop_servers.clone().cancelled_owned();
         let refused = RefusedKeeper::new(
-            &data_dir,
+            data_dir,
             config.dead_letters.bytes_max,
             ingest_metrics.refused_kept.clone(),
             ingest_metrics.refused_lost.clone(),
@@ -434,12 +428,6 @@ impl App {
     }
 }
 
-/// Where a relay keeps its files. Test mode calls everything delivered, so it
-/// must not touch events that wait for a provider.
-pub(crate) fn data_dir(config: &Config) -> PathBuf {
-    if config.test_mode { config.data_dir.join("test-mode") } else { config.data_dir.clone() }
-}
-
 /// Opens the log of a durable relay.
 async fn open_spool(
     config: &Config,
@@ -448,7 +436,7 @@ async fn open_spool(
 ) -> Result<Option<OpenedSpool>, StartError> {
     let SpoolConfig { durability, limits, when_full, retention, group_window, group_bytes, .. } =
         config.spool;
-    let dir = if config.test_mode { config.spool.dir.join("test-mode") } else { config.spool.dir.clone() };
+    let dir = config.spool.dir.clone();
     if durability == Durability::Queued {
         warn_of_forgotten_log(&dir);
         return Ok(None);

@@ -55,7 +55,7 @@ pub struct Config {
     pub queue: QueueLimits,
     /// How the relay stops.
     pub stop: StopSettings,
-    /// Where dead letters and spill files are.
+    /// Where dead letters and spill files are; in test mode below `DATA_DIR`.
     pub data_dir: PathBuf,
     /// The dead letters.
     pub dead_letters: DeadLetterSettings,
@@ -133,10 +133,12 @@ impl Config {
         let logs = LogSettings::read(reader);
         let queue = QueueLimits::read(reader);
         let stop = StopSettings::read(reader);
-        let data_dir = PathBuf::from(reader.text("DATA_DIR"));
+        let base_dir = PathBuf::from(reader.text("DATA_DIR"));
         let dead_letters = DeadLetterSettings::read(reader);
         let delivery = DeliveryConfig::read(reader, None);
-        let spool = SpoolConfig::read(reader, &data_dir, delivery.spool_bytes_max);
+        let mut spool = SpoolConfig::read(reader, &base_dir, delivery.spool_bytes_max);
+        let data_dir = own_dir(base_dir, test_mode);
+        spool.dir = own_dir(spool.dir, test_mode);
         let providers = providers(reader, test_mode);
         Self {
             grpc,
@@ -167,6 +169,15 @@ impl DeliveryConfig {
             spool_bytes_max: spool::settings::read_share(reader, vendor),
         }
     }
+}
+
+/// Below a directory, where a relay in test mode keeps its files.
+pub(crate) const TEST_MODE_DIR: &str = "test-mode";
+
+/// Where a relay keeps its files. Test mode calls everything delivered, so it must not
+/// touch events that wait for a provider.
+fn own_dir(dir: PathBuf, test_mode: bool) -> PathBuf {
+    if test_mode { dir.join(TEST_MODE_DIR) } else { dir }
 }
 
 fn providers(reader: &mut Reader, test_mode: bool) -> Vec<ProviderConfig> {

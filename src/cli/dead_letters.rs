@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use super::{DeleteArgs, Filter, ReplayArgs, print_each};
 use crate::{
     app::lane_settings,
-    config::{Config, ProviderConfig},
+    config::{Config, ProviderConfig, TEST_MODE_DIR},
     delivery::{
         dead_letter::{DeadLetter, DeadLetterDir, ReplayedLog, Seen, Stored},
         replay::{ReplayReport, Sent, replay as replay_letters},
@@ -104,7 +104,7 @@ fn rows(data_dir: &Path, filter: &Filter) -> anyhow::Result<(Rows, Seen)> {
 
 fn print_rows(data_dir: &Path, rows: &Rows) {
     if rows.is_empty() {
-        println!("no dead letters in {}", data_dir.display());
+        println!("no dead letters in {}{}", data_dir.display(), elsewhere(data_dir));
         return;
     }
     println!("{:<12} {:<18} {:>8}  {:<24}  newest", "provider", "reason", "letters", "oldest");
@@ -112,6 +112,12 @@ fn print_rows(data_dir: &Path, rows: &Rows) {
         let (oldest, newest) = (rfc_3339(row.oldest_ms), rfc_3339(row.newest_ms));
         println!("{provider:<12} {:<18} {:>8}  {oldest:<24}  {newest}", reason.name(), row.letters);
     }
+}
+
+/// Where else they may be: a relay in test mode keeps its own.
+pub(super) fn elsewhere(data_dir: &Path) -> String {
+    let of_test_mode = data_dir.join(TEST_MODE_DIR);
+    if of_test_mode.exists() { format!("; of test mode: {}", of_test_mode.display()) } else { String::new() }
 }
 
 pub(super) fn show(data_dir: &Path, filter: &Filter, limit: Option<usize>) -> anyhow::Result<ExitCode> {

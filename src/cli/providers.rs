@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::{
-    app,
     config::Config,
     delivery::suspension::{Suspension, Suspensions},
     time::{Clock, rfc_3339},
@@ -13,8 +12,8 @@ use crate::{
 
 /// Prints the providers that are stopped.
 pub(super) fn list(config: &Config) -> anyhow::Result<ExitCode> {
-    let data_dir = app::data_dir(config);
-    let suspended = Suspensions::new(&data_dir).list().with_context(|| data_dir.display().to_string())?;
+    let data_dir = &config.data_dir;
+    let suspended = Suspensions::new(data_dir).list().with_context(|| data_dir.display().to_string())?;
     if suspended.is_empty() {
         println!("no provider is suspended in {}", data_dir.display());
     }
@@ -28,9 +27,9 @@ pub(super) fn list(config: &Config) -> anyhow::Result<ExitCode> {
 
 /// Stops a provider, now or when the relay starts.
 pub(super) fn suspend(config: &Config, provider: &str, note: String) -> anyhow::Result<ExitCode> {
-    let data_dir = app::data_dir(config);
+    let data_dir = &config.data_dir;
     let suspension = Suspension { since_ms: Clock::system().now_ms(), note };
-    Suspensions::new(&data_dir)
+    Suspensions::new(data_dir)
         .suspend(provider, &suspension)
         .with_context(|| data_dir.display().to_string())?;
     println!(
@@ -42,8 +41,8 @@ pub(super) fn suspend(config: &Config, provider: &str, note: String) -> anyhow::
 
 /// Lets a provider go on.
 pub(super) fn resume(config: &Config, provider: &str) -> anyhow::Result<ExitCode> {
-    let data_dir = app::data_dir(config);
-    let resumed = Suspensions::new(&data_dir).resume(provider);
+    let data_dir = &config.data_dir;
+    let resumed = Suspensions::new(data_dir).resume(provider);
     if resumed.with_context(|| data_dir.display().to_string())? {
         println!("{provider:<12} goes on within a second");
         return Ok(ExitCode::SUCCESS);

@@ -14,7 +14,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::{Client, Response, StatusCode, header::AUTHORIZATION};
 use tokio::time::sleep;
 
-use super::{DeleteRefusedArgs, RefusedAt, SendRefusedArgs, ShowRefusedArgs, print_each};
+use super::{
+    DeleteRefusedArgs, RefusedAt, SendRefusedArgs, ShowRefusedArgs, dead_letters::elsewhere, print_each,
+};
 use crate::{
     config::Config,
     ingest::{
@@ -37,8 +39,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const SHOWN_MAX: usize = 10;
 
 impl RefusedAt {
+    fn data_dir<'a>(&'a self, config: &'a Config) -> &'a Path {
+        self.data_dir.as_ref().unwrap_or(&config.data_dir)
+    }
+
     fn dir(&self, config: &Config) -> RefusedDir {
-        RefusedDir::new(self.data_dir.as_ref().unwrap_or(&config.data_dir))
+        RefusedDir::new(self.data_dir(config))
     }
 
     fn takes(&self, item: &RefusedItem) -> bool {
@@ -82,7 +88,7 @@ pub(super) fn list(config: &Config, at: &RefusedAt) -> anyhow::Result<ExitCode> 
         Ok(true)
     })?;
     if rows.is_empty() {
-        println!("no refused items");
+        println!("no refused items{}", elsewhere(at.data_dir(config)));
         return Ok(ExitCode::SUCCESS);
     }
     println!("{:<28} {:<22} {:>8}  {:<24}  newest", "reason", "segment's reason", "items", "oldest");

@@ -93,3 +93,24 @@ async fn test_mode_leaves_real_events_on_disk_alone() {
     assert_eq!(relay.terminate().await.balance(Vendor::Segment).reloaded, 5);
     observer.check(&setup, Vendor::Segment);
 }
+
+/// Commands look where a relay with the same settings keeps its files.
+#[tokio::test]
+async fn what_test_mode_keeps_is_found_by_the_commands_of_test_mode() {
+    let mut setup = Setup::new().await;
+    setup.set("TEST_MODE", "true");
+    let relay = setup.start().await;
+    let url = format!("http://{}/v1/batch", relay.http_addr.unwrap());
+    let batch = r#"{"batch":[{"type":"track","userId":"u"}]}"#;
+    let answer = crate::harness::reqwest_client().post(url).body(batch).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    relay.terminate().await;
+
+    let list = ["dead-letters", "refused", "list"];
+    assert!(setup.run(&list).await.1.contains("EVENT_NAME_EMPTY"));
+    let (_, hint, _) = setup.run(&["dead-letters", "list"]).await;
+    assert!(hint.contains("1 item(s) of batches that were refused"), "{hint}");
+    setup.set("TEST_MODE", "false");
+    let (_, elsewhere, _) = setup.run(&list).await;
+    assert!(elsewhere.contains("no refused items; of test mode: "), "{elsewhere}");
+}
