@@ -52,6 +52,8 @@ pub mod proto;
 mod ingest;
 
 mod admission;
+mod enrich;
+mod privacy;
 
 mod queue;
 
@@ -75,6 +77,7 @@ mod health;
 mod letter_files;
 mod listener;
 mod refused;
+mod sealing;
 pub mod shutdown;
 pub mod telemetry;
 mod time;

@@ -1,0 +1,22 @@
+//! What the edge alone knows of an event, found out once, before the log: what browser
+//! and device it was, whether a machine, where, on which page, and who led there.
+//!
+//! Each step is pure and bounded and may fail: then its field is absent, and the event is
+//! not.
+
+use serde::Serialize;
+
+/// What a step found, and its JSON, encoded once for all events that share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Encoded<T> {
+    pub(crate) value: T,
+    /// An object.
+    pub(crate) json: Box<str>,
+}
+
+impl<T: Serialize> Encoded<T> {
+    pub(crate) fn new(value: T) -> Self {
+        let json = serde_json::to_string(&value).expect("names are texts").into();
+        Self { value, json }
+    }
+}

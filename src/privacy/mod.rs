@@ -1,0 +1,2 @@
+//! What of an event is kept, and who gets what of it: consent, rules before the log, rules
+//! of each provider while its requests are encoded.
