@@ -6,6 +6,9 @@
 
 use serde::Serialize;
 
+pub(crate) mod session;
+pub(crate) mod visitor;
+
 /// What a step found, and its JSON, encoded once for all events that share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Encoded<T> {
