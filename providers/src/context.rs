@@ -1,5 +1,6 @@
 //! What a caller said about where an event happened, for vendors that know parts of it
-//! under names of their own. Nobody pays for it whose event has none.
+//! under names of their own; and what the relay found out, where the caller said nothing.
+//! Nobody pays for it whose event has none.
 
 use std::borrow::Cow;
 
@@ -11,6 +12,14 @@ use crate::{Event, event::OTHER_ID_BYTES_MAX, json::Object, properties::entries}
 /// The objects in a context that some vendor takes something out of.
 const SECTIONS: [&str; 10] =
     ["page", "campaign", "os", "browser", "device", "app", "screen", "network", "location", "library"];
+/// What the relay found out, by the section that it stands in for if the caller's context
+/// has none: who says what browser it was says all of it.
+const FOUND_OUT: [(&str, &str, &[(&str, &str)]); 4] = [
+    ("os", "agent", &[("name", "os"), ("version", "os_version")]),
+    ("browser", "agent", &[("name", "browser"), ("version", "browser_version")]),
+    ("device", "agent", &[("manufacturer", "brand"), ("model", "model")]),
+    ("location", "geo", &[("country", "country"), ("region", "region"), ("city", "city")]),
+];
 /// Of a campaign's fields so many at most become properties: a vendor limits how many of
 /// these an event has, and a project.
 const CAMPAIGN_FIELDS_MAX: usize = 16;
@@ -48,19 +57,33 @@ pub(crate) struct Row(pub(crate) &'static str, pub(crate) Is, pub(crate) &'stati
 pub(crate) struct Context<'a> {
     fields: Fields<'a>,
     sections: Vec<(&'static str, Fields<'a>)>,
+    found_out: Fields<'a>,
 }
 
 impl<'a> Context<'a> {
     /// The event's, empty if it has none.
     pub(crate) fn of(event: &'a Event) -> Self {
-        let Some(json) = event.context_json() else { return Self::default() };
-        let fields = entries(json);
-        let section = |name: &'static str| {
-            let value = get(&fields, name).filter(|value| value.starts_with('{'))?;
-            Some((name, entries(value)))
-        };
-        let sections = SECTIONS.into_iter().filter_map(section).collect();
-        Self { fields, sections }
+        let fields = event.context_json().map(entries).unwrap_or_default();
+        let found_out = event.enriched_json().map(entries).unwrap_or_default();
+        let mut sections: Vec<_> =
+            SECTIONS.into_iter().filter_map(|name| Some((name, object_in(&fields, name)?))).collect();
+        for (name, of, names) in FOUND_OUT {
+            // By an address a vendor finds the place itself.
+            let is_theirs = name == "location" && event.ip().is_some();
+            if !is_theirs && !sections.iter().any(|(section, _)| *section == name) {
+                sections.extend(object_in(&found_out, of).map(|found| (name, renamed(found, names))));
+            }
+        }
+        if !sections.iter().any(|(section, _)| *section == "campaign") {
+            sections.extend(object_in(&found_out, "campaign").map(|found| ("campaign", found)));
+        }
+        Self { fields, sections, found_out }
+    }
+
+    /// What sort of device it was, as the relay found out: `mobile`, `desktop` and so on.
+    pub(crate) fn device_class(&self) -> Option<String> {
+        let agent = object_in(&self.found_out, "agent")?;
+        get(&agent, "device").filter(|json| Is::Text.fits(json)).and_then(unquoted)
     }
 
     /// The JSON of a field, if it is there and what it should be.
@@ -87,6 +110,17 @@ impl<'a> Context<'a> {
     fn section(&self, name: &str) -> &[(String, &'a RawValue)] {
         self.sections.iter().find(|(section, _)| *section == name).map_or(&[], |(_, fields)| fields)
     }
+}
+
+/// The fields of one field, if it is an object.
+fn object_in<'a>(fields: &[(String, &'a RawValue)], name: &str) -> Option<Fields<'a>> {
+    get(fields, name).filter(|value| value.starts_with('{')).map(entries)
+}
+
+/// The fields that have a name here, under that name.
+fn renamed<'a>(found: Fields<'a>, names: &[(&str, &str)]) -> Fields<'a> {
+    let name_here = |theirs: &str| names.iter().find(|(_, own)| *own == theirs).map(|(name, _)| *name);
+    found.into_iter().filter_map(|(name, value)| Some((name_here(&name)?.to_owned(), value))).collect()
 }
 
 /// What we add to a caller's properties: names and JSON, each name once, and none that
@@ -259,6 +293,47 @@ mod tests {
         let many: Vec<_> = (0..200).map(|i| format!(r#""x{i}":"v""#)).collect();
         let many = added(&format!(r#"{{"campaign":{{{}}}}}"#, many.join(",")), "{}", &[]);
         assert_eq!(many.matches("utm_").count(), CAMPAIGN_FIELDS_MAX);
+    }
+
+    #[test]
+    fn what_the_relay_found_out_stands_in_for_what_the_caller_did_not_say() {
+        let enriched = r#"{"v":1,"agent":{"browser":"Firefox","os":"Linux","os_version":"6","device":"desktop"},
+            "geo":{"country":"DE","region":"DE-BE","city":"Berlin"},"campaign":{"source":"mail"}}"#;
+        let rows = || {
+            [
+                Row("os.name", Is::Text, "os"),
+                Row("os.version", Is::Text, "version"),
+                Row("browser.name", Is::Text, "browser"),
+                Row("location.country", Is::Text, "country"),
+                Row("location.region", Is::Text, "region"),
+            ]
+        };
+        let added = |context: &str, ip: Option<&str>| {
+            let context = JsonObject::parse(context, &Limits::DEFAULT).unwrap();
+            let enriched = Some(JsonObject::of_relay(enriched));
+            let more = MoreParts { context: Some(context), enriched, ..MoreParts::default() };
+            let ip = ip.map(|ip| ip.parse().unwrap());
+            let event = Event::pack(&EventParts { more: more.if_any(), ip, ..parts("x", "{}") });
+            let context = Context::of(&event);
+            let mut added = Added::beside("{}");
+            added.rows(&context, &rows());
+            added.campaign(&context);
+            assert_eq!(context.device_class().as_deref(), Some("desktop"));
+            let mut json = Json::default();
+            let mut object = Object::begin(&mut json);
+            added.write(&mut object);
+            object.end();
+            String::from_utf8(json.into_bytes()).unwrap()
+        };
+        let place = r#","country":"DE","region":"DE-BE""#;
+        let of_agent = r#""os":"Linux","version":"6","browser":"Firefox""#;
+        let campaign = r#","utm_source":"mail""#;
+        assert_eq!(added("{}", None), format!("{{{of_agent}{place}{campaign}}}"));
+        assert_eq!(added("{}", Some("203.0.113.0")), format!("{{{of_agent}{campaign}}}"), "by its address");
+        // Their own system of another version would be nobody's.
+        let own = r#"{"os":{"name":"Own"},"campaign":{"name":"n"},"location":{"country":"FR"}}"#;
+        let want = r#"{"os":"Own","browser":"Firefox","country":"FR","utm_campaign":"n"}"#;
+        assert_eq!(added(own, None), want);
     }
 
     #[test]

@@ -325,6 +325,11 @@ impl<'a> JsonObject<'a> {
         Properties::parse(json, limits).map(Self::from)
     }
 
+    /// What the relay itself wrote, and does not check.
+    pub fn of_relay(json: impl Into<Cow<'a, str>>) -> Self {
+        Self(json.into())
+    }
+
     /// What was checked before.
     fn checked(json: &'a str) -> Self {
         Self(json.into())
@@ -540,6 +545,11 @@ impl Event {
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
         !self.head().has_more
+    }
+
+    /// The text of [`Event::enriched`].
+    pub(crate) fn enriched_json(&self) -> Option<&str> {
+        self.more(More::ENRICHED)
     }
 
     /// What the relay found out about it at admission.

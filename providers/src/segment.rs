@@ -26,6 +26,7 @@ use crate::{
     event::Kind,
     http::{Encoded, Probe, Reply, Wire, WrongKey, body_for, no_form, object},
     json::Object,
+    properties::entries,
 };
 
 const LIMITS: BatchLimits = BatchLimits { events_max: 2000, body_bytes_max: BODY_BYTES_MAX, requests_max: 8 };
@@ -176,18 +177,27 @@ fn encode_item(mut item: Object<'_>, event: &Event, times: &mut Iso8601) {
 fn encode_context(mut context: Object<'_>, event: &Event) {
     context.optional("ip", event.ip());
     context.optional("userAgent", event.user_agent());
-    let mut has_library = false;
-    if let Some(sent) = event.context() {
-        let own = [("ip", event.ip()), ("userAgent", event.user_agent())];
-        for (key, value) in sent.entries() {
-            has_library |= key == "library";
-            if !own.iter().any(|(name, own)| *name == key && own.is_some()) {
-                context.named_raw(&key, value.get());
-            }
+    let sent = event.context_json().map(entries).unwrap_or_default();
+    let own = [("ip", event.ip()), ("userAgent", event.user_agent())];
+    for (key, value) in &sent {
+        if !own.iter().any(|(name, own)| name == key && own.is_some()) {
+            context.named_raw(key, value.get());
         }
     }
-    if !has_library {
+    let says = |name: &str| sent.iter().any(|(key, _)| key == name);
+    if !says("library") {
         context.raw("library", LIBRARY);
+    }
+    // Found out by the relay; by an address Segment's destinations find the place.
+    for (found, value) in event.enriched_json().map(entries).unwrap_or_default() {
+        let name = match &*found {
+            "campaign" | "page" => &*found,
+            "geo" if event.ip().is_none() => "location",
+            _ => continue,
+        };
+        if !says(name) {
+            context.named_raw(name, value.get());
+        }
     }
     context.end();
 }
@@ -225,6 +235,8 @@ impl Iso8601 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -248,6 +260,30 @@ mod tests {
         let event = track("x", "{}");
         let reply = Reply { status, body: body.into(), ..Reply::default() };
         Segment::new(Secret::new("key")).interpret(&[&event], &reply)
+    }
+
+    #[test]
+    fn what_the_relay_found_out_is_added_to_a_context_that_lacks_it() {
+        let enriched = r#"{"v":1,"agent":{"os":"iOS"},"geo":{"country":"DE"},"campaign":{"source":"mail"},
+            "page":{"url":"https://x.example/"}}"#;
+        let context_of = |context: &str, ip: Option<IpAddr>| {
+            let mut event = parts("x", "{}");
+            event.ip = ip;
+            event.more = Some(Box::new(MoreParts {
+                context: Some(JsonObject::of_relay(context)),
+                enriched: Some(JsonObject::of_relay(enriched)),
+                ..MoreParts::default()
+            }));
+            item(Event::pack(&event))["context"].clone()
+        };
+        let added = context_of("{}", None);
+        assert_eq!(added["location"], json!({"country": "DE"}));
+        assert_eq!(added["campaign"], json!({"source": "mail"}));
+        assert_eq!(added["page"], json!({"url": "https://x.example/"}));
+        assert!(added.get("agent").is_none());
+        let own = context_of(r#"{"campaign":null,"page":{"path":"/"}}"#, Some([203, 0, 113, 0].into()));
+        assert_eq!((&own["campaign"], &own["page"]), (&Value::Null, &json!({"path": "/"})));
+        assert!(own.get("location").is_none(), "they find it by the address");
     }
 
     #[test]

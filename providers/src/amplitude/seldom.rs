@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use reqwest::Url;
+use uuid::Uuid;
 
 use super::{Amplitude, IDENTIFY, Ids, encode_operations, encode_traits, event_type, write_head};
 use crate::{
@@ -88,8 +89,7 @@ impl Amplitude {
         fields.rows(context, &ROWS);
         fields.write(object);
         if let Some(session_id) = event.session_id() {
-            let start_ms = session_id.parse().ok().filter(|start_ms| *start_ms >= YEAR_2000_MS);
-            object.integer("session_id", start_ms.unwrap_or(NO_SESSION));
+            object.integer("session_id", start_of(session_id).unwrap_or(NO_SESSION));
         }
         if let Some((group_type, id)) = group {
             let mut groups = object.object("groups");
@@ -97,6 +97,17 @@ impl Amplitude {
             groups.end();
         }
     }
+}
+
+/// When a session began, in Unix milliseconds, if its id says so: a number, or the time of
+/// a UUID of the seventh version, as the relay's own ids and PostHog's are.
+fn start_of(session_id: &str) -> Option<i64> {
+    let of_uuid = |uuid: Uuid| {
+        let (seconds, nanos) = uuid.get_timestamp().filter(|_| uuid.get_version_num() == 7)?.to_unix();
+        i64::try_from(seconds).ok()?.checked_mul(1000)?.checked_add(i64::from(nanos / 1_000_000))
+    };
+    let start_ms = session_id.parse().ok().or_else(|| Uuid::parse_str(session_id).ok().and_then(of_uuid));
+    start_ms.filter(|start_ms| *start_ms >= YEAR_2000_MS)
 }
 
 fn name_of(seen: SeenAs, added: &mut Added<'_>) -> Cow<'static, str> {
@@ -178,7 +189,11 @@ mod tests {
                 "location_lng": 7, "session_id": 1_767_225_600_000_i64, "groups": {"company": "g1"},
                 "event_properties": {"utm_source": "own", "utm_campaign": "spring"}})
         );
-        for session_id in ["s-1", "1", "17672256000000000000"] {
+        let of_uuid = "019b76da-a800-7000-8000-000000000000";
+        let found = encoded(View::default(), event(track, "{}", Some(of_uuid), &json!({})));
+        assert_eq!(found["session_id"], 1_767_225_600_000_i64);
+        let of_another_version = "019b76da-a800-4000-8000-000000000000";
+        for session_id in ["s-1", "1", "17672256000000000000", of_another_version] {
             let found = encoded(View::default(), event(track, "{}", Some(session_id), &json!({})));
             assert_eq!(found["session_id"], -1, "{session_id}");
         }

@@ -65,6 +65,7 @@ impl Mixpanel {
             }
         };
         added.rows(&context, &ROWS);
+        added.optional("$device_type", context.device_class().as_deref());
         added.campaign(&context);
         if let Some(session_id) = event.session_id() {
             added.text("$session_id", session_id);
