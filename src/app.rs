@@ -52,6 +52,7 @@ use crate::{
     ingest::{self, budget::ReceiveBudget, connections::Behind, tls::TlsError},
     ledger::Ledger,
     listener::{self, Listen},
+    privacy::{secret::DataSecret, suppression::Suppressed},
     queue::{
         Durability, Queue, memory,
         spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
@@ -65,6 +66,7 @@ use crate::{
 
 mod accounts;
 mod doors;
+mod erasing;
 mod gauges;
 mod lanes;
 mod watch;
@@ -196,10 +198,19 @@ impl App {
         let names = providers.iter().map(|(provider, _)| provider.name()).collect();
         let opened = open_spool(config, &providers, clock.now_ms()).await?;
 
+        let secret = DataSecret::open(data_dir).map_err(unusable)?;
+        let suppressed = Arc::new(Suppressed::open(data_dir, &secret).map_err(unusable)?);
         let suspensions = Suspensions::new(data_dir);
         let suspended = suspensions.list().map_err(unusable)?;
-        let builder =
-            LaneBuilder { config, data_dir, families, clock: clock.clone(), stop: stop.clone(), suspended };
+        let builder = LaneBuilder {
+            config,
+            data_dir,
+            families,
+            clock: clock.clone(),
+            stop: stop.clone(),
+            suspended,
+            suppressed: suppressed.clone(),
+        };
         let mut lanes = Vec::new();
         let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
         for (place, (provider, delivery)) in providers.into_iter().enumerate() {
@@ -225,7 +236,8 @@ impl App {
                 (Queue::Spool(spool), Some(RunningSpool { thread, status }))
             }
         };
-        let admission = Arc::new(Admission::new(queue, clock.clone(), telemetry.admission()));
+        let admission = Admission::new(queue, clock.clone(), telemetry.admission());
+        let admission = Arc::new(admission.without(suppressed.clone()));
         // Only now that nothing can fail any more.
         let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
@@ -238,9 +250,10 @@ impl App {
         let worker = batch_worker::run(queue_out, groups, gathering.clone(), stop.drain_token());
         let batch_worker = tokio::spawn(watch.over("batch worker", worker));
 
-        let statuses = lanes.iter().map(|lane| lane.status.clone()).collect();
+        let statuses: Vec<_> = lanes.iter().map(|lane| lane.status.clone()).collect();
         let spool_status = spool.as_ref().map(|spool| spool.status.clone());
-        let health = Arc::new(Health::new(stop.clone(), queue_in.clone(), statuses, spool_status.clone()));
+        let health = Health::new(stop.clone(), queue_in.clone(), statuses.clone(), spool_status.clone());
+        let health = Arc::new(health.with_list(suppressed.clone()));
         let ingest_metrics = telemetry.ingest();
         let messages_refused = admission.refusals(RefusalReason::ReceivingTooMuch).clone();
         let budget = ReceiveBudget::new(config.grpc.receive_bytes_max, messages_refused);
@@ -278,6 +291,7 @@ impl App {
             servers.spawn(watch.over("HTTP server", http));
         }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
+        servers.spawn(watch.over("suppression", erasing::keep_to(suppressed, statuses)));
 
         if let Some(files) = &config.grpc.tls {
             info!(client_certificates = files.client_ca.is_some(), "gRPC is served over TLS");

@@ -28,6 +28,7 @@ const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
 
 mod check;
 mod dead_letters;
+mod erase;
 mod explain;
 mod providers;
 mod refused;
@@ -62,6 +63,39 @@ enum Command {
     Spool(SpoolCommand),
     /// Tell what became of an event
     Explain(ExplainArgs),
+    /// Take nothing more of a user, deliver nothing more, and delete what is kept of them
+    Erase(EraseArgs),
+    /// Look whether users are suppressed, and let them come back
+    #[command(subcommand)]
+    Suppression(SuppressionCommand),
+}
+
+/// Works beside a running relay, and waits until it keeps to it.
+#[derive(Debug, Args)]
+struct EraseArgs {
+    #[command(flatten)]
+    ids: IdArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum SuppressionCommand {
+    /// Say since when; fails if one of the ids is not suppressed
+    Check(IdArgs),
+    /// Take their events again
+    Lift(IdArgs),
+}
+
+#[derive(Debug, Args)]
+struct IdArgs {
+    /// A user, by the id that their events name; as often as needed
+    #[arg(long = "user-id", value_name = "ID")]
+    user_ids: Vec<String>,
+    /// A device or browser of theirs; as often as needed
+    #[arg(long = "anonymous-id", value_name = "ID")]
+    anonymous_ids: Vec<String>,
+    /// Where the relay keeps its files, instead of DATA_DIR
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -328,6 +362,11 @@ pub fn run() -> ExitCode {
         Command::Explain(ExplainArgs { event_id, at, json }) => {
             reading(at, |config, dir| explain::explain(dir, &config.data_dir, &event_id, json))
         }
+        Command::Erase(args) => with_files(|config| erase::erase(config, &args)),
+        Command::Suppression(SuppressionCommand::Check(ids)) => {
+            with_files(|config| erase::check(config, &ids))
+        }
+        Command::Suppression(SuppressionCommand::Lift(ids)) => with_files(|config| erase::lift(config, &ids)),
     }
 }
 
@@ -422,14 +461,16 @@ fn spool(command: SpoolCommand) -> ExitCode {
 }
 
 /// Does what needs the settings, but no key.
-fn reading(at: SpoolAt, action: impl FnOnce(&Config, &Path) -> anyhow::Result<ExitCode>) -> ExitCode {
+fn with_files(action: impl FnOnce(&Config) -> anyhow::Result<ExitCode>) -> ExitCode {
     match Config::for_reading() {
-        Ok(config) => {
-            let dir = at.dir.as_ref().unwrap_or(&config.spool.dir);
-            action(&config, dir).unwrap_or_else(|error| fail(&format!("{error:#}")))
-        }
+        Ok(config) => action(&config).unwrap_or_else(|error| fail(&format!("{error:#}"))),
         Err(error) => fail(&error),
     }
+}
+
+/// The same with the directory of the log.
+fn reading(at: SpoolAt, action: impl FnOnce(&Config, &Path) -> anyhow::Result<ExitCode>) -> ExitCode {
+    with_files(|config| action(config, at.dir.as_ref().unwrap_or(&config.spool.dir)))
 }
 
 fn in_runtime(task: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Once,
@@ -23,6 +23,17 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
 /// Creates a file, for us alone. It must not exist.
 pub(crate) fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).read(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Puts a file in the place of another, for us alone, durably: it is whole or not there.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let unfinished = path.with_extension("unfinished");
+    let _ = fs::remove_file(&unfinished);
+    let mut file = create_file(&unfinished)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Makes what was created, renamed or removed in a directory survive, if the file

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use crate::{
     delivery::lane::LaneStatus,
+    privacy::suppression::Suppressed,
     queue::{
         memory::QueueSender,
         spool::{SharedStatus, WhenFull},
@@ -23,6 +24,7 @@ pub(crate) struct Health {
     queue: QueueSender,
     lanes: Vec<Arc<LaneStatus>>,
     spool: Option<Arc<SharedStatus>>,
+    suppressed: Option<Arc<Suppressed>>,
 }
 
 impl Health {
@@ -32,7 +34,12 @@ impl Health {
         lanes: Vec<Arc<LaneStatus>>,
         spool: Option<Arc<SharedStatus>>,
     ) -> Self {
-        Self { stop, queue, lanes, spool }
+        Self { stop, queue, lanes, spool, suppressed: None }
+    }
+
+    /// The list of erased users is looked at too.
+    pub(crate) fn with_list(self, suppressed: Arc<Suppressed>) -> Self {
+        Self { suppressed: Some(suppressed), ..self }
     }
 
     /// `SERVING`, `DRAINING` or `DEGRADED: <why>`.
@@ -81,10 +88,16 @@ impl Health {
             .chain(full)
             .chain(letters)
             .chain(unreadable)
+            .chain(self.list_trouble())
             .chain(self.queue_trouble())
             .chain(self.spool_trouble())
             .chain(self.spool_backlogs())
             .collect()
+    }
+
+    fn list_trouble(&self) -> Option<String> {
+        let unreadable = self.suppressed.as_ref().is_some_and(|list| list.is_unreadable());
+        unreadable.then(|| "the list of erased users cannot be read: the last one holds".to_owned())
     }
 
     fn spool_trouble(&self) -> Option<String> {

@@ -73,6 +73,7 @@ pub mod config;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod hashing;
 mod health;
 mod letter_files;
 mod listener;

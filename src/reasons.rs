@@ -13,6 +13,7 @@ pub(crate) enum RefusalReason {
     EventNameTooLong,
     UserIdMissing,
     UserIdForbidden,
+    UserSuppressed,
     GroupIdMissing,
     PreviousIdMissing,
     AliasOfItself,
@@ -52,11 +53,12 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 40] = [
+    pub(crate) const ALL: [Self; 41] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
         Self::UserIdForbidden,
+        Self::UserSuppressed,
         Self::GroupIdMissing,
         Self::PreviousIdMissing,
         Self::AliasOfItself,
@@ -102,6 +104,7 @@ impl RefusalReason {
             Self::EventNameTooLong => "EVENT_NAME_TOO_LONG",
             Self::UserIdMissing => "USER_ID_MISSING",
             Self::UserIdForbidden => "USER_ID_FORBIDDEN",
+            Self::UserSuppressed => "USER_SUPPRESSED",
             Self::GroupIdMissing => "GROUP_ID_MISSING",
             Self::PreviousIdMissing => "PREVIOUS_ID_MISSING",
             Self::AliasOfItself => "ALIAS_OF_ITSELF",
@@ -245,6 +248,8 @@ pub enum DropReason {
     SpoolFull,
     /// Its provider is not named, and the operator had it forgotten.
     Forgotten,
+    /// Its user is erased.
+    Erased,
 }
 
 impl DeadLetterReason {
@@ -303,7 +308,7 @@ impl fmt::Display for DeadLetterReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::DeadLettersFull,
         Self::DeadLetterFailed,
         Self::DeadLettersStalled,
@@ -312,6 +317,7 @@ impl DropReason {
         Self::SpoolDamaged,
         Self::SpoolFull,
         Self::Forgotten,
+        Self::Erased,
     ];
 
     /// The reason's name in logs and metrics.
@@ -325,6 +331,7 @@ impl DropReason {
             Self::SpoolDamaged => "spool_damaged",
             Self::SpoolFull => "spool_full",
             Self::Forgotten => "forgotten",
+            Self::Erased => "erased",
         }
     }
 }

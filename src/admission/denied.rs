@@ -48,7 +48,24 @@ pub(crate) struct Violation {
     pub(crate) want: String,
 }
 
+impl Violation {
+    /// Of an event whose user is erased. Whose it is, nobody is told again.
+    pub(super) fn of_suppressed_user() -> Self {
+        Self {
+            reason: RefusalReason::UserSuppressed,
+            field: "user_id".into(),
+            got: "an id that is erased and suppressed".into(),
+            want: "one that is not".into(),
+        }
+    }
+}
+
 impl Denied {
+    /// True if the event's user is erased.
+    pub(crate) fn is_of_suppressed_user(&self) -> bool {
+        self.reason() == RefusalReason::UserSuppressed
+    }
+
     /// A message for which there is no room while it is being received.
     pub(crate) fn receiving_too_much() -> Self {
         Self::ReceivingTooMuch { retry_delay: FULL_RETRY_DELAY }

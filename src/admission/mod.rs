@@ -8,7 +8,10 @@
 use std::{
     future::Future,
     pin::pin,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::{
+    privacy::suppression::Suppressed,
     queue::{Durability, Queue, Refused, Row, Taken},
     reasons::RefusalReason,
     telemetry::AdmissionMetrics,
@@ -79,11 +83,19 @@ pub(crate) struct Admission {
     clock: CheckedClock,
     metrics: AdmissionMetrics,
     closed: AtomicBool,
+    /// Users of whom nothing is taken.
+    suppressed: Option<Arc<Suppressed>>,
 }
 
 impl Admission {
     pub(crate) fn new(queue: Queue, clock: Clock, metrics: AdmissionMetrics) -> Self {
-        Self { queue, clock: CheckedClock::new(clock), metrics, closed: AtomicBool::new(false) }
+        let clock = CheckedClock::new(clock);
+        Self { queue, clock, metrics, closed: AtomicBool::new(false), suppressed: None }
+    }
+
+    /// Takes nothing of those who are suppressed.
+    pub(crate) fn without(self, suppressed: Arc<Suppressed>) -> Self {
+        Self { suppressed: Some(suppressed), ..self }
     }
 
     /// Admits an event into the queue, or says why not. Waits for the disk, if
@@ -238,12 +250,26 @@ impl Admission {
             validate::check(draft, call.tenant, now_ms, is_trusted),
             self.check_durability(draft.durability),
         ) {
+            (Ok((event, _)), _) if self.is_suppressed(&event) => {
+                Err(Denied::Invalid(vec![Violation::of_suppressed_user()]))
+            }
             (Ok((event, mends)), Ok(wanted)) => Ok(Checked { event, wanted, mends }),
             (Ok(_), Err(violation)) => Err(Denied::Invalid(vec![violation])),
             (Err(violations), wanted) => {
                 Err(Denied::Invalid(violations.into_iter().chain(wanted.err()).collect()))
             }
         }
+    }
+
+    #[inline]
+    fn is_suppressed(&self, event: &Event) -> bool {
+        self.suppresses(event.user_id(), event.anonymous_id())
+    }
+
+    /// True if one of these ids is of a user who is erased.
+    #[inline]
+    pub(crate) fn suppresses(&self, user_id: Option<&str>, anonymous_id: Option<&str>) -> bool {
+        self.suppressed.as_ref().is_some_and(|list| list.covers(user_id, anonymous_id))
     }
 
     fn put(&self, checked: Checked, row: Option<&mut Row>) -> Result<(EventId<'static>, Taken), Denied> {

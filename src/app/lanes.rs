@@ -31,6 +31,7 @@ use crate::{
     },
     ledger::Ledger,
     letter_files::LetterWriter,
+    privacy::suppression::Suppressed,
     queue::spool::{LaneLog, OpenedSpool},
     shutdown::Stop,
     telemetry::LaneFamilies,
@@ -46,6 +47,8 @@ pub(super) struct LaneBuilder<'a> {
     pub(super) stop: Stop,
     /// Providers that a person has stopped.
     pub(super) suspended: BTreeMap<String, Suspension>,
+    /// Users of whom nothing is delivered.
+    pub(super) suppressed: Arc<Suppressed>,
 }
 
 /// A lane that is ready to run.
@@ -110,6 +113,7 @@ impl LaneBuilder<'_> {
             info!(provider = name, event_count = spilled.events.len(), "spilled events reloaded");
             ledger.reloaded(spilled.events.len() as u64);
         }
+        lane.leave_out(self.suppressed.clone());
         lane.reload(spilled);
 
         if let Some(Suspension { note, .. }) = self.suspended.get(name) {
@@ -198,6 +202,7 @@ pub(super) fn of_unnamed(builder: &LaneBuilder<'_>, spool: &OpenedSpool) -> Vec<
             builder.config.spool.retention,
             builder.clock.clone(),
         )
+        .leave_out(builder.suppressed.clone())
     });
     unnamed.collect()
 }

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use analytics_relay_providers::{EventId, registry};
+use analytics_relay_providers::{Event, EventId, registry};
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 
@@ -22,6 +22,7 @@ use crate::{
         replay::{ReplayReport, Sent, replay as replay_letters},
     },
     files,
+    privacy::{secret::DataSecret, suppression::Suppressed},
     reasons::DeadLetterReason,
     refused::RefusedDir,
     shutdown::{self, Stop},
@@ -330,10 +331,15 @@ async fn replay_provider(
     // What was replayed before this is no letter any more. What is sent now is told
     // from it: a second event under its id must not go in silence.
     let (replayed, mut sent) = (dir.replayed()?, Sent::default());
+    // Whose list cannot be read, is not sent to.
+    let suppressed = Suppressed::open(&config.data_dir, &DataSecret::open(&config.data_dir)?)?;
     for path in dir.files()? {
         let stored = DeadLetterDir::read(&path, &replayed)?;
         report_damage(&path, &stored);
-        let asked: Vec<_> = stored.letters.into_iter().filter(|letter| args.filter.takes(letter)).collect();
+        let mut asked: Vec<_> =
+            stored.letters.into_iter().filter(|letter| args.filter.takes(letter)).collect();
+        let is_erased = |event: &Event| suppressed.covers(event.user_id(), event.anonymous_id());
+        total.erased += asked.extract_if(.., |letter| is_erased(&letter.event)).count() as u64;
         let (letters, skipped): (Vec<_>, Vec<_>) = asked.into_iter().partition(|letter| args.sends(letter));
         total.skipped += skipped.len() as u64;
         if letters.is_empty() {
@@ -363,6 +369,9 @@ fn print(provider: &str, report: &ReplayReport) {
             "{provider:<12} skipped {} identifies, which could overwrite newer ones; --identifies sends them",
             report.skipped
         );
+    }
+    if report.erased > 0 {
+        println!("{provider:<12} not sent {}: their users are erased", report.erased);
     }
     if report.copies > 0 {
         println!("{provider:<12} not sent {}: copies of events that were sent", report.copies);

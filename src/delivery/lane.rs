@@ -31,6 +31,7 @@ use crate::{queue::QueueLimits, shutdown::Stop, telemetry::LaneMetrics, time::Cl
 
 mod aside;
 mod ending;
+mod erasing;
 mod handover;
 mod intake;
 mod leftover;
@@ -47,6 +48,7 @@ pub(crate) use source::LaneSource;
 pub(crate) use status::LaneStatus;
 
 use aside::Aside;
+use erasing::Erasing;
 use letters::Letters;
 use lines::{Line, Lines};
 use source::Next;
@@ -135,6 +137,7 @@ pub(crate) struct Lane {
     /// When it was last said that the provider refuses something.
     refusal_told: Option<Instant>,
     lines: Lines,
+    erasing: Erasing,
 }
 
 impl Lane {
@@ -178,6 +181,7 @@ impl Lane {
             full: false,
             refusal_told: None,
             lines: Lines::default(),
+            erasing: Erasing::default(),
         }
     }
 
@@ -199,6 +203,7 @@ impl Lane {
                 self.park_refused();
             }
             self.let_go(now);
+            self.erase_on();
             self.forget_refusals_of_nothing();
             self.read_on(now);
             self.start_requests(now);
@@ -221,6 +226,7 @@ impl Lane {
                 written = self.letters.written() => self.end_letters(written),
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = self.suspended.changed() => self.suspend_or_resume(),
+                () = self.erasing.changed() => self.begin_to_erase(),
                 () = self.stop.draining(), if !self.draining => self.begin_drain(),
                 () = self.stop.forced() => break,
             }

@@ -59,6 +59,8 @@ pub(crate) struct ReplayReport {
     pub(crate) unnoted: u64,
     /// Identifies that were not asked for.
     pub(crate) skipped: u64,
+    /// Letters that were not sent because their users are erased.
+    pub(crate) erased: u64,
     /// Letters that were not sent because they are copies of one that was.
     pub(crate) copies: u64,
     /// Those that were not sent because another event with their id was.
@@ -79,6 +81,7 @@ impl ReplayReport {
         }
         self.unnoted += part.unnoted;
         self.skipped += part.skipped;
+        self.erased += part.erased;
         self.copies += part.copies;
         self.others.extend(part.others);
         self.left += part.left;

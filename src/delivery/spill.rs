@@ -72,11 +72,16 @@ impl SpillDir {
         })
     }
 
+    /// A provider's files, oldest first.
+    pub(crate) fn files_of(data_dir: &Path, provider: &str) -> io::Result<Vec<PathBuf>> {
+        files::list_ndjson(&data_dir.join("spill").join(provider))
+    }
+
     /// Providers that have spilled events under a data directory.
     pub(crate) fn providers(data_dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for name in files::list_dirs(&data_dir.join("spill"))? {
-            if !files::list_ndjson(&data_dir.join("spill").join(&name))?.is_empty() {
+            if !Self::files_of(data_dir, &name)?.is_empty() {
                 names.push(name);
             }
         }

@@ -48,13 +48,7 @@ impl Suspensions {
     /// Stops a provider. One that is stopped gets the new note.
     pub(crate) fn suspend(&self, provider: &str, suspension: &Suspension) -> io::Result<()> {
         files::create_dir(&self.0)?;
-        let (path, unfinished) = (self.path(provider), self.0.join(provider).with_extension("unfinished"));
-        let _ = fs::remove_file(&unfinished);
-        let file = files::create_file(&unfinished)?;
-        serde_json::to_writer(&file, suspension)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, &path)?;
-        files::sync_dir(&self.0)
+        files::replace(&self.path(provider), &serde_json::to_vec(suspension)?)
     }
 
     /// Lets a provider go on. False if it was not stopped.

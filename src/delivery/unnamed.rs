@@ -6,7 +6,7 @@
 //! they are in nobody's way; those whose room is needed are dropped, because an
 //! event that comes in goes before one that nobody asks for.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     task::spawn_blocking,
@@ -17,6 +17,7 @@ use tracing::{error, warn};
 use super::dead_letter::{DeadLetter, DeadLetterDir};
 use crate::{
     letter_files::{LetterWriter, NotWritten},
+    privacy::suppression::Suppressed,
     queue::spool::{LaneLog, reader::LoggedEvent},
     reasons::{DeadLetterReason, DropReason, Outcome},
     shutdown::Stop,
@@ -44,6 +45,8 @@ pub(crate) struct Unnamed {
     retention: Duration,
     wall: WallCheck,
     clock: Clock,
+    /// Users of whom no dead letter is made.
+    suppressed: Option<Arc<Suppressed>>,
 }
 
 /// Which events are to go.
@@ -85,7 +88,13 @@ impl Unnamed {
             letters: None,
             retention,
             clock,
+            suppressed: None,
         }
+    }
+
+    /// Makes no dead letters of those who are suppressed.
+    pub(crate) fn leave_out(self, suppressed: Arc<Suppressed>) -> Self {
+        Self { suppressed: Some(suppressed), ..self }
     }
 
     /// Runs until the relay drains.
@@ -138,10 +147,11 @@ impl Unnamed {
                 return false;
             }
         };
-        let (mut surplus, mut expired) = (Vec::new(), Vec::new());
+        let (mut surplus, mut expired, mut erased) = (Vec::new(), Vec::new(), Vec::new());
         let mut end = chunk.next_seq;
         for logged in chunk.events {
             match to_go.reason(&logged) {
+                Some(_) if self.is_erased(&logged) => erased.push(logged),
                 Some(DeadLetterReason::SpoolFull) => surplus.push(logged),
                 Some(_) => expired.push(logged),
                 None => {
@@ -150,7 +160,7 @@ impl Unnamed {
                 }
             }
         }
-        if surplus.is_empty() && expired.is_empty() && end < chunk.next_seq {
+        if surplus.is_empty() && expired.is_empty() && erased.is_empty() && end < chunk.next_seq {
             return false;
         }
         chunk.damaged.into_iter().for_each(|range| self.log.reports().damaged(range));
@@ -173,10 +183,19 @@ impl Unnamed {
             if let Some(first) = expired.get(unwritten.written) {
                 self.next_seq = first.seq;
             }
+            // The others are read again.
+            erased.retain(|logged| logged.seq < self.next_seq);
+            self.end(&erased, Outcome::Dropped(DropReason::Erased));
             return false;
         }
         self.next_seq = end;
+        self.end(&erased, Outcome::Dropped(DropReason::Erased));
         end == chunk.next_seq && end > from
+    }
+
+    fn is_erased(&self, logged: &LoggedEvent) -> bool {
+        let (user, device) = (logged.event.user_id(), logged.event.anonymous_id());
+        self.suppressed.as_ref().is_some_and(|list| list.covers(user, device))
     }
 
     fn bury(

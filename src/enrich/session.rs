@@ -11,8 +11,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use ring::digest::{SHA256, digest};
-use siphasher::sip128::{Hasher128, SipHasher24};
 use uuid::Uuid;
+
+use crate::hashing::keyed_hash;
 
 mod saved;
 mod table;
@@ -39,21 +40,9 @@ impl SessionSecret {
         Self(key)
     }
 
-    /// A hash of texts, none of which can pass for a part of another.
     fn hash(&self, texts: &[&[u8]]) -> u128 {
         keyed_hash(&self.0, texts)
     }
-}
-
-/// SipHash-2-4-128 of texts, each behind its length.
-pub(super) fn keyed_hash(key: &[u8; 16], texts: &[&[u8]]) -> u128 {
-    use std::hash::Hasher;
-    let mut hasher = SipHasher24::new_with_key(key);
-    for text in texts {
-        hasher.write(&(text.len() as u64).to_le_bytes());
-        hasher.write(text);
-    }
-    hasher.finish128().as_u128()
 }
 
 /// How sessions are told apart, and how many are known.

@@ -8,8 +8,7 @@
 //! file; an event of a day whose salt is gone, or was never there, stays nobody's.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,8 +21,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use uuid::Uuid;
 
-use super::session::keyed_hash;
-use crate::files;
+use crate::{files, hashing::keyed_hash};
 
 const NAME: &str = "visitor-salts.json";
 /// A file is of three days.
@@ -155,12 +153,7 @@ impl Visitors {
         let saved =
             |day: &Day| SavedDay { date: day.date, salt: format!("{:032x}", u128::from_be_bytes(day.salt)) };
         let json = serde_json::to_vec(&days.iter().map(saved).collect::<Vec<_>>())?;
-        let unfinished = self.path.with_extension("unfinished");
-        let _ = fs::remove_file(&unfinished);
-        let mut file = files::create_file(&unfinished)?;
-        file.write_all(&json)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, &self.path)
+        files::replace(&self.path, &json)
     }
 }
 

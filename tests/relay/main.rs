@@ -17,6 +17,7 @@ mod command_line;
 mod doors;
 mod durable;
 mod embedding;
+mod erase;
 mod faults;
 mod flush;
 mod foreign_clients;

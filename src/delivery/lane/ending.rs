@@ -170,7 +170,7 @@ impl Lane {
     }
 
     /// Forgets events that have ended.
-    fn end(&mut self, events: &[Waiting], outcome: Outcome) {
+    pub(super) fn end(&mut self, events: &[Waiting], outcome: Outcome) {
         let mut logged = Vec::new();
         for waiting in events {
             self.backlog.settle(waiting);

@@ -1,6 +1,9 @@
 //! How events come into a lane.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use analytics_relay_providers::{Endpoint, Event, NotFor};
 use tokio::time::Instant;
@@ -27,8 +30,9 @@ const OVERFLOW_SHARE: usize = 4;
 const OVERFLOW_EVENTS_MIN: usize = 10_000;
 const OVERFLOW_BYTES_MIN: usize = 8 * 1024 * 1024;
 
-/// Events that are not for the provider: why, and where they are kept.
-type PassedOver = Vec<(NotFor, Place)>;
+/// Events that are not for the provider, or of nobody any more: how they end, and where
+/// they are kept.
+type PassedOver = Vec<(Outcome, Place)>;
 
 impl Lane {
     /// Takes in what an earlier run left, before anything new.
@@ -81,15 +85,17 @@ impl Lane {
         if passed_over.is_empty() {
             return;
         }
-        for reason in NotFor::ALL {
-            let places: Vec<Place> =
-                passed_over.iter().filter(|(why, _)| *why == reason).map(|(_, place)| *place).collect();
-            if places.is_empty() {
-                continue;
+        let mut by_outcome: HashMap<Outcome, Vec<Place>> = HashMap::new();
+        for (outcome, place) in passed_over {
+            by_outcome.entry(outcome).or_default().push(place);
+        }
+        for (outcome, places) in by_outcome {
+            match outcome {
+                Outcome::NotFor(reason) => self.recorder.not_for(reason, places.len()),
+                _ => self.tell_erased(places.len()),
             }
-            self.recorder.not_for(reason, places.len());
             let logged: Vec<u64> = places.iter().filter_map(|place| place.log_seq()).collect();
-            self.source.ended(Outcome::NotFor(reason), &logged);
+            self.source.ended(outcome, &logged);
             self.finish_reloaded(places.iter().filter(|place| **place == Place::SPILL_FILE).count());
         }
     }
@@ -264,14 +270,18 @@ impl Lane {
         }
     }
 
-    /// Where an event goes, or why it is not for the provider. By the provider's own
+    /// Where an event goes, or how it ends at once, because it is not for the provider. By the provider's own
     /// code: a panic in it must not end the lane.
     #[inline(always)]
-    fn flow_of(&self, event: &Event) -> Result<Flow, NotFor> {
+    fn flow_of(&self, event: &Event) -> Result<Flow, Outcome> {
+        if self.is_erased(event) {
+            return Err(Outcome::Dropped(DropReason::Erased));
+        }
         if !event.is_for(self.provider.name()) {
-            return Err(NotFor::Audience);
+            return Err(Outcome::NotFor(NotFor::Audience));
         }
         let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(event)));
-        Ok(Flow::of(event, endpoint.unwrap_or(Ok(Endpoint::DEFAULT))?))
+        let endpoint = endpoint.unwrap_or(Ok(Endpoint::DEFAULT)).map_err(Outcome::NotFor)?;
+        Ok(Flow::of(event, endpoint))
     }
 }

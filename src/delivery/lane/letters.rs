@@ -122,6 +122,19 @@ impl Letters {
         self.waiting.extend(dead);
     }
 
+    /// True while a write is under way.
+    pub(super) fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    /// Takes events that wait to be written.
+    pub(super) fn take_where(&mut self, is_taken: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
+        let (taken, stays): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|dead| is_taken(&dead.waiting));
+        self.waiting = stays;
+        taken.into_iter().map(|dead| dead.waiting).collect()
+    }
+
     /// Puts events that could not be written before the others, for another try at
     /// that time.
     pub(super) fn put_back(&mut self, dead: Vec<Dead>, not_before: Instant) {

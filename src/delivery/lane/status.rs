@@ -2,7 +2,7 @@
 
 use std::sync::{
     Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 
 use crate::delivery::{backlog::Load, gate::ProviderState};
@@ -22,6 +22,8 @@ pub(crate) struct LaneStatus {
     dead_letters_fail: AtomicBool,
     full: AtomicBool,
     cannot_read: AtomicBool,
+    /// The generation of the list of erased users that nothing in the lane is against.
+    keeps_to: AtomicU64,
 }
 
 impl LaneStatus {
@@ -37,6 +39,7 @@ impl LaneStatus {
             dead_letters_fail: AtomicBool::new(false),
             full: AtomicBool::new(false),
             cannot_read: AtomicBool::new(false),
+            keeps_to: AtomicU64::new(0),
         }
     }
 
@@ -71,6 +74,15 @@ impl LaneStatus {
 
     pub(super) fn set_cannot_read(&self, cannot_read: bool) {
         self.cannot_read.store(cannot_read, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_keeps_to(&self, generation: u64) {
+        self.keeps_to.store(generation, Ordering::Release);
+    }
+
+    /// The newest list of erased users of whom the lane has nothing.
+    pub(crate) fn keeps_to(&self) -> u64 {
+        self.keeps_to.load(Ordering::Acquire)
     }
 
     /// Events in the lane.

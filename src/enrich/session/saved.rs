@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::PoisonError,
 };
@@ -61,17 +61,14 @@ impl SavedSessions {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             for (key, Visits { start_ms, last_ms, before }) in shard.all() {
                 bytes.extend(key.to_le_bytes());
-                [start_ms, last_ms, before.0, before.1].map(|time| bytes.extend(time.to_le_bytes()));
+                for time in [start_ms, last_ms, before.0, before.1] {
+                    bytes.extend(time.to_le_bytes());
+                }
             }
         }
         let visitors = (bytes.len() - MAGIC.len()) / ROW_BYTES;
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
-        let unfinished = self.0.with_extension("unfinished");
-        let _ = fs::remove_file(&unfinished);
-        let mut file = files::create_file(&unfinished)?;
-        file.write_all(&bytes)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&unfinished, &self.0))?;
+        files::replace(&self.0, &bytes)?;
         Ok(visitors)
     }
 

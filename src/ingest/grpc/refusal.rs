@@ -17,11 +17,13 @@ const DOMAIN: &str = "analytics-relay";
 impl From<Denied> for Status {
     fn from(denied: Denied) -> Self {
         let reason = denied.reason().name();
+        let is_suppressed = denied.is_of_suppressed_user();
         let (code, message, mut details) = match denied {
             Denied::Invalid(violations) => {
                 let message = violations.iter().map(said).collect::<Vec<_>>().join("; ");
                 let violations: Vec<_> = violations.iter().map(field_violation).collect();
-                (Code::InvalidArgument, message, ErrorDetails::with_bad_request(violations))
+                let code = if is_suppressed { Code::PermissionDenied } else { Code::InvalidArgument };
+                (code, message, ErrorDetails::with_bad_request(violations))
             }
             Denied::Full { retry_delay } => {
                 let details = ErrorDetails::with_retry_info(Some(retry_delay));

@@ -138,13 +138,24 @@ impl Batch<'_> {
     }
 
     /// What is kept of it: what nobody is told of, and what a newer relay will understand.
-    pub(super) fn keeping(&self, form: Form, puts: &PutBatch, came: Came<'_>) -> Keeping {
+    /// Nothing of a user who is erased.
+    pub(super) fn keeping(
+        &self,
+        form: Form,
+        puts: &PutBatch,
+        came: Came<'_>,
+        admission: &Admission,
+    ) -> Keeping {
         let mut keeping = Keeping::default();
         // What is kept is sent as Segment's form.
         if form == Form::Website {
             return keeping;
         }
         for (place, violation) in puts.invalid() {
+            let [user_id, anonymous_id] = self.items[place].ids();
+            if admission.suppresses(user_id.as_deref(), anonymous_id.as_deref()) {
+                continue;
+            }
             let is_newer = violation.reason == RefusalReason::SchemaNewer;
             if is_newer || !self.is_answered_by_item(form) {
                 let item = &self.items[place];
@@ -192,6 +203,7 @@ pub(super) fn reply_of_website(answers: &[Result<Accepted, Denied>], is_one: boo
     match (deferred(answers), answers) {
         (Some(denied), _) => Problem::Denied(denied.clone()).reply(Form::Website),
         (None, [Ok(accepted)]) if is_one => website::reply_to_one(accepted),
+        (None, [Err(denied)]) if is_one && denied.is_of_suppressed_user() => success(),
         (None, [Err(denied)]) if is_one => Problem::Denied(denied.clone()).reply(Form::Website),
         (None, answers) => website::reply_to_many(answers),
     }

@@ -285,7 +285,13 @@ impl HttpDoor {
         let admitted = self.admit(draft, &context);
         // Who waits for the disk holds its event and no message.
         drop((read, of_other_schema));
-        let accepted = admitted.await?;
+        let accepted = match admitted.await {
+            // A page learns nothing of who is erased, and an SDK has nothing to do about it.
+            Err(Problem::Denied(denied)) if form != Form::Ingestion && denied.is_of_suppressed_user() => {
+                return Ok(success());
+            }
+            admitted => admitted?,
+        };
         let mut reply = match form {
             Form::Segment | Form::Website => success(),
             Form::Ingestion => queued(&accepted, stated.warning.as_deref()),
@@ -323,7 +329,7 @@ impl HttpDoor {
         let came = Came { at_ms: self.admission.now_ms(), caller: head.caller(form == Form::Website) };
         let context = self.context(head, came.caller, batch.stated.version);
         let puts = batch.put(form, came, &self.destinations, (&self.admission, &context)).await;
-        let Keeping { letters, newer } = batch.keeping(form, &puts, came);
+        let Keeping { letters, newer } = batch.keeping(form, &puts, came, &self.admission);
         let Batch { wants_answers, is_one, stated, .. } = batch;
         // Who waits for the disk holds its events and no message.
         drop((json, held));

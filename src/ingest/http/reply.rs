@@ -64,6 +64,7 @@ impl Problem {
             // Segment's own choice, which its SDKs know.
             Self::TooLarge(_) if form == Form::Segment => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Denied(denied) if denied.is_of_suppressed_user() => StatusCode::FORBIDDEN,
             Self::Malformed { .. } | Self::Denied(Denied::Invalid(_)) => StatusCode::BAD_REQUEST,
             Self::Late => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,

@@ -1,0 +1,150 @@
+//! A user is erased: nothing more is taken of them, nothing that is under way is delivered,
+//! and no file but the log keeps anything.
+
+use std::time::Duration;
+
+use analytics_relay::proto::v1::{IdentifyUserRequest, TrackEventRequest};
+use analytics_relay::providers::sandbox::Vendor;
+use serde_json::json;
+use tonic::Code;
+
+use crate::harness::{Setup, reqwest_client, taken};
+
+fn track(user_id: &str, event_id: &str) -> TrackEventRequest {
+    TrackEventRequest {
+        event_name: if user_id == "other" { "Order Placed" } else { "Erased" }.into(),
+        user_id: user_id.into(),
+        event_id: event_id.into(),
+        ..TrackEventRequest::default()
+    }
+}
+
+/// The files below a directory that hold a text.
+fn holding(setup: &Setup, below: &str, text: &str) -> Vec<String> {
+    fn all(dir: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() { all(&path, found) } else { found.push(path) }
+        }
+    }
+    let mut paths = Vec::new();
+    all(&setup.data_dir().join(below), &mut paths);
+    let holds = |path: &std::path::PathBuf| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    };
+    paths.into_iter().filter(holds).map(|path| path.display().to_string()).collect()
+}
+
+#[tokio::test]
+async fn nothing_of_an_erased_user_is_taken_delivered_or_kept() {
+    let mut setup = Setup::new().await;
+    setup.set("DRAIN_TIMEOUT_SECONDS", "1");
+    setup.set("AMPLITUDE_MAX_RETRY_ATTEMPTS", "100");
+    // One vendor refuses the event, one is down, one takes everything.
+    setup.sandbox.always(Vendor::Amplitude, Some("503".parse().unwrap()));
+    setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=Erased".parse().unwrap()));
+    let relay = setup.start().await;
+    let mut client = relay.client();
+    for n in 0..5 {
+        client.track_event(track("erased-canary", &format!("of-erased-{n}"))).await.unwrap();
+        client.track_event(track("other", &format!("of-other-{n}"))).await.unwrap();
+    }
+    // An item that broke a rule is kept as it came.
+    let url = format!("http://{}/v1/batch", relay.http_addr.unwrap());
+    let bad = json!({"batch": [{"type": "track", "userId": "erased-canary"}]});
+    reqwest_client().post(&url).body(bad.to_string()).send().await.unwrap();
+    taken(&setup, Vendor::Segment, 10).await;
+    assert!(!holding(&setup, "refused", "erased-canary").is_empty());
+    while holding(&setup, "dead-letters", "erased-canary").is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let (code, said, error) = setup.run(&["erase", "--user-id", "erased-canary"]).await;
+    assert_eq!(code, 0, "{said}{error}");
+    assert!(said.contains("in force in the running relay since"), "{said}");
+    assert!(said.contains("refused items deleted: 1"), "{said}");
+    assert!(said.contains("dead letters deleted: 5"), "{said}");
+    assert_eq!(holding(&setup, "", "erased-canary"), Vec::<String>::new());
+
+    // At every door.
+    let status = client.track_event(track("erased-canary", "later-1")).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(!status.message().contains("canary"), "{status}");
+    let of_device = IdentifyUserRequest { user_id: "erased-canary".into(), ..IdentifyUserRequest::default() };
+    assert_eq!(client.identify_user(of_device).await.unwrap_err().code(), Code::PermissionDenied);
+    let batch = json!({"batch": [
+        {"type": "track", "event": "x", "userId": "erased-canary"},
+        {"type": "track", "userId": "erased-canary"},
+    ]});
+    let answer = reqwest_client().post(&url).body(batch.to_string()).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let one = format!("http://{}/v1/track", relay.http_addr.unwrap());
+    let event = json!({"event": "x", "userId": "erased-canary"}).to_string();
+    assert_eq!(reqwest_client().post(one).body(event).send().await.unwrap().status(), 200);
+    assert_eq!(holding(&setup, "", "erased-canary"), Vec::<String>::new());
+
+    // Amplitude had five of each: those of the erased user are dropped, the others go on.
+    setup.sandbox.always(Vendor::Amplitude, None);
+    taken(&setup, Vendor::Amplitude, 5).await;
+    let ended = relay.terminate().await;
+    assert_eq!(ended.balance(Vendor::Amplitude).dropped, 5);
+    assert_eq!(ended.balance(Vendor::Amplitude).delivered, 5);
+    let at_amplitude = setup.sandbox.taken(Vendor::Amplitude);
+    assert!(at_amplitude.iter().all(|event| event.id.starts_with("of-other")), "{at_amplitude:?}");
+
+    let (code, said, _) = setup.run(&["suppression", "check", "--user-id", "erased-canary"]).await;
+    assert!(code == 0 && said.starts_with("suppressed since"), "{said}");
+    assert_eq!(setup.run(&["suppression", "lift", "--user-id", "erased-canary"]).await.0, 0);
+    let relay = setup.start().await;
+    relay.client().track_event(track("erased-canary", "back-1")).await.unwrap();
+    relay.terminate().await;
+}
+
+/// What stands in the log is not delivered, and what is spilled or dead is deleted while no
+/// relay runs.
+#[tokio::test]
+async fn a_user_who_is_erased_while_the_relay_is_down_stays_erased() {
+    for durability in ["memory", "written"] {
+        let mut setup = Setup::new().await;
+        setup.set("DURABILITY", durability);
+        setup.set("DRAIN_TIMEOUT_SECONDS", "1");
+        setup.sandbox.always(Vendor::Segment, Some("503".parse().unwrap()));
+        let relay = setup.start().await;
+        for n in 0..3 {
+            relay.client().track_event(track("erased-canary", &format!("of-erased-{n}"))).await.unwrap();
+            relay.client().track_event(track("other", &format!("of-other-{n}"))).await.unwrap();
+        }
+        relay.terminate().await;
+
+        let (code, said, error) = setup.run(&["erase", "--user-id", "erased-canary"]).await;
+        assert_eq!(code, 0, "{said}{error}");
+        assert!(said.contains("no relay runs on"), "{said}");
+        let says =
+            if durability == "memory" { "spilled events deleted: 3" } else { "their bytes are gone by" };
+        assert!(said.contains(says), "{said}");
+        assert_eq!(holding(&setup, "spill", "erased-canary"), Vec::<String>::new());
+
+        setup.sandbox.always(Vendor::Segment, None);
+        let relay = setup.start().await;
+        taken(&setup, Vendor::Segment, 3).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let ended = relay.terminate().await;
+        let dropped = if durability == "memory" { 0 } else { 3 };
+        assert_eq!(ended.balance(Vendor::Segment).dropped, dropped, "{durability}");
+        let at_segment = setup.sandbox.taken(Vendor::Segment);
+        assert!(at_segment.iter().all(|event| event.id.contains("other") || event.id.len() == 36));
+        assert_eq!(at_segment.len(), 3);
+    }
+}
+
+/// A list that cannot be read must not let anybody through.
+#[tokio::test]
+async fn a_relay_that_cannot_read_whom_to_leave_out_does_not_start() {
+    let setup = Setup::new().await;
+    assert_eq!(setup.run(&["erase", "--user-id", "u"]).await.0, 0);
+    std::fs::write(setup.data_dir().join("suppressed.json"), "{").unwrap();
+    let (code, _, error) = setup.run(&[]).await;
+    assert!(code == 1 && error.contains("suppressed.json"), "{error}");
+    assert_eq!(setup.run(&["erase"]).await.0, 1);
+}
