@@ -322,7 +322,7 @@ mod tests {
         let quoted =
             [("TEST_MODE", "1"), ("DATA_DIR", "\"/data\""), ("SPOOL_DIR", "'/s'"), ("HOME", "\"x\"")];
         let config = read(&quoted).unwrap();
-        assert_eq!(config.data_dir, Path::new("\"/data\""));
+        assert_eq!(config.data_dir, Path::new("\"/data\"/test-mode"));
         assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
         assert!(config.warnings[0].starts_with("DATA_DIR: its value is in quotes"), "{:?}", config.warnings);
         // What is an error says what may be behind it.
@@ -353,7 +353,7 @@ mod tests {
         assert!(error(b"\xff\xfeT\0").contains("got UTF-16, want UTF-8"));
         std::fs::write(&path, "\u{feff}TEST_MODE=1\nDATA_DIR='/data/$x'\nOTHER=$HOME\n").unwrap();
         let config = Config::read(std::iter::empty(), &path).unwrap();
-        assert_eq!((config.data_dir.to_str(), config.warnings.len()), (Some("/data/$x"), 0));
+        assert_eq!((config.data_dir.to_str(), config.warnings.len()), (Some("/data/$x/test-mode"), 0));
     }
 
     #[test]
