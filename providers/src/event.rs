@@ -10,7 +10,7 @@ use triomphe::{Arc, HeaderSlice};
 use uuid::Uuid;
 
 use crate::{
-    Properties,
+    NotFor, Properties,
     json::{Json, Object},
     properties::{Limits, PropertyError, Shape, entries},
 };
@@ -25,6 +25,9 @@ pub const USER_AGENT_BYTES_MAX: usize = 1024;
 /// Most bytes of the second id of a group or an alias, of a category, and of the names of
 /// a session, a source or a tenant.
 pub const OTHER_ID_BYTES_MAX: usize = 255;
+
+/// Before the name of a provider in an audience: the event's user does not consent to it.
+const NO_CONSENT: char = '!';
 
 /// Most bytes of an address as text.
 const IP_BYTES_MAX: usize = 45;
@@ -230,6 +233,55 @@ impl<'a> Audience<'a> {
         }
     }
 
+    /// The same without these providers, which the event's user does not consent to. They
+    /// are left out as any others are, which relays of every version understand, and
+    /// named once more with a mark.
+    pub fn without_consent_to(&self, providers: &[&str]) -> Audience<'static> {
+        if providers.is_empty() {
+            return self.borrowed().into_owned();
+        }
+        let marked = |names: Vec<&str>| {
+            let marks = providers.iter().map(|provider| format!("{NO_CONSENT}{provider}"));
+            names.into_iter().map(str::to_owned).chain(marks).collect::<Vec<_>>().join(",").into()
+        };
+        match self {
+            Self::Only(only) => {
+                let mut only = names_in(only);
+                only.retain(|name| !providers.contains(name));
+                Audience::Only(marked(only))
+            }
+            Self::All => Audience::AllBut(marked(providers.to_vec())),
+            Self::AllBut(others) => {
+                let mut others = names_in(others);
+                others.extend(providers.iter().filter(|provider| self.includes(provider)));
+                Audience::AllBut(marked(others))
+            }
+        }
+    }
+
+    /// Why a provider does not get the event, if it does not.
+    pub fn why_not(&self, provider: &str) -> Option<NotFor> {
+        let names = match self {
+            Self::All => return None,
+            Self::Only(names) | Self::AllBut(names) => names,
+        };
+        let is_mark = |name: &str| name.strip_prefix(NO_CONSENT) == Some(provider);
+        match self.includes(provider) {
+            true => None,
+            false if names.split(',').any(is_mark) => Some(NotFor::Consent),
+            false => Some(NotFor::Audience),
+        }
+    }
+
+    /// The audience, for longer than what it stands in.
+    pub fn into_owned(self) -> Audience<'static> {
+        match self {
+            Self::All => Audience::All,
+            Self::Only(names) => Audience::Only(names.into_owned().into()),
+            Self::AllBut(names) => Audience::AllBut(names.into_owned().into()),
+        }
+    }
+
     /// The same, as long as this is there.
     pub fn borrowed(&self) -> Audience<'_> {
         match self {
@@ -255,6 +307,10 @@ impl<'a> Audience<'a> {
             None => Self::All,
         }
     }
+}
+
+fn names_in(names: &str) -> Vec<&str> {
+    names.split(',').filter(|name| !name.is_empty()).collect()
 }
 
 /// What kind of event it is. Texts that are given are not empty.
@@ -316,8 +372,18 @@ impl EventKind<'_> {
 }
 
 /// A JSON object that was checked and is relayed as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JsonObject<'a>(Cow<'a, str>);
+#[derive(Debug, Clone)]
+pub struct JsonObject<'a> {
+    json: Cow<'a, str>,
+    /// Known of what was parsed, and not of what stands in an event.
+    may_have_red_key: bool,
+}
+
+impl PartialEq for JsonObject<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.json == other.json
+    }
+}
 
 impl<'a> JsonObject<'a> {
     /// Checks an object by a front door's limits; white space around it is left out.
@@ -332,7 +398,12 @@ impl<'a> JsonObject<'a> {
 
     /// What was checked before.
     fn checked(json: &'a str) -> Self {
-        Self(json.into())
+        Self { json: json.into(), may_have_red_key: true }
+    }
+
+    /// False if no name at any level is one of [`RED_KEYS`](crate::pii::RED_KEYS).
+    pub fn may_have_red_key(&self) -> bool {
+        self.may_have_red_key
     }
 
     /// The object's names and values at the top level, values as JSON text.
@@ -342,23 +413,24 @@ impl<'a> JsonObject<'a> {
 
     /// The same object, as long as this one is there.
     pub fn borrowed(&self) -> JsonObject<'_> {
-        JsonObject(self.json().into())
+        JsonObject { json: self.json().into(), ..*self }
     }
 
     /// The object, for longer than what it stands in.
     pub fn into_owned(self) -> JsonObject<'static> {
-        JsonObject(self.0.into_owned().into())
+        JsonObject { json: self.json.into_owned().into(), ..self }
     }
 
     /// The object as JSON, braces included.
     pub fn json(&self) -> &str {
-        &self.0
+        &self.json
     }
 }
 
 impl<'a> From<Properties<'a>> for JsonObject<'a> {
     fn from(object: Properties<'a>) -> Self {
-        Self(object.into_json())
+        let may_have_red_key = object.shape().has_red_key();
+        Self { json: object.into_json(), may_have_red_key }
     }
 }
 
@@ -524,6 +596,13 @@ impl Event {
     #[inline]
     pub fn is_for(&self, provider: &str) -> bool {
         !self.head().has_more || self.audience().includes(provider)
+    }
+
+    /// Why a provider of that name does not get it, as far as its caller and its user have
+    /// a say.
+    #[inline]
+    pub fn why_not_for(&self, provider: &str) -> Option<NotFor> {
+        if self.head().has_more { self.audience().why_not(provider) } else { None }
     }
 
     /// The providers that get it.
@@ -1098,6 +1177,36 @@ mod tests {
             assert_eq!(Audience::All.includes(provider), all);
             assert_eq!(all_but.includes(provider), but, "{provider}");
             assert_eq!(only.includes(provider), only_, "{provider}");
+        }
+    }
+
+    /// Whoever reads it as of old leaves the provider out, too.
+    #[test]
+    fn who_is_left_out_for_want_of_consent_is_told_from_others() {
+        let audiences = [
+            (Audience::All, [None, Some(NotFor::Consent), Some(NotFor::Consent), None]),
+            (
+                Audience::AllBut("mixpanel,store".into()),
+                [None, Some(NotFor::Consent), Some(NotFor::Consent), Some(NotFor::Audience)],
+            ),
+            (
+                Audience::Only("segment,amplitude".into()),
+                [None, Some(NotFor::Consent), Some(NotFor::Consent), Some(NotFor::Audience)],
+            ),
+            (
+                Audience::Only("".into()),
+                [Some(NotFor::Audience), Some(NotFor::Consent), Some(NotFor::Consent), Some(NotFor::Audience)],
+            ),
+        ];
+        for (audience, want) in audiences {
+            let refused = audience.without_consent_to(&["mixpanel", "amplitude"]);
+            let more = MoreParts { audience: refused.clone(), ..MoreParts::default() };
+            let event = Event::pack(&EventParts { more: more.if_any(), ..tests_support::parts("x", "{}") });
+            let event = Event::from_json(&event.to_json()).unwrap();
+            let providers = ["segment", "mixpanel", "amplitude", "store"];
+            assert_eq!(providers.map(|provider| event.why_not_for(provider)), want, "{refused:?}");
+            assert_eq!(providers.map(|provider| event.is_for(provider)), want.map(|why| why.is_none()));
+            assert_eq!(audience.without_consent_to(&[]), audience);
         }
     }
 

@@ -13,6 +13,7 @@
 //! | [`registry`] | provider name → settings → built provider |
 //! | [`http`] | the shared client, and [`Wire`](http::Wire): what a vendor's file states |
 //! | [`mixpanel`], [`amplitude`], [`segment`] | a vendor's limits, mapping and answers |
+//! | [`pii`] | names of properties that nobody should send |
 //! | [`view`] | what pages, screens and groups are to a vendor that has none |
 //! | [`test_mode`] | shows what would be sent, opens no socket |
 //! | [`sandbox`] | a local server that speaks the vendors' contracts, with faults on demand |
@@ -34,6 +35,7 @@ pub mod http;
 mod json;
 mod key_hints;
 pub mod mixpanel;
+pub mod pii;
 pub mod registry;
 pub mod sandbox;
 pub mod secret;

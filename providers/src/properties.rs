@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 use crate::{
     json::Json,
     key_hints::{self, Hint},
+    pii,
 };
 
 mod duplicates;
@@ -84,7 +85,7 @@ pub struct Shape {
     pub widest: u16,
     /// Bytes of the longest name, over all levels.
     pub longest_key: u16,
-    /// What is to be known of the top level, a bit each.
+    /// What is to be known of the names, a bit each.
     marks: u8,
 }
 
@@ -92,6 +93,7 @@ impl Shape {
     const NULL: u8 = 1;
     const RESERVED_KEY: u8 = 1 << 1;
     const RENAMED_TRAIT: u8 = 1 << 2;
+    const RED_KEY: u8 = 1 << 3;
 
     /// True if a value at the top level is null.
     pub fn has_null(self) -> bool {
@@ -106,6 +108,11 @@ impl Shape {
     /// True if a name at the top level is a trait that a vendor knows under another name.
     pub fn has_renamed_trait(self) -> bool {
         self.marks & Self::RENAMED_TRAIT != 0
+    }
+
+    /// True if a name at any level is one of [`RED_KEYS`](crate::pii::RED_KEYS).
+    pub fn has_red_key(self) -> bool {
+        self.marks & Self::RED_KEY != 0
     }
 }
 
@@ -462,6 +469,9 @@ impl Meter {
                 Some(Hint::Reserved) => Shape::RESERVED_KEY,
                 Some(Hint::Renamed) => Shape::RENAMED_TRAIT,
             };
+        }
+        if pii::may_be_red(key) && pii::red_key(key).is_some() {
+            self.shape.marks |= Shape::RED_KEY;
         }
         self.item();
         Ok(())

@@ -63,6 +63,8 @@ impl Endpoint {
 pub enum NotFor {
     /// Its caller wants other providers to have it: see [`Audience`](crate::event::Audience).
     Audience,
+    /// Its user does not consent to it.
+    Consent,
     /// The vendor has no such thing.
     UnsupportedKind,
     /// The vendor knows groups by their types, and none is set.
@@ -73,12 +75,14 @@ pub enum NotFor {
 
 impl NotFor {
     /// All reasons.
-    pub const ALL: [Self; 4] = [Self::Audience, Self::UnsupportedKind, Self::NoGroupType, Self::NothingToSet];
+    pub const ALL: [Self; 5] =
+        [Self::Audience, Self::Consent, Self::UnsupportedKind, Self::NoGroupType, Self::NothingToSet];
 
     /// The reason's name in files, logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Audience => "audience",
+            Self::Consent => "filtered_consent",
             Self::UnsupportedKind => "unsupported_kind",
             Self::NoGroupType => "no_group_type",
             Self::NothingToSet => "nothing_to_set",

@@ -270,15 +270,15 @@ impl Lane {
         }
     }
 
-    /// Where an event goes, or how it ends at once, because it is not for the provider. By the provider's own
-    /// code: a panic in it must not end the lane.
+    /// Where an event goes, or how it ends at once, because it is not for the provider. By
+    /// the provider's own code: a panic in it must not end the lane.
     #[inline(always)]
     fn flow_of(&self, event: &Event) -> Result<Flow, Outcome> {
         if self.is_erased(event) {
             return Err(Outcome::Dropped(DropReason::Erased));
         }
-        if !event.is_for(self.provider.name()) {
-            return Err(Outcome::NotFor(NotFor::Audience));
+        if let Some(why) = event.why_not_for(self.provider.name()) {
+            return Err(Outcome::NotFor(why));
         }
         let endpoint = catch_unwind(AssertUnwindSafe(|| self.provider.endpoint(event)));
         let endpoint = endpoint.unwrap_or(Ok(Endpoint::DEFAULT)).map_err(Outcome::NotFor)?;
