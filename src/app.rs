@@ -52,7 +52,7 @@ use crate::{
     ingest::{self, budget::ReceiveBudget, connections::Behind, tls::TlsError},
     ledger::Ledger,
     listener::{self, Listen},
-    privacy::{secret::DataSecret, suppression::Suppressed},
+    privacy::{Privacy, PrivacyError, secret::DataSecret, suppression::Suppressed},
     queue::{
         Durability, Queue, memory,
         spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
@@ -60,7 +60,7 @@ use crate::{
     reasons::{Outcome, RefusalReason},
     refused::RefusedKeeper,
     shutdown::{DrainReport, Signals, Stop},
-    telemetry::{Telemetry, VERSION},
+    telemetry::{PrivacyMetrics, Telemetry, VERSION},
     time::Clock,
 };
 
@@ -129,6 +129,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The privacy rules cannot be read.
+    #[error(transparent)]
+    Privacy(#[from] PrivacyError),
     /// TLS cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -187,6 +190,8 @@ impl App {
         let stop = Stop::default();
         let (watch, ended) = StageWatch::new();
         let mut telemetry = Telemetry::new(clock.now_ms());
+        let privacy = open_privacy(config, &providers, telemetry.privacy())?;
+        let providers = guarded(providers, privacy.as_ref());
 
         let (queue_in, queue_out) = memory::bounded(config.queue);
         let accepted = telemetry.accepted();
@@ -237,7 +242,8 @@ impl App {
             }
         };
         let admission = Admission::new(queue, clock.clone(), telemetry.admission());
-        let admission = Arc::new(admission.without(suppressed.clone()));
+        let admission = admission.with_privacy(privacy.clone()).without(suppressed.clone());
+        let admission = Arc::new(admission);
         // Only now that nothing can fail any more.
         let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
@@ -278,6 +284,7 @@ impl App {
         let refused = RefusedKeeper::new(
             data_dir,
             config.dead_letters.bytes_max,
+            privacy.clone(),
             ingest_metrics.refused_kept.clone(),
             ingest_metrics.refused_lost.clone(),
         );
@@ -292,6 +299,9 @@ impl App {
         }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
         servers.spawn(watch.over("suppression", erasing::keep_to(suppressed, statuses)));
+        if let Some(privacy) = privacy {
+            servers.spawn(watch.over("privacy rules", privacy.watch()));
+        }
 
         if let Some(files) = &config.grpc.tls {
             info!(client_certificates = files.client_ca.is_some(), "gRPC is served over TLS");
@@ -506,6 +516,25 @@ fn providers(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Vec<Configu
         Some((provider, _)) => Err(StartError::SameName(provider.name())),
         None => Ok(providers),
     }
+}
+
+/// The privacy rules, if there are any; says what is odd about them.
+fn open_privacy(
+    config: &Config,
+    providers: &[Configured],
+    metrics: PrivacyMetrics,
+) -> Result<Option<Arc<Privacy>>, StartError> {
+    let names: Vec<&str> = providers.iter().map(|(provider, _)| provider.name()).collect();
+    let privacy = Privacy::open(&config.privacy, &names, metrics)?;
+    let warnings = privacy.as_ref().map(|privacy| privacy.describe().1).unwrap_or_default();
+    warnings.iter().for_each(|warning| warn!("PRIVACY_FILE: {warning}"));
+    Ok(privacy)
+}
+
+/// Providers that get no more than the rules leave for them.
+fn guarded(providers: Vec<Configured>, privacy: Option<&Arc<Privacy>>) -> Vec<Configured> {
+    let Some(privacy) = privacy else { return providers };
+    providers.into_iter().map(|(provider, delivery)| (privacy.guard(provider), delivery)).collect()
 }
 
 async fn listen(what: &'static str, at: &Listen) -> Result<(TcpListener, SocketAddr), StartError> {

@@ -23,6 +23,7 @@ pub use crate::{
         tls::TlsFiles,
     },
     listener::Listen,
+    privacy::{PiiMode, PrivacySettings},
     queue::{
         QueueLimits,
         spool::{log::LogLimits, settings::SpoolConfig},
@@ -59,6 +60,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The dead letters.
     pub dead_letters: DeadLetterSettings,
+    /// What of an event is kept, and who gets what of it.
+    pub privacy: PrivacySettings,
     /// The log, and what an OK means.
     pub spool: SpoolConfig,
     /// Send nothing, show what would be sent.
@@ -135,6 +138,7 @@ impl Config {
         let stop = StopSettings::read(reader);
         let base_dir = PathBuf::from(reader.text("DATA_DIR"));
         let dead_letters = DeadLetterSettings::read(reader);
+        let privacy = PrivacySettings::read(reader);
         let delivery = DeliveryConfig::read(reader, None);
         let mut spool = SpoolConfig::read(reader, &base_dir, delivery.spool_bytes_max);
         let data_dir = own_dir(base_dir, test_mode);
@@ -151,6 +155,7 @@ impl Config {
             stop,
             data_dir,
             dead_letters,
+            privacy,
             spool,
             test_mode,
             shown: Vec::new(),

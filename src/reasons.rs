@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use analytics_relay_providers::{NotFor, Rejection};
+use analytics_relay_providers::{NotFor, Rejection, pii::RED_KEYS};
 use serde::{Deserialize, Serialize};
 
 /// Why an event is refused: the closed list of replies, logs and metrics.
@@ -185,6 +185,42 @@ impl Mended {
         }
     }
 }
+
+/// What the privacy rules did about a value before the log: the closed list of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Redaction {
+    /// It went, with its name.
+    Dropped,
+    /// Of it a hash is left.
+    Hashed,
+    /// It is less exact.
+    Cut,
+}
+
+impl Redaction {
+    pub(crate) const ALL: [Self; 3] = [Self::Dropped, Self::Hashed, Self::Cut];
+
+    /// The name in metrics and on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Dropped => "dropped",
+            Self::Hashed => "hashed",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+/// The names under which it is counted that an event holds what nobody should send: the
+/// last is of those that an operator adds.
+pub(crate) const PII_FIELDS: [&str; RED_KEYS.len() + 1] = {
+    let mut names = ["added"; RED_KEYS.len() + 1];
+    let mut place = 0;
+    while place < RED_KEYS.len() {
+        names[place] = RED_KEYS[place];
+        place += 1;
+    }
+    names
+};
 
 /// How one event ended at one provider. Every accepted event ends once at each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

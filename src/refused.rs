@@ -34,6 +34,7 @@ use tracing::{error, warn};
 use crate::{
     files::{self, Lock},
     letter_files::{self, LetterWriter},
+    privacy::Privacy,
     telemetry::OnceInAWhile,
 };
 
@@ -90,6 +91,19 @@ impl RefusedItem {
     /// An id that no other has.
     pub(crate) fn new_id() -> String {
         EventId::assign().as_str().to_owned()
+    }
+
+    /// Takes out of it what must not be kept.
+    fn clean(&mut self, privacy: &Privacy) {
+        if let Some(left) = privacy.item(&self.item) {
+            self.item = left;
+        }
+        if let Some(left) = self.context.as_deref().and_then(|context| privacy.beside_item(context)) {
+            self.context = Some(left);
+        }
+        if let Some(seen) = &mut self.seen {
+            (seen.ip, seen.user_agent) = privacy.seen(seen.ip, &seen.user_agent);
+        }
     }
 
     /// About what it holds, with what stood beside it.
@@ -185,6 +199,8 @@ pub(crate) struct RefusedKeeper {
     waiting_bytes: AtomicUsize,
     /// Who has it writes for all.
     turn: sync::Mutex<()>,
+    /// What must not be kept of an event must not be kept of these.
+    privacy: Option<Arc<Privacy>>,
     kept: Told,
     lost: Told,
 }
@@ -198,7 +214,13 @@ struct Waiting {
 }
 
 impl RefusedKeeper {
-    pub(crate) fn new(data_dir: &Path, bytes_max: u64, kept: Counter, lost: Counter) -> Arc<Self> {
+    pub(crate) fn new(
+        data_dir: &Path,
+        bytes_max: u64,
+        privacy: Option<Arc<Privacy>>,
+        kept: Counter,
+        lost: Counter,
+    ) -> Arc<Self> {
         Arc::new(Self {
             dir: RefusedDir::new(data_dir),
             bytes_max,
@@ -206,6 +228,7 @@ impl RefusedKeeper {
             waiting: Mutex::default(),
             waiting_bytes: AtomicUsize::new(0),
             turn: sync::Mutex::default(),
+            privacy,
             kept: Told::new(kept),
             lost: Told::new(lost),
         })
@@ -213,9 +236,12 @@ impl RefusedKeeper {
 
     /// Keeps items, and waits until they are on the disk, but not for long. Nothing of
     /// them is given up if the future is dropped. False if they are lost, or may be.
-    pub(crate) async fn keep(self: &Arc<Self>, items: Vec<RefusedItem>, now_ms: i64) -> bool {
+    pub(crate) async fn keep(self: &Arc<Self>, mut items: Vec<RefusedItem>, now_ms: i64) -> bool {
         if items.is_empty() {
             return true;
+        }
+        if let Some(privacy) = &self.privacy {
+            items.iter_mut().for_each(|item| item.clean(privacy));
         }
         let bytes: usize = items.iter().map(RefusedItem::memory_bytes).sum();
         if self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > WAITING_BYTES_MAX {
@@ -324,7 +350,7 @@ mod tests {
 
     fn keeper(dir: &Path, bytes_max: u64) -> (Arc<RefusedKeeper>, Counter, Counter) {
         let (kept, lost) = (Counter::default(), Counter::default());
-        (RefusedKeeper::new(dir, bytes_max, kept.clone(), lost.clone()), kept, lost)
+        (RefusedKeeper::new(dir, bytes_max, None, kept.clone(), lost.clone()), kept, lost)
     }
 
     fn stored(dir: &Path) -> Vec<String> {

@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     ffi::OsString,
     fmt::{self, Display},
     fs, io,
@@ -17,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use analytics_relay_providers::registry::Vendor;
+use analytics_relay_providers::{Secret, registry::Vendor};
 
 mod env_file;
 
@@ -48,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 52] = [
+pub const SETTINGS: [SettingInfo; 55] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -93,6 +94,9 @@ pub const SETTINGS: [SettingInfo; 52] = [
     setting("DRAIN_TIMEOUT_SECONDS", "8"),
     setting("DATA_DIR", "./data"),
     setting("DEAD_LETTERS_MAX_BYTES", "1073741824"),
+    setting("PRIVACY_FILE", ""),
+    setting("PRIVACY_HASH_KEY", ""),
+    setting("PII_MODE", "detect"),
     setting("DURABILITY", "memory"),
     setting("SPOOL_DIR", ""),
     per_provider("SPOOL_MAX_BYTES", "10737418240"),
@@ -372,6 +376,21 @@ quotes as they are: leave them out there"
     }
 }
 
+/// The secret that a file of ours names as `env:NAME` or `file:PATH`, so that it need not
+/// stand there itself. No error tells any of it.
+pub(crate) fn secret_at(place: &str) -> Result<Secret, String> {
+    let (kind, name) = place.split_once(':').unwrap_or_default();
+    let read = match kind {
+        "env" => env::var(name).map_err(|_| format!("{name} is not set in the environment")),
+        "file" => fs::read_to_string(name).map_err(|error| format!("{name} cannot be read: {error}")),
+        _ => Err("got what says no place (***), want env:NAME or file:PATH".to_owned()),
+    };
+    match read?.trim() {
+        "" => Err(format!("{name} is empty, want a secret")),
+        secret => Ok(Secret::new(secret)),
+    }
+}
+
 /// The name of a setting of one provider, or of all.
 pub(crate) fn name_for(vendor: Option<Vendor>, setting: &str) -> String {
     vendor.map_or(setting.to_owned(), |vendor| format!("{}_{setting}", vendor.name().to_ascii_uppercase()))
@@ -448,6 +467,25 @@ mod tests {
         for name in ["PATH", "HOME", "CARGO_HOME", "BATCH_SIZE", "SEGMENT_BATCH_SIZE", "HOSTNAME", "LOGNAME"]
         {
             assert_eq!(misspelling(name), None);
+        }
+    }
+
+    #[test]
+    fn a_secret_is_read_where_it_is_and_no_error_tells_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), " s3cr3t-key\n").unwrap();
+        let place = format!("file:{}", file.path().display());
+        assert_eq!(secret_at(&place).unwrap().expose(), "s3cr3t-key");
+        fs::write(file.path(), "\n").unwrap();
+        for (place, want) in [
+            (place.as_str(), "is empty"),
+            ("file:/nowhere/at/all", "cannot be read"),
+            ("env:RELAY_TEST_NOT_SET", "RELAY_TEST_NOT_SET is not set"),
+            ("s3cr3t", "(***)"),
+            ("", "want env:NAME or file:PATH"),
+        ] {
+            let error = secret_at(place).unwrap_err();
+            assert!(error.contains(want) && !error.contains("s3cr3t"), "{error}");
         }
     }
 

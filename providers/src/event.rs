@@ -393,7 +393,7 @@ impl<'a> JsonObject<'a> {
 
     /// What the relay itself wrote, and does not check.
     pub fn of_relay(json: impl Into<Cow<'a, str>>) -> Self {
-        Self(json.into())
+        Self { json: json.into(), may_have_red_key: false }
     }
 
     /// What was checked before.
@@ -1195,7 +1195,12 @@ mod tests {
             ),
             (
                 Audience::Only("".into()),
-                [Some(NotFor::Audience), Some(NotFor::Consent), Some(NotFor::Consent), Some(NotFor::Audience)],
+                [
+                    Some(NotFor::Audience),
+                    Some(NotFor::Consent),
+                    Some(NotFor::Consent),
+                    Some(NotFor::Audience),
+                ],
             ),
         ];
         for (audience, want) in audiences {

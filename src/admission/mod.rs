@@ -15,13 +15,13 @@ use std::{
     time::Duration,
 };
 
-use analytics_relay_providers::{Event, EventId};
+use analytics_relay_providers::{Event, EventId, EventParts};
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::{
-    privacy::suppression::Suppressed,
+    privacy::{Found, Privacy, suppression::Suppressed},
     queue::{Durability, Queue, Refused, Row, Taken},
     reasons::RefusalReason,
     telemetry::AdmissionMetrics,
@@ -74,6 +74,8 @@ struct Checked {
     /// How durable it has to be.
     wanted: Durability,
     mends: Mends,
+    /// What the privacy rules found in it.
+    found: Found,
 }
 
 /// The gate before the queue.
@@ -82,6 +84,8 @@ pub(crate) struct Admission {
     queue: Queue,
     clock: CheckedClock,
     metrics: AdmissionMetrics,
+    /// None where there are no rules.
+    privacy: Option<Arc<Privacy>>,
     closed: AtomicBool,
     /// Users of whom nothing is taken.
     suppressed: Option<Arc<Suppressed>>,
@@ -90,12 +94,17 @@ pub(crate) struct Admission {
 impl Admission {
     pub(crate) fn new(queue: Queue, clock: Clock, metrics: AdmissionMetrics) -> Self {
         let clock = CheckedClock::new(clock);
-        Self { queue, clock, metrics, closed: AtomicBool::new(false), suppressed: None }
+        Self { queue, clock, metrics, privacy: None, closed: AtomicBool::new(false), suppressed: None }
     }
 
     /// Takes nothing of those who are suppressed.
     pub(crate) fn without(self, suppressed: Arc<Suppressed>) -> Self {
         Self { suppressed: Some(suppressed), ..self }
+    }
+
+    /// With rules for what of an event is kept.
+    pub(crate) fn with_privacy(self, privacy: Option<Arc<Privacy>>) -> Self {
+        Self { privacy, ..self }
     }
 
     /// Admits an event into the queue, or says why not. Waits for the disk, if
@@ -247,17 +256,25 @@ impl Admission {
         }
         let is_trusted = || self.clock.is_trusted();
         match (
-            validate::check(draft, call.tenant, now_ms, is_trusted),
+            validate::check(draft, call.tenant, now_ms, is_trusted, |parts| self.pack(&parts)),
             self.check_durability(draft.durability),
         ) {
-            (Ok((event, _)), _) if self.is_suppressed(&event) => {
+            (Ok(((event, _), _)), _) if self.is_suppressed(&event) => {
                 Err(Denied::Invalid(vec![Violation::of_suppressed_user()]))
             }
-            (Ok((event, mends)), Ok(wanted)) => Ok(Checked { event, wanted, mends }),
+            (Ok(((event, found), mends)), Ok(wanted)) => Ok(Checked { event, wanted, mends, found }),
             (Ok(_), Err(violation)) => Err(Denied::Invalid(vec![violation])),
             (Err(violations), wanted) => {
                 Err(Denied::Invalid(violations.into_iter().chain(wanted.err()).collect()))
             }
+        }
+    }
+
+    /// An event without what must not be kept of it.
+    fn pack(&self, parts: &EventParts<'_>) -> (Event, Found) {
+        match &self.privacy {
+            None => (Event::pack(parts), Found::default()),
+            Some(privacy) => privacy.pack(parts),
         }
     }
 
@@ -273,13 +290,16 @@ impl Admission {
     }
 
     fn put(&self, checked: Checked, row: Option<&mut Row>) -> Result<(EventId<'static>, Taken), Denied> {
-        let Checked { event, wanted, mends } = checked;
+        let Checked { event, wanted, mends, found } = checked;
         let event_id = event.id().into_owned();
         let taken = self.queue.put(event, wanted, row)?;
         if !mends.is_empty() {
             mends.each().for_each(|mended| {
                 self.metrics.mended(mended).inc();
             });
+        }
+        if let Some(privacy) = self.privacy.as_ref().filter(|_| !found.is_nothing()) {
+            privacy.count(found);
         }
         Ok((event_id, taken))
     }

@@ -1,7 +1,7 @@
 //! The rules of an event. One that breaks some is told all of them at once.
 
 use analytics_relay_providers::{
-    Event, EventId, EventKind, EventParts, MoreParts,
+    EventId, EventKind, EventParts, MoreParts,
     event::{ID_BYTES_MAX, NAME_BYTES_MAX, OTHER_ID_BYTES_MAX, USER_AGENT_BYTES_MAX},
 };
 
@@ -23,14 +23,16 @@ const AHEAD_MS_MAX: i64 = 24 * 3600 * 1000;
 /// believed.
 const TIME_MS_MAX: i64 = 4_102_444_800_000;
 
-/// Turns a draft into an event, or names every rule that it breaks. Whether the
-/// clock can be believed is asked only when a time would be refused by it.
-pub(super) fn check(
+/// Turns a draft into the parts of an event, and packs them, or names every rule that it
+/// breaks. Whether the clock can be believed is asked only when a time would be refused by
+/// it.
+pub(super) fn check<Packed>(
     draft: &Draft<'_>,
     tenant: Option<&str>,
     now_ms: i64,
     is_trusted: impl Fn() -> bool,
-) -> Result<(Event, Mends), Vec<Violation>> {
+    pack: impl FnOnce(EventParts<'_>) -> Packed,
+) -> Result<(Packed, Mends), Vec<Violation>> {
     let (mut violations, mut mends) = (Vec::new(), Mends::default());
     let mut note = |violation: Option<Violation>| violations.extend(violation);
 
@@ -84,7 +86,7 @@ pub(super) fn check(
     match (id, &draft.properties) {
         (Ok(id), Ok(properties)) if violations.is_empty() => {
             mends.note_if(properties.had_a_name_twice(), Mended::PropertyTwice);
-            let event = Event::pack(&EventParts {
+            let packed = pack(EventParts {
                 id,
                 kind,
                 user_id,
@@ -96,7 +98,7 @@ pub(super) fn check(
                 properties: properties.borrowed(),
                 more,
             });
-            Ok((event, mends))
+            Ok((packed, mends))
         }
         _ => Err(violations),
     }
@@ -214,7 +216,7 @@ fn check_time(field: &str, time_ms: i64, now_ms: i64, is_trusted: impl Fn() -> b
 
 #[cfg(test)]
 mod tests {
-    use analytics_relay_providers::{Properties, event::JsonObject, properties::Limits};
+    use analytics_relay_providers::{Event, Properties, event::JsonObject, properties::Limits};
 
     use super::{
         super::{draft::BadProperties, tests::draft},
@@ -223,10 +225,14 @@ mod tests {
 
     const NOW_MS: i64 = 1_767_225_600_000;
 
+    fn checked(draft: &Draft<'_>, is_trusted: bool) -> Result<(Event, Mends), Vec<Violation>> {
+        check(draft, None, NOW_MS, || is_trusted, |parts| Event::pack(&parts))
+    }
+
     fn violations(change: impl FnOnce(&mut Draft<'static>)) -> Vec<(RefusalReason, String)> {
         let mut draft = draft();
         change(&mut draft);
-        match check(&draft, None, NOW_MS, || true) {
+        match checked(&draft, true) {
             Ok(_) => Vec::new(),
             Err(violations) => violations.into_iter().map(|v| (v.reason, v.field)).collect(),
         }
@@ -367,7 +373,7 @@ mod tests {
     fn taken(change: impl FnOnce(&mut Draft<'static>)) -> (Event, Vec<Mended>) {
         let mut draft = draft();
         change(&mut draft);
-        let (event, mends) = check(&draft, None, NOW_MS, || true).unwrap();
+        let (event, mends) = checked(&draft, true).unwrap();
         (event, mends.each().collect())
     }
 
@@ -404,7 +410,7 @@ mod tests {
     fn by_a_clock_that_cannot_be_believed_no_time_is_refused() {
         let at = |time_ms, trusted| {
             let draft = Draft { time_ms: Some(("timestamp_ms", time_ms)), ..draft() };
-            check(&draft, None, NOW_MS, || trusted).map(|(event, _)| event.time_ms()).ok()
+            checked(&draft, trusted).map(|(event, _)| event.time_ms()).ok()
         };
         let ahead = NOW_MS + 3 * AHEAD_MS_MAX;
         assert_eq!((at(ahead, true), at(ahead, false)), (None, Some(ahead)));

@@ -22,11 +22,11 @@ use crate::{
         replay::{ReplayReport, Sent, replay as replay_letters},
     },
     files,
-    privacy::{secret::DataSecret, suppression::Suppressed},
+    privacy::{Privacy, secret::DataSecret, suppression::Suppressed},
     reasons::DeadLetterReason,
     refused::RefusedDir,
     shutdown::{self, Stop},
-    telemetry::{self, Telemetry},
+    telemetry::{self, PrivacyMetrics, Telemetry},
     time::rfc_3339,
 };
 
@@ -319,6 +319,11 @@ async fn replay_provider(
 ) -> anyhow::Result<ReplayReport> {
     let name = vendor.settings.vendor.name();
     let provider = registry::build(&vendor.settings)?;
+    // What is sent again obeys the rules of today.
+    let provider = match Privacy::open(&config.privacy, &[], PrivacyMetrics::default())? {
+        None => provider,
+        Some(privacy) => privacy.guard(provider),
+    };
     let dir = DeadLetterDir::new(&config.data_dir, name);
     let log = Arc::new(Mutex::new(dir.open_replayed().with_context(|| format!("{name}: cannot replay"))?));
     let metrics = Telemetry::new(0).lanes();

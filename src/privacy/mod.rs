@@ -1,5 +1,330 @@
 //! What of an event is kept, and who gets what of it: consent, rules before the log, rules
-//! of each provider while its requests are encoded.
+//! of each provider while it is sent to.
+//!
+//! ```text
+//!  validated ─► consent: who gets it ─► global rules: drop, hash, cut ─► pack ─► log
+//!                                                                                 │
+//!            vendor ◄─ encode ◄─ deny, allow, hash; drop and cut once more ◄──────┘
+//! ```
+//!
+//! What must not be kept goes before the log. What only one provider must not get goes
+//! while it is sent to, so that what waits, or is replayed, obeys the rules of today. They
+//! stand in one file, which is read again every minute; a bad one changes nothing.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`settings`] | what the environment says |
+//! | [`file`] | TOML → what stands in the file |
+//! | [`rules`] | the file and the settings → rules of the log and of each provider |
+//! | [`keys`] | names: whole ones, in any spelling |
+//! | [`json`], [`rewrite`] | JSON → what rules leave of it |
+//! | [`normalise`] | hashes, and the forms that vendors match |
+//! | [`consent`] | what a user agrees to → who gets the event |
+//! | [`apply`], [`provider`] | an event, a provider |
+//! | [`suppression`], [`secret`] | users who are erased, and how their ids are kept |
 
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use analytics_relay_providers::{Event, EventParts, Provider, Secret};
+use arc_swap::ArcSwap;
+use serde_json::value::RawValue;
+use thiserror::Error;
+use tokio::{task::spawn_blocking, time::sleep};
+use tracing::{info, warn};
+
+use crate::{reasons::Redaction, settings::secret_at, telemetry::PrivacyMetrics};
+
+mod apply;
+mod consent;
+mod file;
+mod json;
+mod keys;
+mod normalise;
+mod provider;
+mod rewrite;
+mod rules;
 pub(crate) mod secret;
+mod settings;
 pub(crate) mod suppression;
+
+use apply::{changed, changed_item, fields_by, may_change};
+use file::RuleFile;
+use provider::Guarded;
+pub(crate) use rewrite::Found;
+use rewrite::{KeyRules, Notes};
+use rules::Rules;
+pub use settings::{PiiMode, PrivacySettings};
+
+/// How often the file is read again.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
+/// Most bytes of the file.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Fields of a refused item that are its own, and no properties of an event.
+const OWN_FIELDS: [&str; 18] = [
+    "type",
+    "event",
+    "userId",
+    "anonymousId",
+    "messageId",
+    "sessionId",
+    "name",
+    "category",
+    "groupId",
+    "previousId",
+    "timestamp",
+    "originalTimestamp",
+    "sentAt",
+    "integrations",
+    "writeKey",
+    "schemaVersion",
+    "version",
+    "channel",
+];
+
+/// Why there are no rules.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("PRIVACY_FILE {}:{}", file.display(), errors.iter().map(|error| format!("\n  {error}")).collect::<String>())]
+pub struct PrivacyError {
+    file: PathBuf,
+    /// All of them.
+    errors: Vec<String>,
+}
+
+/// The rules that hold, and what was done by them.
+#[derive(Debug)]
+pub(crate) struct Privacy {
+    settings: PrivacySettings,
+    /// The providers that the file may name beside the vendors.
+    providers: Vec<String>,
+    rules: ArcSwap<Rules>,
+    /// What they were made of.
+    source: Mutex<Source>,
+    /// It was told that the file is bad, as it is.
+    is_told: AtomicBool,
+    metrics: PrivacyMetrics,
+}
+
+/// What rules are made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Source {
+    text: String,
+    key: Option<Secret>,
+}
+
+/// What an event would become, for a person who asks.
+#[derive(Debug)]
+pub(crate) struct Preview {
+    /// None: as it was.
+    pub(crate) event: Option<Event>,
+    /// Under which names what was done.
+    pub(crate) done: Vec<(Redaction, String)>,
+}
+
+impl Privacy {
+    /// Reads the rules; nothing if there is nothing to do. Beside the vendors the file may
+    /// name these providers.
+    pub(crate) fn open(
+        settings: &PrivacySettings,
+        providers: &[&str],
+        metrics: PrivacyMetrics,
+    ) -> Result<Option<Arc<Self>>, PrivacyError> {
+        if settings.file.is_none() && settings.pii_mode == PiiMode::Off {
+            return Ok(None);
+        }
+        let settings = settings.clone();
+        let providers: Vec<_> = providers.iter().map(|name| (*name).to_owned()).collect();
+        let (source, rules) = load(&settings, &providers, None)?.expect("nothing was read before");
+        let (rules, source) = (ArcSwap::from_pointee(rules), Mutex::new(source));
+        let is_told = AtomicBool::new(false);
+        Ok(Some(Arc::new(Self { settings, providers, rules, source, is_told, metrics })))
+    }
+
+    /// Reads the file again. If it is bad, the rules stay as they were, which is told once
+    /// for each time that it gets bad.
+    pub(crate) fn reload(&self) {
+        let before = self.source.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match load(&self.settings, &self.providers, Some(&before)) {
+            Ok(None) => self.is_told.store(false, Ordering::Relaxed),
+            Ok(Some((source, rules))) => {
+                rules.warnings().iter().for_each(|warning| warn!("PRIVACY_FILE: {warning}"));
+                self.rules.store(Arc::new(rules));
+                *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
+                self.is_told.store(false, Ordering::Relaxed);
+                info!("privacy rules are read again");
+            }
+            Err(error) => {
+                self.metrics.reload_failed.inc();
+                if !self.is_told.swap(true, Ordering::Relaxed) {
+                    warn!(%error, "the privacy rules stay as they were");
+                }
+            }
+        }
+    }
+
+    /// Reads the file again and again.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        loop {
+            sleep(RELOAD_INTERVAL).await;
+            let privacy = self.clone();
+            // A disk that hangs keeps this task, and nobody else.
+            let _ = spawn_blocking(move || privacy.reload()).await;
+        }
+    }
+
+    /// The event of parts that break no rule of admission: for whom its user agrees to, and
+    /// without what must not be kept.
+    #[inline]
+    pub(crate) fn pack(&self, parts: &EventParts<'_>) -> (Event, Found) {
+        // Without a file they never change, and nearly nothing concerns them.
+        if self.settings.file.is_none() && !has_mark(parts) {
+            return (Event::pack(parts), Found::default());
+        }
+        self.packed_by_rules(parts)
+    }
+
+    #[cold]
+    fn packed_by_rules(&self, parts: &EventParts<'_>) -> (Event, Found) {
+        let (rules, mut notes) = (self.rules.load(), Notes::default());
+        let event = before_log(&rules, parts, &mut notes);
+        (event.unwrap_or_else(|| Event::pack(parts)), notes.found)
+    }
+
+    /// Counts what was found in an event that was taken.
+    pub(crate) fn count(&self, found: Found) {
+        for (place, counter) in self.metrics.pii_keys.iter().enumerate() {
+            if found.counted >> place & 1 == 1 {
+                counter.inc();
+            }
+        }
+        for (counter, values) in self.metrics.fields.iter().zip(found.done) {
+            counter.inc_by(values.into());
+        }
+    }
+
+    /// An item that was refused, and is kept, by the rules of the log; nothing if they leave
+    /// it as it is.
+    pub(crate) fn item(&self, item: &RawValue) -> Option<Box<RawValue>> {
+        changed_item(item, &self.rules.load().log, &OWN_FIELDS)
+    }
+
+    /// The same of what stood beside it.
+    pub(crate) fn beside_item(&self, context: &RawValue) -> Option<Box<RawValue>> {
+        changed_item(context, &self.rules.load().log, &[])
+    }
+
+    /// The same of what its call showed.
+    pub(crate) fn seen(&self, ip: Option<IpAddr>, user_agent: &str) -> (Option<IpAddr>, String) {
+        let user_agent = (!user_agent.is_empty()).then_some(user_agent);
+        let (ip, user_agent) = fields_by(&self.rules.load().log, ip, user_agent);
+        (ip, user_agent.unwrap_or_default())
+    }
+
+    /// A provider that gets what the rules leave for it; itself if there can be no such
+    /// rule.
+    pub(crate) fn guard(self: &Arc<Self>, provider: Arc<dyn Provider>) -> Arc<dyn Provider> {
+        if self.settings.file.is_none() && self.rules_of(provider.name()).is_none() {
+            return provider;
+        }
+        Arc::new(Guarded { inner: provider, privacy: self.clone() })
+    }
+
+    /// What of an event goes to the log.
+    pub(crate) fn preview_log(&self, event: &Event) -> Preview {
+        let mut notes = Notes::with_names();
+        let event = before_log(&self.rules.load(), &event.parts(), &mut notes);
+        Preview { event, done: notes.names.unwrap_or_default() }
+    }
+
+    /// What of an event in the log goes to a provider.
+    pub(crate) fn preview_for(&self, provider: &str, event: &Event) -> Preview {
+        let mut notes = Notes::with_names();
+        let event = self.rules_of(provider).and_then(|it| changed(&event.parts(), &it, None, &mut notes));
+        Preview { event, done: notes.names.unwrap_or_default() }
+    }
+
+    /// What the rules do, in words, and what is odd about them.
+    pub(crate) fn describe(&self) -> (String, Vec<String>) {
+        let rules = self.rules.load();
+        (rules.to_string(), rules.warnings())
+    }
+
+    fn rules_of(&self, provider: &str) -> Option<Arc<KeyRules>> {
+        self.rules.load().of_provider(provider).cloned()
+    }
+}
+
+/// True if a name that nobody should send is, or may be, in it.
+#[inline]
+fn has_mark(parts: &EventParts<'_>) -> bool {
+    parts.properties.shape().has_red_key()
+        || parts
+            .more
+            .as_ref()
+            .and_then(|more| more.context.as_ref())
+            .is_some_and(|context| context.may_have_red_key())
+}
+
+/// What goes to the log in place of an event; nothing if that is all of it, to all.
+fn before_log(rules: &Rules, parts: &EventParts<'_>, notes: &mut Notes) -> Option<Event> {
+    let mut refused = None;
+    if !rules.consent.categories.is_empty() {
+        let more = parts.more.as_deref();
+        let context = more.and_then(|more| more.context.as_ref()).map(|context| context.json());
+        let all = Default::default();
+        let audience = more.map_or(&all, |more| &more.audience);
+        let providers = rules.consent.refused(context, audience);
+        refused = (!providers.is_empty()).then(|| audience.without_consent_to(&providers));
+    }
+    if refused.is_none() && !may_change(parts, &rules.log) {
+        return None;
+    }
+    changed(parts, &rules.log, refused, notes)
+}
+
+/// Rules, and what they are made of; nothing if that is what it was before.
+fn load(
+    settings: &PrivacySettings,
+    providers: &[String],
+    before: Option<&Source>,
+) -> Result<Option<(Source, Rules)>, PrivacyError> {
+    let file = settings.file.clone().unwrap_or_default();
+    let wrong = |errors| PrivacyError { file: file.clone(), errors };
+    let text = match &settings.file {
+        None => String::new(),
+        Some(path) => read(path).map_err(|error| wrong(vec![format!("cannot be read: {error}")]))?,
+    };
+    let parsed =
+        if settings.file.is_some() { file::parse(&text, providers) } else { Ok(RuleFile::default()) };
+    let parsed = parsed.map_err(wrong)?;
+    let wrong = |errors| PrivacyError { file: file.clone(), errors };
+    let key = match &parsed.hash_key {
+        None => settings.hash_key.clone(),
+        Some(place) => Some(secret_at(place).map_err(|error| wrong(vec![format!("hash_key: {error}")]))?),
+    };
+    let source = Source { text, key };
+    if before == Some(&source) {
+        return Ok(None);
+    }
+    let rules = Rules::new(parsed, settings.pii_mode, source.key.as_ref()).map_err(wrong)?;
+    Ok(Some((source, rules)))
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        let why = format!("got more than {FILE_BYTES_MAX} bytes, want a file of rules");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(text)
+}

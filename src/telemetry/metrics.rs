@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{VERSION, log_writer};
 use crate::{
     ledger::Ledger,
-    reasons::{Mended, Outcome, RefusalReason},
+    reasons::{Mended, Outcome, PII_FIELDS, Redaction, RefusalReason},
 };
 
 /// One metric: its name as it is scraped, its unit, and what it says.
@@ -42,7 +42,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 57] = [
+pub const METRICS: [MetricInfo; 60] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -105,6 +105,24 @@ pub const METRICS: [MetricInfo; 57] = [
         "reason",
         "events",
         "Events accepted of which a part was mended or left out",
+    ),
+    metric(
+        "relay_pii_keys_total",
+        "field",
+        "events",
+        "Events accepted with a property of such a name: a password's, a key's, a card's",
+    ),
+    metric(
+        "relay_privacy_fields_total",
+        "action",
+        "values",
+        "Values of events accepted that the rules dropped, hashed or cut before the log",
+    ),
+    metric(
+        "relay_privacy_reload_failed_total",
+        "",
+        "tries",
+        "Times that PRIVACY_FILE could not be read or was bad, so that the rules stayed as they were",
     ),
     metric(
         "relay_clock_trusted",
@@ -342,6 +360,18 @@ impl Telemetry {
         )
     }
 
+    /// Registers what the privacy rules count.
+    pub(crate) fn privacy(&mut self) -> PrivacyMetrics {
+        let pii_keys: Family<Labels<1>, Counter> = self.register("relay_pii_keys_total");
+        let fields: Family<Labels<1>, Counter> = self.register("relay_privacy_fields_total");
+        // From the start on, so that a rise from nothing shows.
+        PrivacyMetrics {
+            pii_keys: PII_FIELDS.map(|field| pii_keys.get_or_create_owned(&[("field", field)])),
+            fields: Redaction::ALL.map(|action| fields.get_or_create_owned(&[("action", action.name())])),
+            reload_failed: self.register("relay_privacy_reload_failed_total"),
+        }
+    }
+
     /// Registers what the queue takes: the events that are accepted.
     pub(crate) fn accepted(&mut self) -> Counter {
         self.register("relay_events_accepted_total")
@@ -562,6 +592,16 @@ impl Default for AdmissionMetrics {
     fn default() -> Self {
         Self::of(Family::default(), Family::default())
     }
+}
+
+/// What the privacy rules count.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PrivacyMetrics {
+    /// In the order of [`PII_FIELDS`].
+    pub(crate) pii_keys: [Counter; PII_FIELDS.len()],
+    /// In the order of [`Redaction::ALL`].
+    pub(crate) fields: [Counter; Redaction::ALL.len()],
+    pub(crate) reload_failed: Counter,
 }
 
 /// What the spool's thread counts.

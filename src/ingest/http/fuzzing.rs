@@ -235,7 +235,8 @@ impl Served {
         let Inside { mut telemetry, admission, health, queue } =
             Inside::of(QueueLimits { events_max: 10_000, bytes_max: 1 << 26 });
         // Without a byte on the disk.
-        let kept = RefusedKeeper::new(Path::new("/nonexistent"), 0, Counter::default(), Counter::default());
+        let kept =
+            RefusedKeeper::new(Path::new("/nonexistent"), 0, None, Counter::default(), Counter::default());
         let providers = vec!["mixpanel", "amplitude", "segment"];
         let door = HttpDoor::new(admission, health, &[], providers, kept, telemetry.ingest());
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
