@@ -243,7 +243,7 @@ impl App {
         };
         let admission = Admission::new(queue, clock.clone(), telemetry.admission());
         let admission = admission.with_privacy(privacy.clone()).without(suppressed.clone());
-        let admission = Arc::new(admission);
+        let admission = Arc::new(admission.with_ip_policy(config.ip_policy));
         // Only now that nothing can fail any more.
         let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
@@ -293,9 +293,10 @@ impl App {
         servers.spawn(watch.over("gRPC server", grpc));
         if let Some(port) = doors.http {
             let stopped = stop_servers.clone().cancelled_owned();
-            let write_keys = config.http.write_keys.clone();
-            let http = ingest::http::server::serve(port, behind, write_keys, names, refused, stopped);
-            servers.spawn(watch.over("HTTP server", http));
+            let settings = config.http.clone();
+            servers.spawn(watch.over("HTTP server", async move {
+                ingest::http::server::serve(port, behind, &settings, names, refused, stopped).await;
+            }));
         }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
         servers.spawn(watch.over("suppression", erasing::keep_to(suppressed, statuses)));

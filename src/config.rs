@@ -15,10 +15,12 @@ use analytics_relay_providers::registry::{ProviderSettings, Vendor};
 mod vendors;
 
 pub use crate::{
+    address::IpPolicy,
     admin::AdminSettings,
     batch_worker::BatchRule,
     delivery::{dead_letter::DeadLetterSettings, retry::RetryRule},
     ingest::{
+        client_address::{ClientAddressSettings, ForwardedHeader},
         settings::{GrpcSettings, HttpSettings},
         tls::TlsFiles,
     },
@@ -44,6 +46,8 @@ pub struct Config {
     pub grpc: GrpcSettings,
     /// How callers are served over HTTP.
     pub http: HttpSettings,
+    /// How much of users' addresses is kept.
+    pub ip_policy: IpPolicy,
     /// How scrapes and probes are served.
     pub metrics: AdminSettings,
     /// The logs.
@@ -132,6 +136,7 @@ impl Config {
         let test_mode = reader.flag("TEST_MODE");
         let grpc = GrpcSettings::read(reader);
         let http = HttpSettings::read(reader);
+        let ip_policy = IpPolicy::read(reader);
         let metrics = AdminSettings::read(reader);
         let logs = LogSettings::read(reader);
         let queue = QueueLimits::read(reader);
@@ -147,6 +152,7 @@ impl Config {
         Self {
             grpc,
             http,
+            ip_policy,
             metrics,
             logs,
             providers,

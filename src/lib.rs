@@ -65,6 +65,7 @@ pub mod ledger;
 pub mod reasons;
 pub mod settings;
 
+mod address;
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 55] = [
+pub const SETTINGS: [SettingInfo; 60] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -79,6 +79,11 @@ pub const SETTINGS: [SettingInfo; 55] = [
     setting("HTTP_TLS_CERT_FILE", ""),
     setting("HTTP_TLS_KEY_FILE", ""),
     setting("HTTP_TLS_CLIENT_CA_FILE", ""),
+    setting("TRUSTED_PROXIES", ""),
+    setting("CLIENT_IP_HEADER", ""),
+    setting("FORWARDED_HEADER", "x-forwarded-for"),
+    setting("COUNTRY_HEADER", ""),
+    setting("IP_STORE", "default"),
     setting("METRICS_HOST", "[::]"),
     setting("METRICS_PORT", "9090"),
     setting("LOG_LEVEL", "info"),

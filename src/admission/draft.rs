@@ -39,12 +39,28 @@ pub(crate) struct More<'a> {
     pub(crate) audience: Audience<'a>,
     /// What else the caller says about where it happened.
     pub(crate) context: Option<Result<JsonObject<'a>, BadProperties>>,
+    pub(crate) edge: Edge,
+}
+
+/// What the door knows of the user, and the caller does not say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Edge {
+    /// The draft's address was read off a connection, or told by a trusted proxy: nobody
+    /// has said it.
+    pub(crate) ip_is_connections: bool,
+    /// The country of that address, as a trusted proxy tells it, in two capital letters.
+    pub(crate) country_hint: Option<[u8; 2]>,
 }
 
 impl<'a> More<'a> {
     /// Of a draft that says no more than where it happened.
     pub(crate) fn of_context(context: Result<JsonObject<'a>, BadProperties>) -> Box<Self> {
-        Box::new(Self { session_id: "".into(), audience: Audience::All, context: Some(context) })
+        Box::new(Self {
+            session_id: "".into(),
+            audience: Audience::All,
+            context: Some(context),
+            edge: Edge::default(),
+        })
     }
 }
 

@@ -1,9 +1,18 @@
 //! What must not cost the event: an address, a user agent or an id that is not as
 //! it should be is read leniently, cut or left out, and that is counted.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
-use crate::reasons::Mended;
+use memchr::memmem;
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::{
+    address::{IpPolicy, stored_ip},
+    reasons::Mended,
+};
 
 /// What was mended of one event.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,6 +65,32 @@ fn ip_of_part(part: &str) -> Option<IpAddr> {
     let part = part.strip_prefix('[').map_or(part, |part| part.split(']').next().unwrap_or(part));
     let part = part.split('%').next().unwrap_or(part);
     part.parse().ok()
+}
+
+/// A context in which no more is left of an address than the policy lets; nothing if it can
+/// stay as it is. What holds no address is left out.
+#[inline]
+pub(crate) fn context_with_ip_cut(json: &str, is_connections: bool, policy: IpPolicy) -> Option<String> {
+    // A name may be written with escapes.
+    let may_have_one = || {
+        memmem::find(json.as_bytes(), b"\"ip\"").is_some() || memmem::find(json.as_bytes(), b"\\u").is_some()
+    };
+    if policy.keeps_all(is_connections) || !may_have_one() {
+        return None;
+    }
+    cut_in_context(json, is_connections, policy)
+}
+
+#[cold]
+fn cut_in_context(json: &str, is_connections: bool, policy: IpPolicy) -> Option<String> {
+    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(json).ok()?;
+    let said = fields.remove("ip")?;
+    let said = serde_json::from_str::<String>(said.get()).unwrap_or_default();
+    let kept = read_ip(&said, &mut Mends::default()).and_then(|ip| stored_ip(ip, is_connections, policy));
+    if let Some(kept) = kept {
+        fields.insert("ip".into(), to_raw_value(&kept).expect("an address is a text"));
+    }
+    Some(serde_json::to_string(&fields).expect("it was JSON"))
 }
 
 /// A text of at most so many bytes, cut between two characters; nothing if it is
@@ -147,6 +182,24 @@ mod tests {
             assert_eq!(read_ip(text, &mut mends), want.map(|ip| ip.parse().unwrap()), "{text}");
             assert_eq!(mends.is_empty(), text == "1.2.3.4", "{text}");
         }
+    }
+
+    #[test]
+    fn an_address_in_a_context_is_cut_however_it_is_written() {
+        let cut = |json| context_with_ip_cut(json, true, IpPolicy::ByOrigin);
+        for (json, want) in [
+            (r#"{"ip":"81.2.69.142"}"#, r#"{"ip":"81.2.69.0"}"#),
+            (r#"{"\u0069p" : "81.2.69.142, 10.0.0.1","n":1e2}"#, r#"{"ip":"81.2.69.0","n":1e2}"#),
+            (r#"{"ip":["81.2.69.142"],"page":{"ip":1}}"#, r#"{"page":{"ip":1}}"#),
+            (r#"{"ip":"1","ip":"81.2.69.142"}"#, r#"{"ip":"81.2.69.0"}"#),
+            (r#"{"ip":"somewhere"}"#, "{}"),
+        ] {
+            assert_eq!(cut(json).as_deref(), Some(want), "{json}");
+        }
+        for as_it_is in ["{}", r#"{"page":{"ip":"81.2.69.142"}}"#, r#"{"a":"\u0069p"}"#, "[1]", r#"["ip"]"#] {
+            assert_eq!(cut(as_it_is), None, "{as_it_is}");
+        }
+        assert_eq!(context_with_ip_cut(r#"{"ip":"81.2.69.142"}"#, false, IpPolicy::ByOrigin), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::{
+    address::IpPolicy,
     privacy::{Found, Privacy, suppression::Suppressed},
     queue::{Durability, Queue, Refused, Row, Taken},
     reasons::RefusalReason,
@@ -86,6 +87,7 @@ pub(crate) struct Admission {
     metrics: AdmissionMetrics,
     /// None where there are no rules.
     privacy: Option<Arc<Privacy>>,
+    ip_policy: IpPolicy,
     closed: AtomicBool,
     /// Users of whom nothing is taken.
     suppressed: Option<Arc<Suppressed>>,
@@ -94,7 +96,8 @@ pub(crate) struct Admission {
 impl Admission {
     pub(crate) fn new(queue: Queue, clock: Clock, metrics: AdmissionMetrics) -> Self {
         let clock = CheckedClock::new(clock);
-        Self { queue, clock, metrics, privacy: None, closed: AtomicBool::new(false), suppressed: None }
+        let (closed, ip_policy) = (AtomicBool::new(false), IpPolicy::default());
+        Self { queue, clock, metrics, privacy: None, ip_policy, closed, suppressed: None }
     }
 
     /// Takes nothing of those who are suppressed.
@@ -105,6 +108,16 @@ impl Admission {
     /// With rules for what of an event is kept.
     pub(crate) fn with_privacy(self, privacy: Option<Arc<Privacy>>) -> Self {
         Self { privacy, ..self }
+    }
+
+    /// The same, which keeps so much of users' addresses.
+    pub(crate) fn with_ip_policy(self, ip_policy: IpPolicy) -> Self {
+        Self { ip_policy, ..self }
+    }
+
+    /// How much of users' addresses is kept.
+    pub(crate) fn ip_policy(&self) -> IpPolicy {
+        self.ip_policy
     }
 
     /// Admits an event into the queue, or says why not. Waits for the disk, if
@@ -256,7 +269,9 @@ impl Admission {
         }
         let is_trusted = || self.clock.is_trusted();
         match (
-            validate::check(draft, call.tenant, now_ms, is_trusted, |parts| self.pack(&parts)),
+            validate::check(draft, call.tenant, now_ms, is_trusted, self.ip_policy, |parts| {
+                self.pack(&parts)
+            }),
             self.check_durability(draft.durability),
         ) {
             (Ok(((event, _), _)), _) if self.is_suppressed(&event) => {

@@ -8,6 +8,7 @@
 
 mod cursor;
 mod dead_letter;
+mod forwarded;
 mod frame;
 mod grpc;
 mod inside;
@@ -17,6 +18,7 @@ mod recovery;
 pub use self::{
     cursor::cursor,
     dead_letter::dead_letter,
+    forwarded::forwarded,
     frame::frame,
     grpc::{grpc_admission, grpc_batch},
     recovery::recovery,

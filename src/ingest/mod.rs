@@ -4,6 +4,7 @@
 
 pub(crate) mod budget;
 mod call_body;
+pub(crate) mod client_address;
 pub(crate) mod connections;
 pub(crate) mod grpc;
 mod gzip;

@@ -1,6 +1,9 @@
 //! What the front doors are told.
 
-use super::tls::{TlsDoor, TlsFiles};
+use super::{
+    client_address::ClientAddressSettings,
+    tls::{TlsDoor, TlsFiles},
+};
 use crate::{listener::Listen, settings::Reader};
 
 /// How gRPC is served.
@@ -43,6 +46,8 @@ pub struct HttpSettings {
     pub connections_of_peer_max: Option<usize>,
     /// The write keys that are taken; any, and none, if there are none.
     pub write_keys: Vec<String>,
+    /// Whose word on where a call comes from is believed.
+    pub clients: ClientAddressSettings,
     /// What to serve TLS with; plaintext if nothing.
     pub tls: Option<TlsFiles>,
 }
@@ -62,6 +67,7 @@ impl HttpSettings {
             connections_max: reader.number("HTTP_MAX_CONNECTIONS", 1..=100_000),
             connections_of_peer_max: reader.number_if_set("HTTP_MAX_CONNECTIONS_PER_PEER", 1..=100_000),
             write_keys: write_keys(reader),
+            clients: ClientAddressSettings::read(reader),
             tls: TlsFiles::read(reader, TlsDoor::HTTP),
         }
     }

@@ -62,7 +62,7 @@ async fn a_page_sends_in_each_way_of_browsers_and_reads_what_it_is_told() {
     let taken = setup.sandbox.taken(Vendor::Segment);
     for id in WAYS.iter().flat_map(|way| (0..COUNT).map(move |at| format!("page-{way}-{at}"))) {
         let event = taken.iter().find(|taken| taken.id == id).unwrap_or_else(|| panic!("{id} is missing"));
-        assert_eq!((event.copies, &event.event["context"]["ip"]), (1, &"127.0.0.1".into()), "{id}");
+        assert_eq!((event.copies, &event.event["context"]["ip"]), (1, &"127.0.0.0".into()), "{id}");
     }
     assert_eq!(taken.len(), events, "and no other");
     // Once each with a preflight and without.

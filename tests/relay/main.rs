@@ -7,6 +7,7 @@ mod harness;
 mod http;
 mod http_faults;
 
+mod addresses;
 mod api;
 mod batch;
 mod browser;

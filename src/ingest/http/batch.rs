@@ -17,6 +17,7 @@ use super::{
     website,
 };
 use crate::{
+    address::IpPolicy,
     admission::{
         Accepted, Admission, PutBatch,
         context::CallContext,
@@ -146,7 +147,7 @@ impl Batch<'_> {
         came: Came<'_>,
         admission: &Admission,
     ) -> Keeping {
-        let mut keeping = Keeping::default();
+        let mut keeping = Keeping::of(admission.ip_policy());
         // What is kept is sent as Segment's form.
         if form == Form::Website {
             return keeping;

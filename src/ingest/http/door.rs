@@ -5,17 +5,17 @@ use std::{
     net::IpAddr,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Once},
 };
 
 use futures_util::FutureExt;
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
-    header::{HeaderName, ORIGIN, USER_AGENT},
+    header::{ORIGIN, USER_AGENT},
 };
 use percent_encoding::percent_decode_str;
 use prometheus_client::metrics::counter::Counter;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::{
     batch::{Batch, not_json, reply_of_ingestion, reply_of_segment, reply_of_website, reply_with_answers},
@@ -33,6 +33,7 @@ use super::{
     snippet,
 };
 use crate::{
+    address::is_public,
     admission::{
         Accepted, Admission,
         context::{CallContext, Credential, Door},
@@ -43,7 +44,9 @@ use crate::{
     ingest::{
         budget::Receiving,
         call_body::CallBody,
+        client_address::{ClientAddressSettings, client_of, is_passed_on},
         limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, HTTP_HEADERS_BYTES_MAX, metadata_bytes},
+        settings::HttpSettings,
     },
     refused::RefusedKeeper,
     telemetry::{CountedCall, IngestMetrics, MethodMetrics},
@@ -55,8 +58,6 @@ const SDK_METRICS_BYTES_MAX: usize = 64 * 1024;
 const OPENAPI: &str = include_str!("openapi.json");
 /// The label of a call whose caller did not wait for its answer.
 const LEFT: &str = "CANCELLED";
-/// With these, the peer of the connection is a proxy and not the caller.
-const OF_PROXIES: [&str; 2] = ["forwarded", "x-forwarded-for"];
 
 /// Answers the calls of the HTTP door.
 #[derive(Debug)]
@@ -64,6 +65,9 @@ pub(super) struct HttpDoor {
     admission: Arc<Admission>,
     health: Arc<Health>,
     keys: WriteKeys,
+    clients: ClientAddressSettings,
+    /// Says that a proxy is taken for its callers.
+    unnamed_proxy: Once,
     destinations: Destinations,
     schemas: Schemas,
     /// By the places of their versions; behind them that of those which are not known.
@@ -96,16 +100,6 @@ impl Head {
         self.headers.contains_key(ORIGIN)
     }
 
-    /// What only devices of users send comes from one, whatever the head says.
-    fn caller(&self, is_of_devices: bool) -> Caller<'_> {
-        let is_proxied =
-            OF_PROXIES.iter().any(|name| self.headers.contains_key(HeaderName::from_static(name)));
-        let user_agent =
-            self.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let is_direct = is_of_devices || self.is_browser();
-        Caller { ip: (!is_proxied).then_some(self.address), user_agent, is_direct }
-    }
-
     /// The write key, as the head or the query says it.
     fn key(&self) -> Option<String> {
         key_in(&self.headers).or_else(|| query_value(self.query(), "writeKey").filter(|key| !key.is_empty()))
@@ -116,16 +110,29 @@ impl HttpDoor {
     pub(super) fn new(
         admission: Arc<Admission>,
         health: Arc<Health>,
-        write_keys: &[String],
+        settings: &HttpSettings,
         providers: Vec<&'static str>,
         refused: Arc<RefusedKeeper>,
         metrics: IngestMetrics,
     ) -> Self {
         let routes = LABELS.map(|label| metrics.method(label));
-        let (keys, destinations) = (WriteKeys::new(write_keys), Destinations::new(providers));
+        let (keys, destinations) = (WriteKeys::new(&settings.write_keys), Destinations::new(providers));
+        let (clients, unnamed_proxy) = (settings.clients.clone(), Once::new());
         let schemas = Schemas::KNOWN;
         let calls_by_schema = schemas.labels().map(|version| metrics.of_schema(version)).collect();
-        Self { admission, health, keys, destinations, schemas, calls_by_schema, refused, metrics, routes }
+        Self {
+            admission,
+            health,
+            keys,
+            clients,
+            unnamed_proxy,
+            destinations,
+            schemas,
+            calls_by_schema,
+            refused,
+            metrics,
+            routes,
+        }
     }
 
     /// Answers a call, whatever it is, and counts it.
@@ -275,7 +282,7 @@ impl HttpDoor {
         let stated = self.version_of(head, item.schema_version())?;
         let of_other_schema = self.schemas.upcast(&read.text, stated.version);
         let of_other_schema = of_other_schema.map_err(|violation| self.invalid(violation))?;
-        let caller = head.caller(false);
+        let caller = self.caller(head, false);
         let call = self.call(form, caller);
         let draft = match &of_other_schema {
             None => call.read(&item, Some(kind)),
@@ -326,10 +333,10 @@ impl HttpDoor {
         if key.is_none() {
             self.check_key(batch.write_key.and_then(text).as_deref(), head)?;
         }
-        let came = Came { at_ms: self.admission.now_ms(), caller: head.caller(form == Form::Website) };
+        let came = Came { at_ms: self.admission.now_ms(), caller: self.caller(head, form == Form::Website) };
         let context = self.context(head, came.caller, batch.stated.version);
         let puts = batch.put(form, came, &self.destinations, (&self.admission, &context)).await;
-        let Keeping { letters, newer } = batch.keeping(form, &puts, came, &self.admission);
+        let Keeping { letters, newer, .. } = batch.keeping(form, &puts, came, &self.admission);
         let Batch { wants_answers, is_one, stated, .. } = batch;
         // Who waits for the disk holds its events and no message.
         drop((json, held));
@@ -356,10 +363,30 @@ impl HttpDoor {
         let key = write_key.and_then(text).map(std::borrow::Cow::into_owned).or_else(|| head.key());
         self.check_key(key.as_deref(), head)?;
         let kind = kind.ok_or(Problem::NotFound)?;
-        let caller = head.caller(true);
+        let caller = self.caller(head, true);
         let call = self.call(Form::Segment, caller);
         self.admit(call.read_text(&json, Some(kind)), &self.context(head, caller, 1)).await?;
         Ok(())
+    }
+
+    /// Who calls. What only devices of users send comes from one, whatever the head says.
+    fn caller<'h>(&self, head: &'h Head, is_of_devices: bool) -> Caller<'h> {
+        let client = client_of(head.address, &head.headers, &self.clients);
+        let is_direct = is_of_devices || head.is_browser();
+        if is_direct && !client.via_proxy && !is_public(head.address) && is_passed_on(&head.headers) {
+            self.warn_of_unnamed_proxy(head.address);
+        }
+        let user_agent =
+            head.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Caller { ip: client.ip, country_hint: client.country_hint, user_agent, is_direct }
+    }
+
+    /// Once: whoever calls can make it look so, if only from near by.
+    #[cold]
+    fn warn_of_unnamed_proxy(&self, peer: IpAddr) {
+        self.unnamed_proxy.call_once(|| {
+            warn!(%peer, "calls come through a proxy that TRUSTED_PROXIES does not name: its address is taken for that of its callers");
+        });
     }
 
     /// What admission is told of a call, whose key was looked at.
@@ -367,7 +394,7 @@ impl HttpDoor {
         CallContext {
             door: Door::Http,
             peer: head.address,
-            client: caller.ip.filter(|_| caller.is_direct),
+            client: caller.is_direct.then_some(caller.ip),
             credential: if self.keys.are_checked() { Credential::WriteKey } else { Credential::None },
             tenant: None,
             schema_version,

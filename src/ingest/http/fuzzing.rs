@@ -25,10 +25,11 @@ use super::{
 };
 use crate::{
     fuzzing::{Inside, check_event},
-    ingest::{budget::ReceiveBudget, limits::HTTP_PROPERTIES},
+    ingest::{budget::ReceiveBudget, limits::HTTP_PROPERTIES, settings::HttpSettings},
     listener::Slot,
     queue::{QueueLimits, memory::QueueReceiver},
     refused::RefusedKeeper,
+    settings::Reader,
 };
 
 /// The reader that looks at some fields only finds what the general one finds.
@@ -238,7 +239,8 @@ impl Served {
         let kept =
             RefusedKeeper::new(Path::new("/nonexistent"), 0, None, Counter::default(), Counter::default());
         let providers = vec!["mixpanel", "amplitude", "segment"];
-        let door = HttpDoor::new(admission, health, &[], providers, kept, telemetry.ingest());
+        let settings = HttpSettings::read(&mut Reader::default());
+        let door = HttpDoor::new(admission, health, &settings, providers, kept, telemetry.ingest());
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         Self { runtime, door, budget: ReceiveBudget::new(16 << 20, Counter::default()), queue }
     }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     admission::{
         denied::{Violation, shown},
-        draft::{BadProperties, Draft, DraftKind, More, View},
+        draft::{BadProperties, Draft, DraftKind, Edge, More, View},
         lenient::means_nobody,
     },
     ingest::limits::{HTTP_EVENT_BYTES_MAX, HTTP_PROPERTIES},
@@ -60,8 +60,9 @@ pub(super) struct Beside<'a> {
 /// Who calls, as the connection and the head of the call show it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller<'a> {
-    /// Nothing if somebody stands between.
-    pub(super) ip: Option<IpAddr>,
+    pub(super) ip: IpAddr,
+    /// The address's country, as a trusted proxy says it.
+    pub(super) country_hint: Option<[u8; 2]>,
     pub(super) user_agent: &'a str,
     /// It is the user's own device, and no server of the customer's.
     pub(super) is_direct: bool,
@@ -181,6 +182,7 @@ impl<'a> Call<'a> {
             },
             audience: self.audience(integrations)?,
             context: place.context,
+            edge: place.edge,
         };
         Ok(Draft {
             kind,
@@ -242,8 +244,15 @@ impl<'a> Call<'a> {
         let texts = [ip, user_agent, session_id].map(|value| value.and_then(scalar).map(Cow::into_owned));
         let [ip, user_agent, session_id] = texts.map(Option::unwrap_or_default);
         let seen = self.seen(direct.is_some_and(|direct| direct.get() == "true"));
+        // A device cannot be elsewhere by saying so, but it may keep to itself where it is.
+        let is_said = match self.came.caller.is_direct {
+            true => means_nowhere(&ip),
+            false => !ip.is_empty(),
+        };
+        let (ip, edge) = if is_said { (ip.into(), Edge::default()) } else { (seen.ip, seen.edge) };
         PlaceOfEvent {
-            ip: if ip.is_empty() { seen.ip } else { ip.into() },
+            ip,
+            edge,
             user_agent: if user_agent.is_empty() { seen.user_agent } else { user_agent.into() },
             session_id: session_id.into(),
             context: Some(Ok(context.into_owned())),
@@ -252,12 +261,13 @@ impl<'a> Call<'a> {
 
     /// What the call itself shows of the user, if it comes from the user's own device.
     fn seen(&self, is_direct: bool) -> PlaceOfEvent<'a> {
-        let Caller { ip, user_agent, is_direct: is_device } = self.came.caller;
+        let Caller { ip, country_hint, user_agent, is_direct: is_device } = self.came.caller;
         if !is_device && !is_direct {
             return PlaceOfEvent::default();
         }
-        let ip = ip.map(|ip| ip.to_string()).unwrap_or_default();
-        PlaceOfEvent { ip: ip.into(), user_agent: user_agent.into(), ..PlaceOfEvent::default() }
+        let (ip, user_agent) = (ip.to_string().into(), user_agent.into());
+        let edge = Edge { ip_is_connections: true, country_hint };
+        PlaceOfEvent { ip, edge, user_agent, ..PlaceOfEvent::default() }
     }
 }
 
@@ -309,6 +319,8 @@ impl<'a> Item<'a> {
 #[derive(Debug, Default)]
 struct PlaceOfEvent<'a> {
     ip: Cow<'a, str>,
+    /// Of that address.
+    edge: Edge,
     user_agent: Cow<'a, str>,
     session_id: Cow<'a, str>,
     context: Option<Result<JsonObject<'a>, BadProperties>>,
@@ -323,14 +335,23 @@ impl PlaceOfEvent<'_> {
         });
         let [ip, user_agent, session_id] =
             [&self.ip, &self.user_agent, &self.session_id].map(|text| Cow::Borrowed(&**text));
-        PlaceOfEvent { ip, user_agent, session_id, context }
+        PlaceOfEvent { ip, edge: self.edge, user_agent, session_id, context }
     }
 }
 
 impl More<'_> {
     fn is_any(&self) -> bool {
-        !self.session_id.is_empty() || self.audience != Audience::All || self.context.is_some()
+        !self.session_id.is_empty()
+            || self.audience != Audience::All
+            || self.context.is_some()
+            || self.edge != Edge::default()
     }
+}
+
+/// How a page says that its user's address is not to be taken, as Segment's documentation
+/// tells it to.
+fn means_nowhere(ip: &str) -> bool {
+    ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
 }
 
 /// The fields of two objects; of those that both have the second's. What is no object, or
@@ -461,17 +482,24 @@ fn nobody() -> Violation {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use serde_json::value::RawValue;
 
     use super::*;
 
     const NOW_MS: i64 = 1_767_225_600_000;
+    const SERVER: Caller<'static> = Caller {
+        ip: IpAddr::V4(Ipv4Addr::new(81, 2, 69, 142)),
+        country_hint: Some(*b"GB"),
+        user_agent: "",
+        is_direct: false,
+    };
 
     fn read_at(json: &str, sent_at: &str) -> Result<i64, String> {
         let sent_at: Box<RawValue> = serde_json::from_str(sent_at).unwrap();
         let beside = Beside { sent_at: Some((&*sent_at).into()), ..Beside::default() };
-        let (destinations, caller) =
-            (Destinations::default(), Caller { ip: None, user_agent: "", is_direct: false });
+        let (destinations, caller) = (Destinations::default(), SERVER);
         let call = Call::new(Form::Segment, Came { at_ms: NOW_MS, caller }, beside, &destinations);
         let json = format!(r#"{{"event":"x","userId":"u","timestamp":{json}}}"#);
         let draft = call.read_text(&json, Some(Kind::Track));
@@ -516,8 +544,7 @@ mod tests {
             let common: Box<RawValue> =
                 serde_json::from_str(r#"{"ip":"203.0.113.1","locale":"de","sessionId":7}"#).unwrap();
             let beside = Beside { context: Some((&*common).into()), ..Beside::default() };
-            let (destinations, caller) =
-                (Destinations::default(), Caller { ip: None, user_agent: "", is_direct: false });
+            let (destinations, caller) = (Destinations::default(), SERVER);
             let call = Call::new(Form::Segment, Came { at_ms: NOW_MS, caller }, beside, &destinations);
             let json = format!(r#"{{"event":"x","userId":"u","context":{own}}}"#);
             let draft = call.read_text(&json, Some(Kind::Track)).unwrap();
@@ -530,5 +557,38 @@ mod tests {
         let merged = r#"{"ip":"203.0.113.9","locale":"de","sessionId":7}"#;
         assert_eq!(read(r#"{"ip":"203.0.113.9"}"#), ("203.0.113.9".into(), "7".into(), Some(merged.into())));
         assert_eq!(read("[1]").2, None, "it is no object");
+    }
+
+    #[test]
+    fn whose_address_it_is_the_connection_says_of_a_device_and_the_caller_of_a_server() {
+        const SEEN: &str = "81.2.69.142";
+        let read = |is_direct, context: &str| {
+            let came = Came { at_ms: NOW_MS, caller: Caller { is_direct, ..SERVER } };
+            let destinations = Destinations::default();
+            let call = Call::new(Form::Segment, came, Beside::default(), &destinations);
+            let json = format!(r#"{{"event":"x","userId":"u","context":{context}}}"#);
+            let draft = call.read_text(&json, Some(Kind::Track)).unwrap();
+            (draft.ip.into_owned(), draft.more.map_or(Edge::default(), |more| more.edge))
+        };
+        let seen = (SEEN.to_owned(), Edge { ip_is_connections: true, country_hint: Some(*b"GB") });
+        let said = |ip: &str| (ip.to_owned(), Edge::default());
+        for (is_direct, context, want) in [
+            (false, "null", said("")),
+            (false, "{}", said("")),
+            (false, r#"{"ip":"1.2.3.4"}"#, said("1.2.3.4")),
+            (false, r#"{"direct":true}"#, seen.clone()),
+            (false, r#"{"direct":true,"ip":"1.2.3.4"}"#, said("1.2.3.4")),
+            (true, "null", seen.clone()),
+            (true, "{}", seen.clone()),
+            (true, r#"{"ip":"1.2.3.4"}"#, seen.clone()),
+            (true, r#"{"ip":["1.2.3.4"]}"#, seen.clone()),
+            (true, "[1]", seen.clone()),
+            (true, r#"{"ip":"0.0.0.0"}"#, said("0.0.0.0")),
+            (true, r#"{"ip":"::"}"#, said("::")),
+        ] {
+            // What is no object is refused, and nothing of it looked at.
+            let want = if context == "[1]" { said("") } else { want };
+            assert_eq!(read(is_direct, context), want, "{is_direct} {context}");
+        }
     }
 }

@@ -2,17 +2,21 @@
 //! relay understands: one letter for each such item.
 
 use analytics_relay_providers::EventId;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
     item::{Beside, Caller, Came, time_of},
     json::{fields, scalar},
     reply::{described, name_here},
     scan::Raw,
+    schema,
 };
 use crate::{
+    address::{IpPolicy, stored_ip},
     admission::{
         Accepted,
         denied::{Denied, Violation},
+        lenient::context_with_ip_cut,
     },
     queue::Durability,
     reasons::RefusalReason,
@@ -20,14 +24,21 @@ use crate::{
 };
 
 /// Letters of one batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Keeping {
+    /// How much of users' addresses.
+    policy: IpPolicy,
     pub(super) letters: Vec<RefusedItem>,
     /// Those of a newer schema, by their places, with the ids that their callers get.
     pub(super) newer: Vec<(usize, EventId<'static>)>,
 }
 
 impl Keeping {
+    /// No letter yet.
+    pub(super) fn of(policy: IpPolicy) -> Self {
+        Self { policy, letters: Vec::new(), newer: Vec::new() }
+    }
+
     /// Adds a letter for an item that breaks a rule.
     pub(super) fn add(
         &mut self,
@@ -49,12 +60,41 @@ impl Keeping {
             field: name_here(&violation.field).to_owned(),
             detail: described(violation),
             schema_version,
-            context: beside.context.map(Raw::boxed),
+            context: beside.context.map(|context| self.cut(context, came.caller)),
             integrations: beside.integrations.map(Raw::boxed),
             sent_at_ms: beside.sent_at.and_then(|sent_at| time_of(sent_at).ok()),
-            seen: seen_of(came.caller, item, beside.context),
-            item: item.boxed(),
+            seen: self.seen_of(came.caller, item, beside.context),
+            item: self.item(item, came.caller),
         });
+    }
+
+    /// An item in whose context no more is left of an address than in an event's.
+    fn item(&self, item: Raw<'_>, caller: Caller<'_>) -> Box<RawValue> {
+        let as_it_came = || item.boxed();
+        let Ok([Some(context)]) = fields(item.get(), &["context"]) else { return as_it_came() };
+        let cut = context_with_ip_cut(context.get(), caller.is_direct, self.policy);
+        let (Some(cut), Ok(mut fields)) = (cut, serde_json::from_str::<schema::Fields>(item.get())) else {
+            return as_it_came();
+        };
+        fields.insert("context".into(), RawValue::from_string(cut).expect("it is JSON"));
+        to_raw_value(&fields).expect("it was JSON")
+    }
+
+    fn cut(&self, context: Raw<'_>, caller: Caller<'_>) -> Box<RawValue> {
+        let cut = context_with_ip_cut(context.get(), caller.is_direct, self.policy);
+        cut.map_or_else(|| context.boxed(), |cut| RawValue::from_string(cut).expect("it is JSON"))
+    }
+
+    /// What the call shows of the user, if it comes from the user's own device.
+    fn seen_of(&self, caller: Caller<'_>, item: Raw<'_>, beside: Option<Raw<'_>>) -> Option<Seen> {
+        let is_direct = |context: Raw<'_>| {
+            let direct = fields(context.get(), &["direct"]).ok().and_then(|[direct]| direct);
+            direct.is_some_and(|direct| direct.get() == "true")
+        };
+        let own = fields(item.get(), &["context"]).ok().and_then(|[own]| own);
+        let is_direct = caller.is_direct || [own, beside].into_iter().flatten().any(is_direct);
+        let ip = || stored_ip(caller.ip, true, self.policy);
+        is_direct.then(|| Seen { ip: ip(), user_agent: caller.user_agent.to_owned() })
     }
 }
 
@@ -63,17 +103,6 @@ pub(super) fn take_newer(newer: Vec<(usize, EventId<'static>)>, answers: &mut [R
     for (place, event_id) in newer {
         answers[place] = Ok(Accepted { event_id, durability: Durability::Synced });
     }
-}
-
-/// What the call shows of the user, if it comes from the user's own device.
-fn seen_of(caller: Caller<'_>, item: Raw<'_>, beside: Option<Raw<'_>>) -> Option<Seen> {
-    let is_direct = |context: Raw<'_>| {
-        let direct = fields(context.get(), &["direct"]).ok().and_then(|[direct]| direct);
-        direct.is_some_and(|direct| direct.get() == "true")
-    };
-    let own = fields(item.get(), &["context"]).ok().and_then(|[own]| own);
-    let is_direct = caller.is_direct || [own, beside].into_iter().flatten().any(is_direct);
-    is_direct.then(|| Seen { ip: caller.ip, user_agent: caller.user_agent.to_owned() })
 }
 
 /// An item's own id, or else that of its letter, which it will get.

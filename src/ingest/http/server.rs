@@ -15,6 +15,7 @@ use crate::{
     ingest::{
         budget::Receiving,
         connections::{Behind, Door, Lifetime, Port, Tending},
+        settings::HttpSettings,
     },
     listener::Connection,
     refused::RefusedKeeper,
@@ -46,14 +47,14 @@ const LIFETIME: Lifetime = Lifetime {
 pub(crate) async fn serve(
     port: Port,
     behind: Behind,
-    write_keys: Vec<String>,
+    settings: &HttpSettings,
     providers: Vec<&'static str>,
     refused: Arc<RefusedKeeper>,
     stop: impl Future<Output = ()>,
 ) {
     let Behind { admission, health, budget, metrics } = behind;
     let is_tls = port.tls.is_some();
-    let door = HttpDoor::new(admission, health, &write_keys, providers, refused, metrics.clone());
+    let door = HttpDoor::new(admission, health, settings, providers, refused, metrics.clone());
     port.serve(ServedDoor { door: Arc::new(door), is_tls }, LIFETIME, budget, &metrics, stop).await;
 }
 
