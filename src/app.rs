@@ -47,6 +47,10 @@ use crate::{
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
     config::{Config, DeliveryConfig, SpoolConfig},
     delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions, unnamed::Unnamed},
+    enrich::{
+        geo::{Geo, GeoError},
+        watched::{self, Reload},
+    },
     files::DataDirLock,
     health::Health,
     ingest::{self, budget::ReceiveBudget, connections::Behind, tls::TlsError},
@@ -135,6 +139,9 @@ pub enum StartError {
     /// TLS cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// It cannot be looked up where addresses are.
+    #[error(transparent)]
+    Geo(#[from] GeoError),
     /// The log cannot be used.
     #[error("SPOOL_DIR")]
     Spool(#[from] SpoolError),
@@ -192,6 +199,7 @@ impl App {
         let mut telemetry = Telemetry::new(clock.now_ms());
         let privacy = open_privacy(config, &providers, telemetry.privacy())?;
         let providers = guarded(providers, privacy.as_ref());
+        let geo = Arc::new(Geo::new(&config.geo, telemetry.geo())?);
 
         let (queue_in, queue_out) = memory::bounded(config.queue);
         let accepted = telemetry.accepted();
@@ -269,6 +277,7 @@ impl App {
         telemetry.gauge("relay_clock_trusted", move || i64::from(gate.trusts_its_clock()));
         telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections_max));
         gauges::of_queue(&mut telemetry, &queue_in, &stop);
+        gauges::of_geo(&mut telemetry, &geo, &clock);
         gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock, spool_status.as_ref());
 
         let stop_servers = CancellationToken::new();
@@ -302,6 +311,11 @@ impl App {
         servers.spawn(watch.over("suppression", erasing::keep_to(suppressed, statuses)));
         if let Some(privacy) = privacy {
             servers.spawn(watch.over("privacy rules", privacy.watch()));
+        }
+        let files: Vec<Arc<dyn Reload>> = geo.is_on().then_some(geo as Arc<dyn Reload>).into_iter().collect();
+        if !files.is_empty() {
+            let following = watched::follow(files, watched::LOOK_INTERVAL);
+            servers.spawn(watch.over("data files", async { match following.await {} }));
         }
 
         if let Some(files) = &config.grpc.tls {

@@ -19,6 +19,7 @@ pub use crate::{
     admin::AdminSettings,
     batch_worker::BatchRule,
     delivery::{dead_letter::DeadLetterSettings, retry::RetryRule},
+    enrich::geo::GeoSettings,
     ingest::{
         client_address::{ClientAddressSettings, ForwardedHeader},
         settings::{GrpcSettings, HttpSettings},
@@ -48,6 +49,8 @@ pub struct Config {
     pub http: HttpSettings,
     /// How much of users' addresses is kept.
     pub ip_policy: IpPolicy,
+    /// Where it is looked up where addresses are.
+    pub geo: GeoSettings,
     /// How scrapes and probes are served.
     pub metrics: AdminSettings,
     /// The logs.
@@ -137,6 +140,7 @@ impl Config {
         let grpc = GrpcSettings::read(reader);
         let http = HttpSettings::read(reader);
         let ip_policy = IpPolicy::read(reader);
+        let geo = GeoSettings::read(reader);
         let metrics = AdminSettings::read(reader);
         let logs = LogSettings::read(reader);
         let queue = QueueLimits::read(reader);
@@ -153,6 +157,7 @@ impl Config {
             grpc,
             http,
             ip_policy,
+            geo,
             metrics,
             logs,
             providers,

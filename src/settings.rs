@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 60] = [
+pub const SETTINGS: [SettingInfo; 61] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -84,6 +84,7 @@ pub const SETTINGS: [SettingInfo; 60] = [
     setting("FORWARDED_HEADER", "x-forwarded-for"),
     setting("COUNTRY_HEADER", ""),
     setting("IP_STORE", "default"),
+    setting("GEO_DATABASE", ""),
     setting("METRICS_HOST", "[::]"),
     setting("METRICS_PORT", "9090"),
     setting("LOG_LEVEL", "info"),

@@ -10,7 +10,9 @@ use tracing::info;
 
 use crate::{
     config::{Config, ConfigError, ProviderConfig},
+    enrich::geo::Geo,
     ingest::tls::Tls,
+    telemetry::GeoMetrics,
 };
 
 /// Longest time for one provider: more than its own limits add up to.
@@ -29,6 +31,7 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> anyhow::Result<Confi
     for files in config.grpc.tls.iter().chain(&config.http.tls) {
         Tls::load(files)?;
     }
+    Geo::new(&config.geo, GeoMetrics::default())?;
     println!("ok");
     Ok(config)
 }

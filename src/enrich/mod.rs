@@ -6,8 +6,10 @@
 
 use serde::Serialize;
 
+pub(crate) mod geo;
 pub(crate) mod session;
 pub(crate) mod visitor;
+pub(crate) mod watched;
 
 /// What a step found, and its JSON, encoded once for all events that share it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,6 +23,7 @@ pub use self::{
     grpc::{grpc_admission, grpc_batch},
     recovery::recovery,
 };
+pub use crate::enrich::geo::fuzzing::mmdb;
 pub use crate::ingest::http::fuzzing::{http_ingestion, http_json, http_segment, http_website};
 
 pub(crate) use self::{grpc::check_event, inside::Inside};

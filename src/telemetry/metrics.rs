@@ -42,7 +42,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 60] = [
+pub const METRICS: [MetricInfo; 63] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -129,6 +129,24 @@ pub const METRICS: [MetricInfo; 60] = [
         "",
         "0 or 1",
         "0 while the wall clock was set or is plainly wrong: no event is refused for its time, and none expires",
+    ),
+    metric(
+        "relay_geo_database_age_seconds",
+        "",
+        "seconds",
+        "Age of the database that says where addresses are; 0 without one",
+    ),
+    metric(
+        "relay_geo_reload_failed_total",
+        "",
+        "files",
+        "Newer geo databases that cannot be used: the one before is used on",
+    ),
+    metric(
+        "relay_geo_bad_records_total",
+        "",
+        "lookups",
+        "Addresses of which the geo database holds a record that cannot be read",
     ),
     metric("relay_queue_events", "", "events", "Events in the queue"),
     metric("relay_queue_events_max", "", "events", "Most events in the queue"),
@@ -372,6 +390,14 @@ impl Telemetry {
         }
     }
 
+    /// Registers what is counted while addresses are looked up.
+    pub(crate) fn geo(&mut self) -> GeoMetrics {
+        GeoMetrics {
+            reload_failed: self.register("relay_geo_reload_failed_total"),
+            bad_records: self.register("relay_geo_bad_records_total"),
+        }
+    }
+
     /// Registers what the queue takes: the events that are accepted.
     pub(crate) fn accepted(&mut self) -> Counter {
         self.register("relay_events_accepted_total")
@@ -602,6 +628,13 @@ pub(crate) struct PrivacyMetrics {
     /// In the order of [`Redaction::ALL`].
     pub(crate) fields: [Counter; Redaction::ALL.len()],
     pub(crate) reload_failed: Counter,
+}
+
+/// What is counted while addresses are looked up.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GeoMetrics {
+    pub(crate) reload_failed: Counter,
+    pub(crate) bad_records: Counter,
 }
 
 /// What the spool's thread counts.

@@ -1,9 +1,11 @@
-//! Whose address an event has, how much of it is kept.
+//! Whose address an event has, how much of it is kept, and the database that is asked where
+//! it is.
 
 use std::{fs, path::Path};
 
 use analytics_relay::providers::sandbox::Vendor;
 use base64::{Engine, prelude::BASE64_STANDARD};
+use maxminddb_writer::{Database, paths::IpAddrWithMask};
 use serde_json::{Value, json};
 
 use crate::harness::{Relay, Setup, reqwest_client, taken, track};
@@ -149,4 +151,33 @@ async fn a_proxy_that_is_not_named_is_not_believed_and_told_of_once() {
     let told = "calls come through a proxy that TRUSTED_PROXIES does not name: its address is taken for that of its callers";
     relay.log(told).await;
     assert_eq!(relay.terminate().await.count(told), 1);
+}
+
+#[tokio::test]
+async fn a_geo_database_is_tried_before_the_relay_starts_and_its_age_is_shown() {
+    let mut setup = Setup::new().await;
+    let path = setup.data.path().join("geo.mmdb");
+    setup.set("GEO_DATABASE", path.to_str().unwrap());
+    for (content, why) in [(None, "cannot be read"), (Some("<html>"), "want a database in MaxMind's format")]
+    {
+        if let Some(content) = content {
+            fs::write(&path, content).unwrap();
+        }
+        for args in [&["check"][..], &[]] {
+            let (code, out, err) = setup.run(args).await;
+            let said = out + &err;
+            assert!(code == 1 && said.contains("GEO_DATABASE") && said.contains(why), "{code} {said}");
+        }
+    }
+    let mut database = Database::default();
+    database.metadata.binary_format_major_version = 2;
+    database.metadata.build_epoch = 1_748_736_000;
+    let record = database.insert_value(json!({"country": {"iso_code": "DE"}})).unwrap();
+    database.insert_node("81.2.69.0/24".parse::<IpAddrWithMask>().unwrap(), record);
+    database.write_to(fs::File::create(&path).unwrap()).unwrap();
+    assert_eq!(setup.run(&["check"]).await.0, 0);
+    let relay = setup.start().await;
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let age = relay.metric("relay_geo_database_age_seconds", &[]).await;
+    assert!((since - 1_748_736_000.0 - age).abs() < 60.0, "{age}");
 }
