@@ -19,7 +19,10 @@ pub use crate::{
     admin::AdminSettings,
     batch_worker::BatchRule,
     delivery::{dead_letter::DeadLetterSettings, retry::RetryRule},
-    enrich::geo::GeoSettings,
+    enrich::{
+        geo::GeoSettings,
+        page::{PageSettings, UrlQuery},
+    },
     ingest::{
         client_address::{ClientAddressSettings, ForwardedHeader},
         settings::{GrpcSettings, HttpSettings},
@@ -69,6 +72,8 @@ pub struct Config {
     pub dead_letters: DeadLetterSettings,
     /// What of an event is kept, and who gets what of it.
     pub privacy: PrivacySettings,
+    /// What is kept of pages, and who led there.
+    pub pages: PageSettings,
     /// The log, and what an OK means.
     pub spool: SpoolConfig,
     /// Send nothing, show what would be sent.
@@ -148,6 +153,7 @@ impl Config {
         let base_dir = PathBuf::from(reader.text("DATA_DIR"));
         let dead_letters = DeadLetterSettings::read(reader);
         let privacy = PrivacySettings::read(reader);
+        let pages = PageSettings::read(reader);
         let delivery = DeliveryConfig::read(reader, None);
         let mut spool = SpoolConfig::read(reader, &base_dir, delivery.spool_bytes_max);
         let data_dir = own_dir(base_dir, test_mode);
@@ -167,6 +173,7 @@ impl Config {
             data_dir,
             dead_letters,
             privacy,
+            pages,
             spool,
             test_mode,
             shown: Vec::new(),

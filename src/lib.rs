@@ -52,7 +52,7 @@ pub mod proto;
 mod ingest;
 
 mod admission;
-mod enrich;
+pub mod enrich;
 mod privacy;
 
 mod queue;

@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 61] = [
+pub const SETTINGS: [SettingInfo; 65] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -85,6 +85,10 @@ pub const SETTINGS: [SettingInfo; 61] = [
     setting("COUNTRY_HEADER", ""),
     setting("IP_STORE", "default"),
     setting("GEO_DATABASE", ""),
+    setting("URL_QUERY", "allow"),
+    setting("CLICK_IDS", "name"),
+    setting("SITE_DOMAINS", ""),
+    setting("SOURCES_FILE", ""),
     setting("METRICS_HOST", "[::]"),
     setting("METRICS_PORT", "9090"),
     setting("LOG_LEVEL", "info"),

@@ -33,6 +33,7 @@ mod latency;
 mod lifecycle;
 mod memory;
 mod open_loop;
+mod pages;
 mod peer;
 mod rate;
 mod report;
@@ -47,7 +48,7 @@ use report::Report;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const GROUPS: [&str; 12] = [
+const GROUPS: [&str; 13] = [
     "instructions",
     "http_instructions",
     "throughput",
@@ -60,6 +61,7 @@ const GROUPS: [&str; 12] = [
     "growth",
     "durability",
     "callers",
+    "enrichment",
 ];
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -101,6 +103,7 @@ async fn run(groups: &[&str], check: bool, record: bool) -> anyhow::Result<()> {
             "outage" => lifecycle::outage(&mut report).await?,
             "growth" => growth::run(&mut report).await?,
             "durability" => durability::run(&mut report).await?,
+            "enrichment" => pages::run(&mut report)?,
             _ => callers::run(&mut report).await?,
         }
     }

@@ -7,6 +7,7 @@
 use serde::Serialize;
 
 pub(crate) mod geo;
+pub mod page;
 pub(crate) mod session;
 pub(crate) mod visitor;
 pub(crate) mod watched;

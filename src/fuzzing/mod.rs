@@ -13,6 +13,7 @@ mod frame;
 mod grpc;
 mod inside;
 mod memory;
+mod page;
 mod recovery;
 
 pub use self::{
@@ -21,6 +22,7 @@ pub use self::{
     forwarded::forwarded,
     frame::frame,
     grpc::{grpc_admission, grpc_batch},
+    page::page_url,
     recovery::recovery,
 };
 pub use crate::enrich::geo::fuzzing::mmdb;
