@@ -251,7 +251,7 @@ impl App {
         };
         let admission = Admission::new(queue, clock.clone(), telemetry.admission());
         let admission = admission.with_privacy(privacy.clone()).without(suppressed.clone());
-        let admission = Arc::new(admission.with_ip_policy(config.ip_policy));
+        let admission = Arc::new(admission.with_ip_policy(config.ip_policy).with_input(config.input));
         // Only now that nothing can fail any more.
         let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();

@@ -34,6 +34,7 @@ mod providers;
 mod refused;
 mod sandbox;
 mod spool;
+mod terminal;
 
 /// Relays product-analytics events to Mixpanel, Amplitude and Segment.
 #[derive(Debug, Parser)]
@@ -501,8 +502,8 @@ fn print_each<L: Serialize>(
             return Ok(false);
         }
         left -= 1;
-        serde_json::to_writer(&mut out, &letter)?;
-        out.write_all(b"\n")?;
+        let line = serde_json::to_string(&letter)?;
+        writeln!(out, "{}", terminal::json(&line))?;
         Ok(true)
     });
     match printed {

@@ -17,6 +17,7 @@ mod vendors;
 pub use crate::{
     address::IpPolicy,
     admin::AdminSettings,
+    admission::input::InputSettings,
     batch_worker::BatchRule,
     delivery::{dead_letter::DeadLetterSettings, retry::RetryRule},
     enrich::{
@@ -56,6 +57,8 @@ pub struct Config {
     pub geo: GeoSettings,
     /// How scrapes and probes are served.
     pub metrics: AdminSettings,
+    /// What is asked of callers' texts.
+    pub input: InputSettings,
     /// The logs.
     pub logs: LogSettings,
     /// The named vendors, in the order of their naming.
@@ -146,6 +149,7 @@ impl Config {
         let http = HttpSettings::read(reader);
         let ip_policy = IpPolicy::read(reader);
         let geo = GeoSettings::read(reader);
+        let input = InputSettings::read(reader);
         let metrics = AdminSettings::read(reader);
         let logs = LogSettings::read(reader);
         let queue = QueueLimits::read(reader);
@@ -164,6 +168,7 @@ impl Config {
             http,
             ip_policy,
             geo,
+            input,
             metrics,
             logs,
             providers,

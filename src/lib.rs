@@ -68,6 +68,7 @@ pub mod settings;
 mod address;
 pub mod admin;
 pub mod app;
+mod characters;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -29,6 +29,7 @@ pub(crate) enum RefusalReason {
     PropertiesTwice,
     CategoryTooLong,
     ContextInvalid,
+    InputRefused,
     ItemMissing,
     KindUnknown,
     NoUser,
@@ -53,7 +54,7 @@ pub(crate) enum RefusalReason {
 }
 
 impl RefusalReason {
-    pub(crate) const ALL: [Self; 41] = [
+    pub(crate) const ALL: [Self; 42] = [
         Self::EventNameEmpty,
         Self::EventNameTooLong,
         Self::UserIdMissing,
@@ -74,6 +75,7 @@ impl RefusalReason {
         Self::PropertiesTwice,
         Self::CategoryTooLong,
         Self::ContextInvalid,
+        Self::InputRefused,
         Self::ItemMissing,
         Self::KindUnknown,
         Self::NoUser,
@@ -120,6 +122,7 @@ impl RefusalReason {
             Self::PropertiesTwice => "PROPERTIES_TWICE",
             Self::CategoryTooLong => "CATEGORY_TOO_LONG",
             Self::ContextInvalid => "CONTEXT_INVALID",
+            Self::InputRefused => "INPUT_REFUSED",
             Self::ItemMissing => "ITEM_MISSING",
             Self::KindUnknown => "TYPE_UNKNOWN",
             Self::NoUser => "NO_USER_OR_ANONYMOUS_ID",
@@ -206,6 +209,30 @@ impl Redaction {
             Self::Dropped => "dropped",
             Self::Hashed => "hashed",
             Self::Cut => "cut",
+        }
+    }
+}
+
+/// What an event looks like that was taken all the same: the closed list of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Suspicion {
+    /// Like what breaks out of a query that is put together from texts.
+    Sql,
+    /// Like what a page would run that shows it without escaping it.
+    Html,
+    /// Like a file that is none of a caller's.
+    Path,
+}
+
+impl Suspicion {
+    pub(crate) const ALL: [Self; 3] = [Self::Sql, Self::Html, Self::Path];
+
+    /// The name in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sql => "sql",
+            Self::Html => "html",
+            Self::Path => "path",
         }
     }
 }

@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 65] = [
+pub const SETTINGS: [SettingInfo; 67] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -85,6 +85,8 @@ pub const SETTINGS: [SettingInfo; 65] = [
     setting("COUNTRY_HEADER", ""),
     setting("IP_STORE", "default"),
     setting("GEO_DATABASE", ""),
+    setting("INPUT_RULES", "lenient"),
+    setting("INPUT_SUSPICIOUS", "off"),
     setting("URL_QUERY", "allow"),
     setting("CLICK_IDS", "name"),
     setting("SITE_DOMAINS", ""),

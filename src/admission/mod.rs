@@ -32,12 +32,14 @@ use crate::{
 pub(crate) mod context;
 pub(crate) mod denied;
 pub(crate) mod draft;
+pub(crate) mod input;
 pub(crate) mod lenient;
 mod validate;
 
 use context::CallContext;
 use denied::{Denied, Violation};
 use draft::Draft;
+use input::{InputRules, InputSettings, Suspicions};
 use lenient::Mends;
 
 /// How long a stream is not read on when the queue is full: a caller is held back
@@ -77,6 +79,7 @@ struct Checked {
     mends: Mends,
     /// What the privacy rules found in it.
     found: Found,
+    suspicions: Suspicions,
 }
 
 /// The gate before the queue.
@@ -88,6 +91,7 @@ pub(crate) struct Admission {
     /// None where there are no rules.
     privacy: Option<Arc<Privacy>>,
     ip_policy: IpPolicy,
+    input: InputRules,
     closed: AtomicBool,
     /// Users of whom nothing is taken.
     suppressed: Option<Arc<Suppressed>>,
@@ -97,7 +101,8 @@ impl Admission {
     pub(crate) fn new(queue: Queue, clock: Clock, metrics: AdmissionMetrics) -> Self {
         let clock = CheckedClock::new(clock);
         let (closed, ip_policy) = (AtomicBool::new(false), IpPolicy::default());
-        Self { queue, clock, metrics, privacy: None, ip_policy, closed, suppressed: None }
+        let input = InputRules::default();
+        Self { queue, clock, metrics, privacy: None, ip_policy, input, closed, suppressed: None }
     }
 
     /// Takes nothing of those who are suppressed.
@@ -118,6 +123,11 @@ impl Admission {
     /// How much of users' addresses is kept.
     pub(crate) fn ip_policy(&self) -> IpPolicy {
         self.ip_policy
+    }
+
+    /// The same with rules that are not every relay's.
+    pub(crate) fn with_input(self, settings: InputSettings) -> Self {
+        Self { input: InputRules::new(settings), ..self }
     }
 
     /// Admits an event into the queue, or says why not. Waits for the disk, if
@@ -268,19 +278,20 @@ impl Admission {
             return Err(Denied::Draining);
         }
         let is_trusted = || self.clock.is_trusted();
-        match (
-            validate::check(draft, call.tenant, now_ms, is_trusted, self.ip_policy, |parts| {
-                self.pack(&parts)
-            }),
-            self.check_durability(draft.durability),
-        ) {
+        let checked = validate::check(draft, call.tenant, now_ms, is_trusted, self.ip_policy, |parts| {
+            self.pack(&parts)
+        });
+        let strict = self.input.violations(draft, call.door);
+        match (checked, self.check_durability(draft.durability)) {
             (Ok(((event, _), _)), _) if self.is_suppressed(&event) => {
                 Err(Denied::Invalid(vec![Violation::of_suppressed_user()]))
             }
-            (Ok(((event, found), mends)), Ok(wanted)) => Ok(Checked { event, wanted, mends, found }),
-            (Ok(_), Err(violation)) => Err(Denied::Invalid(vec![violation])),
-            (Err(violations), wanted) => {
-                Err(Denied::Invalid(violations.into_iter().chain(wanted.err()).collect()))
+            (Ok(((event, found), mends)), Ok(wanted)) if strict.is_empty() => {
+                Ok(Checked { event, wanted, mends, found, suspicions: self.input.suspicions(draft) })
+            }
+            (checked, wanted) => {
+                let violations = checked.err().into_iter().flatten().chain(strict);
+                Err(Denied::Invalid(violations.chain(wanted.err()).collect()))
             }
         }
     }
@@ -305,7 +316,7 @@ impl Admission {
     }
 
     fn put(&self, checked: Checked, row: Option<&mut Row>) -> Result<(EventId<'static>, Taken), Denied> {
-        let Checked { event, wanted, mends, found } = checked;
+        let Checked { event, wanted, mends, found, suspicions } = checked;
         let event_id = event.id().into_owned();
         let taken = self.queue.put(event, wanted, row)?;
         if !mends.is_empty() {
@@ -315,6 +326,11 @@ impl Admission {
         }
         if let Some(privacy) = self.privacy.as_ref().filter(|_| !found.is_nothing()) {
             privacy.count(found);
+        }
+        if !suspicions.is_empty() {
+            suspicions.each().for_each(|kind| {
+                self.metrics.suspicious(kind).inc();
+            });
         }
         Ok((event_id, taken))
     }

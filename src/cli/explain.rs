@@ -12,7 +12,7 @@ use analytics_relay_providers::EventId;
 use memchr::memmem;
 use serde::Serialize;
 
-use super::is_broken_pipe;
+use super::{is_broken_pipe, terminal};
 use crate::{
     delivery::dead_letter::{DeadLetter, DeadLetterDir},
     queue::spool::{
@@ -106,9 +106,8 @@ pub(super) fn explain(dir: &Path, data_dir: &Path, id: &EventId, json: bool) -> 
     let is_known = !explanation.accepted.is_empty() || !explanation.dead_letters.is_empty();
     let mut out = io::stdout().lock();
     let printed = if json {
-        serde_json::to_writer(&mut out, &explanation)
-            .map_err(anyhow::Error::from)
-            .and_then(|()| Ok(writeln!(out)?))
+        let line = serde_json::to_string(&explanation)?;
+        writeln!(out, "{}", terminal::json(&line)).map_err(Into::into)
     } else if is_known {
         print(&mut out, &explanation).map_err(Into::into)
     } else {
@@ -229,7 +228,7 @@ fn print(out: &mut impl Write, explanation: &Explanation<'_>) -> io::Result<()> 
         let replayed = if *replayed { "replayed: delivered since" } else { "not replayed" };
         writeln!(out, "  {provider:<12} {dead_since}  {reason}  after {attempts} attempt(s)  {replayed}")?;
         if !detail.is_empty() {
-            writeln!(out, "  {:<12} {}", "", printable(detail))?;
+            writeln!(out, "  {:<12} {}", "", terminal::words(detail))?;
         }
     }
     Ok(())
@@ -249,15 +248,11 @@ fn print_provider(out: &mut impl Write, at_provider: &AtProvider) -> io::Result<
     let untold = if is_told { "" } else { "; the attempt is not in the spool, or not yet" };
     writeln!(out, "  {provider:<12} {what}{untold}")?;
     for Try { at, attempt, verdict, detail } in attempts {
-        let line = format!("    {at}  attempt {attempt:<3} {verdict:<14} {}", printable(detail));
+        let (verdict, detail) = (terminal::words(verdict), terminal::words(detail));
+        let line = format!("    {at}  attempt {attempt:<3} {verdict:<14} {detail}");
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
-}
-
-/// A provider's words must not speak to the terminal.
-fn printable(words: &str) -> String {
-    words.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn print_unknown(

@@ -19,7 +19,7 @@ pub(super) fn list(config: &Config) -> anyhow::Result<ExitCode> {
     }
     for (provider, Suspension { since_ms, note }) in suspended {
         let since = if since_ms == 0 { String::new() } else { format!(" since {}", rfc_3339(since_ms)) };
-        let note = if note.is_empty() { note } else { format!(": {note}") };
+        let note = if note.is_empty() { note } else { format!(": {}", super::terminal::words(&note)) };
         println!("{provider:<12} suspended{since}{note}");
     }
     Ok(ExitCode::SUCCESS)

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::{
     DeleteRefusedArgs, RefusedAt, SendRefusedArgs, ShowRefusedArgs, dead_letters::elsewhere, print_each,
+    terminal::words,
 };
 use crate::{
     config::Config,
@@ -94,7 +95,7 @@ pub(super) fn list(config: &Config, at: &RefusedAt) -> anyhow::Result<ExitCode> 
     println!("{:<28} {:<22} {:>8}  {:<24}  newest", "reason", "segment's reason", "items", "oldest");
     for ((reason, discard), (items, oldest, newest)) in rows {
         let (oldest, newest) = (rfc_3339(oldest), rfc_3339(newest));
-        println!("{reason:<28} {discard:<22} {items:>8}  {oldest:<24}  {newest}");
+        println!("{:<28} {:<22} {items:>8}  {oldest:<24}  {newest}", words(&reason), words(&discard));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -186,7 +187,7 @@ impl Report {
     fn note_refused(&mut self, item: &RefusedItem, why: &str) {
         self.refused += 1;
         if self.refused <= SHOWN_MAX {
-            println!("{}  {why}", item.letter_id);
+            println!("{}  {}", words(&item.letter_id), words(why));
         }
     }
 }

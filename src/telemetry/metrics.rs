@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{VERSION, log_writer};
 use crate::{
     ledger::Ledger,
-    reasons::{Mended, Outcome, PII_FIELDS, Redaction, RefusalReason},
+    reasons::{Mended, Outcome, PII_FIELDS, Redaction, RefusalReason, Suspicion},
 };
 
 /// One metric: its name as it is scraped, its unit, and what it says.
@@ -42,7 +42,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 63] = [
+pub const METRICS: [MetricInfo; 64] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -123,6 +123,12 @@ pub const METRICS: [MetricInfo; 63] = [
         "",
         "tries",
         "Times that PRIVACY_FILE could not be read or was bad, so that the rules stayed as they were",
+    ),
+    metric(
+        "relay_suspicious_total",
+        "kind",
+        "events",
+        "Events accepted that look like an attack on whoever would use them carelessly; counted with INPUT_SUSPICIOUS=count",
     ),
     metric(
         "relay_clock_trusted",
@@ -375,6 +381,7 @@ impl Telemetry {
         AdmissionMetrics::of(
             self.register("relay_refusals_total"),
             self.register("relay_events_mended_total"),
+            self.register("relay_suspicious_total"),
         )
     }
 
@@ -593,13 +600,24 @@ impl<M: Deref<Target = MethodMetrics>> Drop for CountedCall<M> {
 pub(crate) struct AdmissionMetrics {
     refusals: Vec<Counter>,
     mended: [Counter; Mended::ALL.len()],
+    suspicious: [Counter; Suspicion::ALL.len()],
 }
 
 impl AdmissionMetrics {
-    fn of(refusals: Family<Labels<1>, Counter>, mended: Family<Labels<1>, Counter>) -> Self {
+    fn of(
+        refusals: Family<Labels<1>, Counter>,
+        mended: Family<Labels<1>, Counter>,
+        suspicious: Family<Labels<1>, Counter>,
+    ) -> Self {
         let counter = |reason: RefusalReason| refusals.get_or_create_owned(&[("reason", reason.name())]);
         let mended = Mended::ALL.map(|reason| mended.get_or_create_owned(&[("reason", reason.name())]));
-        Self { refusals: RefusalReason::ALL.into_iter().map(counter).collect(), mended }
+        let suspicious = Suspicion::ALL.map(|kind| suspicious.get_or_create_owned(&[("kind", kind.name())]));
+        Self { refusals: RefusalReason::ALL.into_iter().map(counter).collect(), mended, suspicious }
+    }
+
+    /// The counter of events that look so.
+    pub(crate) fn suspicious(&self, kind: Suspicion) -> &Counter {
+        &self.suspicious[kind as usize]
     }
 
     /// The counter of events of which this was mended.
@@ -616,7 +634,7 @@ impl AdmissionMetrics {
 #[cfg(test)]
 impl Default for AdmissionMetrics {
     fn default() -> Self {
-        Self::of(Family::default(), Family::default())
+        Self::of(Family::default(), Family::default(), Family::default())
     }
 }
 
