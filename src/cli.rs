@@ -30,6 +30,7 @@ mod check;
 mod dead_letters;
 mod erase;
 mod explain;
+mod privacy;
 mod providers;
 mod refused;
 mod sandbox;
@@ -69,6 +70,9 @@ enum Command {
     /// Look whether users are suppressed, and let them come back
     #[command(subcommand)]
     Suppression(SuppressionCommand),
+    /// Look at what the privacy rules do
+    #[command(subcommand)]
+    Privacy(PrivacyCommand),
 }
 
 /// Works beside a running relay, and waits until it keeps to it.
@@ -97,6 +101,16 @@ struct IdArgs {
     /// Where the relay keeps its files, instead of DATA_DIR
     #[arg(long)]
     data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum PrivacyCommand {
+    /// Show what the log and each provider would get of an event; nothing is sent
+    Test {
+        /// The event: a message of Segment's form, or an event or a dead letter of our files;
+        /// - is standard input
+        event: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -360,6 +374,10 @@ pub fn run() -> ExitCode {
         Command::DeadLetters(command) => dead_letters(command),
         Command::Providers(command) => providers(command),
         Command::Spool(command) => spool(command),
+        Command::Privacy(PrivacyCommand::Test { event }) => match Config::for_showing() {
+            Ok(config) => privacy::test(&config, &event).unwrap_or_else(|error| fail(&format!("{error:#}"))),
+            Err(error) => fail(&error),
+        },
         Command::Explain(ExplainArgs { event_id, at, json }) => {
             reading(at, |config, dir| explain::explain(dir, &config.data_dir, &event_id, json))
         }

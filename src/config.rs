@@ -122,6 +122,12 @@ impl Config {
         Self::read(env::vars_os().chain([no_provider]), Path::new(".env"))
     }
 
+    /// As [`Config::from_env`], for what only shows what would be sent.
+    pub fn for_showing() -> Result<Self, ConfigError> {
+        let shows = (OsString::from("TEST_MODE"), OsString::from("true"));
+        Self::read(env::vars_os().chain([shows]), Path::new(".env"))
+    }
+
     /// The vendors that `ANALYTICS_PROVIDER` names, for what needs no key.
     pub(crate) fn named_vendors() -> Vec<Vendor> {
         vendors::named(&mut Reader::new(env::vars_os(), Path::new(".env")))

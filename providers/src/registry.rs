@@ -6,9 +6,9 @@ use std::{fmt, sync::Arc, time::Duration};
 pub use reqwest::Url;
 
 use crate::{
-    Provider, Secret,
+    Event, NotFor, Provider, Secret,
     amplitude::Amplitude,
-    http::{HttpClient, HttpProvider, HttpSettings, Wire},
+    http::{Encoded, HttpClient, HttpProvider, HttpSettings, Wire},
     mixpanel::{IdentityMode, Mixpanel},
     segment::Segment,
     test_mode::TestMode,
@@ -114,6 +114,22 @@ pub fn build_test_mode(settings: &ProviderSettings) -> Arc<dyn Provider> {
         Vendor::Amplitude => Arc::new(TestMode::new(amplitude(settings, key))),
         Vendor::Segment => Arc::new(TestMode::new(Segment::new(key))),
     }
+}
+
+/// What a vendor would be sent for an event at `now_ms` Unix milliseconds, with `***` in
+/// place of its key; or why it gets none.
+pub fn preview(settings: &ProviderSettings, event: &Event, now_ms: i64) -> Result<Encoded, NotFor> {
+    let key = Secret::new("***");
+    match settings.vendor {
+        Vendor::Mixpanel => preview_of(&mixpanel(settings, key), event, now_ms),
+        Vendor::Amplitude => preview_of(&amplitude(settings, key), event, now_ms),
+        Vendor::Segment => preview_of(&Segment::new(key), event, now_ms),
+    }
+}
+
+fn preview_of(wire: &impl Wire, event: &Event, now_ms: i64) -> Result<Encoded, NotFor> {
+    wire.endpoint(event)?;
+    Ok(wire.encode(std::slice::from_ref(event), now_ms))
 }
 
 fn mixpanel(settings: &ProviderSettings, key: Secret) -> Mixpanel {

@@ -48,6 +48,12 @@ const FULL_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest wait for the disk: a caller is told why, and need not guess.
 const DISK_PATIENCE: Duration = Duration::from_secs(8);
 
+/// The event that a draft would become, which is not taken; or every rule that it breaks.
+pub(crate) fn event_of(draft: &Draft<'_>, now_ms: i64) -> Result<Event, Vec<Violation>> {
+    let packed = validate::check(draft, None, now_ms, || true, IpPolicy::Full, |parts| Event::pack(&parts));
+    packed.map(|(event, _)| event)
+}
+
 /// An event that was admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Accepted {

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 use tracing::info;
 
+use super::privacy;
 use crate::{
     config::{Config, ConfigError, ProviderConfig},
     enrich::geo::Geo,
@@ -32,6 +33,7 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> anyhow::Result<Confi
         Tls::load(files)?;
     }
     Geo::new(&config.geo, GeoMetrics::default())?;
+    privacy::describe(&config)?;
     println!("ok");
     Ok(config)
 }

@@ -328,3 +328,247 @@ fn read(path: &Path) -> io::Result<String> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use analytics_relay_providers::{
+        EventId, EventKind, MoreParts, NotFor, Properties,
+        event::{Audience, JsonObject},
+        properties::Limits,
+    };
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::reasons::PII_FIELDS;
+
+    /// Rules of a file, and where it is.
+    pub(super) fn privacy(text: &str) -> (Arc<Privacy>, TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("privacy.toml");
+        fs::write(&file, text).unwrap();
+        let settings = PrivacySettings {
+            file: Some(file),
+            pii_mode: PiiMode::Detect,
+            hash_key: Some(Secret::new("0123456789abcdef")),
+        };
+        (Privacy::open(&settings, &[], PrivacyMetrics::default()).unwrap().unwrap(), dir)
+    }
+
+    fn without_file(pii_mode: PiiMode) -> Option<Arc<Privacy>> {
+        let settings = PrivacySettings { pii_mode, ..PrivacySettings::default() };
+        Privacy::open(&settings, &[], PrivacyMetrics::default()).unwrap()
+    }
+
+    pub(super) fn parts<'a>(properties: &'a str, context: &'a str) -> EventParts<'a> {
+        let object = |json| JsonObject::parse(json, &Limits::NONE).unwrap();
+        let more = MoreParts {
+            context: (!context.is_empty()).then(|| object(context)),
+            session_id: Some("session-1"),
+            ..MoreParts::default()
+        };
+        EventParts {
+            id: EventId::new("event-1-0123456789").unwrap(),
+            kind: EventKind::Track { name: "Order Placed" },
+            user_id: Some("user-1"),
+            anonymous_id: Some("device-1"),
+            time_ms: 1_767_225_600_000,
+            accepted_ms: 1_767_225_600_456,
+            ip: Some("203.0.113.77".parse().unwrap()),
+            user_agent: Some("Browser/1.0"),
+            properties: Properties::parse(properties, &Limits::NONE).unwrap(),
+            more: (!context.is_empty()).then(|| Box::new(more)),
+        }
+    }
+
+    fn written(event: &Event) -> Value {
+        serde_json::from_slice(&event.to_json()).unwrap()
+    }
+
+    #[test]
+    fn without_rules_nothing_is_asked_and_by_default_red_names_are_counted() {
+        assert!(without_file(PiiMode::Off).is_none());
+        let privacy = without_file(PiiMode::Detect).unwrap();
+        for (properties, context, want) in [
+            (r#"{"total":1}"#, "", &[][..]),
+            (r#"{"author":1,"tokens":2}"#, r#"{"page":{"path":"/password"}}"#, &[]),
+            (r#"{"a":[{"API-Key":1}],"token":2}"#, "", &["apikey", "token"]),
+            ("{}", r#"{"traits":{"Pass_Word":"x"}}"#, &["password"]),
+        ] {
+            let parts = parts(properties, context);
+            let (event, found) = privacy.pack(&parts);
+            assert_eq!(event, Event::pack(&parts), "it is kept as it came");
+            let counted: Vec<_> = (0..)
+                .zip(PII_FIELDS)
+                .filter(|(bit, _)| found.counted >> bit & 1 == 1)
+                .map(|(_, it)| it)
+                .collect();
+            let mut want = want.to_vec();
+            want.sort_by_key(|name| PII_FIELDS.iter().position(|field| field == name));
+            assert_eq!(counted, want, "{properties} {context}");
+            assert_eq!(found.is_nothing(), want.is_empty());
+            privacy.count(found);
+        }
+        let count =
+            |name| privacy.metrics.pii_keys[PII_FIELDS.iter().position(|it| *it == name).unwrap()].get();
+        assert_eq!(["password", "apikey", "token", "secret", "added"].map(count), [1, 1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn in_standard_mode_red_names_are_in_no_file() {
+        let privacy = without_file(PiiMode::Standard).unwrap();
+        let parts = parts(r#"{"a":1,"p\u0061ssword":"x"}"#, r#"{"traits":{"ssn":"y","b":2}}"#);
+        let (event, found) = privacy.pack(&parts);
+        let json = written(&event);
+        assert_eq!(
+            (&json["properties"], &json["sent_context"]),
+            (&json!({"a":1}), &json!({"traits":{"b":2}}))
+        );
+        assert!(!event.properties().shape().has_red_key());
+        assert_eq!(found.done, [2, 0, 0]);
+        privacy.count(found);
+        assert_eq!(privacy.metrics.fields[0].get(), 2);
+    }
+
+    #[test]
+    fn an_event_is_logged_without_what_must_not_be_kept_and_its_ids_stay() {
+        let (privacy, _dir) = privacy(
+            "[global]\ndrop = [\"ssn\", \"user_id\"]\nhash = { email = \"meta\", user_agent = \"hmac\" }\n\
+             cut = { ip = \"/24\", zip = 2 }",
+        );
+        let mut parts = parts(
+            r#"{"ssn":1,"EMAIL":"John_Smith@gmail.com","zip":"94035","user_id":"x","n":9007199254740993}"#,
+            r#"{"ip":"203.0.113.77","traits":{"email":"John_Smith@gmail.com"}}"#,
+        );
+        let enriched = JsonObject::parse(r#"{"v":1,"geo":{"city":"Berlin","zip":"10115"}}"#, &Limits::NONE);
+        parts.more.as_mut().unwrap().enriched = Some(enriched.unwrap());
+        let (event, found) = privacy.pack(&parts);
+        let json = written(&event);
+        let hash = "62a14e44f765419d10fea99367361a727c12365e2520f32218d505ed9aa0f62f";
+        assert_eq!(
+            event.properties().json(),
+            format!(r#"{{"EMAIL":"{hash}","zip":"94","n":9007199254740993}}"#),
+            "what stays is as it was"
+        );
+        assert_eq!(json["sent_context"], json!({"ip": "203.0.113.0", "traits": {"email": hash}}));
+        assert_eq!(json["enriched"], json!({"v": 1, "geo": {"city": "Berlin", "zip": "10"}}));
+        assert_eq!(json["context"]["ip"], "203.0.113.0");
+        let agent = json["context"]["user_agent"].as_str().unwrap();
+        assert!(agent.len() == 64 && !agent.contains("Browser"), "{agent}");
+        assert_eq!((event.user_id(), event.anonymous_id()), (Some("user-1"), Some("device-1")));
+        assert_eq!((event.id(), event.session_id()), (parts.id.clone(), Some("session-1")));
+        assert_eq!((event.time_ms(), event.accepted_ms()), (parts.time_ms, parts.accepted_ms));
+        assert_eq!(found.done, [2, 3, 4]);
+    }
+
+    #[test]
+    fn an_address_of_which_a_hash_is_wanted_is_not_there() {
+        for (rule, ip, agent) in [
+            ("hash = [\"ip\"]", None, Some("Browser/1.0")),
+            ("drop = [\"ip\", \"User-Agent\"]", None, None),
+            ("cut = { ip = 3, user_agent = 7 }", None, Some("Browser")),
+            ("cut = { user_agent = \"/24\" }", Some("203.0.113.77"), None),
+            ("drop = [\"ips\"]", Some("203.0.113.77"), Some("Browser/1.0")),
+        ] {
+            let (privacy, _dir) = privacy(&format!("[global]\n{rule}"));
+            let (event, _) = privacy.pack(&parts("{}", ""));
+            assert_eq!((event.ip(), event.user_agent()), (ip, agent), "{rule}");
+        }
+    }
+
+    /// Before `integrations`, and whether there is a context or not.
+    #[test]
+    fn consent_says_who_gets_it() {
+        let file = "[consent]\nmissing = \"deny\"\n[consent.categories]\nads = [\"mixpanel\"]\nstats = [\"amplitude\"]\n\
+                    [global]\ndrop = [\"consent\"]";
+        let (privacy, _dir) = privacy(file);
+        let consented = r#"{"consent":{"categoryPreferences":{"ads":false,"stats":true}}}"#;
+        let why = |parts: &EventParts<'_>| {
+            let (event, _) = privacy.pack(parts);
+            ["mixpanel", "amplitude", "segment"].map(|provider| event.why_not_for(provider))
+        };
+        let no = Some(NotFor::Consent);
+        assert_eq!(why(&parts("{}", "")), [no, no, None]);
+        assert_eq!(why(&parts("{}", consented)), [no, None, None], "it is read before it is dropped");
+        let mut wanted = parts("{}", consented);
+        wanted.more.as_mut().unwrap().audience = Audience::AllBut("mixpanel,segment".into());
+        assert_eq!(why(&wanted), [no, None, Some(NotFor::Audience)]);
+    }
+
+    #[test]
+    fn a_file_that_gets_bad_changes_nothing_and_one_that_is_mended_holds() {
+        let (privacy, dir) = privacy("[global]\ndrop = [\"a\"]");
+        let file = dir.path().join("privacy.toml");
+        let left = || privacy.pack(&parts(r#"{"a":1,"b":2}"#, "")).0.properties().json().to_owned();
+        assert_eq!(left(), r#"{"b":2}"#);
+        for bad in ["[global]\ndrop = [\"b\"]\nhash = 1", "[globel]", "[providers.mixpannel]\ndeny = []"] {
+            fs::write(&file, bad).unwrap();
+            privacy.reload();
+            assert_eq!(left(), r#"{"b":2}"#, "{bad}");
+        }
+        fs::remove_file(&file).unwrap();
+        privacy.reload();
+        assert_eq!(left(), r#"{"b":2}"#);
+        assert_eq!(privacy.metrics.reload_failed.get(), 4);
+        fs::write(&file, "[global]\ndrop = [\"b\"]").unwrap();
+        privacy.reload();
+        assert_eq!(left(), r#"{"a":1}"#);
+        let rules = privacy.rules.load_full();
+        privacy.reload();
+        assert!(Arc::ptr_eq(&rules, &privacy.rules.load_full()), "the same file is not read into new rules");
+        assert_eq!(privacy.metrics.reload_failed.get(), 4);
+    }
+
+    #[test]
+    fn a_key_stands_in_another_file_and_one_that_is_changed_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, key) = (dir.path().join("p.toml"), dir.path().join("key"));
+        fs::write(&key, "0123456789abcdef\n").unwrap();
+        fs::write(&file, format!("hash_key = 'file:{}'\n[global]\nhash = [\"a\"]", key.display())).unwrap();
+        let settings = PrivacySettings { file: Some(file), ..PrivacySettings::default() };
+        let open = || Privacy::open(&settings, &[], PrivacyMetrics::default());
+        let privacy = open().unwrap().unwrap();
+        let left = || privacy.pack(&parts(r#"{"a":"x"}"#, "")).0.properties().json().to_owned();
+        let before = left();
+        fs::write(&key, "fedcba9876543210\n").unwrap();
+        privacy.reload();
+        assert_ne!(left(), before);
+        fs::write(&key, "short-s3cr3t").unwrap();
+        let error = open().unwrap_err().to_string();
+        assert!(error.contains("p.toml:\n  hash_key: got one that is too short"), "{error}");
+        assert!(!error.contains("s3cr3t") && !format!("{privacy:?}").contains("0123456789"), "{error}");
+    }
+
+    #[test]
+    fn what_is_too_large_to_be_rules_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("p.toml");
+        fs::write(&file, "#".repeat(1024 * 1024 + 1)).unwrap();
+        let settings = PrivacySettings { file: Some(file), ..PrivacySettings::default() };
+        let error = Privacy::open(&settings, &[], PrivacyMetrics::default()).unwrap_err();
+        assert!(error.to_string().contains("want a file of rules"), "{error}");
+    }
+
+    /// Mended and sent, an item that was kept becomes an event as it would have then.
+    #[test]
+    fn what_is_kept_of_a_refused_item_obeys_the_rules_of_the_log() {
+        let (privacy, _dir) =
+            privacy("[global]\ndrop = [\"email\", \"name\", \"event\"]\ncut = { ip = \"/24\" }");
+        let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
+        let kept =
+            |json: &str| privacy.item(&raw(json)).map_or(json.to_owned(), |left| left.get().to_owned());
+        let item =
+            r#"{"event":"","name":"Home","userId":"u","email":"a@b","traits":{"email":"c@d","plan":1}}"#;
+        assert_eq!(kept(item), r#"{"event":"","name":"Home","traits":{"plan":1},"userId":"u"}"#);
+        for same in [r#"{"event": "","name":"Home"}"#, "7", r#"["email"]"#] {
+            assert_eq!(kept(same), same);
+        }
+        assert_eq!(kept(r#"[{"email":1}]"#), "[{}]");
+        let beside = privacy.beside_item(&raw(r#"{"name":"x","ip":"203.0.113.77"}"#)).unwrap();
+        assert_eq!(beside.get(), r#"{"ip":"203.0.113.0"}"#);
+        let seen = privacy.seen(Some("203.0.113.77".parse().unwrap()), "Browser");
+        assert_eq!(seen, (Some("203.0.113.0".parse().unwrap()), "Browser".to_owned()));
+    }
+}

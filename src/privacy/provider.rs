@@ -105,3 +105,209 @@ fn left_of_batch(batch: &[Event], rules: &KeyRules) -> Option<Vec<Event>> {
 fn left_of(event: &Event, rules: &KeyRules) -> Option<Event> {
     changed(&event.parts(), rules, None, &mut Notes::default())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, OnceLock};
+
+    use analytics_relay_providers::{
+        EventKind, EventParts, Properties,
+        properties::Limits,
+        registry::{self, ProviderSettings, Vendor},
+        sandbox::{Options, Sandbox},
+    };
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::{
+        super::{
+            json::Names,
+            keys::plain,
+            tests::{parts, privacy},
+        },
+        *,
+    };
+
+    /// Takes everything; a group of which nothing is known is not for it.
+    #[derive(Default)]
+    struct Recording(Mutex<Vec<Vec<Event>>>);
+
+    #[async_trait]
+    impl Provider for Recording {
+        fn name(&self) -> &'static str {
+            "mixpanel"
+        }
+
+        fn limits(&self) -> BatchLimits {
+            BatchLimits { events_max: 100, body_bytes_max: 1 << 20, requests_max: 1 }
+        }
+
+        fn endpoint(&self, event: &Event) -> Result<Endpoint, NotFor> {
+            match event.properties().shape().top_keys {
+                0 => Err(NotFor::NothingToSet),
+                _ => Ok(Endpoint::DEFAULT),
+            }
+        }
+
+        async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
+            self.0.lock().unwrap().push(batch.to_vec());
+            let verdict = |event: &Event| Verdict::Rejected {
+                reason: Rejection::TooLarge,
+                detail: event.properties().json().to_owned(),
+            };
+            Ok(batch.iter().map(verdict).collect())
+        }
+    }
+
+    fn event(properties: &str) -> Event {
+        Event::pack(&parts(properties, ""))
+    }
+
+    fn details(verdicts: &[Verdict]) -> Vec<&str> {
+        let detail = |verdict| match verdict {
+            &Verdict::Rejected { ref detail, .. } => detail.as_str(),
+            other => panic!("{other:?}"),
+        };
+        verdicts.iter().map(detail).collect()
+    }
+
+    #[tokio::test]
+    async fn a_provider_gets_what_todays_rules_leave_and_its_verdicts_are_its_own() {
+        let (privacy, dir) = privacy("[providers.mixpanel]\ndeny = [\"email\"]");
+        let inner = Arc::new(Recording::default());
+        let guarded = privacy.guard(inner.clone());
+        let batch = [event(r#"{"a":1}"#), event(r#"{"email":"a@b","a":2}"#), event(r#"{"a":3}"#)];
+        let verdicts = guarded.send(&batch).await.unwrap();
+        assert_eq!(details(&verdicts), [r#"{"a":1}"#, r#"{"a":2}"#, r#"{"a":3}"#]);
+        assert_eq!(guarded.endpoint(&event(r#"{"email":"a@b"}"#)), Err(NotFor::NothingToSet));
+        // The file is another one now.
+        std::fs::write(dir.path().join("privacy.toml"), "[providers.mixpanel]\ndeny = [\"a\"]").unwrap();
+        privacy.reload();
+        let verdicts = guarded.send(&batch).await.unwrap();
+        let nothing = "the privacy rules leave nothing of it for this provider";
+        assert_eq!(details(&verdicts), [nothing, r#"{"email":"a@b"}"#, nothing]);
+        let verdicts = guarded.send(&batch[..1]).await.unwrap();
+        assert_eq!(details(&verdicts), [nothing]);
+        assert_eq!(inner.0.lock().unwrap().iter().map(Vec::len).collect::<Vec<_>>(), [3, 1]);
+    }
+
+    /// A batch that is looked through off the asynchronous threads.
+    #[tokio::test]
+    async fn a_large_batch_is_no_other() {
+        let (privacy, _dir) = privacy("[providers.mixpanel]\ndeny = [\"email\"]");
+        let guarded = privacy.guard(Arc::new(Recording::default()));
+        let large = format!(r#"{{"email":"a@b","text":"{}"}}"#, "x".repeat(INLINE_BYTES_MAX));
+        let verdicts = guarded.send(&[event(&large)]).await.unwrap();
+        assert!(details(&verdicts)[0].starts_with(r#"{"text":"xx"#));
+    }
+
+    #[tokio::test]
+    async fn whom_no_rule_names_gets_the_same_events() {
+        let (privacy, _dir) = privacy("[providers.segment]\ndeny = [\"email\"]");
+        let inner = Arc::new(Recording::default());
+        let batch = [event(r#"{"email":"a@b"}"#)];
+        privacy.guard(inner.clone()).send(&batch).await.unwrap();
+        assert_eq!(inner.0.lock().unwrap()[0], batch);
+    }
+
+    /// What a newer relay wrote is that one's business.
+    #[test]
+    fn a_kind_that_is_not_known_is_not_looked_into() {
+        let (privacy, _dir) = privacy("[providers.mixpanel]\ndeny = [\"email\"]");
+        let json =
+            br#"{"id":"i","kind":"purchase","time_ms":1,"accepted_ms":1,"properties":{"email":"a@b"}}"#;
+        let rules = privacy.rules_of("mixpanel").unwrap();
+        assert!(left_of(&Event::from_json(json).unwrap(), &rules).is_none());
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i32>().prop_map(Value::from),
+            "[a-zA-Z0-9@. é\"]{0,12}".prop_map(Value::from),
+        ];
+        let key = "(email|Phone|secret|plan|price|name|ip|[a-d]{1,2})";
+        leaf.prop_recursive(3, 16, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(key, inner, 0..4).prop_map(|fields| json!(fields)),
+            ]
+        })
+    }
+
+    fn any_object() -> impl Strategy<Value = String> {
+        prop::collection::btree_map("(email|phone|secret|plan|name|[a-d]{1,2})", any_value(), 0..6)
+            .prop_map(|fields| json!(fields).to_string())
+    }
+
+    struct Vendors {
+        sandbox: Sandbox,
+        runtime: tokio::runtime::Runtime,
+    }
+
+    /// One sandbox for all cases.
+    fn vendors() -> &'static Vendors {
+        static VENDORS: OnceLock<Vendors> = OnceLock::new();
+        VENDORS.get_or_init(|| {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let sandbox = runtime.block_on(Sandbox::start(Options::default())).unwrap();
+            Vendors { sandbox, runtime }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// What is left of an event a vendor takes as it would have taken all of it, and in
+        /// no body there is what was forbidden.
+        #[test]
+        fn what_is_left_maps_to_what_vendors_accept(
+            properties in any_object(), context in any_object(), kind in 0..3, turn in any::<u64>()
+        ) {
+            let names = "deny = [\"secret\", \"ip\"]\nhash = { email = \"meta\", phone = \"google\", name = \"hmac\" }";
+            let only = "allow = [\"plan\", \"email\", \"a\"]\ndeny = [\"secret\"]\nhash = [\"email\"]";
+            let file = format!("[providers.mixpanel]\n{names}\n[providers.amplitude]\n{names}\n[providers.segment]\n{only}");
+            let (privacy, _dir) = privacy(&file);
+            let id = format!("event-{turn:020}");
+            let kind = match kind {
+                0 => EventKind::Track { name: "Order Placed" },
+                1 => EventKind::Identify,
+                _ => EventKind::Page { name: Some("Home"), category: None },
+            };
+            let parts = EventParts {
+                id: analytics_relay_providers::EventId::new(id).unwrap(),
+                kind,
+                properties: Properties::parse(&properties, &Limits::NONE).unwrap(),
+                ..parts("{}", &context)
+            };
+            let event = Event::pack(&parts);
+            let Vendors { sandbox, runtime } = vendors();
+            for vendor in Vendor::ALL {
+                let settings = ProviderSettings {
+                    vendor,
+                    key: analytics_relay_providers::Secret::new("sandbox-key"),
+                    base_url: sandbox.url().parse().unwrap(),
+                    request_timeout: std::time::Duration::from_secs(10),
+                    identity_mode: Default::default(),
+                    min_id_length: 1,
+                    view: Default::default(),
+                };
+                let rules = privacy.rules_of(vendor.name()).unwrap();
+                let left = left_of(&event, &rules).unwrap_or_else(|| event.clone());
+                let encoded = registry::preview(&settings, &left, 1_767_225_601_000).unwrap();
+                let body = String::from_utf8_lossy(&encoded.body);
+                let is_secret = |name: String| plain(&name) == "secret";
+                prop_assert!(!Names::of(&body).any(|key| is_secret(key.name().into_owned())), "{}", body);
+                let sent = |provider: Arc<dyn Provider>| {
+                    let batch = [event.clone()];
+                    runtime.block_on(async move { provider.send(&batch).await })
+                };
+                let bare = registry::build(&settings).unwrap();
+                let whole = sent(bare.clone());
+                let guarded = sent(privacy.guard(bare));
+                prop_assert_eq!(guarded, whole, "{} of {}", vendor.name(), body);
+            }
+        }
+    }
+}

@@ -26,6 +26,7 @@ mod isolation;
 mod logs;
 mod official_sdks;
 mod openapi;
+mod privacy;
 mod raw;
 mod refused;
 mod secrets;

@@ -25,6 +25,7 @@ mod pixel;
 mod reply;
 pub(crate) mod resend;
 mod route;
+pub(crate) mod sample;
 mod scan;
 mod schema;
 pub(crate) mod server;

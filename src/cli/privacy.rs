@@ -1,0 +1,151 @@
+//! `analytics-relay privacy test`: what the log and each vendor would get of an event.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Read, Write},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use analytics_relay_providers::{Event, EventKind, registry};
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    admission::{self, denied::Violation},
+    config::{Config, ProviderConfig},
+    ingest::http::sample::read_message,
+    privacy::{Preview, Privacy},
+    reasons::Redaction,
+    telemetry::PrivacyMetrics,
+    time::Clock,
+};
+
+/// Most bytes of a file with an event.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Shows what becomes of the event in a file, or of standard input if that is `-`. Nothing
+/// is sent.
+pub(super) fn test(config: &Config, path: &Path) -> anyhow::Result<ExitCode> {
+    let now_ms = Clock::system().now_ms();
+    let event = read_event(config, path, now_ms)?;
+    let privacy = Privacy::open(&config.privacy, &[], PrivacyMetrics::default())?;
+    match show(&mut io::stdout().lock(), config, privacy.as_ref(), &event, now_ms) {
+        // `test | head` is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// What `check` says of the rules.
+pub(super) fn describe(config: &Config) -> anyhow::Result<()> {
+    let Some(privacy) = Privacy::open(&config.privacy, &[], PrivacyMetrics::default())? else {
+        return Ok(());
+    };
+    let (rules, warnings) = privacy.describe();
+    rules.lines().for_each(|line| println!("# privacy: {line}"));
+    warnings.iter().for_each(|warning| println!("warning: PRIVACY_FILE: {warning}"));
+    Ok(())
+}
+
+fn show(
+    out: &mut impl Write,
+    config: &Config,
+    privacy: Option<&Arc<Privacy>>,
+    event: &Event,
+    now_ms: i64,
+) -> io::Result<()> {
+    writeln!(out, "log")?;
+    let logged = privacy.map(|privacy| privacy.preview_log(event));
+    let event = show_done(out, logged, event)?;
+    writeln!(out, "  {}", String::from_utf8_lossy(&event.to_json()))?;
+    for provider in &config.providers {
+        let name = provider.settings.vendor.name();
+        writeln!(out, "{name}")?;
+        if let Some(why) = event.why_not_for(name) {
+            writeln!(out, "  gets nothing: {}", why.name())?;
+            continue;
+        }
+        let left = privacy.map(|privacy| privacy.preview_for(name, &event));
+        let left = show_done(out, left, &event)?;
+        show_request(out, provider, &left, now_ms)?;
+    }
+    Ok(())
+}
+
+/// Names what was done, and returns what is left.
+fn show_done(out: &mut impl Write, preview: Option<Preview>, event: &Event) -> io::Result<Event> {
+    let Some(Preview { event: left, done }) = preview else { return Ok(event.clone()) };
+    let mut times: BTreeMap<(Redaction, String), u32> = BTreeMap::new();
+    done.into_iter().for_each(|done| *times.entry(done).or_default() += 1);
+    for ((done, name), times) in times {
+        let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
+        writeln!(out, "  {:<8} {name}{times}", done.name())?;
+    }
+    Ok(left.unwrap_or_else(|| event.clone()))
+}
+
+fn show_request(
+    out: &mut impl Write,
+    provider: &ProviderConfig,
+    event: &Event,
+    now_ms: i64,
+) -> io::Result<()> {
+    match registry::preview(&provider.settings, event, now_ms) {
+        Err(why) => writeln!(out, "  gets nothing: {}", why.name()),
+        Ok(encoded) => match encoded.rejected.first() {
+            Some((_, _, detail)) => writeln!(out, "  becomes a dead letter: {detail}"),
+            None => writeln!(out, "  POST {}\n  {}", encoded.path, String::from_utf8_lossy(&encoded.body)),
+        },
+    }
+}
+
+/// An event as it stands in our files, or in a dead letter, or a message of Segment's form.
+fn read_event(config: &Config, path: &Path, now_ms: i64) -> anyhow::Result<Event> {
+    #[derive(Deserialize)]
+    struct Forms<'a> {
+        kind: Option<String>,
+        #[serde(borrow)]
+        event: Option<&'a RawValue>,
+    }
+    let text = read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let want = "want one event: a message of Segment's form, or one of our files, as JSON";
+    let forms: Forms<'_> =
+        serde_json::from_str(&text).with_context(|| format!("{}: {want}", path.display()))?;
+    let of_letter = forms.event.map(RawValue::get).filter(|event| event.starts_with('{'));
+    if let Some(json) = forms.kind.map(|_| text.as_str()).or(of_letter) {
+        let event = Event::from_json(json.as_bytes()).with_context(|| path.display().to_string())?;
+        if let EventKind::Unknown { kind, .. } = event.kind() {
+            bail!("{}: got a {kind}, which this relay does not know", path.display());
+        }
+        return Ok(event);
+    }
+    let providers: Vec<_> = config.providers.iter().map(|it| it.settings.vendor.name()).collect();
+    let read = read_message(&text, &providers, now_ms, |draft| admission::event_of(draft, now_ms));
+    match read {
+        Ok(Ok(event)) => Ok(event),
+        Ok(Err(violations)) => bail!("{}: {}", path.display(), in_words(&violations)),
+        Err(violation) => bail!("{}: {}", path.display(), in_words(&[violation])),
+    }
+}
+
+fn in_words(violations: &[Violation]) -> String {
+    let word = |violation: &Violation| {
+        let Violation { field, got, want, .. } = violation;
+        format!("{field}: got {got}, want {want}")
+    };
+    violations.iter().map(word).collect::<Vec<_>>().join("\n")
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let mut input: Box<dyn Read> = match path.to_str() {
+        Some("-") => Box::new(io::stdin().lock()),
+        _ => Box::new(fs::File::open(path)?),
+    };
+    (&mut input).take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}

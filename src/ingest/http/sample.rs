@@ -1,0 +1,26 @@
+//! One message of Segment's form, for a person who asks what would become of it.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    integrations::Destinations,
+    item::{Beside, Call, Caller, Came},
+    route::Form,
+};
+use crate::admission::{denied::Violation, draft::Draft};
+
+/// Reads a message as the door does, from a server that has these providers, and hands its
+/// draft on.
+pub(crate) fn read_message<R>(
+    json: &str,
+    providers: &[&'static str],
+    now_ms: i64,
+    then: impl FnOnce(&Draft<'_>) -> R,
+) -> Result<R, Violation> {
+    let destinations = Destinations::new(providers.iter().copied());
+    let ip = Ipv4Addr::UNSPECIFIED.into();
+    let caller = Caller { ip, country_hint: None, user_agent: "", is_direct: false };
+    let call = Call::new(Form::Segment, Came { at_ms: now_ms, caller }, Beside::default(), &destinations);
+    let draft = call.read_text(json, None)?;
+    Ok(then(&draft))
+}

@@ -1,0 +1,327 @@
+//! Privacy rules over the whole relay: what must not be kept is nowhere, what a provider
+//! must not get never leaves, and who does not consent is not sent.
+
+use std::{fs, path::Path};
+
+use analytics_relay::providers::sandbox::Vendor;
+use serde_json::{Value, json};
+
+use crate::harness::{Relay, Setup, reqwest_client, taken};
+
+/// What the rules forbid, each under a name of its own, somewhere deep.
+const PASSWORD: &str = "canary-password-7f3a9c";
+const EMAIL: &str = "canary.Email-7f3a9c@example.com";
+const API_KEY: &str = "canary-apikey-7f3a9c";
+const ADDRESS: &str = "203.0.113.77";
+const STREET: &str = "canary-street-7f3a9c";
+/// What they do not.
+const KEPT: &str = "canary-kept-7f3a9c";
+
+const RULES: &str = r#"
+    [global]
+    drop = ["street"]
+    hash = { email = "hmac" }
+    cut = { ip = "/24" }
+    [pii]
+    mode = "standard"
+    [providers.mixpanel]
+    deny = ["plan"]
+    [providers.amplitude]
+    allow = ["note", "phone"]
+    hash = { phone = "google" }
+"#;
+
+fn setup_with(setup: &mut Setup, rules: &str) {
+    let file = setup.data.path().join("privacy.toml");
+    fs::write(&file, rules).unwrap();
+    setup.set("PRIVACY_FILE", file.to_str().unwrap());
+    setup.set("PRIVACY_HASH_KEY", "0123456789abcdef0123456789abcdef");
+}
+
+async fn post(relay: &Relay, path: &str, body: &Value) -> u16 {
+    let url = format!("http://{}{path}", relay.http_addr.unwrap());
+    let sent = reqwest_client().post(url).body(body.to_string()).send().await.unwrap();
+    sent.status().as_u16()
+}
+
+fn everything_below(dir: &Path, text: &mut String) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            everything_below(&path, text);
+        } else {
+            text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap()));
+        }
+    }
+}
+
+/// One event of each kind that has properties, with all that is forbidden in it.
+fn events() -> Vec<Value> {
+    let holds = json!({
+        "note": KEPT, "plan": "canary-plan-7f3a9c", "Pass-Word": PASSWORD, "phone": "+1 (800) 555-0100",
+        "deep": [{ "user": { "E_mail": EMAIL, "STREET": { "name": STREET }, "apiKey": [API_KEY] } }]
+    });
+    let context = json!({ "ip": ADDRESS, "traits": { "email": EMAIL, "password": PASSWORD }, "note": KEPT });
+    let event = |kind: &str, more: Value| {
+        let mut event = json!({
+            "type": kind, "userId": "user-1", "messageId": format!("privacy-{kind}-0123456789"), "context": context
+        });
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        event
+    };
+    vec![
+        event("track", json!({ "event": "Order Placed", "properties": holds })),
+        event("identify", json!({ "traits": holds })),
+        event("page", json!({ "name": "Home", "properties": holds })),
+        // It breaks a rule and is kept to be mended.
+        event(
+            "track",
+            json!({ "event": "", "messageId": "refused-1-0123456789", "properties": holds, "email": EMAIL }),
+        ),
+    ]
+}
+
+/// In the log, the dead letters, the spill, the refused items; at the most talkative level.
+#[tokio::test]
+async fn what_must_not_be_kept_is_nowhere() {
+    for durability in ["memory", "written"] {
+        let mut setup = Setup::new().await;
+        setup_with(&mut setup, RULES);
+        setup.set("DURABILITY", durability).set("DRAIN_TIMEOUT_SECONDS", "1").set("MAX_RETRY_ATTEMPTS", "2");
+        setup.set("LOG_LEVEL", "trace,h2=trace,hyper=trace,reqwest=trace,rustls=trace,tonic=trace");
+        // One takes everything, one makes a dead letter, one is spilled for.
+        setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=Order Placed".parse().unwrap()));
+        setup.sandbox.always(Vendor::Segment, Some("503".parse().unwrap()));
+        let relay = setup.start().await;
+        assert_eq!(post(&relay, "/v1/batch", &json!({ "batch": events() })).await, 200);
+        taken(&setup, Vendor::Amplitude, 3).await;
+        one_is_dead_lettered(&setup, &relay).await;
+        relay.metric_is("relay_pii_keys_total", &["\"password\""], 3.0).await;
+        relay.metric_is("relay_pii_keys_total", &["\"apikey\""], 3.0).await;
+        let mut seen = relay.page("/metrics").await.1;
+        seen.push_str(&relay.page("/healthz").await.1);
+        let ended = relay.terminate().await;
+        ended.logs.iter().for_each(|line| seen.push_str(&line.to_string()));
+        let in_output = seen.len();
+        everything_below(setup.data_dir(), &mut seen);
+        assert!(seen[in_output..].contains(KEPT), "there was something to look through");
+        assert!(seen[in_output..].contains("refused-1-0123456789"), "the refused item is kept");
+        for vendor in Vendor::ALL {
+            let requests = setup.sandbox.requests(vendor).into_iter();
+            let bodies: String = requests.map(|request| request.body.unwrap_or_default()).collect();
+            assert!(bodies.contains(KEPT), "{} was sent something", vendor.name());
+            seen.push_str(&bodies);
+        }
+        for canary in [PASSWORD, EMAIL, API_KEY, ADDRESS, STREET] {
+            assert!(!seen.contains(canary), "{durability}: {canary} was told: {}", around(&seen, canary));
+        }
+    }
+}
+
+/// Sends what is taken until what is refused is a dead letter: that is not the provider's
+/// trouble if others get through.
+async fn one_is_dead_lettered(setup: &Setup, relay: &Relay) {
+    for _ in 0..200 {
+        let taken_before = setup.sandbox.stats(Vendor::Mixpanel).taken;
+        let good = json!({ "event": "good", "userId": "user-9", "properties": { "plan": "pro" } });
+        assert_eq!(post(relay, "/v1/track", &good).await, 200);
+        taken(setup, Vendor::Mixpanel, taken_before + 1).await;
+        if relay.metric("relay_events_total", &["\"mixpanel\"", "\"dead_lettered\""]).await > 0.0 {
+            return;
+        }
+    }
+    panic!("it is refused, and no dead letter");
+}
+
+fn around(text: &str, canary: &str) -> String {
+    let at = text.find(canary).unwrap_or_default();
+    let before: String = text[..at].chars().rev().take(300).collect();
+    before.chars().rev().collect()
+}
+
+#[tokio::test]
+async fn each_provider_gets_what_the_rules_leave_for_it() {
+    let mut setup = Setup::new().await;
+    setup_with(&mut setup, RULES);
+    let relay = setup.start().await;
+    assert_eq!(post(&relay, "/v1/track", &events()[0]).await, 200);
+    for vendor in Vendor::ALL {
+        taken(&setup, vendor, 1).await;
+    }
+    relay.terminate().await;
+    let of = |vendor| setup.sandbox.taken(vendor)[0].event.clone();
+    let (mixpanel, amplitude, segment) = (of(Vendor::Mixpanel), of(Vendor::Amplitude), of(Vendor::Segment));
+    let left = &mixpanel["properties"];
+    assert_eq!((&left["note"], left.get("plan")), (&json!(KEPT), None));
+    assert_eq!(left["deep"][0]["user"]["E_mail"].as_str().map(str::len), Some(64), "{left}");
+    assert_eq!(left["ip"], "203.0.113.0");
+    // SHA-256 of +18005550100.
+    let phone = "fb4f73a6ec5fdb7077d564cdd22c3554b43ce49168550c3b12c547b78c517b30";
+    let left = &amplitude["event_properties"];
+    assert_eq!((&left["note"], &left["phone"]), (&json!(KEPT), &json!(phone)));
+    assert!(
+        left.get("plan").is_none() && left.get("deep").is_none() && amplitude.get("ip").is_none(),
+        "{left}"
+    );
+    assert_eq!(segment["properties"]["phone"], "+1 (800) 555-0100");
+    assert_eq!(segment["context"]["traits"].as_object().unwrap().len(), 1);
+    assert_eq!(segment["context"]["ip"], "203.0.113.0");
+}
+
+/// Who gets it is said when it comes; consent is asked for before `integrations`.
+#[tokio::test]
+async fn who_does_not_consent_is_not_sent_and_that_is_counted() {
+    let mut setup = Setup::new().await;
+    let categories = "[consent.categories]\nAdvertising = [\"mixpanel\"]\nAnalytics = [\"amplitude\"]";
+    setup_with(&mut setup, categories);
+    let relay = setup.start().await;
+    let event = |id: &str, context: Value, integrations: Value| {
+        json!({ "event": "x", "userId": "u", "messageId": format!("{id}-0123456789abcdef"),
+                "context": context, "integrations": integrations })
+    };
+    let segments = |ads: bool, stats: bool| {
+        let preferences = json!({ "Advertising": ads, "Analytics": stats });
+        json!({ "consent": { "categoryPreferences": preferences } })
+    };
+    for event in [
+        event("both", segments(true, true), json!({})),
+        event("stats", segments(false, true), json!({ "All": true })),
+        event("none", json!({ "consent": { "categoryPreferences": {} } }), json!({})),
+        event("rudder", json!({ "consentManagement": { "deniedConsentIds": ["Analytics"] } }), json!({})),
+        event("unsaid", json!({}), json!({ "Mixpanel": false })),
+    ] {
+        assert_eq!(post(&relay, "/v1/track", &event).await, 200);
+    }
+    taken(&setup, Vendor::Segment, 5).await;
+    taken(&setup, Vendor::Mixpanel, 2).await;
+    taken(&setup, Vendor::Amplitude, 3).await;
+    for (vendor, reason, events) in [
+        ("mixpanel", "filtered_consent", 2.0),
+        ("mixpanel", "audience", 1.0),
+        ("amplitude", "filtered_consent", 2.0),
+        ("segment", "filtered_consent", 0.0),
+    ] {
+        let labels =
+            [&format!("\"{vendor}\""), "\"not_for\"", &format!("\"{reason}\"")].map(|it: &str| it.to_owned());
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        relay.metric_is("relay_events_total", &labels, events).await;
+    }
+    let ended = relay.terminate().await;
+    assert!(Vendor::ALL.into_iter().all(|vendor| ended.balance(vendor).is_exact()));
+    assert_eq!(ended.balance(Vendor::Mixpanel).not_for, 3);
+}
+
+/// What became a dead letter under other rules is sent by those of today.
+#[tokio::test]
+async fn a_replay_obeys_the_rules_of_today() {
+    let mut setup = Setup::new().await;
+    setup_with(&mut setup, "[providers.mixpanel]\ndeny = [\"plan\"]");
+    setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=bad".parse().unwrap()));
+    let relay = setup.start().await;
+    let event = json!({ "event": "bad", "userId": "u", "messageId": "replayed-0123456789", "properties":
+        { "plan": "pro", "note": KEPT, "token": API_KEY, "street": STREET, "nested": { "email": EMAIL } } });
+    let good = json!({ "event": "good", "userId": "u", "properties": { "plan": "pro" } });
+    for event in [&event, &good] {
+        assert_eq!(post(&relay, "/v1/track", event).await, 200);
+    }
+    one_is_dead_lettered(&setup, &relay).await;
+    relay.terminate().await;
+    setup.sandbox.always(Vendor::Mixpanel, None);
+    let rules = "[global]\ndrop = [\"street\"]\n[pii]\nmode = \"standard\"\n\
+                 [providers.mixpanel]\ndeny = [\"note\"]\nhash = { email = \"meta\" }";
+    setup_with(&mut setup, rules);
+    let (code, out, err) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let sent = setup.sandbox.taken(Vendor::Mixpanel);
+    let [good, sent] = ["good", "bad"]
+        .map(|name| sent.iter().find(|taken| taken.name == name).unwrap().event["properties"].clone());
+    assert!(good.get("plan").is_none(), "{good}");
+    assert_eq!(sent["plan"], "pro", "what was denied before is not any more");
+    assert_eq!(sent["nested"]["email"].as_str().map(str::len), Some(64), "{sent}");
+    assert!(["note", "street", "token"].iter().all(|name| sent.get(name).is_none()), "{sent}");
+    assert!(!sent.to_string().contains(API_KEY) && !sent.to_string().contains(EMAIL), "{sent}");
+    // A bad file sends nothing.
+    setup_with(&mut setup, "[providers.mixpannel]\ndeny = [\"email\"]");
+    let (code, _, err) = setup.run(&["dead-letters", "replay"]).await;
+    assert!(code == 1 && err.contains("line 1: providers.mixpannel"), "{err}");
+}
+
+/// A relay whose rules cannot be read would keep what must not be kept.
+#[tokio::test]
+async fn bad_rules_are_told_at_once_and_nothing_starts() {
+    let mut setup = Setup::new().await;
+    setup_with(&mut setup, "[global]\ndrop = 1\ncut = { ip = 24.5 }\n");
+    for args in [&["check"][..], &[]] {
+        let (code, _, err) = setup.run(args).await;
+        assert_eq!(code, 1);
+        assert!(err.contains("line 2: global.drop: got 1, want a list of names"), "{err}");
+        assert!(err.contains("line 3: global.cut.ip: got 24.5"), "{err}");
+    }
+    setup_with(&mut setup, RULES);
+    let (code, out, err) = setup.run(&["check"]).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(
+        out.contains("# privacy: before the log: drop street; hash email (hmac); cut ip (/24, IPv6 /48)"),
+        "{out}"
+    );
+    assert!(out.contains("# privacy: amplitude: only note, phone; hash phone (google)"), "{out}");
+    assert!(out.contains("PRIVACY_HASH_KEY=***"), "{out}");
+}
+
+#[tokio::test]
+async fn the_command_shows_what_each_would_get() {
+    let mut setup = Setup::new().await;
+    setup_with(&mut setup, &format!("{RULES}\n[consent.categories]\nads = [\"segment\"]"));
+    // No key is needed to look.
+    for key in ["MIXPANEL_API_KEY", "AMPLITUDE_API_KEY", "SEGMENT_WRITE_KEY"] {
+        setup.vars.remove(key);
+    }
+    let file = setup.data.path().join("event.json");
+    let mut event = events().swap_remove(0);
+    event["context"]["consentManagement"] = json!({ "deniedConsentIds": ["ads"] });
+    fs::write(&file, event.to_string()).unwrap();
+    let (code, out, err) = setup.run(&["privacy", "test", file.to_str().unwrap()]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    for line in [
+        "log",
+        "  dropped  Pass-Word",
+        "  dropped  password",
+        "  dropped  STREET",
+        "  hashed   E_mail",
+        "  cut      ip (2 times)",
+        "mixpanel",
+        "  dropped  plan",
+        "amplitude",
+        "  hashed   phone",
+        "segment",
+        "  gets nothing: filtered_consent",
+    ] {
+        assert!(out.lines().any(|told| told == line), "{line:?} is not in\n{out}");
+    }
+    assert!(out.contains("  POST /import") && out.contains("\"$insert_id\""), "{out}");
+    assert!([PASSWORD, EMAIL, API_KEY, ADDRESS, STREET].iter().all(|canary| !out.contains(canary)), "{out}");
+    assert_eq!(setup.sandbox.stats(Vendor::Mixpanel).requests, 0);
+    // Our own form, as the log has it, is read as well.
+    let logged = out.lines().nth(out.lines().position(|line| line == "mixpanel").unwrap() - 1).unwrap();
+    fs::write(&file, logged).unwrap();
+    let (code, again, _) = setup.run(&["privacy", "test", file.to_str().unwrap()]).await;
+    assert_eq!(code, 0);
+    assert!(again.contains("  dropped  plan"), "{again}");
+    fs::write(&file, r#"{"type":"track","userId":"u","event":""}"#).unwrap();
+    let (code, _, err) = setup.run(&["privacy", "test", file.to_str().unwrap()]).await;
+    assert!(code == 1 && err.contains("event_name: got \"\", want 1 to 255 bytes"), "{err}");
+}
+
+#[tokio::test]
+async fn a_red_name_is_counted_by_default_and_kept() {
+    let setup = Setup::new().await;
+    let relay = setup.start().await;
+    let event =
+        json!({ "event": "x", "userId": "u", "properties": { "a": { "Access": { "TOKEN": KEPT } } } });
+    assert_eq!(post(&relay, "/v1/track", &event).await, 200);
+    taken(&setup, Vendor::Segment, 1).await;
+    relay.metric_is("relay_pii_keys_total", &["\"token\""], 1.0).await;
+    relay.metric_is("relay_pii_keys_total", &[], 1.0).await;
+    assert_eq!(setup.sandbox.taken(Vendor::Segment)[0].event["properties"]["a"]["Access"]["TOKEN"], KEPT);
+    relay.terminate().await;
+}
