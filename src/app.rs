@@ -199,7 +199,8 @@ impl App {
         let mut telemetry = Telemetry::new(clock.now_ms());
         let privacy = open_privacy(config, &providers, telemetry.privacy())?;
         let providers = guarded(providers, privacy.as_ref());
-        let geo = Arc::new(Geo::new(&config.geo, telemetry.geo())?);
+        let geo = Arc::new(Geo::new(&config.geo)?);
+        telemetry.geo(geo.metrics());
 
         let (queue_in, queue_out) = memory::bounded(config.queue);
         let accepted = telemetry.accepted();

@@ -23,6 +23,7 @@ mod support;
 mod callers;
 mod durability;
 mod echo;
+mod enrichment_geo;
 mod floors;
 mod growth;
 mod h2load;
@@ -60,8 +61,8 @@ const GROUPS: [&str; 13] = [
     "outage",
     "growth",
     "durability",
-    "callers",
     "enrichment",
+    "callers",
 ];
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -103,7 +104,10 @@ async fn run(groups: &[&str], check: bool, record: bool) -> anyhow::Result<()> {
             "outage" => lifecycle::outage(&mut report).await?,
             "growth" => growth::run(&mut report).await?,
             "durability" => durability::run(&mut report).await?,
-            "enrichment" => pages::run(&mut report)?,
+            "enrichment" => {
+                pages::run(&mut report)?;
+                enrichment_geo::run(&mut report)?;
+            }
             _ => callers::run(&mut report).await?,
         }
     }

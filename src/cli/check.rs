@@ -13,7 +13,6 @@ use crate::{
     config::{Config, ConfigError, ProviderConfig},
     enrich::geo::Geo,
     ingest::tls::Tls,
-    telemetry::GeoMetrics,
 };
 
 /// Longest time for one provider: more than its own limits add up to.
@@ -32,7 +31,7 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> anyhow::Result<Confi
     for files in config.grpc.tls.iter().chain(&config.http.tls) {
         Tls::load(files)?;
     }
-    Geo::new(&config.geo, GeoMetrics::default())?;
+    Geo::new(&config.geo)?;
     privacy::describe(&config)?;
     println!("ok");
     Ok(config)

@@ -37,8 +37,9 @@ mod place;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use database::{Database, Unusable};
-pub(crate) use place::Place;
+use database::Database;
+pub use database::Unusable;
+pub use place::Place;
 
 /// Largest database: it is in memory, and while it is replaced with its successor.
 const BYTES_MAX: u64 = 2 << 30;
@@ -82,10 +83,10 @@ pub enum GeoError {
 /// A record of the database that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("a record of the geo database cannot be read")]
-pub(crate) struct BadRecord;
+pub struct BadRecord;
 
 /// Finds out where addresses are.
-pub(crate) struct Geo {
+pub struct Geo {
     /// Nothing if there is none.
     file: Option<Mutex<WatchedFile>>,
     current: ArcSwapOption<Database>,
@@ -100,26 +101,30 @@ impl fmt::Debug for Geo {
 
 impl Geo {
     /// Reads the database, if there is to be one. Blocks for as long as that takes.
-    pub(crate) fn new(settings: &GeoSettings, metrics: GeoMetrics) -> Result<Self, GeoError> {
+    pub fn new(settings: &GeoSettings) -> Result<Self, GeoError> {
+        let metrics = GeoMetrics::default();
         let Some(path) = &settings.database else {
             return Ok(Self { file: None, current: ArcSwapOption::empty(), metrics });
         };
         let mut file = WatchedFile::new(path.clone(), BYTES_MAX);
-        let being_written = || io::Error::new(io::ErrorKind::ResourceBusy, "it is being written");
-        let content = file.read_if_new().unwrap_or_else(|| Err(being_written()));
-        let database = open(path, content)?;
+        let database = open(path, file.read_first())?;
         let file = Some(Mutex::new(file));
         Ok(Self { file, current: ArcSwapOption::from_pointee(database), metrics })
     }
 
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &GeoMetrics {
+        &self.metrics
+    }
+
     /// Where an address is; nothing if it is nowhere in particular, or nobody knows, or what
     /// the database says cannot be read, which is counted.
-    pub(crate) fn find(&self, ip: IpAddr) -> Option<Arc<Encoded<Place>>> {
+    pub fn find(&self, ip: IpAddr) -> Option<Arc<Encoded<Place>>> {
         self.try_find(ip).ok().flatten()
     }
 
     /// As [`Self::find`], and tells what cannot be read from what is not there.
-    pub(crate) fn try_find(&self, ip: IpAddr) -> Result<Option<Arc<Encoded<Place>>>, BadRecord> {
+    pub fn try_find(&self, ip: IpAddr) -> Result<Option<Arc<Encoded<Place>>>, BadRecord> {
         let database = self.current.load();
         let Some(database) = database.as_deref() else { return Ok(None) };
         // As a database has an address of IPv4.
@@ -134,18 +139,18 @@ impl Geo {
 
     /// The country that a proxy of the operator's names, where there is no database that
     /// knows more; nothing if the letters are no country's.
-    pub(crate) fn country_hint(&self, code: [u8; 2]) -> Option<Arc<Encoded<Place>>> {
+    pub fn country_hint(&self, code: [u8; 2]) -> Option<Arc<Encoded<Place>>> {
         Place::of_country(code).map(|place| Arc::new(Encoded::new(place)))
     }
 
     /// What is looked into now: `<database type>/<Unix time of its making>`. A place that was
     /// found has its own.
-    pub(crate) fn stamp(&self) -> Option<String> {
+    pub fn stamp(&self) -> Option<String> {
         self.current.load().as_deref().map(|database| database.stamp().to_string())
     }
 
     /// How old what is looked into is; 0 without a database.
-    pub(crate) fn age_seconds(&self, now_ms: i64) -> i64 {
+    pub fn age_seconds(&self, now_ms: i64) -> i64 {
         let built = self.current.load().as_deref().map(Database::built);
         built.map_or(0, |built| {
             (now_ms / 1000).saturating_sub(i64::try_from(built).unwrap_or(i64::MAX)).max(0)
@@ -153,7 +158,7 @@ impl Geo {
     }
 
     /// True if there is a file that may be replaced.
-    pub(crate) fn is_on(&self) -> bool {
+    pub fn is_on(&self) -> bool {
         self.file.is_some()
     }
 }
@@ -162,7 +167,7 @@ impl Reload for Geo {
     fn reload(&self) {
         let Some(file) = &self.file else { return };
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(content) = file.read_if_new() else { return };
+        let Some(content) = file.read_if_changed() else { return };
         match open(file.path(), content) {
             Ok(database) => {
                 info!(stamp = &**database.stamp(), "geo database replaced");

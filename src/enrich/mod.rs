@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-pub(crate) mod geo;
+pub mod geo;
 pub mod page;
 pub(crate) mod session;
 pub(crate) mod visitor;
@@ -14,10 +14,11 @@ pub(crate) mod watched;
 
 /// What a step found, and its JSON, encoded once for all events that share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Encoded<T> {
-    pub(crate) value: T,
+pub struct Encoded<T> {
+    /// What was found.
+    pub value: T,
     /// An object.
-    pub(crate) json: Box<str>,
+    pub json: Box<str>,
 }
 
 impl<T: Serialize> Encoded<T> {

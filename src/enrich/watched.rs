@@ -36,7 +36,8 @@ pub(crate) async fn follow(files: Vec<Arc<dyn Reload>>, every: Duration) -> Infa
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        for file in files.iter().cloned() {
+        for file in &files {
+            let file = Arc::clone(file);
             if let Err(error) = spawn_blocking(move || file.reload()).await {
                 error!(%error, "a defect: reading a file again panicked; what it held before is used on");
             }
@@ -92,10 +93,17 @@ impl WatchedFile {
         &self.path
     }
 
+    /// What the file holds now.
+    pub(crate) fn read_first(&mut self) -> io::Result<Vec<u8>> {
+        self.seen = Seen::Nothing;
+        let being_written = || io::Error::new(io::ErrorKind::ResourceBusy, "it is being written");
+        self.read_if_changed().unwrap_or_else(|| Err(being_written()))
+    }
+
     /// What the file holds, if it is another one than was read last; nothing too while
     /// somebody writes it, for then it is another one the next time. What keeps it from
     /// being read is told once, and tried again each time.
-    pub(crate) fn read_if_new(&mut self) -> Option<io::Result<Vec<u8>>> {
+    pub(crate) fn read_if_changed(&mut self) -> Option<io::Result<Vec<u8>>> {
         match self.read() {
             Ok(None) => None,
             Ok(Some((version, content))) => {
@@ -142,7 +150,7 @@ mod tests {
     use super::*;
 
     fn read(file: &mut WatchedFile) -> Option<Result<Vec<u8>, io::ErrorKind>> {
-        file.read_if_new().map(|read| read.map_err(|error| error.kind()))
+        file.read_if_changed().map(|read| read.map_err(|error| error.kind()))
     }
 
     fn replace(path: &Path, content: &[u8]) {

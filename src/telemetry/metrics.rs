@@ -398,11 +398,9 @@ impl Telemetry {
     }
 
     /// Registers what is counted while addresses are looked up.
-    pub(crate) fn geo(&mut self) -> GeoMetrics {
-        GeoMetrics {
-            reload_failed: self.register("relay_geo_reload_failed_total"),
-            bad_records: self.register("relay_geo_bad_records_total"),
-        }
+    pub(crate) fn geo(&mut self, metrics: &GeoMetrics) {
+        self.register_as("relay_geo_reload_failed_total", metrics.reload_failed.clone());
+        self.register_as("relay_geo_bad_records_total", metrics.bad_records.clone());
     }
 
     /// Registers what the queue takes: the events that are accepted.

@@ -12,32 +12,32 @@ const SUBDIVISION_CHARS_MAX: usize = 3;
 
 /// As much of a place as its source knows. Coordinates and postcodes are not kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Place {
+pub struct Place {
     /// AF, AN, AS, EU, NA, OC or SA.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) continent: Option<&'static str>,
+    pub continent: Option<&'static str>,
     /// ISO 3166-1 alpha-2, in capitals.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) country: Option<Box<str>>,
+    pub country: Option<Box<str>>,
     /// The largest part of the country that it is in: ISO 3166-2, as `DE-BE`, or the part's
     /// name where that is all that the database has.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) region: Option<Box<str>>,
+    pub region: Option<Box<str>>,
     /// The smallest, if that is another.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) region2: Option<Box<str>>,
+    pub region2: Option<Box<str>>,
     /// Its name in English.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) city: Option<Box<str>>,
+    pub city: Option<Box<str>>,
     /// The city's number at GeoNames.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) city_id: Option<u32>,
+    pub city_id: Option<u32>,
     /// Of the IANA's database, as `Europe/Berlin`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tz: Option<Box<str>>,
+    pub tz: Option<Box<str>>,
     /// The stamp of the database that says so.
     #[serde(skip)]
-    pub(crate) stamp: Option<Arc<str>>,
+    pub stamp: Option<Arc<str>>,
 }
 
 /// What a database says of a place, whatever it calls it.

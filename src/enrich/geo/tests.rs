@@ -241,7 +241,7 @@ fn a_tree_that_never_ends_is_not_followed() {
 
 #[test]
 fn a_country_is_told_where_no_database_knows_more() {
-    let off = Geo::new(&GeoSettings::default(), GeoMetrics::default()).unwrap();
+    let off = Geo::new(&GeoSettings::default()).unwrap();
     let hint = off.country_hint(*b"de").unwrap();
     assert_eq!((&*hint.json, &hint.value.stamp), (r#"{"continent":"EU","country":"DE"}"#, &None));
     assert_eq!(off.country_hint(*b"T1"), None);
@@ -264,7 +264,7 @@ fn a_newer_database_is_used_and_one_that_cannot_be_used_leaves_the_one_before() 
     let path = dir.path().join("geo.mmdb");
     put(&path, &nested());
     let settings = GeoSettings { database: Some(path.clone()) };
-    let geo = Geo::new(&settings, GeoMetrics::default()).unwrap();
+    let geo = Geo::new(&settings).unwrap();
     let (berlin, london) = (found(&geo, "81.2.69.142").unwrap(), Some("London"));
     let city = |geo: &Geo| {
         let place = geo.find("81.2.69.142".parse().unwrap()).unwrap();
@@ -301,7 +301,7 @@ fn a_place_that_was_found_before_a_newer_database_came_names_the_one_it_is_of() 
         database("Test", built, &[("81.2.69.0/24", json!({"country": {"iso_code": country}}))])
     };
     put(&path, &version(1, "DE"));
-    let geo = Geo::new(&GeoSettings { database: Some(path.clone()) }, GeoMetrics::default()).unwrap();
+    let geo = Geo::new(&GeoSettings { database: Some(path.clone()) }).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let finder = scope.spawn(|| {
@@ -333,7 +333,7 @@ fn a_start_with_a_file_that_cannot_be_used_says_which_and_why() {
     let path = dir.path().join("geo.mmdb");
     let said = || {
         let settings = GeoSettings { database: Some(path.clone()) };
-        format!("{:#}", anyhow::Error::new(Geo::new(&settings, GeoMetrics::default()).unwrap_err()))
+        format!("{:#}", anyhow::Error::new(Geo::new(&settings).unwrap_err()))
     };
     let named = format!("GEO_DATABASE {}: cannot be", path.display());
     assert!(said().starts_with(&format!("{named} read: No such file")), "{}", said());
