@@ -23,6 +23,7 @@ pub use crate::{
     enrich::{
         geo::GeoSettings,
         page::{PageSettings, UrlQuery},
+        senders::AgentSettings,
     },
     ingest::{
         client_address::{ClientAddressSettings, ForwardedHeader},
@@ -55,6 +56,8 @@ pub struct Config {
     pub ip_policy: IpPolicy,
     /// Where it is looked up where addresses are.
     pub geo: GeoSettings,
+    /// How browsers, systems, devices and bots are told.
+    pub agents: AgentSettings,
     /// How scrapes and probes are served.
     pub metrics: AdminSettings,
     /// What is asked of callers' texts.
@@ -156,6 +159,7 @@ impl Config {
         let ip_policy = IpPolicy::read(reader);
         let geo = GeoSettings::read(reader);
         let input = InputSettings::read(reader);
+        let agents = AgentSettings::read(reader);
         let metrics = AdminSettings::read(reader);
         let logs = LogSettings::read(reader);
         let queue = QueueLimits::read(reader);
@@ -175,6 +179,7 @@ impl Config {
             ip_policy,
             geo,
             input,
+            agents,
             metrics,
             logs,
             providers,

@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 67] = [
+pub const SETTINGS: [SettingInfo; 70] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -117,6 +117,9 @@ pub const SETTINGS: [SettingInfo; 67] = [
     setting("SPOOL_WHEN_FULL", "dead_letter_oldest"),
     setting("SPOOL_GROUP_WINDOW_MS", "2"),
     setting("SPOOL_GROUP_BYTES", "1048576"),
+    setting("UA_REGEXES", ""),
+    setting("UA_DEVICE", "class"),
+    setting("BOT_LIST", ""),
 ];
 
 /// A setting as it was read.

@@ -6,9 +6,14 @@
 
 use serde::Serialize;
 
+pub mod agent;
+pub mod bot;
+mod cache;
 pub mod geo;
 pub mod page;
+pub mod senders;
 pub(crate) mod session;
+mod text;
 pub(crate) mod visitor;
 pub(crate) mod watched;
 

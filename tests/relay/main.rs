@@ -8,6 +8,7 @@ mod http;
 mod http_faults;
 
 mod addresses;
+mod agents;
 mod api;
 mod batch;
 mod browser;
