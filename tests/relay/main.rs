@@ -23,6 +23,7 @@ mod erase;
 mod faults;
 mod flush;
 mod foreign_clients;
+mod input;
 mod isolation;
 mod logs;
 mod official_sdks;
