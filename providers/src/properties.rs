@@ -782,6 +782,20 @@ mod tests {
     }
 
     #[test]
+    fn a_red_name_is_marked_at_any_level_and_in_any_spelling() {
+        for (text, is_red) in [
+            (r#"{"password":1}"#, true),
+            (r#"{"a":[1,{"b":{"API-key":null}}]}"#, true),
+            (r#"{"p\u0061ssword":1}"#, true),
+            (r#"{"author":1,"passwordless":["password"],"a":{"tokens":"token"}}"#, false),
+        ] {
+            let checked = Properties::parse(text, &Limits::DEFAULT).unwrap();
+            let written = written(&serde_json::from_str(text).unwrap()).unwrap();
+            assert_eq!([checked.shape().has_red_key(), written.shape().has_red_key()], [is_red; 2], "{text}");
+        }
+    }
+
+    #[test]
     fn a_path_names_the_place() {
         let error = PropertyFault::EmptyKey.at_root().under_key("price").under_index(2).under_key("items");
         assert_eq!(error.path, "items[2].price");

@@ -164,11 +164,12 @@ mod tests {
     }
 
     fn details(verdicts: &[Verdict]) -> Vec<&str> {
-        let detail = |verdict| match verdict {
-            &Verdict::Rejected { ref detail, .. } => detail.as_str(),
-            other => panic!("{other:?}"),
-        };
-        verdicts.iter().map(detail).collect()
+        let mut details = Vec::new();
+        for verdict in verdicts {
+            let Verdict::Rejected { detail, .. } = verdict else { panic!("{verdict:?}") };
+            details.push(detail.as_str());
+        }
+        details
     }
 
     #[tokio::test]

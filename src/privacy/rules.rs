@@ -203,7 +203,7 @@ fn provider_rules(
         rules.extend(counted(file).map(|(name, _)| (name, Action::Drop)));
     }
     let mut only_red = file.pii.add.is_empty() && section.allow.is_none();
-    let global = || actions(&file.global).map(|(name, action)| (name, action));
+    let global = || actions(&file.global);
     // What is hashed before the log was not dropped there.
     global().filter(|(_, action)| matches!(action, Action::Hash(..))).for_each(|(name, _)| {
         rules.remove(&name);
