@@ -45,12 +45,9 @@ use crate::{
     admin,
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
-    config::{Config, DeliveryConfig, SpoolConfig},
+    config::{Config, ConfigError, DeliveryConfig, SpoolConfig},
     delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions, unnamed::Unnamed},
-    enrich::{
-        geo::{Geo, GeoError},
-        watched::{self, Reload},
-    },
+    enrich::{geo::GeoError, page::SourcesError},
     files::DataDirLock,
     health::Health,
     ingest::{self, budget::ReceiveBudget, connections::Behind, tls::TlsError},
@@ -66,10 +63,12 @@ use crate::{
     shutdown::{DrainReport, Signals, Stop},
     telemetry::{PrivacyMetrics, Telemetry, VERSION},
     time::Clock,
+    watched::{self, Reload},
 };
 
 mod accounts;
 mod doors;
+mod edge;
 mod erasing;
 mod gauges;
 mod lanes;
@@ -78,6 +77,7 @@ mod watchdog;
 
 use accounts::Accounts;
 use doors::DoorPorts;
+use edge::Edge;
 pub(crate) use lanes::lane_settings;
 use lanes::{BuiltLane, LaneBuilder, LaneHandle};
 use watch::StageWatch;
@@ -139,6 +139,12 @@ pub enum StartError {
     /// TLS cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The rules of user agents, or a list of bots, cannot be used.
+    #[error(transparent)]
+    Agents(#[from] ConfigError),
+    /// A table of sources cannot be used.
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
     /// It cannot be looked up where addresses are.
     #[error(transparent)]
     Geo(#[from] GeoError),
@@ -172,6 +178,7 @@ pub struct App {
     stop_servers: CancellationToken,
     /// Names of stages that have ended.
     ended: mpsc::UnboundedReceiver<&'static str>,
+    edge: Edge,
     _lock: DataDirLock,
 }
 
@@ -199,8 +206,6 @@ impl App {
         let mut telemetry = Telemetry::new(clock.now_ms());
         let privacy = open_privacy(config, &providers, telemetry.privacy())?;
         let providers = guarded(providers, privacy.as_ref());
-        let geo = Arc::new(Geo::new(&config.geo)?);
-        telemetry.geo(geo.metrics());
 
         let (queue_in, queue_out) = memory::bounded(config.queue);
         let accepted = telemetry.accepted();
@@ -251,8 +256,10 @@ impl App {
             }
         };
         let admission = Admission::new(queue, clock.clone(), telemetry.admission());
-        let admission = admission.with_privacy(privacy.clone()).without(suppressed.clone());
-        let admission = Arc::new(admission.with_ip_policy(config.ip_policy).with_input(config.input));
+        let (edge, mut files) = Edge::open(config, data_dir, &secret, &mut telemetry, &clock)?;
+        let shaping = edge.shaping(config, privacy.as_ref());
+        let admission = admission.with_input(config.input).with_shaping(shaping).without(suppressed.clone());
+        let admission = Arc::new(admission);
         // Only now that nothing can fail any more.
         let switches = lanes.iter().map(BuiltLane::switch).collect();
         let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.run(&watch)).collect();
@@ -268,7 +275,7 @@ impl App {
         let statuses: Vec<_> = lanes.iter().map(|lane| lane.status.clone()).collect();
         let spool_status = spool.as_ref().map(|spool| spool.status.clone());
         let health = Health::new(stop.clone(), queue_in.clone(), statuses.clone(), spool_status.clone());
-        let health = Arc::new(health.with_list(suppressed.clone()));
+        let health = Arc::new(health.with_list(suppressed.clone()).with_enricher(edge.enricher.clone()));
         let ingest_metrics = telemetry.ingest();
         let messages_refused = admission.refusals(RefusalReason::ReceivingTooMuch).clone();
         let budget = ReceiveBudget::new(config.grpc.receive_bytes_max, messages_refused);
@@ -278,7 +285,6 @@ impl App {
         telemetry.gauge("relay_clock_trusted", move || i64::from(gate.trusts_its_clock()));
         telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections_max));
         gauges::of_queue(&mut telemetry, &queue_in, &stop);
-        gauges::of_geo(&mut telemetry, &geo, &clock);
         gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock, spool_status.as_ref());
 
         let stop_servers = CancellationToken::new();
@@ -310,10 +316,7 @@ impl App {
         }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
         servers.spawn(watch.over("suppression", erasing::keep_to(suppressed, statuses)));
-        if let Some(privacy) = privacy {
-            servers.spawn(watch.over("privacy rules", privacy.watch()));
-        }
-        let files: Vec<Arc<dyn Reload>> = geo.is_on().then_some(geo as Arc<dyn Reload>).into_iter().collect();
+        files.extend(privacy.map(|privacy| privacy as Arc<dyn Reload>));
         if !files.is_empty() {
             let following = watched::follow(files, watched::LOOK_INTERVAL);
             servers.spawn(watch.over("data files", async { match following.await {} }));
@@ -341,6 +344,7 @@ impl App {
             servers,
             stop_servers,
             ended,
+            edge,
             _lock: lock,
         })
     }
@@ -415,6 +419,7 @@ impl App {
         }
         watcher.abort();
         self.close_spool(deadline).await;
+        self.edge.save().await;
 
         // Last, so that callers could be told until now.
         self.stop_servers.cancel();

@@ -24,6 +24,7 @@ pub use crate::{
         geo::GeoSettings,
         page::{PageSettings, UrlQuery},
         senders::AgentSettings,
+        settings::EnrichSettings,
     },
     ingest::{
         client_address::{ClientAddressSettings, ForwardedHeader},
@@ -56,6 +57,8 @@ pub struct Config {
     pub ip_policy: IpPolicy,
     /// Where it is looked up where addresses are.
     pub geo: GeoSettings,
+    /// What else is found out about events, and what becomes of machines'.
+    pub enrich: EnrichSettings,
     /// How browsers, systems, devices and bots are told.
     pub agents: AgentSettings,
     /// How scrapes and probes are served.
@@ -158,6 +161,7 @@ impl Config {
         let http = HttpSettings::read(reader);
         let ip_policy = IpPolicy::read(reader);
         let geo = GeoSettings::read(reader);
+        let enrich = EnrichSettings::read(reader);
         let input = InputSettings::read(reader);
         let agents = AgentSettings::read(reader);
         let metrics = AdminSettings::read(reader);
@@ -178,6 +182,7 @@ impl Config {
             http,
             ip_policy,
             geo,
+            enrich,
             input,
             agents,
             metrics,

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use crate::{
     delivery::lane::LaneStatus,
+    enrich::enricher::Enricher,
     privacy::suppression::Suppressed,
     queue::{
         memory::QueueSender,
@@ -25,6 +26,7 @@ pub(crate) struct Health {
     lanes: Vec<Arc<LaneStatus>>,
     spool: Option<Arc<SharedStatus>>,
     suppressed: Option<Arc<Suppressed>>,
+    enricher: Option<Arc<Enricher>>,
 }
 
 impl Health {
@@ -34,7 +36,12 @@ impl Health {
         lanes: Vec<Arc<LaneStatus>>,
         spool: Option<Arc<SharedStatus>>,
     ) -> Self {
-        Self { stop, queue, lanes, spool, suppressed: None }
+        Self { stop, queue, lanes, spool, suppressed: None, enricher: None }
+    }
+
+    /// Steps of enrichment that are switched off are told.
+    pub(crate) fn with_enricher(self, enricher: Option<Arc<Enricher>>) -> Self {
+        Self { enricher, ..self }
     }
 
     /// The list of erased users is looked at too.
@@ -89,10 +96,16 @@ impl Health {
             .chain(letters)
             .chain(unreadable)
             .chain(self.list_trouble())
+            .chain(self.enrichment_trouble())
             .chain(self.queue_trouble())
             .chain(self.spool_trouble())
             .chain(self.spool_backlogs())
             .collect()
+    }
+
+    fn enrichment_trouble(&self) -> Option<String> {
+        let off = self.enricher.as_ref()?.switched_off();
+        (!off.is_empty()).then(|| format!("enrichment is switched off after panics: {}", off.join(", ")))
     }
 
     fn list_trouble(&self) -> Option<String> {

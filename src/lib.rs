@@ -84,6 +84,7 @@ mod sealing;
 pub mod shutdown;
 pub mod telemetry;
 mod time;
+mod watched;
 
 pub use analytics_relay_providers as providers;
 pub use queue::{

@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 70] = [
+pub const SETTINGS: [SettingInfo; 77] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -85,6 +85,13 @@ pub const SETTINGS: [SettingInfo; 70] = [
     setting("COUNTRY_HEADER", ""),
     setting("IP_STORE", "default"),
     setting("GEO_DATABASE", ""),
+    setting("ENRICH", "all"),
+    setting("BOTS", "mark"),
+    setting("RESPECT_GPC", "anonymous"),
+    setting("SESSION_TIMEOUT_MINUTES", "30"),
+    setting("SESSIONS_MAX", "200000"),
+    setting("SESSION_SECRET", ""),
+    setting("TIME_ZONE", "UTC"),
     setting("INPUT_RULES", "lenient"),
     setting("INPUT_SUSPICIOUS", "off"),
     setting("URL_QUERY", "allow"),

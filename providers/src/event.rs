@@ -29,6 +29,9 @@ pub const OTHER_ID_BYTES_MAX: usize = 255;
 /// Before the name of a provider in an audience: the event's user does not consent to it.
 const NO_CONSENT: char = '!';
 
+/// Before the reason in an audience for which nobody else gets the event.
+const OTHERS: char = '~';
+
 /// Most bytes of an address as text.
 const IP_BYTES_MAX: usize = 45;
 
@@ -259,6 +262,18 @@ impl<'a> Audience<'a> {
         }
     }
 
+    /// Nobody, for that reason.
+    pub fn nobody(why: NotFor) -> Audience<'static> {
+        Self::only_for(&[], why)
+    }
+
+    /// These providers, and no others for that reason.
+    pub fn only_for(providers: &[&str], why: NotFor) -> Audience<'static> {
+        let mark = format!("{OTHERS}{}", why.name());
+        let names = providers.iter().map(|provider| (*provider).to_owned()).chain([mark]);
+        Audience::Only(names.collect::<Vec<_>>().join(",").into())
+    }
+
     /// Why a provider does not get the event, if it does not.
     pub fn why_not(&self, provider: &str) -> Option<NotFor> {
         let names = match self {
@@ -269,7 +284,11 @@ impl<'a> Audience<'a> {
         match self.includes(provider) {
             true => None,
             false if names.split(',').any(is_mark) => Some(NotFor::Consent),
-            false => Some(NotFor::Audience),
+            false => {
+                let marked = names.split(',').find_map(|name| name.strip_prefix(OTHERS));
+                let of_name = |name: &str| NotFor::ALL.into_iter().find(|why| why.name() == name);
+                Some(marked.and_then(of_name).unwrap_or(NotFor::Audience))
+            }
         }
     }
 
@@ -1212,6 +1231,23 @@ mod tests {
             assert_eq!(providers.map(|provider| event.why_not_for(provider)), want, "{refused:?}");
             assert_eq!(providers.map(|provider| event.is_for(provider)), want.map(|why| why.is_none()));
             assert_eq!(audience.without_consent_to(&[]), audience);
+        }
+    }
+
+    #[test]
+    fn whom_a_machine_sent_it_for_is_told() {
+        let dropped = Audience::nobody(NotFor::Bot);
+        let kept_out = Audience::only_for(&["store"], NotFor::Bot).without_consent_to(&["segment"]);
+        let declined = Audience::nobody(NotFor::Declined);
+        for (audience, want) in [
+            (dropped, [Some(NotFor::Bot), Some(NotFor::Bot), Some(NotFor::Bot)]),
+            (kept_out, [Some(NotFor::Bot), Some(NotFor::Consent), None]),
+            (declined, [Some(NotFor::Declined), Some(NotFor::Declined), Some(NotFor::Declined)]),
+        ] {
+            let more = MoreParts { audience, ..MoreParts::default() };
+            let event = Event::pack(&EventParts { more: more.if_any(), ..tests_support::parts("x", "{}") });
+            let event = Event::from_json(&event.to_json()).unwrap();
+            assert_eq!(["mixpanel", "segment", "store"].map(|provider| event.why_not_for(provider)), want);
         }
     }
 

@@ -65,6 +65,10 @@ pub enum NotFor {
     Audience,
     /// Its user does not consent to it.
     Consent,
+    /// A machine sent it, and such events are not wanted.
+    Bot,
+    /// Its user's browser says that its user declines.
+    Declined,
     /// The vendor has no such thing.
     UnsupportedKind,
     /// The vendor knows groups by their types, and none is set.
@@ -75,14 +79,23 @@ pub enum NotFor {
 
 impl NotFor {
     /// All reasons.
-    pub const ALL: [Self; 5] =
-        [Self::Audience, Self::Consent, Self::UnsupportedKind, Self::NoGroupType, Self::NothingToSet];
+    pub const ALL: [Self; 7] = [
+        Self::Audience,
+        Self::Consent,
+        Self::Bot,
+        Self::Declined,
+        Self::UnsupportedKind,
+        Self::NoGroupType,
+        Self::NothingToSet,
+    ];
 
     /// The reason's name in files, logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Audience => "audience",
             Self::Consent => "filtered_consent",
+            Self::Bot => "bot",
+            Self::Declined => "declined",
             Self::UnsupportedKind => "unsupported_kind",
             Self::NoGroupType => "no_group_type",
             Self::NothingToSet => "nothing_to_set",

@@ -15,14 +15,14 @@ use std::{
     time::Duration,
 };
 
-use analytics_relay_providers::{Event, EventId, EventParts};
+use analytics_relay_providers::{Event, EventId};
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::{
     address::IpPolicy,
-    privacy::{Found, Privacy, suppression::Suppressed},
+    privacy::{Found, suppression::Suppressed},
     queue::{Durability, Queue, Refused, Row, Taken},
     reasons::RefusalReason,
     telemetry::AdmissionMetrics,
@@ -34,6 +34,7 @@ pub(crate) mod denied;
 pub(crate) mod draft;
 pub(crate) mod input;
 pub(crate) mod lenient;
+pub(crate) mod shaping;
 mod validate;
 
 use context::CallContext;
@@ -41,6 +42,7 @@ use denied::{Denied, Violation};
 use draft::Draft;
 use input::{InputRules, InputSettings, Suspicions};
 use lenient::Mends;
+use shaping::Shaping;
 
 /// How long a stream is not read on when the queue is full: a caller is held back
 /// rather than turned away, but learns in time that nothing moves.
@@ -50,7 +52,7 @@ const DISK_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The event that a draft would become, which is not taken; or every rule that it breaks.
 pub(crate) fn event_of(draft: &Draft<'_>, now_ms: i64) -> Result<Event, Vec<Violation>> {
-    let packed = validate::check(draft, None, now_ms, || true, IpPolicy::Full, |parts| Event::pack(&parts));
+    let packed = validate::check(draft, None, now_ms, || true, |parts| Event::pack(&parts));
     packed.map(|(event, _)| event)
 }
 
@@ -94,9 +96,7 @@ pub(crate) struct Admission {
     queue: Queue,
     clock: CheckedClock,
     metrics: AdmissionMetrics,
-    /// None where there are no rules.
-    privacy: Option<Arc<Privacy>>,
-    ip_policy: IpPolicy,
+    shaping: Shaping,
     input: InputRules,
     closed: AtomicBool,
     /// Users of whom nothing is taken.
@@ -105,10 +105,15 @@ pub(crate) struct Admission {
 
 impl Admission {
     pub(crate) fn new(queue: Queue, clock: Clock, metrics: AdmissionMetrics) -> Self {
-        let clock = CheckedClock::new(clock);
-        let (closed, ip_policy) = (AtomicBool::new(false), IpPolicy::default());
-        let input = InputRules::default();
-        Self { queue, clock, metrics, privacy: None, ip_policy, input, closed, suppressed: None }
+        Self {
+            queue,
+            clock: CheckedClock::new(clock),
+            metrics,
+            shaping: Shaping::default(),
+            input: InputRules::default(),
+            closed: AtomicBool::new(false),
+            suppressed: None,
+        }
     }
 
     /// Takes nothing of those who are suppressed.
@@ -116,19 +121,14 @@ impl Admission {
         Self { suppressed: Some(suppressed), ..self }
     }
 
-    /// With rules for what of an event is kept.
-    pub(crate) fn with_privacy(self, privacy: Option<Arc<Privacy>>) -> Self {
-        Self { privacy, ..self }
-    }
-
-    /// The same, which keeps so much of users' addresses.
-    pub(crate) fn with_ip_policy(self, ip_policy: IpPolicy) -> Self {
-        Self { ip_policy, ..self }
+    /// With what becomes of events before they are kept.
+    pub(crate) fn with_shaping(self, shaping: Shaping) -> Self {
+        Self { shaping, ..self }
     }
 
     /// How much of users' addresses is kept.
     pub(crate) fn ip_policy(&self) -> IpPolicy {
-        self.ip_policy
+        self.shaping.ip_policy
     }
 
     /// The same with rules that are not every relay's.
@@ -284,9 +284,9 @@ impl Admission {
             return Err(Denied::Draining);
         }
         let is_trusted = || self.clock.is_trusted();
-        let checked = validate::check(draft, call.tenant, now_ms, is_trusted, self.ip_policy, |parts| {
-            self.pack(&parts)
-        });
+        let edge = draft.more.as_ref().map(|more| more.edge).unwrap_or_default();
+        let checked =
+            validate::check(draft, call.tenant, now_ms, is_trusted, |parts| self.shaping.pack(parts, &edge));
         let strict = self.input.violations(draft, call.door);
         match (checked, self.check_durability(draft.durability)) {
             (Ok(((event, _), _)), _) if self.is_suppressed(&event) => {
@@ -299,14 +299,6 @@ impl Admission {
                 let violations = checked.err().into_iter().flatten().chain(strict);
                 Err(Denied::Invalid(violations.chain(wanted.err()).collect()))
             }
-        }
-    }
-
-    /// An event without what must not be kept of it.
-    fn pack(&self, parts: &EventParts<'_>) -> (Event, Found) {
-        match &self.privacy {
-            None => (Event::pack(parts), Found::default()),
-            Some(privacy) => privacy.pack(parts),
         }
     }
 
@@ -330,7 +322,7 @@ impl Admission {
                 self.metrics.mended(mended).inc();
             });
         }
-        if let Some(privacy) = self.privacy.as_ref().filter(|_| !found.is_nothing()) {
+        if let Some(privacy) = self.shaping.privacy.as_ref().filter(|_| !found.is_nothing()) {
             privacy.count(found);
         }
         if !suspicions.is_empty() {

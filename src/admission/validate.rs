@@ -2,17 +2,15 @@
 
 use analytics_relay_providers::{
     EventId, EventKind, EventParts, MoreParts,
-    event::{ID_BYTES_MAX, JsonObject, NAME_BYTES_MAX, OTHER_ID_BYTES_MAX, USER_AGENT_BYTES_MAX},
-    properties::Limits,
+    event::{ID_BYTES_MAX, NAME_BYTES_MAX, OTHER_ID_BYTES_MAX, USER_AGENT_BYTES_MAX},
 };
 
 use super::{
     denied::{Violation, context_violation, properties_violation, shown},
     draft::{Draft, DraftKind, More, View},
-    lenient::{Mends, context_with_ip_cut, cut, id_of_somebody, read_ip},
+    lenient::{Mends, cut, id_of_somebody, read_ip},
 };
 use crate::{
-    address::{IpPolicy, stored_ip},
     reasons::{Mended, RefusalReason},
     time::rfc_3339,
 };
@@ -33,7 +31,6 @@ pub(super) fn check<Packed>(
     tenant: Option<&str>,
     now_ms: i64,
     is_trusted: impl Fn() -> bool,
-    ip_policy: IpPolicy,
     pack: impl FnOnce(EventParts<'_>) -> Packed,
 ) -> Result<(Packed, Mends), Vec<Violation>> {
     let (mut violations, mut mends) = (Vec::new(), Mends::default());
@@ -80,8 +77,7 @@ pub(super) fn check<Packed>(
     }));
     note(draft.time_ms.and_then(|(field, time_ms)| check_time(field, time_ms, now_ms, is_trusted)));
     note(draft.properties.as_ref().err().map(properties_violation));
-    let is_connections = draft.more.as_deref().is_some_and(|more| more.edge.ip_is_connections);
-    let more = draft.more.as_deref().and_then(|more| check_more(more, ip_policy, &mut note));
+    let more = draft.more.as_deref().and_then(|more| check_more(more, &mut note));
     let more = match tenant {
         None => more,
         Some(_) => Some(Box::new(MoreParts { tenant, ..more.map_or(MoreParts::EMPTY, |more| *more) })),
@@ -97,7 +93,7 @@ pub(super) fn check<Packed>(
                 anonymous_id,
                 time_ms: draft.time_ms.map_or(now_ms, |(_, time_ms)| time_ms),
                 accepted_ms: now_ms,
-                ip: read_ip(&draft.ip, &mut mends).and_then(|ip| stored_ip(ip, is_connections, ip_policy)),
+                ip: read_ip(&draft.ip, &mut mends),
                 user_agent: cut(&draft.user_agent, USER_AGENT_BYTES_MAX, &mut mends),
                 properties: properties.borrowed(),
                 more,
@@ -112,14 +108,13 @@ pub(super) fn check<Packed>(
 #[cold]
 fn check_more<'a>(
     more: &'a More<'_>,
-    ip_policy: IpPolicy,
     note: &mut impl FnMut(Option<Violation>),
 ) -> Option<Box<MoreParts<'a>>> {
     let session_id = given(&more.session_id);
     note(session_id.and_then(|id| too_long(RefusalReason::IdTooLong, "session_id", id, OTHER_ID_BYTES_MAX)));
     let context = match &more.context {
         None => None,
-        Some(Ok(context)) => Some(kept_context(context, more.edge.ip_is_connections, ip_policy)),
+        Some(Ok(context)) => Some(context.borrowed()),
         Some(Err(bad)) => {
             note(Some(context_violation(bad)));
             None
@@ -127,14 +122,6 @@ fn check_more<'a>(
     };
     let audience = more.audience.borrowed();
     MoreParts { session_id, audience, context, ..MoreParts::EMPTY }.if_any()
-}
-
-/// A context, in which no more of an address is left than in the event.
-fn kept_context<'a>(context: &'a JsonObject<'_>, is_connections: bool, policy: IpPolicy) -> JsonObject<'a> {
-    match context_with_ip_cut(context.json(), is_connections, policy) {
-        None => context.borrowed(),
-        Some(json) => JsonObject::parse(&json, &Limits::NONE).expect("it was checked").into_owned(),
-    }
 }
 
 /// A text, if there is one.
@@ -229,20 +216,17 @@ fn check_time(field: &str, time_ms: i64, now_ms: i64, is_trusted: impl Fn() -> b
 
 #[cfg(test)]
 mod tests {
-    use analytics_relay_providers::{Event, Properties, event::Audience};
+    use analytics_relay_providers::{Event, Properties, event::JsonObject, properties::Limits};
 
     use super::{
-        super::{
-            draft::{BadProperties, Edge},
-            tests::draft,
-        },
+        super::{draft::BadProperties, tests::draft},
         *,
     };
 
     const NOW_MS: i64 = 1_767_225_600_000;
 
     fn checked(draft: &Draft<'_>, is_trusted: bool) -> Result<(Event, Mends), Vec<Violation>> {
-        check(draft, None, NOW_MS, || is_trusted, IpPolicy::default(), |parts| Event::pack(&parts))
+        check(draft, None, NOW_MS, || is_trusted, |parts| Event::pack(&parts))
     }
 
     fn violations(change: impl FnOnce(&mut Draft<'static>)) -> Vec<(RefusalReason, String)> {
@@ -405,33 +389,6 @@ mod tests {
         assert_eq!(mended, [Mended::UserAgentCut]);
         let (event, mended) = taken(|draft| draft.user_agent = "x".repeat(1024).into());
         assert_eq!((event.user_agent().unwrap().len(), mended), (1024, Vec::new()));
-    }
-
-    /// The caller's context is kept as it was sent, and may hold the address once more.
-    #[test]
-    fn no_more_is_left_of_an_address_than_its_policy_lets_and_not_in_the_context_either() {
-        let kept = |is_connections, policy| {
-            let json = r#"{"ip":"81.2.69.142","locale":"de"}"#;
-            let context = Some(Ok(JsonObject::parse(json, &Limits::DEFAULT).unwrap()));
-            let edge = Edge { ip_is_connections: is_connections, country_hint: None };
-            let more = More { session_id: "".into(), audience: Audience::All, context, edge };
-            let draft = Draft { ip: "81.2.69.142".into(), more: Some(Box::new(more)), ..draft() };
-            let (event, _) =
-                check(&draft, None, NOW_MS, || true, policy, |parts| Event::pack(&parts)).unwrap();
-            (event.ip().map(str::to_owned), event.context().unwrap().json().to_owned())
-        };
-        let some = |ip: &str| (Some(ip.to_owned()), format!(r#"{{"ip":"{ip}","locale":"de"}}"#));
-        let (full, cut) = (some("81.2.69.142"), some("81.2.69.0"));
-        let none = (None, r#"{"locale":"de"}"#.to_owned());
-        for (is_connections, policy, want) in [
-            (true, IpPolicy::ByOrigin, &cut),
-            (false, IpPolicy::ByOrigin, &full),
-            (false, IpPolicy::Truncate, &cut),
-            (true, IpPolicy::Full, &full),
-            (false, IpPolicy::None, &none),
-        ] {
-            assert_eq!(&kept(is_connections, policy), want, "{is_connections} {policy:?}");
-        }
     }
 
     #[test]

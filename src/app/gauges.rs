@@ -7,7 +7,6 @@ use crate::{
     batch_worker::Gathering,
     config::Config,
     delivery::{gate::ProviderState, lane::LaneStatus},
-    enrich::geo::Geo,
     ledger::Ledger,
     queue::{
         memory::QueueSender,
@@ -27,12 +26,6 @@ pub(super) fn of_queue(telemetry: &mut Telemetry, queue: &QueueSender, stop: &St
     telemetry.gauge("relay_queue_events_max", move || to_i64(limits.events_max));
     telemetry.gauge("relay_queue_bytes_max", move || to_i64(limits.bytes_max));
     telemetry.gauge("relay_draining", move || i64::from(draining.is_refusing()));
-}
-
-/// How old what is looked up is.
-pub(super) fn of_geo(telemetry: &mut Telemetry, geo: &Arc<Geo>, clock: &Clock) {
-    let (geo, clock) = (geo.clone(), clock.clone());
-    telemetry.gauge("relay_geo_database_age_seconds", move || geo.age_seconds(clock.now_ms()));
 }
 
 /// The log against its limits, and how far each provider has come in it.

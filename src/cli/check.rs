@@ -11,7 +11,7 @@ use tracing::info;
 use super::privacy;
 use crate::{
     config::{Config, ConfigError, ProviderConfig},
-    enrich::geo::Geo,
+    enrich::{geo::Geo, page::Pages, senders::Agents},
     ingest::tls::Tls,
 };
 
@@ -32,6 +32,8 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> anyhow::Result<Confi
         Tls::load(files)?;
     }
     Geo::new(&config.geo)?;
+    Agents::new(&config.agents)?;
+    Pages::new(config.pages.clone())?;
     privacy::describe(&config)?;
     println!("ok");
     Ok(config)

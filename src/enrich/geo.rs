@@ -21,11 +21,13 @@ use arc_swap::ArcSwapOption;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use super::{
-    Encoded,
+use super::Encoded;
+use crate::{
+    address::is_public,
+    settings::Reader,
+    telemetry::GeoMetrics,
     watched::{Reload, WatchedFile},
 };
-use crate::{address::is_public, settings::Reader, telemetry::GeoMetrics};
 
 mod continents;
 mod database;

@@ -9,13 +9,15 @@ use serde::Serialize;
 pub mod agent;
 pub mod bot;
 mod cache;
+pub(crate) mod enricher;
 pub mod geo;
 pub mod page;
 pub mod senders;
 pub(crate) mod session;
+pub mod settings;
 mod text;
+mod told;
 pub(crate) mod visitor;
-pub(crate) mod watched;
 
 /// What a step found, and its JSON, encoded once for all events that share it.
 #[derive(Debug, Clone, PartialEq, Eq)]

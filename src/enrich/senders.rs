@@ -13,9 +13,11 @@ use super::{
     Encoded,
     agent::{Agent, AgentInput, AgentRules},
     bot::{Bot, Bots, OwnList},
+};
+use crate::{
+    settings::{ConfigError, Reader},
     watched::WatchedFile,
 };
-use crate::settings::{ConfigError, Reader};
 
 /// Largest file of rules; uap-core's has 210 KB.
 const REGEXES_BYTES_MAX: u64 = 4 << 20;

@@ -18,7 +18,7 @@ use crate::hashing::keyed_hash;
 mod saved;
 mod table;
 
-pub(crate) use saved::{SavedSessions, Saving};
+pub(crate) use saved::SavedSessions;
 use table::{Found, Rules, Table};
 
 /// Parts of the table that are locked one by one.

@@ -32,17 +32,15 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use analytics_relay_providers::{Event, EventParts, Provider, Secret};
 use arc_swap::ArcSwap;
 use serde_json::value::RawValue;
 use thiserror::Error;
-use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
 
-use crate::{reasons::Redaction, settings::secret_at, telemetry::PrivacyMetrics};
+use crate::{reasons::Redaction, settings::secret_at, telemetry::PrivacyMetrics, watched::Reload};
 
 mod apply;
 mod consent;
@@ -65,8 +63,6 @@ use rewrite::{KeyRules, Notes};
 use rules::Rules;
 pub use settings::{PiiMode, PrivacySettings};
 
-/// How often the file is read again.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 /// Most bytes of the file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Fields of a refused item that are its own, and no properties of an event.
@@ -149,38 +145,6 @@ impl Privacy {
         Ok(Some(Arc::new(Self { settings, providers, rules, source, is_told, metrics })))
     }
 
-    /// Reads the file again. If it is bad, the rules stay as they were, which is told once
-    /// for each time that it gets bad.
-    pub(crate) fn reload(&self) {
-        let before = self.source.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match load(&self.settings, &self.providers, Some(&before)) {
-            Ok(None) => self.is_told.store(false, Ordering::Relaxed),
-            Ok(Some((source, rules))) => {
-                rules.warnings().iter().for_each(|warning| warn!("PRIVACY_FILE: {warning}"));
-                self.rules.store(Arc::new(rules));
-                *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
-                self.is_told.store(false, Ordering::Relaxed);
-                info!("privacy rules are read again");
-            }
-            Err(error) => {
-                self.metrics.reload_failed.inc();
-                if !self.is_told.swap(true, Ordering::Relaxed) {
-                    warn!(%error, "the privacy rules stay as they were");
-                }
-            }
-        }
-    }
-
-    /// Reads the file again and again.
-    pub(crate) async fn watch(self: Arc<Self>) {
-        loop {
-            sleep(RELOAD_INTERVAL).await;
-            let privacy = self.clone();
-            // A disk that hangs keeps this task, and nobody else.
-            let _ = spawn_blocking(move || privacy.reload()).await;
-        }
-    }
-
     /// The event of parts that break no rule of admission: for whom its user agrees to, and
     /// without what must not be kept.
     #[inline]
@@ -260,6 +224,30 @@ impl Privacy {
 
     fn rules_of(&self, provider: &str) -> Option<Arc<KeyRules>> {
         self.rules.load().of_provider(provider).cloned()
+    }
+}
+
+impl Reload for Privacy {
+    /// Reads the file again. If it is bad, the rules stay as they were, which is told once
+    /// for each time that it gets bad.
+    fn reload(&self) {
+        let before = self.source.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match load(&self.settings, &self.providers, Some(&before)) {
+            Ok(None) => self.is_told.store(false, Ordering::Relaxed),
+            Ok(Some((source, rules))) => {
+                rules.warnings().iter().for_each(|warning| warn!("PRIVACY_FILE: {warning}"));
+                self.rules.store(Arc::new(rules));
+                *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
+                self.is_told.store(false, Ordering::Relaxed);
+                info!("privacy rules are read again");
+            }
+            Err(error) => {
+                self.metrics.reload_failed.inc();
+                if !self.is_told.swap(true, Ordering::Relaxed) {
+                    warn!(%error, "the privacy rules stay as they were");
+                }
+            }
+        }
     }
 }
 

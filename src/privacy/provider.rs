@@ -127,6 +127,7 @@ mod tests {
         },
         *,
     };
+    use crate::watched::Reload;
 
     /// Takes everything; a group of which nothing is known is not for it.
     #[derive(Default)]

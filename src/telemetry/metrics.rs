@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::{VERSION, log_writer};
 use crate::{
+    enrich::enricher::Step,
     ledger::Ledger,
     reasons::{Mended, Outcome, PII_FIELDS, Redaction, RefusalReason, Suspicion},
 };
@@ -42,7 +43,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 64] = [
+pub const METRICS: [MetricInfo; 70] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -124,6 +125,32 @@ pub const METRICS: [MetricInfo; 64] = [
         "tries",
         "Times that PRIVACY_FILE could not be read or was bad, so that the rules stayed as they were",
     ),
+    metric(
+        "relay_enrich_missed_total",
+        "step",
+        "events",
+        "Events that a step of enrichment failed on: they lack its fields and nothing else",
+    ),
+    metric("relay_bot_events_total", "", "events", "Events that a machine sent, by what it says of itself"),
+    metric(
+        "relay_declined_events_total",
+        "",
+        "events",
+        "Events of users whose browser says, with Sec-GPC or DNT, that they decline to be followed",
+    ),
+    metric(
+        "relay_visitor_salt_gone_total",
+        "",
+        "events",
+        "Events of visitors without an id who got none, because the salt of their day is gone",
+    ),
+    metric(
+        "relay_sessions_full_total",
+        "",
+        "events",
+        "Events without a session because SESSIONS_MAX visitors are known",
+    ),
+    metric("relay_sessions_visitors", "", "visitors", "Visitors whose sessions are known now"),
     metric(
         "relay_suspicious_total",
         "kind",
@@ -397,6 +424,17 @@ impl Telemetry {
         }
     }
 
+    /// Registers what is counted while events are enriched.
+    pub(crate) fn enrichment(&mut self) -> EnrichMetrics {
+        EnrichMetrics {
+            missed: of_steps(&self.register("relay_enrich_missed_total")),
+            bots: self.register("relay_bot_events_total"),
+            declined: self.register("relay_declined_events_total"),
+            salt_gone: self.register("relay_visitor_salt_gone_total"),
+            sessions_full: self.register("relay_sessions_full_total"),
+        }
+    }
+
     /// Registers what is counted while addresses are looked up.
     pub(crate) fn geo(&mut self, metrics: &GeoMetrics) {
         self.register_as("relay_geo_reload_failed_total", metrics.reload_failed.clone());
@@ -644,6 +682,35 @@ pub(crate) struct PrivacyMetrics {
     /// In the order of [`Redaction::ALL`].
     pub(crate) fields: [Counter; Redaction::ALL.len()],
     pub(crate) reload_failed: Counter,
+}
+
+/// What is counted while events are enriched.
+#[derive(Debug, Clone)]
+pub(crate) struct EnrichMetrics {
+    /// In the order of [`Step::ALL`].
+    missed: [Counter; Step::ALL.len()],
+    pub(crate) bots: Counter,
+    pub(crate) declined: Counter,
+    pub(crate) salt_gone: Counter,
+    pub(crate) sessions_full: Counter,
+}
+
+impl EnrichMetrics {
+    /// The counter of events that a step failed on.
+    pub(crate) fn missed(&self, step: Step) -> &Counter {
+        &self.missed[step as usize]
+    }
+}
+
+impl Default for EnrichMetrics {
+    fn default() -> Self {
+        let [bots, declined, salt_gone, sessions_full] = Default::default();
+        Self { missed: of_steps(&Family::default()), bots, declined, salt_gone, sessions_full }
+    }
+}
+
+fn of_steps(family: &Family<Labels<1>, Counter>) -> [Counter; Step::ALL.len()] {
+    Step::ALL.map(|step| family.get_or_create_owned(&[("step", step.name())]))
 }
 
 /// What is counted while addresses are looked up.

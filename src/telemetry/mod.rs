@@ -13,8 +13,8 @@ pub(crate) use log_budget::{HeldBack, LogBudget, OnceInAWhile};
 pub(crate) use logs::init_logs_to_stderr;
 pub use logs::{LogFormat, LogSettings, Logs, init_logs, parse_level};
 pub(crate) use metrics::{
-    AdmissionMetrics, CountedCall, GeoMetrics, IngestMetrics, LaneFamilies, LaneMetrics, MethodMetrics,
-    PrivacyMetrics, Probe, SpoolMetrics,
+    AdmissionMetrics, CountedCall, EnrichMetrics, GeoMetrics, IngestMetrics, LaneFamilies, LaneMetrics,
+    MethodMetrics, PrivacyMetrics, Probe, SpoolMetrics,
 };
 pub use metrics::{METRICS, MetricInfo, Telemetry};
 pub(crate) use stderr::say_on_stderr;

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use analytics_relay_providers::{Endpoint, Event, NotFor};
+use analytics_relay_providers::{Endpoint, Event};
 use tokio::time::Instant;
 use tracing::error;
 

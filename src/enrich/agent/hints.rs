@@ -31,6 +31,9 @@ impl<'a> Hints<'a> {
         "sec-ch-ua-full-version-list",
     ];
 
+    /// None.
+    pub const NONE: Hints<'static> = Hints([None; 6]);
+
     /// Reads the headers by their names.
     pub fn read(header: impl FnMut(&'static str) -> Option<&'a str>) -> Self {
         let is_short = |value: &&str| value.len() <= HEADER_BYTES_MAX;

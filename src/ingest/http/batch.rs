@@ -17,7 +17,6 @@ use super::{
     website,
 };
 use crate::{
-    address::IpPolicy,
     admission::{
         Accepted, Admission, PutBatch,
         context::CallContext,

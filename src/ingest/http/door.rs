@@ -11,7 +11,7 @@ use std::{
 use futures_util::FutureExt;
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
-    header::{ORIGIN, USER_AGENT},
+    header::{DNT, HeaderName, ORIGIN, USER_AGENT},
 };
 use percent_encoding::percent_decode_str;
 use prometheus_client::metrics::counter::Counter;
@@ -40,6 +40,7 @@ use crate::{
         denied::{Denied, Violation},
         draft::Draft,
     },
+    enrich::agent::Hints,
     health::Health,
     ingest::{
         budget::Receiving,
@@ -56,6 +57,8 @@ use crate::{
 const SDK_METRICS_BYTES_MAX: usize = 64 * 1024;
 /// What the door takes and answers, for programs.
 const OPENAPI: &str = include_str!("openapi.json");
+/// What browsers say whose users decline to be followed.
+const SEC_GPC: HeaderName = HeaderName::from_static("sec-gpc");
 /// The label of a call whose caller did not wait for its answer.
 const LEFT: &str = "CANCELLED";
 
@@ -98,6 +101,20 @@ impl Head {
     /// A browser says where the page is from that sends.
     fn is_browser(&self) -> bool {
         self.headers.contains_key(ORIGIN)
+    }
+
+    /// What a browser says of itself beside its user agent.
+    fn hints(&self) -> Hints<'_> {
+        Hints::read(|name| self.headers.get(name)?.to_str().ok())
+    }
+
+    /// A browser says that its user declines: Global Privacy Control, or what was before it.
+    fn is_declined(&self) -> bool {
+        [&SEC_GPC, &DNT].into_iter().any(|name| self.text(name).is_some_and(|value| value.trim() == "1"))
+    }
+
+    fn text(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// The write key, as the head or the query says it.
@@ -282,7 +299,8 @@ impl HttpDoor {
         let stated = self.version_of(head, item.schema_version())?;
         let of_other_schema = self.schemas.upcast(&read.text, stated.version);
         let of_other_schema = of_other_schema.map_err(|violation| self.invalid(violation))?;
-        let caller = self.caller(head, false);
+        let hints = head.hints();
+        let caller = self.caller(head, &hints, false);
         let call = self.call(form, caller);
         let draft = match &of_other_schema {
             None => call.read(&item, Some(kind)),
@@ -333,7 +351,9 @@ impl HttpDoor {
         if key.is_none() {
             self.check_key(batch.write_key.and_then(text).as_deref(), head)?;
         }
-        let came = Came { at_ms: self.admission.now_ms(), caller: self.caller(head, form == Form::Website) };
+        let hints = head.hints();
+        let caller = self.caller(head, &hints, form == Form::Website);
+        let came = Came { at_ms: self.admission.now_ms(), caller };
         let context = self.context(head, came.caller, batch.stated.version);
         let puts = batch.put(form, came, &self.destinations, (&self.admission, &context)).await;
         let Keeping { letters, newer, .. } = batch.keeping(form, &puts, came, &self.admission);
@@ -363,22 +383,28 @@ impl HttpDoor {
         let key = write_key.and_then(text).map(std::borrow::Cow::into_owned).or_else(|| head.key());
         self.check_key(key.as_deref(), head)?;
         let kind = kind.ok_or(Problem::NotFound)?;
-        let caller = self.caller(head, true);
+        let hints = head.hints();
+        let caller = self.caller(head, &hints, true);
         let call = self.call(Form::Segment, caller);
         self.admit(call.read_text(&json, Some(kind)), &self.context(head, caller, 1)).await?;
         Ok(())
     }
 
     /// Who calls. What only devices of users send comes from one, whatever the head says.
-    fn caller<'h>(&self, head: &'h Head, is_of_devices: bool) -> Caller<'h> {
+    fn caller<'h>(&self, head: &'h Head, hints: &'h Hints<'h>, is_of_devices: bool) -> Caller<'h> {
         let client = client_of(head.address, &head.headers, &self.clients);
         let is_direct = is_of_devices || head.is_browser();
         if is_direct && !client.via_proxy && !is_public(head.address) && is_passed_on(&head.headers) {
             self.warn_of_unnamed_proxy(head.address);
         }
-        let user_agent =
-            head.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Caller { ip: client.ip, country_hint: client.country_hint, user_agent, is_direct }
+        Caller {
+            ip: client.ip,
+            country_hint: client.country_hint,
+            user_agent: head.text(&USER_AGENT).unwrap_or_default(),
+            hints,
+            is_declined: is_direct && head.is_declined(),
+            is_direct,
+        }
     }
 
     /// Once: whoever calls can make it look so, if only from near by.

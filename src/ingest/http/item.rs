@@ -22,6 +22,7 @@ use crate::{
         draft::{BadProperties, Draft, DraftKind, Edge, More, View},
         lenient::means_nobody,
     },
+    enrich::agent::Hints,
     ingest::limits::{HTTP_EVENT_BYTES_MAX, HTTP_PROPERTIES},
     reasons::RefusalReason,
 };
@@ -64,6 +65,10 @@ pub(super) struct Caller<'a> {
     /// The address's country, as a trusted proxy says it.
     pub(super) country_hint: Option<[u8; 2]>,
     pub(super) user_agent: &'a str,
+    /// What the browser says of itself, if it is one.
+    pub(super) hints: &'a Hints<'a>,
+    /// The browser says that its user declines to be followed.
+    pub(super) is_declined: bool,
     /// It is the user's own device, and no server of the customer's.
     pub(super) is_direct: bool,
 }
@@ -249,7 +254,10 @@ impl<'a> Call<'a> {
             true => means_nowhere(&ip),
             false => !ip.is_empty(),
         };
-        let (ip, edge) = if is_said { (ip.into(), Edge::default()) } else { (seen.ip, seen.edge) };
+        let (ip, edge) = match is_said {
+            true => (ip.into(), Edge { ip_is_connections: false, country_hint: None, ..seen.edge }),
+            false => (seen.ip, seen.edge),
+        };
         PlaceOfEvent {
             ip,
             edge,
@@ -261,12 +269,14 @@ impl<'a> Call<'a> {
 
     /// What the call itself shows of the user, if it comes from the user's own device.
     fn seen(&self, is_direct: bool) -> PlaceOfEvent<'a> {
-        let Caller { ip, country_hint, user_agent, is_direct: is_device } = self.came.caller;
+        let Caller { ip, country_hint, user_agent, hints, is_declined, is_direct: is_device } =
+            self.came.caller;
         if !is_device && !is_direct {
             return PlaceOfEvent::default();
         }
         let (ip, user_agent) = (ip.to_string().into(), user_agent.into());
-        let edge = Edge { ip_is_connections: true, country_hint };
+        let edge =
+            Edge { ip_is_connections: true, country_hint, is_device: true, is_declined, hints: Some(hints) };
         PlaceOfEvent { ip, edge, user_agent, ..PlaceOfEvent::default() }
     }
 }
@@ -320,7 +330,7 @@ impl<'a> Item<'a> {
 struct PlaceOfEvent<'a> {
     ip: Cow<'a, str>,
     /// Of that address.
-    edge: Edge,
+    edge: Edge<'a>,
     user_agent: Cow<'a, str>,
     session_id: Cow<'a, str>,
     context: Option<Result<JsonObject<'a>, BadProperties>>,
@@ -493,6 +503,8 @@ mod tests {
         ip: IpAddr::V4(Ipv4Addr::new(81, 2, 69, 142)),
         country_hint: Some(*b"GB"),
         user_agent: "",
+        hints: &Hints::NONE,
+        is_declined: false,
         is_direct: false,
     };
 
@@ -568,23 +580,25 @@ mod tests {
             let call = Call::new(Form::Segment, came, Beside::default(), &destinations);
             let json = format!(r#"{{"event":"x","userId":"u","context":{context}}}"#);
             let draft = call.read_text(&json, Some(Kind::Track)).unwrap();
-            (draft.ip.into_owned(), draft.more.map_or(Edge::default(), |more| more.edge))
+            let edge = draft.more.map_or(Edge::default(), |more| more.edge);
+            (draft.ip.into_owned(), edge.ip_is_connections, edge.country_hint, edge.is_device)
         };
-        let seen = (SEEN.to_owned(), Edge { ip_is_connections: true, country_hint: Some(*b"GB") });
-        let said = |ip: &str| (ip.to_owned(), Edge::default());
+        let seen = (SEEN.to_owned(), true, Some(*b"GB"), true);
+        let said = |ip: &str| (ip.to_owned(), false, None, false);
+        let told = |ip: &str| (ip.to_owned(), false, None, true);
         for (is_direct, context, want) in [
             (false, "null", said("")),
             (false, "{}", said("")),
             (false, r#"{"ip":"1.2.3.4"}"#, said("1.2.3.4")),
             (false, r#"{"direct":true}"#, seen.clone()),
-            (false, r#"{"direct":true,"ip":"1.2.3.4"}"#, said("1.2.3.4")),
+            (false, r#"{"direct":true,"ip":"1.2.3.4"}"#, told("1.2.3.4")),
             (true, "null", seen.clone()),
             (true, "{}", seen.clone()),
             (true, r#"{"ip":"1.2.3.4"}"#, seen.clone()),
             (true, r#"{"ip":["1.2.3.4"]}"#, seen.clone()),
             (true, "[1]", seen.clone()),
-            (true, r#"{"ip":"0.0.0.0"}"#, said("0.0.0.0")),
-            (true, r#"{"ip":"::"}"#, said("::")),
+            (true, r#"{"ip":"0.0.0.0"}"#, told("0.0.0.0")),
+            (true, r#"{"ip":"::"}"#, told("::")),
         ] {
             // What is no object is refused, and nothing of it looked at.
             let want = if context == "[1]" { said("") } else { want };

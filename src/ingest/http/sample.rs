@@ -7,7 +7,10 @@ use super::{
     item::{Beside, Call, Caller, Came},
     route::Form,
 };
-use crate::admission::{denied::Violation, draft::Draft};
+use crate::{
+    admission::{denied::Violation, draft::Draft},
+    enrich::agent::Hints,
+};
 
 /// Reads a message as the door does, from a server that has these providers, and hands its
 /// draft on.
@@ -19,7 +22,9 @@ pub(crate) fn read_message<R>(
 ) -> Result<R, Violation> {
     let destinations = Destinations::new(providers.iter().copied());
     let ip = Ipv4Addr::UNSPECIFIED.into();
-    let caller = Caller { ip, country_hint: None, user_agent: "", is_direct: false };
+    let hints = &Hints::NONE;
+    let caller =
+        Caller { ip, country_hint: None, user_agent: "", hints, is_declined: false, is_direct: false };
     let call = Call::new(Form::Segment, Came { at_ms: now_ms, caller }, Beside::default(), &destinations);
     let draft = call.read_text(json, None)?;
     Ok(then(&draft))

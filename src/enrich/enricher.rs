@@ -1,0 +1,482 @@
+//! The steps, one after the other, over one event.
+//!
+//! A step that fails, panics included, costs its own fields and is named in the event and
+//! in a metric; one that has panicked ten times is switched off until its data is read
+//! again. Nothing here waits for anything, and most events of servers pass without any of
+//! it: they have no address, no user agent and no page.
+
+use std::{
+    fmt::Write,
+    net::IpAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use analytics_relay_providers::{EventKind, EventParts, NotFor, event::Audience};
+use serde::Serialize;
+use tracing::{error, info, warn};
+
+use super::{
+    Encoded,
+    agent::{Agent, AgentInput, Hints},
+    bot::Bot,
+    geo::{Geo, Place},
+    page::{PageFound, PageInput, Pages},
+    senders::{Agents, DataSets},
+    session::{Session, Sessions},
+    settings::{BotPolicy, Declined, EnrichSettings},
+    told::Told,
+    visitor::{Seen, Visitors},
+};
+use crate::{admission::draft::Edge, telemetry::EnrichMetrics, time::Clock, watched::Reload};
+
+/// After so many panics a step is switched off.
+const PANICS_MAX: u32 = 10;
+/// The version of what is written.
+const VERSION: u32 = 1;
+/// The provider that keeps what vendors do not get.
+const STORE: &str = "store";
+
+/// The steps, in the order in which an event meets them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Agent,
+    Bot,
+    Geo,
+    Page,
+    Source,
+    Visitor,
+    Session,
+}
+
+impl Step {
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Agent, Self::Bot, Self::Geo, Self::Page, Self::Source, Self::Visitor, Self::Session];
+
+    /// The name in settings, metrics and events.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Bot => "bot",
+            Self::Geo => "geo",
+            Self::Page => "page",
+            Self::Source => "source",
+            Self::Visitor => "visitor",
+            Self::Session => "session",
+        }
+    }
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// What was found out about an event, and is to become part of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Enriched {
+    /// A JSON object.
+    pub(crate) json: Option<String>,
+    /// Of an event that names none.
+    pub(crate) session_id: Option<String>,
+    /// Of an event of nobody.
+    pub(crate) anonymous_id: Option<String>,
+    /// In place of the event's own, if it is not for all that it was for.
+    pub(crate) audience: Option<Audience<'static>>,
+}
+
+/// Finds out what the edge alone can. Shared by all callers.
+#[derive(Debug)]
+pub(crate) struct Enricher {
+    agents: Agents,
+    geo: Arc<Geo>,
+    pages: Pages,
+    visitors: Visitors,
+    sessions: Sessions,
+    clock: Clock,
+    bots: BotPolicy,
+    declined: Declined,
+    /// Bits of the steps that are to be made.
+    steps: u8,
+    panics: [AtomicU32; Step::ALL.len()],
+    metrics: EnrichMetrics,
+    #[cfg(test)]
+    is_sabotaged: bool,
+}
+
+/// What an enricher works with.
+pub(crate) struct Parts {
+    pub(crate) agents: Agents,
+    pub(crate) geo: Arc<Geo>,
+    pub(crate) pages: Pages,
+    pub(crate) visitors: Visitors,
+    pub(crate) sessions: Sessions,
+    pub(crate) clock: Clock,
+}
+
+impl Enricher {
+    pub(crate) fn new(settings: &EnrichSettings, parts: Parts, metrics: EnrichMetrics) -> Self {
+        let Parts { agents, geo, pages, visitors, sessions, clock } = parts;
+        let steps = settings.steps.iter().fold(0, |steps, step| steps | step.bit());
+        Self {
+            agents,
+            geo,
+            pages,
+            visitors,
+            sessions,
+            clock,
+            bots: settings.bots,
+            declined: settings.declined,
+            steps,
+            panics: Default::default(),
+            metrics,
+            #[cfg(test)]
+            is_sabotaged: false,
+        }
+    }
+
+    /// What is found out about an event; nothing about one that has nothing to go by.
+    #[inline]
+    pub(crate) fn enrich(&self, event: &EventParts<'_>, edge: &Edge<'_>) -> Option<Enriched> {
+        let is_bare = event.more.is_none() && event.ip.is_none() && event.user_agent.is_none();
+        if is_bare && !matches!(event.kind, EventKind::Page { .. }) {
+            return None;
+        }
+        self.enriched(event, edge)
+    }
+
+    #[cold]
+    fn enriched(&self, event: &EventParts<'_>, edge: &Edge<'_>) -> Option<Enriched> {
+        let context = event.more.as_ref().and_then(|more| more.context.as_ref()).map(|json| json.json());
+        let told = Told::read(context);
+        let is_device = edge.is_device || told.is_of_device();
+        let sets = self.agents.load();
+        let mut finding = Finding { enricher: self, missed: 0 };
+
+        let input = AgentInput {
+            user_agent: event.user_agent.unwrap_or_default(),
+            hints: edge.hints.unwrap_or(&Hints::NONE),
+            user_agent_data: told.user_agent_data(),
+            webdriver: told.webdriver(),
+            is_browser: is_device && edge.hints.is_some(),
+        };
+        let has_agent = !input.user_agent.is_empty() || input.user_agent_data.is_some();
+        let agent = finding.step(Step::Agent, has_agent, || sets.agent(&input));
+        let bot = finding.step(Step::Bot, has_agent || input.webdriver, || sets.bot(&input));
+        let place = self.place(&mut finding, event.ip, edge);
+        let is_view = matches!(event.kind, EventKind::Page { .. });
+        let page_input = PageInput::from_json(context, event.properties.json(), is_view);
+        let has_page = is_view || page_input != PageInput::default();
+        let page = finding.step(Step::Page, has_page, || Some(self.pages.page(&page_input)));
+        let page = match page {
+            Some(page) => finding.sourced(page),
+            None => PageFound::default(),
+        };
+
+        let is_machine = bot.is_some() || page.is_spam;
+        let is_declined = edge.is_declined && self.declined != Declined::Ignored;
+        if edge.is_declined {
+            self.metrics.declined.inc();
+        }
+        let is_visit = is_device && !is_machine && !is_declined;
+        let anonymous_id = if is_visit { self.visitor_id(&mut finding, event, &page) } else { None };
+        let session_id =
+            if is_visit { self.session_id(&mut finding, event, anonymous_id.as_deref()) } else { None };
+
+        let found = Found { agent, bot, place, page, is_cookieless: anonymous_id.is_some() };
+        let (json, missed) = (found.json(&sets, &self.pages, finding.missed), finding.missed);
+        self.count(missed, &found);
+        let audience = self.audience(event, is_machine, edge.is_declined);
+        let enriched = Enriched { json, session_id, anonymous_id, audience };
+        (enriched != Enriched::default()).then_some(enriched)
+    }
+
+    fn place(
+        &self,
+        finding: &mut Finding<'_>,
+        ip: Option<IpAddr>,
+        edge: &Edge<'_>,
+    ) -> Option<Arc<Encoded<Place>>> {
+        let mut is_bad = false;
+        let found = finding.step(Step::Geo, ip.is_some() || edge.country_hint.is_some(), || {
+            match ip.map(|ip| self.geo.try_find(ip)) {
+                Some(Ok(Some(place))) => return Some(place),
+                Some(Err(_)) => is_bad = true,
+                _ => {}
+            }
+            edge.country_hint.and_then(|code| self.geo.country_hint(code))
+        });
+        if is_bad {
+            finding.miss(Step::Geo);
+        }
+        found
+    }
+
+    /// An id for who names none, of an event that says from where and by what.
+    fn visitor_id(
+        &self,
+        finding: &mut Finding<'_>,
+        event: &EventParts<'_>,
+        page: &PageFound<'_>,
+    ) -> Option<String> {
+        let is_nobodys = event.user_id.is_none() && event.anonymous_id.is_none();
+        let (ip, user_agent) = (event.ip?, event.user_agent?);
+        finding.step(Step::Visitor, is_nobodys, || {
+            let website = super::told::website_of(event.properties.json());
+            let host = page.page.as_ref().and_then(|page| page.host());
+            let domain = host.and_then(psl::domain_str).unwrap_or_default();
+            let seen = Seen { website: website.as_deref().unwrap_or_default(), ip, user_agent, domain };
+            let tenant = tenant_of(event);
+            let (time_ms, now_ms) = (event.time_ms, event.accepted_ms);
+            // A visit that goes on over midnight stays one.
+            let before = self.visitors.id_of_the_day_before(&seen, time_ms).map(|id| id.to_string());
+            let goes_on = |id: &String| {
+                let visitor = self.sessions.visitor(tenant, id, "");
+                self.sessions.goes_on(visitor, time_ms, now_ms)
+            };
+            let id = before.filter(goes_on).or_else(|| Some(self.visitors.id(&seen, time_ms)?.to_string()));
+            if id.is_none() {
+                self.metrics.salt_gone.inc();
+            }
+            id
+        })
+    }
+
+    fn session_id(
+        &self,
+        finding: &mut Finding<'_>,
+        event: &EventParts<'_>,
+        made: Option<&str>,
+    ) -> Option<String> {
+        let has_one = event.more.as_ref().is_some_and(|more| more.session_id.is_some());
+        let (anonymous_id, user_id) = (made.or(event.anonymous_id), event.user_id);
+        let is_somebodys = anonymous_id.is_some() || user_id.is_some();
+        finding.step(Step::Session, !has_one && is_somebodys, || {
+            let (device, user) = (anonymous_id.unwrap_or_default(), user_id.unwrap_or_default());
+            let visitor = self.sessions.visitor(tenant_of(event), device, user);
+            match self.sessions.of(visitor, event.time_ms, event.accepted_ms) {
+                Session::Of(id) => Some(id.to_string()),
+                Session::None => None,
+                Session::Full => {
+                    self.metrics.sessions_full.inc();
+                    None
+                }
+            }
+        })
+    }
+
+    /// Who does not get the event, because a machine sent it, or its user declines.
+    fn audience(
+        &self,
+        event: &EventParts<'_>,
+        is_machine: bool,
+        is_declined: bool,
+    ) -> Option<Audience<'static>> {
+        if is_declined && self.declined == Declined::Dropped {
+            return Some(Audience::nobody(NotFor::Declined));
+        }
+        if !is_machine {
+            return None;
+        }
+        match self.bots {
+            BotPolicy::Marked => None,
+            BotPolicy::Dropped => Some(Audience::nobody(NotFor::Bot)),
+            BotPolicy::KeptOut => {
+                let own = event.more.as_ref().map_or(Audience::All, |more| more.audience.borrowed());
+                let stays = if own.includes(STORE) { &[STORE][..] } else { &[] };
+                Some(Audience::only_for(stays, NotFor::Bot))
+            }
+        }
+    }
+
+    fn count(&self, missed: u8, found: &Found<'_>) {
+        for step in Step::ALL {
+            if missed & step.bit() != 0 {
+                self.metrics.missed(step).inc();
+            }
+        }
+        if found.is_machine() {
+            self.metrics.bots.inc();
+        }
+    }
+
+    /// The sessions of now, to be kept across a restart.
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Steps that are switched off because they panicked.
+    pub(crate) fn switched_off(&self) -> Vec<&'static str> {
+        Step::ALL.into_iter().filter(|step| self.is_off(*step)).map(Step::name).collect()
+    }
+
+    fn is_off(&self, step: Step) -> bool {
+        self.panics[step as usize].load(Ordering::Relaxed) >= PANICS_MAX
+    }
+
+    /// A step of a defective release.
+    #[cfg(test)]
+    pub(crate) fn sabotaged(self) -> Self {
+        Self { is_sabotaged: true, ..self }
+    }
+}
+
+/// Data sets are read again, and if one is new steps are tried again; and the salts of
+/// visitors change with the days.
+impl Reload for Enricher {
+    fn reload(&self) {
+        let mut is_new = false;
+        let mut told = |setting, read: Result<(), String>| match read {
+            Ok(()) => {
+                is_new = true;
+                info!(setting, "a data set is read again");
+            }
+            Err(error) => warn!(setting, error, "a data set cannot be used, the one before is used on"),
+        };
+        self.agents.reload().into_iter().for_each(|(setting, read)| told(setting, read));
+        match self.pages.reload() {
+            Ok(false) => {}
+            read => told("SOURCES_FILE", read.map(|_| ()).map_err(|error| error.to_string())),
+        }
+        if is_new {
+            self.panics.iter().for_each(|panics| panics.store(0, Ordering::Relaxed));
+        }
+        self.visitors.tick(self.clock.now_ms());
+    }
+}
+
+fn tenant_of<'a>(event: &'a EventParts<'_>) -> &'a str {
+    event.more.as_ref().and_then(|more| more.tenant).unwrap_or_default()
+}
+
+/// Makes the steps of one event, and notes those that fail.
+struct Finding<'a> {
+    enricher: &'a Enricher,
+    missed: u8,
+}
+
+impl Finding<'_> {
+    /// Makes a step that has something to go by.
+    fn step<T>(&mut self, step: Step, is_wanted: bool, make: impl FnOnce() -> Option<T>) -> Option<T> {
+        if !is_wanted || self.enricher.steps & step.bit() == 0 {
+            return None;
+        }
+        if self.enricher.is_off(step) {
+            self.miss(step);
+            return None;
+        }
+        // What a panic leaves behind it is a cache or a table that is whole at every point.
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            assert!(!self.enricher.is_sabotaged, "sabotaged");
+            make()
+        }));
+        made.unwrap_or_else(|_| {
+            self.panicked(step);
+            None
+        })
+    }
+
+    /// The second step of a page; what the first has found stays.
+    fn sourced<'p>(&mut self, mut page: PageFound<'p>) -> PageFound<'p> {
+        let pages = &self.enricher.pages;
+        self.step(Step::Source, true, || {
+            pages.source(&mut page);
+            Some(())
+        });
+        page
+    }
+
+    #[cold]
+    fn panicked(&mut self, step: Step) {
+        self.miss(step);
+        let panics = self.enricher.panics[step as usize].fetch_add(1, Ordering::Relaxed) + 1;
+        if panics == PANICS_MAX {
+            error!(step = step.name(), "a defect: a step of enrichment panics, it is switched off");
+        }
+    }
+
+    fn miss(&mut self, step: Step) {
+        self.missed |= step.bit();
+    }
+}
+
+/// What the steps have found.
+struct Found<'a> {
+    agent: Option<Arc<Encoded<Agent>>>,
+    bot: Option<Arc<Encoded<Bot>>>,
+    place: Option<Arc<Encoded<Place>>>,
+    page: PageFound<'a>,
+    is_cookieless: bool,
+}
+
+impl Found<'_> {
+    fn is_machine(&self) -> bool {
+        self.bot.is_some() || self.page.is_spam
+    }
+
+    /// All of it with the data sets that it comes from; nothing if that is nothing.
+    fn json(&self, sets: &DataSets, pages: &Pages, missed: u8) -> Option<String> {
+        let has_page = !self.page.is_empty();
+        let is_any = self.agent.is_some() || self.bot.is_some() || self.place.is_some() || self.page.is_spam;
+        if !is_any && !has_page && !self.is_cookieless && missed == 0 {
+            return None;
+        }
+        let mut json = String::with_capacity(512);
+        let _ = write!(json, r#"{{"v":{VERSION},"data":{{"#);
+        let place_stamp = self.place.as_ref().and_then(|place| place.value.stamp.as_deref());
+        let sources = (has_page && self.page.channel.is_some()).then(|| pages.stamp());
+        let stamps = [
+            ("uap", self.agent.is_some().then(|| sets.rules_stamp())),
+            ("bots", self.bot.is_some().then(|| sets.bots_stamp())),
+            ("geo", place_stamp),
+            ("sources", sources.as_deref()),
+        ];
+        for (name, stamp) in stamps {
+            if let Some(stamp) = stamp {
+                if !json.ends_with('{') {
+                    json.push(',');
+                }
+                let _ = write!(json, r#""{name}":"#);
+                push_json(&mut json, stamp);
+            }
+        }
+        json.push('}');
+        let parts = [
+            ("agent", self.agent.as_ref().map(|agent| &*agent.json)),
+            ("bot", self.bot.as_ref().map(|bot| &*bot.json)),
+            ("geo", self.place.as_ref().map(|place| &*place.json)),
+        ];
+        for (name, part) in parts {
+            if let Some(part) = part {
+                let _ = write!(json, r#","{name}":{part}"#);
+            }
+        }
+        if self.bot.is_none() && self.page.is_spam {
+            json.push_str(r#","bot":{"name":"referrer spam","cat":"spam","why":"referrer"}"#);
+        }
+        if has_page {
+            let start = json.len();
+            push_json(&mut json, &self.page);
+            // Its fields stand among the others.
+            json.replace_range(start..=start, ",");
+            json.pop();
+        }
+        if self.is_cookieless {
+            json.push_str(r#","visitor":"day""#);
+        }
+        if missed != 0 {
+            let names = Step::ALL.into_iter().filter(|step| missed & step.bit() != 0).map(Step::name);
+            json.push_str(r#","missed":"#);
+            push_json(&mut json, &names.collect::<Vec<_>>());
+        }
+        json.push('}');
+        Some(json)
+    }
+}
+
+fn push_json(json: &mut String, value: &(impl Serialize + ?Sized)) {
+    json.push_str(&serde_json::to_string(value).expect("its names are texts"));
+}
