@@ -7,8 +7,7 @@
 //!       └─► continents: for databases that do not say
 //! ```
 //!
-//! No address is written down or told here; what is kept of one is said in
-//! [`address`](crate::address).
+//! No address is written down or told here; how much is kept of one is for `address` to say.
 
 use std::{
     fmt, io,
