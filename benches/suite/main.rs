@@ -24,6 +24,7 @@ mod callers;
 mod durability;
 mod echo;
 mod enrichment_geo;
+mod enrichment;
 mod floors;
 mod growth;
 mod h2load;
@@ -105,6 +106,7 @@ async fn run(groups: &[&str], check: bool, record: bool) -> anyhow::Result<()> {
             "growth" => growth::run(&mut report).await?,
             "durability" => durability::run(&mut report).await?,
             "enrichment" => {
+                enrichment::run(&mut report)?;
                 pages::run(&mut report)?;
                 enrichment_geo::run(&mut report)?;
             }

@@ -133,7 +133,7 @@ fn find(rules: &Rules, agent: &str, told: &Told<'_>) -> Option<Agent> {
     let (browser, browser_version) = browser(told, named.browser.as_ref());
     let (os, os_version) = system(agent, told, named.system.as_ref());
     let (brand, model) = brand_and_model(told, &named);
-    let device = device::device(agent, told.is_mobile, os.as_deref());
+    let device = device::device(agent, told.is_mobile, os);
     let (browser, os) = (browser.and_then(|name| name_of(&name)), os.and_then(name_of));
     Some(Agent { browser, browser_version, os, os_version, device, brand, model })
 }

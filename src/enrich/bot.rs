@@ -12,7 +12,7 @@ mod own;
 mod table;
 
 pub use self::kind::{Bot, Category, Why};
-pub(super) use self::own::OwnList;
+pub(crate) use self::own::OwnList;
 use self::{kind::encoded, own::Own, table::Table};
 use super::{
     Encoded,

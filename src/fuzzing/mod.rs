@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "called by fuzz/ and nobody else")]
 
+mod agents;
 mod cursor;
 mod dead_letter;
 mod forwarded;
@@ -17,6 +18,7 @@ mod page;
 mod recovery;
 
 pub use self::{
+    agents::{hints, user_agent},
     cursor::cursor,
     dead_letter::dead_letter,
     forwarded::forwarded,

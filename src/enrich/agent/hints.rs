@@ -73,7 +73,7 @@ impl<'a> Told<'a> {
 
     fn of_headers(hints: &Hints<'a>) -> Self {
         let [brands, mobile, platform, platform_version, model, full_versions] = hints.0;
-        let text = |value: Option<&'a str>| value.and_then(item).filter(is_said);
+        let text = |value: Option<&'a str>| value.and_then(item).filter(|text| is_said(text));
         Self {
             browser: brands
                 .and_then(list)
@@ -93,7 +93,7 @@ impl<'a> Told<'a> {
     /// Each member for itself: a bad one costs no other.
     fn of_data(data: &'a str) -> Self {
         let Ok(data) = serde_json::from_str::<Data<'a>>(data) else { return Self::default() };
-        let text = |value| read::<Text<'a>>(value).map(|text| text.0).filter(is_said);
+        let text = |value| read::<Text<'a>>(value).map(|text| text.0).filter(|text| is_said(text));
         let brands = |value| read::<Vec<Brand<'a>>>(value).and_then(choose);
         Self {
             browser: brands(data.brands).or_else(|| brands(data.full_version_list)),
@@ -137,7 +137,7 @@ fn read<'a, T: Deserialize<'a>>(value: Option<&'a RawValue>) -> Option<T> {
     serde_json::from_str(value?.get()).ok()
 }
 
-fn is_said(text: &Cow<'_, str>) -> bool {
+fn is_said(text: &str) -> bool {
     !text.trim().is_empty()
 }
 

@@ -23,7 +23,7 @@ const TEXT_BYTES: std::ops::RangeInclusive<usize> = 3..=256;
 const NAME_BYTES_MAX: usize = 64;
 
 /// The list, ready to be asked.
-pub(in crate::enrich) struct OwnList {
+pub(crate) struct OwnList {
     matcher: AhoCorasick,
     /// By the places of the texts; who is allowed before who is denied.
     verdicts: Vec<Own>,
@@ -45,7 +45,7 @@ impl Debug for OwnList {
 
 impl OwnList {
     /// Reads a list, or says which line is wrong.
-    pub(in crate::enrich) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (mut allowed, mut denied) = (Vec::new(), Vec::new());
         let lines = text.trim_start_matches('\u{feff}').lines().enumerate();
         let lines = lines.map(|(at, line)| (at + 1, line.trim()));

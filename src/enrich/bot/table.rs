@@ -150,9 +150,10 @@ impl Pattern {
         let bytes = agent.as_bytes();
         let before = found.start().checked_sub(1).map(|at| bytes[at]);
         let after = bytes.get(found.end());
-        (!self.is_first || before.is_none())
-            && !(self.starts_word && before.is_some_and(|byte| byte.is_ascii_alphanumeric()))
-            && !(self.ends_word && after.is_some_and(u8::is_ascii_alphabetic))
+        let is_elsewhere = self.is_first && before.is_some();
+        let is_end_of_word = self.starts_word && before.is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let is_start_of_word = self.ends_word && after.is_some_and(u8::is_ascii_alphabetic);
+        !(is_elsewhere || is_end_of_word || is_start_of_word)
     }
 }
 
