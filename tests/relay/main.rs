@@ -19,6 +19,7 @@ mod command_line;
 mod doors;
 mod durable;
 mod embedding;
+mod enrichment;
 mod erase;
 mod faults;
 mod flush;

@@ -1,0 +1,179 @@
+//! What the relay finds out about an event, through the binary: a browser's event with a
+//! page and a campaign, visits over stops and kills, machines, users who decline.
+
+use std::time::Instant;
+
+use analytics_relay::providers::sandbox::{Taken, Vendor};
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+
+use crate::harness::{Relay, Setup, reqwest_client, taken};
+
+const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:131.0) Gecko/20100101 Firefox/131.0";
+const GOOGLEBOT: &str = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)";
+
+/// A call as a page makes it.
+fn of_page(relay: &Relay, path: &str, user_agent: &str) -> RequestBuilder {
+    let url = format!("http://{}{path}", relay.http_addr.unwrap());
+    reqwest_client().post(url).header("origin", "https://shop.example").header("user-agent", user_agent)
+}
+
+async fn send(call: RequestBuilder, event: &Value) {
+    let answer = call.body(event.to_string()).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+}
+
+fn named<'a>(taken: &'a [Taken], name: &str) -> &'a Taken {
+    taken.iter().find(|event| event.name == name).unwrap_or_else(|| panic!("{name}: {taken:?}"))
+}
+
+/// An event of the log, as `spool export` prints it.
+async fn in_log(setup: &Setup, id: &str) -> Value {
+    let (code, said, error) = setup.run(&["spool", "export"]).await;
+    assert_eq!(code, 0, "{error}");
+    let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut events = lines.map(|line| line.get("event").cloned().unwrap_or(line));
+    events.find(|event| event["id"] == id).unwrap_or_else(|| panic!("{id}: {said}"))
+}
+
+#[tokio::test]
+async fn a_page_is_told_by_whom_and_from_where_it_was_seen() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "written");
+    setup.set("GROUP_TYPE", "company");
+    let relay = setup.start().await;
+    let page = json!({
+        "name": "Home", "anonymousId": "device-1", "messageId": "page-1-0123456789",
+        "context": {"page": {
+            "url": "https://shop.example/cart?utm_source=news&utm_campaign=may&token=canary",
+            "referrer": "https://www.google.com/",
+        }},
+        "properties": {"url": "https://shop.example/cart?utm_source=news&utm_campaign=may&token=canary"},
+    });
+    send(of_page(&relay, "/v1/page", FIREFOX).header("sec-ch-ua-platform", "\"Linux\""), &page).await;
+    for vendor in Vendor::ALL {
+        taken(&setup, vendor, 1).await;
+    }
+    let event = in_log(&setup, "page-1-0123456789").await;
+    let enriched = &event["enriched"];
+    assert_eq!(enriched["v"], 1);
+    assert_eq!(enriched["agent"]["browser"], "Firefox");
+    assert_eq!(enriched["agent"]["os"], "Linux");
+    assert_eq!(enriched["agent"]["device"], "desktop");
+    assert_eq!(enriched["page"]["host"], "shop.example");
+    assert_eq!(enriched["page"]["path"], "/cart");
+    assert!(!enriched.to_string().contains("canary"), "{enriched}");
+    assert_eq!(enriched["campaign"]["source"], "news");
+    assert_eq!(enriched["source"], "news");
+    assert!(enriched["data"]["uap"].is_string() && enriched["data"]["sources"].is_string(), "{enriched}");
+    assert_eq!((enriched.get("bot"), enriched.get("missed")), (None, None));
+
+    let mixpanel = &setup.sandbox.taken(Vendor::Mixpanel)[0].event["properties"];
+    assert_eq!((&mixpanel["$browser"], &mixpanel["$os"]), (&json!("Firefox"), &json!("Linux")));
+    assert_eq!(mixpanel["utm_source"], "news");
+    let amplitude = &setup.sandbox.taken(Vendor::Amplitude)[0].event;
+    assert_eq!(amplitude["os_name"], "Linux");
+    let started_ms = amplitude["session_id"].as_i64().unwrap();
+    assert!(started_ms > 1_700_000_000_000, "the session's start: {started_ms}");
+    let segment = &setup.sandbox.taken(Vendor::Segment)[0].event;
+    assert_eq!(segment["context"]["campaign"]["source"], "news");
+    relay.terminate().await;
+}
+
+/// One visit over a stop is one session; over a kill it is two. A server's events have none.
+#[tokio::test]
+async fn a_visit_goes_on_over_a_stop_and_begins_anew_after_a_kill() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "written");
+    let mut relay = setup.start().await;
+    let mut sessions = Vec::new();
+    for (turn, end) in ["TERM", "KILL", "KEEP"].into_iter().enumerate() {
+        let id = format!("visit-{turn}-0123456789");
+        let event = json!({"event": "Seen", "anonymousId": "device-1", "messageId": id});
+        send(of_page(&relay, "/v1/track", FIREFOX), &event).await;
+        let of_server =
+            json!({"event": "Job", "anonymousId": "device-1", "messageId": format!("job-{turn}-0123456789")});
+        let url = format!("http://{}/v1/track", relay.http_addr.unwrap());
+        send(reqwest_client().post(url), &of_server).await;
+        taken(&setup, Vendor::Segment, 2 * (turn as u64 + 1)).await;
+        sessions.push(in_log(&setup, &id).await["session_id"].clone());
+        assert!(in_log(&setup, &format!("job-{turn}-0123456789")).await["session_id"].is_null());
+        match end {
+            "TERM" => {
+                relay.terminate().await;
+                assert!(setup.data_dir().join("sessions").exists());
+                relay = setup.start().await;
+            }
+            "KILL" => {
+                relay.signal("KILL");
+                relay.ended(Instant::now()).await;
+                relay = setup.start().await;
+            }
+            _ => {}
+        }
+    }
+    assert!(sessions[0].is_string(), "{sessions:?}");
+    assert_eq!(sessions[0], sessions[1], "over the stop");
+    assert_ne!(sessions[1], sessions[2], "over the kill");
+    relay.terminate().await;
+}
+
+#[tokio::test]
+async fn visitors_without_an_id_get_one_of_the_day_unless_they_decline() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "written");
+    let relay = setup.start().await;
+    let view = |id: &str| json!({"website_id": "site-1", "page": "/", "event_id": id});
+    let path = "/api/v1/analytics/event";
+    send(of_page(&relay, path, FIREFOX), &view("view-1-0123456789")).await;
+    send(of_page(&relay, path, FIREFOX), &view("view-2-0123456789")).await;
+    send(of_page(&relay, path, &FIREFOX.replace("131", "132")), &view("view-3-0123456789")).await;
+    send(of_page(&relay, path, FIREFOX).header("sec-gpc", "1"), &view("view-4-0123456789")).await;
+    taken(&setup, Vendor::Segment, 4).await;
+    let mut events = Vec::new();
+    for turn in 1..=4 {
+        events.push(in_log(&setup, &format!("view-{turn}-0123456789")).await);
+    }
+    let ids: Vec<_> = events.iter().map(|event| &event["anonymous_id"]).collect();
+    assert!(ids[0].is_string() && ids[0] == ids[1] && ids[1] != ids[2], "{ids:?}");
+    assert!(ids[3].is_null() && events[3]["session_id"].is_null(), "who declines: {}", events[3]);
+    assert_eq!(events[0]["enriched"]["visitor"], "day");
+    assert_eq!(events[0]["session_id"], events[1]["session_id"]);
+    relay.metric_is("relay_declined_events_total", &[], 1.0).await;
+    relay.terminate().await;
+}
+
+#[tokio::test]
+async fn machines_are_marked_and_dropped_or_kept_from_vendors_only_if_they_are_to_be() {
+    for (bots, delivered, not_for) in [("mark", 2, 0), ("drop", 1, 1), ("keep_out_of_providers", 1, 1)] {
+        let mut setup = Setup::new().await;
+        setup.set("BOTS", bots);
+        let relay = setup.start().await;
+        for (name, user_agent) in [("By a person", FIREFOX), ("By a machine", GOOGLEBOT)] {
+            let event = json!({"event": name, "anonymousId": "a"});
+            send(of_page(&relay, "/v1/track", user_agent), &event).await;
+        }
+        let ended = relay.terminate().await;
+        let balance = ended.balance(Vendor::Segment);
+        assert_eq!((balance.delivered, balance.not_for), (delivered, not_for), "{bots}");
+        named(&setup.sandbox.taken(Vendor::Segment), "By a person");
+    }
+}
+
+/// Nothing is asked of the caller and nothing changes where nobody wants it.
+#[tokio::test]
+async fn switched_off_an_event_is_what_its_caller_sent() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "written");
+    setup.set("ENRICH", "none");
+    let relay = setup.start().await;
+    let event = json!({
+        "event": "Seen", "anonymousId": "device-1", "messageId": "plain-1-0123456789",
+        "context": {"page": {"url": "https://shop.example/?utm_source=news"}},
+    });
+    send(of_page(&relay, "/v1/track", FIREFOX), &event).await;
+    taken(&setup, Vendor::Segment, 1).await;
+    let event = in_log(&setup, "plain-1-0123456789").await;
+    assert!(event.get("enriched").is_none() && event.get("session_id").is_none(), "{event}");
+    relay.terminate().await;
+}
