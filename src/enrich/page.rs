@@ -4,12 +4,12 @@
 //! Two steps, so that what is wrong with one costs not the other. Neither waits, and both look
 //! at a bounded part of whatever came.
 
-use std::{borrow::Cow, fmt, path::PathBuf};
+use std::{borrow::Cow, fmt, path::PathBuf, sync::LazyLock};
 
-use memchr::memmem;
+use memchr::memmem::Finder;
 use serde::{
     Deserializer, Serialize, Serializer,
-    de::{MapAccess, Visitor},
+    de::{DeserializeSeed, MapAccess, Visitor},
     ser::SerializeMap,
 };
 use serde_json::value::RawValue;
@@ -388,6 +388,7 @@ impl<'a> PageInput<'a> {
     /// nothing, its properties. Both are JSON.
     pub fn from_json(context: Option<&'a str>, properties: &'a str, is_view: bool) -> Self {
         let mut input = Self { is_view, ..Self::default() };
+        let context = context.filter(|json| says_of_pages(json));
         let [page, campaign, referrer] =
             context.map_or([None; 3], |json| pick(json, &["page", "campaign", "referrer"]));
         if let Some(page) = page {
@@ -413,12 +414,8 @@ impl<'a> PageInput<'a> {
 }
 
 /// The values of some names of an object, as they stand; of one that occurs twice the last
-/// one. Nothing is read of one in which none of them can be.
+/// one.
 fn pick<'a, const N: usize>(json: &'a str, names: &'static [&'static str; N]) -> [Option<&'a str>; N] {
-    let may_have = |name: &&str| memmem::find(json.as_bytes(), name.as_bytes()).is_some();
-    if !names.iter().any(may_have) {
-        return [None; N];
-    }
     serde_json::Deserializer::from_str(json).deserialize_map(Picked(names)).unwrap_or([None; N])
 }
 
@@ -433,14 +430,44 @@ impl<'de, const N: usize> Visitor<'de> for Picked<N> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut values = [None; N];
-        while let Some(name) = map.next_key::<Cow<'_, str>>()? {
-            match self.0.iter().position(|it| *it == name) {
+        while let Some(place) = map.next_key_seed(PlaceIn(self.0))? {
+            match place {
                 Some(place) => values[place] = Some(map.next_value::<&RawValue>()?.get()),
                 None => drop(map.next_value::<serde::de::IgnoredAny>()?),
             }
         }
         Ok(values)
     }
+}
+
+/// Where a name stands among some.
+struct PlaceIn(&'static [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for PlaceIn {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for PlaceIn {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|it| *it == name))
+    }
+}
+
+/// False for a context that need not be read, as most of those that servers send.
+fn says_of_pages(context: &str) -> bool {
+    static NAMES: LazyLock<[Finder<'static>; 3]> =
+        LazyLock::new(|| ["\"page\"", "\"campaign\"", "\"referrer\""].map(Finder::new));
+    NAMES.iter().any(|name| name.find(context.as_bytes()).is_some())
 }
 
 /// What must hold for whatever was found.

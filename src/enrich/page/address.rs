@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use memchr::{memchr, memchr3, memrchr};
+
 use super::host;
 
 /// Most bytes that are looked at, whatever was sent.
@@ -27,25 +29,42 @@ impl<'a> Address<'a> {
     /// in and the port are left out.
     pub(super) fn of(text: &'a str) -> Option<Self> {
         let text = trimmed(text);
-        let (scheme, rest) = text.split_once("://")?;
-        let scheme = ["https", "http"].into_iter().find(|known| scheme.eq_ignore_ascii_case(known))?;
+        let of_scheme = |(scheme, start)| Some((scheme, after(text, start)?));
+        let (scheme, rest) = [("https", "https://"), ("http", "http://")].into_iter().find_map(of_scheme)?;
         Self::of_rest(scheme, rest)
     }
 
     /// Of what is behind the two slashes.
     pub(super) fn of_rest(scheme: &'static str, rest: &'a str) -> Option<Self> {
-        let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        let host = host::normal(without_port(authority)?)?;
-        let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let end = memchr3(b'/', b'?', b'#', rest.as_bytes()).unwrap_or(rest.len());
+        let (authority, rest) = rest.split_at(end);
+        let host_start = memrchr(b'@', authority.as_bytes()).map_or(0, |at| at + 1);
+        let host = host::normal(without_port(&authority[host_start..])?)?;
+        let (rest, fragment) = split_once(rest, b'#');
+        let (path, query) = split_once(rest, b'?');
         let path = if path.is_empty() { "/" } else { path };
         Some(Self { scheme, host, path, query, fragment })
     }
 }
 
+/// What is before a sign in ASCII and what is behind it; nothing is behind it if it is not
+/// there.
+fn split_once(text: &str, sign: u8) -> (&str, &str) {
+    memchr(sign, text.as_bytes()).map_or((text, ""), |at| (&text[..at], &text[at + 1..]))
+}
+
+/// What is behind a beginning, whatever its case.
+pub(super) fn after<'a>(text: &'a str, beginning: &str) -> Option<&'a str> {
+    let (before, rest) = text.split_at_checked(beginning.len())?;
+    before.eq_ignore_ascii_case(beginning).then_some(rest)
+}
+
 /// A text of a bounded length without what is around it and says nothing.
 pub(super) fn trimmed(text: &str) -> &str {
+    let is_seen = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
+    if text.len() <= READ_BYTES_MAX && is_seen(text.as_bytes().first()) && is_seen(text.as_bytes().last()) {
+        return text;
+    }
     let is_around = |c: char| c.is_whitespace() || c.is_control();
     cut(text.trim_start_matches(is_around), READ_BYTES_MAX).trim_end_matches(is_around)
 }
@@ -61,12 +80,17 @@ pub(super) fn cut(text: &str, bytes_max: usize) -> &str {
 
 /// Adds a text to another without its control characters.
 pub(super) fn push_printable(to: &mut String, text: &str) {
-    // Those of one byte in UTF-8 and, behind 0xC2, those of two.
-    if text.bytes().any(|byte| byte < b' ' || byte == 0x7F || byte == 0xC2) {
-        to.extend(text.chars().filter(|c| !c.is_control()));
-    } else {
-        to.push_str(text);
+    match is_printable(text) {
+        true => to.push_str(text),
+        false => to.extend(text.chars().filter(|c| !c.is_control())),
     }
+}
+
+/// True if there is no control character in a text, as far as its bytes say that.
+pub(super) fn is_printable(text: &str) -> bool {
+    // Those of one byte in UTF-8 and, behind 0xC2, those of two: a loop over words.
+    let is_one = |byte: u8| byte < b' ' || byte == 0x7F || byte == 0xC2;
+    !text.as_bytes().chunks(32).any(|bytes| bytes.iter().fold(false, |any, byte| any | is_one(*byte)))
 }
 
 fn without_port(authority: &str) -> Option<&str> {
@@ -78,7 +102,7 @@ fn without_port(authority: &str) -> Option<&str> {
                 authority[end..].strip_prefix(':').or((end == authority.len()).then_some(""))?,
             )
         }
-        None => authority.split_once(':').unwrap_or((authority, "")),
+        None => split_once(authority, b':'),
     };
     port.bytes().all(|byte| byte.is_ascii_digit()).then_some(host)
 }

@@ -16,31 +16,60 @@ pub(super) fn normal(host: &str) -> Option<Cow<'_, str>> {
         return None;
     }
     let host = host.strip_suffix('.').unwrap_or(host);
-    if is_plain(host) {
-        let is_lower = !host.bytes().any(|byte| byte.is_ascii_uppercase());
-        return Some(if is_lower { host.into() } else { host.to_ascii_lowercase().into() });
+    match plain(host) {
+        Plain::Lower => return Some(host.into()),
+        Plain::Mixed => return Some(host.to_ascii_lowercase().into()),
+        Plain::Not => {}
     }
     // Addresses, other letters than ASCII's, escapes: seldom.
     let host = Host::parse(host).ok()?.to_string();
-    let is_host = host.starts_with('[') || host.len() <= HOST_BYTES_MAX && labels(&host).all(is_label);
+    let is_host = host.starts_with('[') || host.len() <= HOST_BYTES_MAX && host.split('.').all(is_label);
     is_host.then_some(host.into())
 }
 
-/// True for a name in ASCII that stands for nothing else than itself.
-fn is_plain(host: &str) -> bool {
-    host.len() <= HOST_BYTES_MAX
-        && labels(host).all(is_label)
-        && !host.rsplit('.').next().is_some_and(|last| last.starts_with(|first: char| first.is_ascii_digit()))
-        && !host.as_bytes().windows(4).any(|bytes| bytes.eq_ignore_ascii_case(b"xn--"))
+/// How plain a name is: in ASCII, and standing for nothing else than itself.
+enum Plain {
+    Lower,
+    Mixed,
+    Not,
 }
 
-fn labels(host: &str) -> impl Iterator<Item = &str> {
-    host.split('.')
+fn plain(host: &str) -> Plain {
+    let (mut label_bytes, mut has_upper, mut begins_with_digit) = (0, false, false);
+    for (at, byte) in host.bytes().enumerate() {
+        if byte == b'.' {
+            if label_bytes == 0 {
+                return Plain::Not;
+            }
+            label_bytes = 0;
+            continue;
+        }
+        let stands_for_other_letters = || {
+            label_bytes == 0 && host.get(at..at + 4).is_some_and(|start| start.eq_ignore_ascii_case("xn--"))
+        };
+        if !is_of_label(byte) || label_bytes == LABEL_BYTES_MAX || stands_for_other_letters() {
+            return Plain::Not;
+        }
+        if label_bytes == 0 {
+            begins_with_digit = byte.is_ascii_digit();
+        }
+        has_upper |= byte.is_ascii_uppercase();
+        label_bytes += 1;
+    }
+    match has_upper {
+        // A last label of digits makes an address.
+        _ if label_bytes == 0 || begins_with_digit || host.len() > HOST_BYTES_MAX => Plain::Not,
+        true => Plain::Mixed,
+        false => Plain::Lower,
+    }
 }
 
 fn is_label(label: &str) -> bool {
-    let is_of_it = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    (1..=LABEL_BYTES_MAX).contains(&label.len()) && label.bytes().all(is_of_it)
+    (1..=LABEL_BYTES_MAX).contains(&label.len()) && label.bytes().all(is_of_label)
+}
+
+fn is_of_label(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
 /// Without the `www.` that says nothing.
@@ -76,11 +105,11 @@ fn registrable(host: &str) -> Option<&str> {
 
 /// True for the machine that looks at itself.
 pub(super) fn is_localhost(host: &str) -> bool {
-    if is_of(host, "localhost") {
-        return true;
+    if !is_address(host) {
+        return is_of(host, "localhost");
     }
     let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    is_address(host) && ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+    ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
 }
 
 fn is_address(host: &str) -> bool {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use super::{
-    address::{Address, cut, push_printable, trimmed},
+    address::{Address, after, cut, is_printable, push_printable, trimmed},
     host,
 };
 
@@ -68,14 +68,8 @@ fn is_own(host: &str, page_host: Option<&str>, sites: &[String]) -> bool {
         || host::is_localhost(host)
 }
 
-/// What is behind a beginning, whatever its case.
-fn after<'a>(text: &'a str, beginning: &str) -> Option<&'a str> {
-    let (before, rest) = text.split_at_checked(beginning.len())?;
-    before.eq_ignore_ascii_case(beginning).then_some(rest)
-}
-
 fn printable(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(char::is_control) {
+    if is_printable(text) {
         return text.into();
     }
     let mut clean = String::new();

@@ -205,7 +205,7 @@ fn plain_word(word: &str) -> Option<SmallVec<[u8; WORD_BYTES_MAX]>> {
     (!plain.is_empty()).then_some(plain)
 }
 
-/// Rows, sorted by what they are known by: eight bytes each beside their text.
+/// Rows, sorted by what they are known by: twelve bytes each beside their text.
 #[derive(Debug)]
 pub(super) struct Table {
     text: Cow<'static, str>,
@@ -225,6 +225,8 @@ struct Span {
 
 #[derive(Debug, Clone, Copy)]
 struct Row {
+    /// Of what it is known by: what rows are sorted by.
+    hash: u32,
     start: u32,
     bytes: u8,
     /// A [`Kind`]'s number, and [`PAID`].
@@ -274,12 +276,8 @@ impl Table {
             check_key(key, stem)?;
             let rows = if stem.is_some() { &mut self.families } else { &mut self.rows };
             let known_by = stem.unwrap_or(key);
-            rows.push(Row {
-                start: start(place(known_by))?,
-                bytes: bytes(known_by)?,
-                kind,
-                name: name_place,
-            });
+            let (start, bytes) = (start(place(known_by))?, bytes(known_by)?);
+            rows.push(Row { hash: hash(known_by), start, bytes, kind, name: name_place });
         }
         if before == self.rows.len() + self.families.len() {
             return Err("got no host, want one or more".to_owned());
@@ -291,7 +289,9 @@ impl Table {
         let Self { text, rows, families, .. } = self;
         for (rows, ending) in [(rows, ""), (families, ".*")] {
             let key = |row: &Row| &text[row.start as usize..][..usize::from(row.bytes)];
-            rows.sort_unstable_by(|one, other| key(one).cmp(key(other)));
+            rows.sort_unstable_by(|one, other| {
+                one.hash.cmp(&other.hash).then_with(|| key(one).cmp(key(other)))
+            });
             rows.shrink_to_fit();
             let twice = rows.windows(2).find(|two| key(&two[0]) == key(&two[1]));
             if let Some(twice) = twice {
@@ -321,13 +321,20 @@ impl Table {
 
     fn look_up(&self, rows: &[Row], key: &str) -> Option<Entry<'_>> {
         let part = |start: u32, bytes: u8| &self.text[start as usize..][..usize::from(bytes)];
-        let found = rows.binary_search_by(|row| part(row.start, row.bytes).cmp(key)).ok()?;
-        let row = rows[found];
+        let hash = hash(key);
+        let alike =
+            rows[rows.partition_point(|row| row.hash < hash)..].iter().take_while(|row| row.hash == hash);
+        let row = alike.copied().find(|row| part(row.start, row.bytes) == key)?;
         let name = self.names[usize::from(row.name)];
         let name = part(name.start, name.bytes);
         let (_, kind) = Kind::ALL[usize::from(row.kind & !PAID)];
         Some(Entry { name: (name != "-").then_some(name), kind, is_paid: row.kind & PAID != 0 })
     }
+}
+
+/// FNV-1a: short texts, and nobody chooses them who gains by two that are alike.
+fn hash(text: &str) -> u32 {
+    text.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 fn start(place: usize) -> Result<u32, String> {
