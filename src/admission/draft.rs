@@ -8,7 +8,7 @@ use analytics_relay_providers::{
     properties::PropertyError,
 };
 
-use crate::{enrich::agent::Hints, queue::Durability};
+use crate::{enrich::edge::Edge, queue::Durability};
 
 /// An event as it came, checked by nobody yet. Empty texts mean "not given".
 #[derive(Debug)]
@@ -40,22 +40,6 @@ pub(crate) struct More<'a> {
     /// What else the caller says about where it happened.
     pub(crate) context: Option<Result<JsonObject<'a>, BadProperties>>,
     pub(crate) edge: Edge<'a>,
-}
-
-/// What the door knows of the user, and the caller does not say.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Edge<'a> {
-    /// The draft's address was read off a connection, or told by a trusted proxy: nobody
-    /// has said it.
-    pub(crate) ip_is_connections: bool,
-    /// The country of that address, as a trusted proxy tells it, in two capital letters.
-    pub(crate) country_hint: Option<[u8; 2]>,
-    /// The user's own device sends, and no server of the customer's.
-    pub(crate) is_device: bool,
-    /// The user's browser says that its user declines to be followed.
-    pub(crate) is_declined: bool,
-    /// What the browser that sends says of itself, if one does.
-    pub(crate) hints: Option<&'a Hints<'a>>,
 }
 
 impl<'a> More<'a> {

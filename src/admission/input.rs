@@ -337,7 +337,7 @@ mod tests {
 
     use super::{
         super::{
-            draft::{Edge, More, View},
+            draft::{More, View},
             tests::draft,
         },
         *,
@@ -366,7 +366,8 @@ mod tests {
     }
 
     fn more() -> Box<More<'static>> {
-        More { session_id: "".into(), audience: Audience::All, context: None, edge: Edge::default() }.into()
+        More { session_id: "".into(), audience: Audience::All, context: None, edge: Default::default() }
+            .into()
     }
 
     fn properties(json: &'static str) -> Properties<'static> {

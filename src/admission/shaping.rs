@@ -12,10 +12,13 @@ use analytics_relay_providers::{
     properties::Limits,
 };
 
-use super::{draft::Edge, lenient::context_with_ip_cut};
+use super::lenient::context_with_ip_cut;
 use crate::{
     address::{IpPolicy, stored_ip},
-    enrich::enricher::{Enriched, Enricher},
+    enrich::{
+        edge::Edge,
+        enricher::{Enriched, Enricher},
+    },
     privacy::{Found, Privacy},
 };
 
@@ -79,45 +82,4 @@ impl Shaping {
 }
 
 #[cfg(test)]
-mod tests {
-    use analytics_relay_providers::{Properties, event::Audience};
-
-    use super::{
-        super::{draft::More, tests::draft, validate::check},
-        *,
-    };
-
-    /// The caller's context is kept as it was sent, and may hold the address once more.
-    #[test]
-    fn no_more_is_left_of_an_address_than_its_policy_lets_and_not_in_the_context_either() {
-        let kept = |is_connections, ip_policy| {
-            let json = r#"{"ip":"81.2.69.142","locale":"de"}"#;
-            let context = Some(
-                Properties::parse(json, &Limits::DEFAULT).map(JsonObject::from).map_err(|_| unreachable!()),
-            );
-            let edge = Edge { ip_is_connections: is_connections, ..Edge::default() };
-            let more = More { session_id: "".into(), audience: Audience::All, context, edge };
-            let draft = super::super::draft::Draft {
-                ip: "81.2.69.142".into(),
-                more: Some(Box::new(more)),
-                ..draft()
-            };
-            let shaping = Shaping { ip_policy, ..Shaping::default() };
-            let packed = check(&draft, None, 0, || true, |parts| shaping.pack(parts, &edge));
-            let ((event, _), _) = packed.unwrap();
-            (event.ip().map(str::to_owned), event.context().unwrap().json().to_owned())
-        };
-        let some = |ip: &str| (Some(ip.to_owned()), format!(r#"{{"ip":"{ip}","locale":"de"}}"#));
-        let (full, cut) = (some("81.2.69.142"), some("81.2.69.0"));
-        let none = (None, r#"{"locale":"de"}"#.to_owned());
-        for (is_connections, policy, want) in [
-            (true, IpPolicy::ByOrigin, &cut),
-            (false, IpPolicy::ByOrigin, &full),
-            (false, IpPolicy::Truncate, &cut),
-            (true, IpPolicy::Full, &full),
-            (false, IpPolicy::None, &none),
-        ] {
-            assert_eq!(&kept(is_connections, policy), want, "{is_connections} {policy:?}");
-        }
-    }
-}
+mod tests;

@@ -23,6 +23,7 @@ use super::{
     Encoded,
     agent::{Agent, AgentInput, Hints},
     bot::Bot,
+    edge::Edge,
     geo::{Geo, Place},
     page::{PageFound, PageInput, Pages},
     senders::{Agents, DataSets},
@@ -31,7 +32,7 @@ use super::{
     told::Told,
     visitor::{Seen, Visitors},
 };
-use crate::{admission::draft::Edge, telemetry::EnrichMetrics, time::Clock, watched::Reload};
+use crate::{telemetry::EnrichMetrics, time::Clock, watched::Reload};
 
 /// After so many panics a step is switched off.
 const PANICS_MAX: u32 = 10;
@@ -300,6 +301,12 @@ impl Enricher {
         if found.is_machine() {
             self.metrics.bots.inc();
         }
+    }
+
+    /// How often a step has failed.
+    #[cfg(test)]
+    pub(crate) fn missed(&self, step: Step) -> u64 {
+        self.metrics.missed(step).get()
     }
 
     /// The sessions of now, to be kept across a restart.

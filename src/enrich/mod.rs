@@ -9,6 +9,7 @@ use serde::Serialize;
 pub mod agent;
 pub mod bot;
 mod cache;
+pub(crate) mod edge;
 pub(crate) mod enricher;
 pub mod geo;
 pub mod page;

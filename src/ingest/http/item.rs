@@ -19,10 +19,10 @@ use super::{
 use crate::{
     admission::{
         denied::{Violation, shown},
-        draft::{BadProperties, Draft, DraftKind, Edge, More, View},
+        draft::{BadProperties, Draft, DraftKind, More, View},
         lenient::means_nobody,
     },
-    enrich::agent::Hints,
+    enrich::{agent::Hints, edge::Edge},
     ingest::limits::{HTTP_EVENT_BYTES_MAX, HTTP_PROPERTIES},
     reasons::RefusalReason,
 };

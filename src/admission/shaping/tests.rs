@@ -1,0 +1,236 @@
+//! What becomes of events, with all steps and with none.
+
+use analytics_relay_providers::{EventId, EventKind, Properties, event::JsonObject, properties::Limits};
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    admission::{
+        draft::{Draft, More},
+        tests::draft,
+        validate::check,
+    },
+    enrich::{
+        agent::Hints,
+        enricher::{Parts, Step},
+        geo::{Geo, GeoSettings, tests::nested},
+        page::{PageSettings, Pages, UrlQuery},
+        senders::{AgentSettings, Agents},
+        session::{SessionLimits, SessionSecret, Sessions},
+        settings::{BotPolicy, Declined, EnrichSettings},
+        visitor::Visitors,
+    },
+    telemetry::EnrichMetrics,
+    time::Clock,
+    watched::Reload,
+};
+
+const NOW_MS: i64 = 1_767_225_600_000;
+const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:131.0) Gecko/20100101 Firefox/131.0";
+const CONTEXT: &str = r#"{"page":{"url":"https://shop.example/cart?utm_source=news","referrer":"https://www.google.com/"},"library":{"name":"analytics.js"}}"#;
+
+fn settings() -> EnrichSettings {
+    EnrichSettings {
+        steps: Step::ALL.into(),
+        bots: BotPolicy::Marked,
+        declined: Declined::Anonymous,
+        sessions: SessionLimits { timeout_ms: 1_800_000, sessions_max: 1000 },
+        session_secret: None,
+        time_zone: TimeZone::UTC,
+    }
+}
+
+/// With a database of addresses, and files that may be replaced.
+fn enricher(dir: &std::path::Path) -> Enricher {
+    let database = dir.join("geo.mmdb");
+    std::fs::write(&database, nested()).unwrap();
+    let list = dir.join("bots");
+    std::fs::write(&list, "").unwrap();
+    let pages = PageSettings {
+        url_query: UrlQuery::Allowed,
+        click_id_values: false,
+        site_domains: Vec::new(),
+        sources_file: None,
+    };
+    let agents = AgentSettings { regexes: None, with_devices: false, bot_list: Some(list) };
+    let parts = Parts {
+        agents: Agents::new(&agents).unwrap(),
+        geo: Arc::new(Geo::new(&GeoSettings { database: Some(database) }).unwrap()),
+        pages: Pages::new(pages).unwrap(),
+        visitors: Visitors::open(dir, TimeZone::UTC, NOW_MS),
+        sessions: Sessions::new(SessionSecret::of(b"secret"), settings().sessions),
+        clock: Clock::from_fn(|| NOW_MS),
+    };
+    Enricher::new(&settings(), parts, EnrichMetrics::default())
+}
+
+fn parts(kind: EventKind<'static>) -> EventParts<'static> {
+    let more = MoreParts { context: Some(JsonObject::of_relay(CONTEXT)), ..MoreParts::default() };
+    EventParts {
+        id: EventId::new("id-1").unwrap(),
+        kind,
+        user_id: None,
+        anonymous_id: Some("device-1"),
+        time_ms: NOW_MS,
+        accepted_ms: NOW_MS,
+        ip: Some("81.2.69.142".parse().unwrap()),
+        user_agent: Some(FIREFOX),
+        properties: Properties::parse(r#"{"total":1.50}"#, &Limits::DEFAULT).unwrap(),
+        more: more.if_any(),
+    }
+}
+
+fn of_device() -> Edge<'static> {
+    Edge { ip_is_connections: true, is_device: true, hints: Some(&Hints::NONE), ..Edge::default() }
+}
+
+fn page() -> EventKind<'static> {
+    EventKind::Page { name: Some("Cart"), category: None }
+}
+
+fn packed(enricher: &Arc<Enricher>, event: EventParts<'_>, edge: &Edge<'_>) -> Event {
+    let shaping = Shaping { enricher: Some(enricher.clone()), ..Shaping::default() };
+    shaping.pack(event, edge).0
+}
+
+fn enriched_of(event: &Event) -> Value {
+    serde_json::from_str(event.enriched().unwrap().json()).unwrap()
+}
+
+#[test]
+fn what_is_found_is_one_object_with_its_data_sets() {
+    let dir = tempfile::tempdir().unwrap();
+    let enricher = Arc::new(enricher(dir.path()));
+    let event = packed(&enricher, parts(page()), &of_device());
+    let found = enriched_of(&event);
+    assert_eq!((&found["v"], &found["agent"]["browser"]), (&json!(1), &json!("Firefox")));
+    assert_eq!((&found["geo"]["country"], &found["page"]["path"]), (&json!("DE"), &json!("/cart")));
+    assert_eq!((&found["campaign"]["source"], &found["source"]), (&json!("news"), &json!("news")));
+    assert!(found["data"]["uap"].is_string() && found["data"]["geo"].is_string(), "{found}");
+    assert_eq!(event.ip(), Some("81.2.69.0"), "looked up before it was cut");
+    assert!(event.session_id().is_some());
+}
+
+/// Whatever fails in it, an event is taken, and is what its caller sent.
+#[test]
+fn every_step_panics_on_every_event_and_nothing_else_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let enricher = Arc::new(enricher(dir.path()).sabotaged());
+    let plain = Shaping::default();
+    let kinds = [page(), EventKind::Track { name: "x" }, EventKind::Identify];
+    for turn in 0..20 {
+        for kind in kinds {
+            let mut nobody = parts(kind);
+            nobody.anonymous_id = None;
+            for event in [parts(kind), nobody] {
+                let sabotaged = packed(&enricher, event.clone(), &of_device());
+                let found = enriched_of(&sabotaged);
+                let missed = found["missed"].as_array().unwrap();
+                assert!(
+                    missed.contains(&json!("agent")) && missed.contains(&json!("session"))
+                        || turn == 0
+                        || event.anonymous_id.is_none(),
+                    "{found}"
+                );
+                assert_eq!(
+                    found.as_object().unwrap().len(),
+                    3,
+                    "a version, no data, what is missed: {found}"
+                );
+                let mut without = sabotaged.parts();
+                without.more.as_mut().unwrap().enriched = None;
+                assert_eq!(Event::pack(&without), plain.pack(event, &of_device()).0);
+            }
+        }
+    }
+    let off = enricher.switched_off();
+    assert_eq!(off, ["agent", "bot", "geo", "page", "visitor", "session"], "the source has no page to go by");
+    assert_eq!(enricher.missed(Step::Agent), 120);
+    // Data that is new is tried.
+    std::fs::write(dir.path().join("bots"), "deny Ours Ourthing\n").unwrap();
+    enricher.reload();
+    assert!(enricher.switched_off().is_empty());
+}
+
+/// What stands in the event is what every attempt and every vendor gets, whatever is
+/// loaded meanwhile.
+#[test]
+fn data_that_is_new_touches_new_events_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let enricher = Arc::new(enricher(dir.path()));
+    let mut machine = parts(page());
+    machine.user_agent = Some("Ourthing/1.0");
+    let before = packed(&enricher, machine.clone(), &of_device());
+    let bytes = before.to_json();
+    let list = dir.path().join("bots");
+    std::fs::write(&list, "deny Ours Ourthing\n").unwrap();
+    enricher.reload();
+    assert_eq!(before.to_json(), bytes);
+    let after = packed(&enricher, machine, &of_device());
+    assert!(enriched_of(&before).get("bot").is_none());
+    assert_eq!(enriched_of(&after)["bot"]["name"], "Ours");
+    assert!(after.session_id().is_none(), "a machine has none");
+    let again = Event::from_json(&bytes).unwrap();
+    assert_eq!(again.to_json(), bytes, "from the log, too");
+}
+
+#[test]
+fn an_event_of_a_server_that_says_nothing_of_a_user_passes_by_it_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let enricher = enricher(dir.path());
+    let bare = EventParts {
+        ip: None,
+        user_agent: None,
+        more: None,
+        ..parts(EventKind::Track { name: "Order Placed" })
+    };
+    assert_eq!(enricher.enrich(&bare, &Edge::default()), None);
+}
+
+/// A visit that goes on over midnight keeps the id of the day on which it began.
+#[test]
+fn a_visit_over_midnight_is_of_one_visitor() {
+    let dir = tempfile::tempdir().unwrap();
+    let midnight = NOW_MS + 24 * 3_600_000;
+    assert_eq!(midnight % (24 * 3_600_000), 0);
+    let enricher = Arc::new(enricher(dir.path()));
+    let id_at = |time_ms: i64| {
+        let mut event = parts(page());
+        (event.anonymous_id, event.time_ms, event.accepted_ms) = (None, time_ms, time_ms);
+        let event = packed(&enricher, event, &of_device());
+        (event.anonymous_id().unwrap().to_owned(), event.session_id().unwrap().to_owned())
+    };
+    let before = id_at(midnight - 60_000);
+    assert_eq!(id_at(midnight + 60_000), before);
+    assert_ne!(id_at(midnight + 3_600_000), before, "another visit, another day");
+}
+
+/// The caller's context is kept as it was sent, and may hold the address once more.
+#[test]
+fn no_more_is_left_of_an_address_than_its_policy_lets_and_not_in_the_context_either() {
+    let kept = |is_connections, ip_policy| {
+        let json = r#"{"ip":"81.2.69.142","locale":"de"}"#;
+        let context =
+            Some(Properties::parse(json, &Limits::DEFAULT).map(JsonObject::from).map_err(|_| unreachable!()));
+        let edge = Edge { ip_is_connections: is_connections, ..Edge::default() };
+        let more = More { session_id: "".into(), audience: Audience::All, context, edge };
+        let draft = Draft { ip: "81.2.69.142".into(), more: Some(Box::new(more)), ..draft() };
+        let shaping = Shaping { ip_policy, ..Shaping::default() };
+        let packed = check(&draft, None, 0, || true, |parts| shaping.pack(parts, &edge));
+        let ((event, _), _) = packed.unwrap();
+        (event.ip().map(str::to_owned), event.context().unwrap().json().to_owned())
+    };
+    let some = |ip: &str| (Some(ip.to_owned()), format!(r#"{{"ip":"{ip}","locale":"de"}}"#));
+    let (full, cut) = (some("81.2.69.142"), some("81.2.69.0"));
+    let none = (None, r#"{"locale":"de"}"#.to_owned());
+    for (is_connections, policy, want) in [
+        (true, IpPolicy::ByOrigin, &cut),
+        (false, IpPolicy::ByOrigin, &full),
+        (false, IpPolicy::Truncate, &cut),
+        (true, IpPolicy::Full, &full),
+        (false, IpPolicy::None, &none),
+    ] {
+        assert_eq!(&kept(is_connections, policy), want, "{is_connections} {policy:?}");
+    }
+}
