@@ -45,8 +45,11 @@ use crate::{
     admin,
     admission::Admission,
     batch_worker::{self, BatchGroup, BatchRule, Gathering},
-    config::{Config, ConfigError, DeliveryConfig, SpoolConfig},
-    delivery::{LaneInbox, lane::LaneStatus, suspension::Suspensions, unnamed::Unnamed},
+    config::{Config, ConfigError, DeliveryConfig, NoKeys, SpoolConfig},
+    delivery::{
+        LaneInbox, dead_letter::DeadLetterDir, lane::LaneStatus, spill::LoadError, suspension::Suspensions,
+        unnamed::Unnamed,
+    },
     enrich::{geo::GeoError, page::SourcesError},
     files::DataDirLock,
     health::Health,
@@ -56,10 +59,14 @@ use crate::{
     privacy::{Privacy, PrivacyError, secret::DataSecret, suppression::Suppressed},
     queue::{
         Durability, Queue, memory,
-        spool::{OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir},
+        spool::{
+            OpenedSpool, SharedStatus, SpoolError, SpoolSettings, SpoolThread, inspect::SpoolDir,
+            log::LogKeys,
+        },
     },
     reasons::{Outcome, RefusalReason},
-    refused::RefusedKeeper,
+    refused::{RefusedDir, RefusedKeeper},
+    sealing::{Kek, Sealing},
     shutdown::{DrainReport, Signals, Stop},
     telemetry::{PrivacyMetrics, Telemetry, VERSION},
     time::Clock,
@@ -151,6 +158,20 @@ pub enum StartError {
     /// The log cannot be used.
     #[error("SPOOL_DIR")]
     Spool(#[from] SpoolError),
+    /// There are no keys, and settings say that there are.
+    #[error(transparent)]
+    Keys(#[from] NoKeys),
+    /// A file is sealed, and the key is not there.
+    #[error(
+        "{path}: {locked}. `serve --quarantine-unreadable` starts without it: such files are set aside, and \
+their events count as lost"
+    )]
+    Locked {
+        /// Which file.
+        path: String,
+        /// Why it cannot be opened.
+        locked: String,
+    },
 }
 
 /// The log of a durable relay.
@@ -195,6 +216,7 @@ impl App {
         let data_dir = &config.data_dir;
         let unusable = |source| StartError::DataDir { dir: data_dir.display().to_string(), source };
         let lock = DataDirLock::acquire(data_dir).map_err(unusable)?;
+        let sealing = load_keys(config).await?;
         let (metrics_listener, metrics_addr) = listen(METRICS_PORT, &config.metrics.listen).await?;
         let doors = DoorPorts::open(config).await?;
         let (grpc_addr, http_addr, connections_max) =
@@ -215,8 +237,9 @@ impl App {
             .map(|(provider, _)| families.ledger(provider.name(), accepted.clone()))
             .collect();
         let names = providers.iter().map(|(provider, _)| provider.name()).collect();
-        let opened = open_spool(config, &providers, clock.now_ms()).await?;
+        let opened = open_spool(config, &providers, &sealing, clock.now_ms()).await?;
 
+        warn_of_locked_letters(data_dir, &sealing);
         let secret = DataSecret::open(data_dir).map_err(unusable)?;
         let suppressed = Arc::new(Suppressed::open(data_dir, &secret).map_err(unusable)?);
         let suspensions = Suspensions::new(data_dir);
@@ -225,6 +248,7 @@ impl App {
             config,
             data_dir,
             families,
+            sealing: &sealing,
             clock: clock.clone(),
             stop: stop.clone(),
             suspended,
@@ -235,7 +259,13 @@ impl App {
         for (place, (provider, delivery)) in providers.into_iter().enumerate() {
             let log = opened.as_ref().map(|spool| spool.lane_log(place));
             let ledger = ledgers[place].clone();
-            let (inbox, lane) = builder.build(provider, delivery, ledger, log).await.map_err(unusable)?;
+            let (inbox, lane) =
+                builder.build(provider, delivery, ledger, log).await.map_err(|error| match error {
+                    LoadError::File(source) => unusable(source),
+                    LoadError::Locked { path, locked } => {
+                        StartError::Locked { path: path.display().to_string(), locked: locked.to_string() }
+                    }
+                })?;
             lanes.push(lane);
             match groups.iter_mut().find(|(group, _)| *group == delivery.batch) {
                 Some((_, inboxes)) => inboxes.push(inbox),
@@ -301,6 +331,7 @@ impl App {
             data_dir,
             config.dead_letters.bytes_max,
             privacy.clone(),
+            &sealing,
             ingest_metrics.refused_kept.clone(),
             ingest_metrics.refused_lost.clone(),
         );
@@ -473,10 +504,35 @@ impl App {
     }
 }
 
+/// Reads the keys that files are sealed with.
+async fn load_keys(config: &Config) -> Result<Sealing, NoKeys> {
+    let settings = config.sealing.clone();
+    let loading = spawn_blocking(move || settings.load());
+    let keyring = loading.await.expect("reading keys does not panic")?;
+    if let Some(keyring) = &keyring {
+        let writes_with = keyring.writer().map_or("none", Kek::kid);
+        info!(writes_with, keys = keyring.kids(), "what is kept on disk is sealed");
+    }
+    Ok(Sealing::new(keyring))
+}
+
+/// Says which dead letters and refused items nobody could send again. That is no reason not to
+/// start.
+fn warn_of_locked_letters(data_dir: &Path, sealing: &Sealing) {
+    let providers = DeadLetterDir::providers(data_dir).unwrap_or_default();
+    let letters =
+        providers.iter().filter_map(|name| DeadLetterDir::new(data_dir, name).locked(sealing).ok()?);
+    let refused = RefusedDir::new(data_dir).locked(sealing).ok().flatten();
+    for (path, locked) in letters.chain(refused) {
+        warn!(file = %path.display(), %locked, "dead letters cannot be read");
+    }
+}
+
 /// Opens the log of a durable relay.
 async fn open_spool(
     config: &Config,
     providers: &[Configured],
+    sealing: &Sealing,
     now_ms: i64,
 ) -> Result<Option<OpenedSpool>, StartError> {
     let SpoolConfig { durability, limits, when_full, retention, group_window, group_bytes, .. } =
@@ -489,6 +545,7 @@ async fn open_spool(
     let settings = SpoolSettings {
         dir,
         default_level: durability,
+        keys: LogKeys { sealing: sealing.clone(), passes_unreadable: config.sealing.quarantine_unreadable },
         limits,
         provider_bytes_max: providers.iter().map(|(_, delivery)| delivery.spool_bytes_max).collect(),
         when_full,
@@ -499,7 +556,13 @@ async fn open_spool(
     };
     let names: Vec<&'static str> = providers.iter().map(|(provider, _)| provider.name()).collect();
     let opening = spawn_blocking(move || OpenedSpool::open(settings, &names, now_ms));
-    Ok(Some(opening.await.expect("opening the spool does not panic")?))
+    match opening.await.expect("opening the spool does not panic") {
+        Ok(opened) => Ok(Some(opened)),
+        Err(SpoolError::Locked { path, locked }) => {
+            Err(StartError::Locked { path, locked: locked.to_string() })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Says which events stay in a log that this relay does not use.

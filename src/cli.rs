@@ -19,6 +19,7 @@ use crate::{
     app::{App, Watchdog},
     config::Config,
     reasons::DeadLetterReason,
+    sealing::{Sealing, keyring::is_kid},
     shutdown,
     telemetry::{self, LogFormat, VERSION},
 };
@@ -34,6 +35,7 @@ mod privacy;
 mod providers;
 mod refused;
 mod sandbox;
+mod secrets;
 mod spool;
 mod terminal;
 
@@ -49,7 +51,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Take events and relay them (the default)
-    Serve,
+    Serve(ServeArgs),
     /// Validate the settings and print them, keys masked
     Check(CheckArgs),
     /// Run a local server that speaks the providers' contracts, with faults on demand
@@ -73,6 +75,9 @@ enum Command {
     /// Look at what the privacy rules do
     #[command(subcommand)]
     Privacy(PrivacyCommand),
+    /// The keys that files are sealed with
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
 }
 
 /// Works beside a running relay, and waits until it keeps to it.
@@ -110,6 +115,29 @@ enum PrivacyCommand {
         /// The event: a message of Segment's form, or an event or a dead letter of our files;
         /// - is standard input
         event: PathBuf,
+    },
+}
+
+#[derive(Debug, Args, Default)]
+struct ServeArgs {
+    /// Start without a key that files are sealed with: they are set aside, and their events
+    /// count as lost
+    #[arg(long)]
+    quarantine_unreadable: bool,
+}
+
+/// All of these work beside a running relay.
+#[derive(Debug, Subcommand)]
+enum SecretsCommand {
+    /// Show which keys files are sealed with, and whether those are given
+    Status,
+    /// Seal the key of every file with the first key; afterwards the others are not needed
+    Rewrap,
+    /// Print a new key as RELAY_KEK takes it
+    NewKek {
+        /// Its name; the day and a random number without it
+        #[arg(long, value_parser = parse_kid)]
+        name: Option<String>,
     },
 }
 
@@ -363,8 +391,11 @@ pub fn run() -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => with_config(|config| in_runtime(serve(config))),
+    match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
+        Command::Serve(ServeArgs { quarantine_unreadable }) => with_config(|mut config| {
+            config.sealing.quarantine_unreadable = quarantine_unreadable;
+            in_runtime(serve(config))
+        }),
         Command::Check(CheckArgs { connect }) => match check::check(Config::from_env()) {
             Ok(config) if connect => in_runtime(check::connect(config)),
             Ok(_) => ExitCode::SUCCESS,
@@ -378,9 +409,10 @@ pub fn run() -> ExitCode {
             Ok(config) => privacy::test(&config, &event).unwrap_or_else(|error| fail(&format!("{error:#}"))),
             Err(error) => fail(&error),
         },
-        Command::Explain(ExplainArgs { event_id, at, json }) => {
-            reading(at, |config, dir| explain::explain(dir, &config.data_dir, &event_id, json))
-        }
+        Command::Explain(ExplainArgs { event_id, at, json }) => reading(at, |config, dir| {
+            explain::explain(dir, &config.data_dir, &keys_if_any(config), &event_id, json)
+        }),
+        Command::Secrets(command) => secrets(command),
         Command::Erase(args) => with_files(|config| erase::erase(config, &args)),
         Command::Suppression(SuppressionCommand::Check(ids)) => {
             with_files(|config| erase::check(config, &ids))
@@ -423,11 +455,16 @@ fn dead_letters(command: DeadLettersCommand) -> ExitCode {
         DeadLettersCommand::List(filter) => {
             Config::for_reading().map(|config| dead_letters::list(&at(config, &filter), &filter))
         }
-        DeadLettersCommand::Show(ShowArgs { filter, limit }) => {
-            Config::for_reading().map(|config| dead_letters::show(&at(config, &filter), &filter, limit))
+        DeadLettersCommand::Show(ShowArgs { filter, limit }) => Config::for_reading().map(|config| {
+            let sealing = keys(&config)?;
+            dead_letters::show(&at(config, &filter), &filter, &sealing, limit)
+        }),
+        DeadLettersCommand::Export(ExportLettersArgs { filter, out }) => {
+            Config::for_reading().map(|config| {
+                let sealing = keys(&config)?;
+                dead_letters::export(&at(config, &filter), &filter, &sealing, out.as_deref())
+            })
         }
-        DeadLettersCommand::Export(ExportLettersArgs { filter, out }) => Config::for_reading()
-            .map(|config| dead_letters::export(&at(config, &filter), &filter, out.as_deref())),
         DeadLettersCommand::Delete(args) => {
             Config::for_reading().map(|config| dead_letters::delete(&at(config, &args.filter), args))
         }
@@ -467,10 +504,12 @@ fn providers(command: ProvidersCommand) -> ExitCode {
 fn spool(command: SpoolCommand) -> ExitCode {
     match command {
         SpoolCommand::List(at) => reading(at, |_, dir| spool::list(dir)),
-        SpoolCommand::Verify(at) => reading(at, |_, dir| spool::verify(dir)),
+        SpoolCommand::Verify(at) => reading(at, |config, dir| spool::verify(dir, &keys_if_any(config))),
         SpoolCommand::Export(args) => {
             let ExportArgs { at, provider, since, limit } = args;
-            reading(at, |_, dir| spool::export(dir, provider.as_deref(), since.unwrap_or(0), limit))
+            reading(at, |config, dir| {
+                spool::export(dir, &keys(config)?, provider.as_deref(), since.unwrap_or(0), limit)
+            })
         }
         SpoolCommand::Repair(at) => reading(at, |config, dir| spool::repair(dir, config.spool.limits)),
         SpoolCommand::Forget(ForgetArgs { at, provider, yes }) => {
@@ -479,7 +518,33 @@ fn spool(command: SpoolCommand) -> ExitCode {
     }
 }
 
-/// Does what needs the settings, but no key.
+fn secrets(command: SecretsCommand) -> ExitCode {
+    let done = match command {
+        SecretsCommand::NewKek { name } => Ok(secrets::new_kek(name)),
+        SecretsCommand::Status => Config::for_reading().map(|config| secrets::status(&config)),
+        SecretsCommand::Rewrap => Config::for_reading().map(|config| secrets::rewrap(&config)),
+    };
+    match done {
+        Ok(result) => result.unwrap_or_else(|error| fail(&format!("{error:#}"))),
+        Err(error) => fail(&error),
+    }
+}
+
+/// The keys that the settings name.
+fn keys(config: &Config) -> anyhow::Result<Sealing> {
+    Ok(Sealing::new(config.sealing.load()?))
+}
+
+/// The same for what can do without: what is wrong with them is told, and no more.
+#[expect(clippy::print_stderr, reason = "standard output is for the result")]
+fn keys_if_any(config: &Config) -> Sealing {
+    keys(config).unwrap_or_else(|error| {
+        eprintln!("warning: {error:#}");
+        Sealing::default()
+    })
+}
+
+/// Does what needs the settings, but no key of a provider's.
 fn with_files(action: impl FnOnce(&Config) -> anyhow::Result<ExitCode>) -> ExitCode {
     match Config::for_reading() {
         Ok(config) => action(&config).unwrap_or_else(|error| fail(&format!("{error:#}"))),
@@ -556,6 +621,13 @@ fn parse_reason(name: &str) -> Result<DeadLetterReason, String> {
 
 fn parse_event_id(text: &str) -> Result<EventId<'static>, String> {
     EventId::new(text.to_owned()).map_err(|error| format!("got {text:?}, {error}"))
+}
+
+fn parse_kid(name: &str) -> Result<String, String> {
+    match is_kid(name) {
+        true => Ok(name.to_owned()),
+        false => Err(format!("got {name:?}, want 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', and not none")),
+    }
 }
 
 /// The name of a file, too.

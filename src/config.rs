@@ -37,6 +37,7 @@ pub use crate::{
         QueueLimits,
         spool::{log::LogLimits, settings::SpoolConfig},
     },
+    sealing::settings::{NoKeys, SealingSettings},
     settings::{ConfigError, SETTINGS, SettingInfo, Shown, Source, known_names},
     shutdown::StopSettings,
     telemetry::LogSettings,
@@ -85,6 +86,8 @@ pub struct Config {
     pub pages: PageSettings,
     /// The log, and what an OK means.
     pub spool: SpoolConfig,
+    /// Whether what is kept on disk is sealed.
+    pub sealing: SealingSettings,
     /// Send nothing, show what would be sent.
     pub test_mode: bool,
     /// Every setting as it was read, secrets masked.
@@ -176,6 +179,7 @@ impl Config {
         let mut spool = SpoolConfig::read(reader, &base_dir, delivery.spool_bytes_max);
         let data_dir = own_dir(base_dir, test_mode);
         spool.dir = own_dir(spool.dir, test_mode);
+        let sealing = SealingSettings::read(reader);
         let providers = providers(reader, test_mode);
         Self {
             grpc,
@@ -196,6 +200,7 @@ impl Config {
             privacy,
             pages,
             spool,
+            sealing,
             test_mode,
             shown: Vec::new(),
             warnings: Vec::new(),

@@ -12,8 +12,10 @@ use std::{
 use rustix::io::Errno;
 use tracing::warn;
 
-/// Ending of files that hold one JSON value a line.
-const ENDING: &str = "ndjson";
+/// Ending of files that hold one JSON value a line; and of those whose lines are sealed,
+/// which older relays leave alone.
+const PLAIN: &str = "ndjson";
+const SEALED: &str = "sealed";
 
 /// Creates a directory, with those above it, for us alone.
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
@@ -94,7 +96,7 @@ pub(crate) fn has_no_locks(error: &io::Error) -> bool {
 
 /// The files of lines in a directory, oldest first; none if there is no such
 /// directory.
-pub(crate) fn list_ndjson(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn list_lines(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -102,13 +104,19 @@ pub(crate) fn list_ndjson(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == ENDING) {
+        if path.extension().is_some_and(|ending| ending == PLAIN || ending == SEALED) {
             paths.push(path);
         }
     }
     // Names start with a time of fixed width.
     paths.sort();
     Ok(paths)
+}
+
+/// True for a file whose lines are sealed. Nothing in it can say so: what callers send stands
+/// in files that are not.
+pub(crate) fn is_sealed(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == SEALED)
 }
 
 /// Names of the directories in a directory, sorted; none if it is not there.
@@ -130,9 +138,12 @@ pub(crate) fn list_dirs(dir: &Path) -> io::Result<Vec<String>> {
 
 /// A name for a new file: sorts by time and is never used twice by processes
 /// that hold the lock of the data directory in turn.
-pub(crate) fn new_ndjson(dir: &Path, now_ms: i64) -> PathBuf {
-    let name = |turn: u32| dir.join(format!("{now_ms:015}-{turn:04}.{ENDING}"));
-    (0..).map(name).find(|path| !path.exists()).expect("some name is free")
+pub(crate) fn new_lines(dir: &Path, now_ms: i64, is_sealed: bool) -> PathBuf {
+    let name = |turn: u32| dir.join(format!("{now_ms:015}-{turn:04}.{PLAIN}"));
+    // Copies are named by what stands before the ending.
+    let is_free = |path: &PathBuf| !path.exists() && !path.with_extension(SEALED).exists();
+    let path = (0..).map(name).find(is_free).expect("some name is free");
+    if is_sealed { path.with_extension(SEALED) } else { path }
 }
 
 /// Keeps a second relay away from a data directory, as long as it lives. Where the

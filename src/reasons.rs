@@ -306,6 +306,12 @@ pub enum DropReason {
     SpoolFailed,
     /// Its bytes in the spool are damaged; a copy is in quarantine.
     SpoolDamaged,
+    /// Somebody has changed what was sealed: its bytes on disk are whole, and not those
+    /// that were written. A copy is kept aside.
+    SealBroken,
+    /// The key that it is sealed with was not given, and the operator wants to go on
+    /// without; or both of its file's key blocks are damaged. The file is set aside.
+    Undecryptable,
     /// Its provider is not named, and the spool had no room left for events of
     /// those that are.
     SpoolFull,
@@ -371,13 +377,15 @@ impl fmt::Display for DeadLetterReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::DeadLettersFull,
         Self::DeadLetterFailed,
         Self::DeadLettersStalled,
         Self::SpillFailed,
         Self::SpoolFailed,
         Self::SpoolDamaged,
+        Self::SealBroken,
+        Self::Undecryptable,
         Self::SpoolFull,
         Self::Forgotten,
         Self::Erased,
@@ -392,6 +400,8 @@ impl DropReason {
             Self::SpillFailed => "spill_failed",
             Self::SpoolFailed => "spool_failed",
             Self::SpoolDamaged => "spool_damaged",
+            Self::SealBroken => "seal_broken",
+            Self::Undecryptable => "undecryptable",
             Self::SpoolFull => "spool_full",
             Self::Forgotten => "forgotten",
             Self::Erased => "erased",

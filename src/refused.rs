@@ -2,7 +2,7 @@
 //! broke a rule, or are of a schema that only a newer relay knows: kept as they came, to
 //! be mended by a person and sent again.
 //!
-//! `DATA_DIR/refused/<time>-<turn>.ndjson`, one [`RefusedItem`] a line, as
+//! `DATA_DIR/refused/<time>-<turn>.ndjson` (or `.sealed`), one [`RefusedItem`] a line, as
 //! [`letter_files`] has them. Such an item is no event yet, and
 //! counts for no provider.
 
@@ -33,8 +33,9 @@ use tracing::{error, warn};
 
 use crate::{
     files::{self, Lock},
-    letter_files::{self, LetterWriter},
+    letter_files::{self, Letter, LetterWriter, Line},
     privacy::Privacy,
+    sealing::{FileKind, Locked, Sealing, lines::first_locked},
     telemetry::OnceInAWhile,
 };
 
@@ -87,6 +88,41 @@ pub(crate) struct Seen {
     pub(crate) user_agent: String,
 }
 
+/// What of it can be read without the key that it is sealed with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RefusedHead {
+    pub(crate) letter_id: String,
+    pub(crate) refused_since_ms: i64,
+    pub(crate) reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) discard_reason: Option<String>,
+    pub(crate) schema_version: u32,
+}
+
+impl Letter for RefusedItem {
+    const KIND: FileKind = FileKind::Refused;
+    type Head = RefusedHead;
+
+    fn head(&self) -> RefusedHead {
+        RefusedHead {
+            letter_id: self.letter_id.clone(),
+            refused_since_ms: self.refused_since_ms,
+            reason: self.reason.clone(),
+            discard_reason: self.discard_reason.clone(),
+            schema_version: self.schema_version,
+        }
+    }
+
+    /// All of it: names of fields are the caller's too.
+    fn secret(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an item is JSON")
+    }
+
+    fn join(head: RefusedHead, secret: &[u8]) -> Option<Self> {
+        serde_json::from_slice(secret).ok().filter(|item: &Self| item.head() == head)
+    }
+}
+
 impl RefusedItem {
     /// An id that no other has.
     pub(crate) fn new_id() -> String {
@@ -122,8 +158,22 @@ pub(crate) struct RefusedDir(PathBuf);
 #[derive(Debug, Default)]
 pub(crate) struct Stored {
     pub(crate) items: Vec<RefusedItem>,
+    /// Those of them that are sealed and whose key is not there: what can be read, and why
+    /// no more.
+    pub(crate) locked: Vec<RefusedHead>,
+    pub(crate) why_locked: Option<Locked>,
+    /// Those that somebody has changed.
+    pub(crate) broken: Vec<RefusedHead>,
     /// Lines that cannot be read.
     pub(crate) damaged: usize,
+}
+
+impl Stored {
+    /// What can be read of its items in any case.
+    pub(crate) fn into_heads(self) -> impl Iterator<Item = RefusedHead> {
+        let items = self.items.into_iter().map(|item| item.head());
+        items.chain(self.locked).chain(self.broken)
+    }
 }
 
 impl RefusedDir {
@@ -133,7 +183,7 @@ impl RefusedDir {
 
     /// Their files, oldest first; each small enough to be read whole.
     pub(crate) fn files(&self) -> io::Result<Vec<PathBuf>> {
-        files::list_ndjson(&self.0)
+        files::list_lines(&self.0)
     }
 
     /// Keeps every other command away that takes items out, as long as this is held, and
@@ -153,21 +203,29 @@ impl RefusedDir {
     }
 
     /// Reads a file, also beside a relay that is writing to it. It may be gone.
-    pub(crate) fn read(path: &Path) -> io::Result<Stored> {
+    pub(crate) fn read(path: &Path, sealing: &Sealing) -> io::Result<Stored> {
         let mut stored = Stored::default();
-        let read = letter_files::read_letters(path, |_, item| match item {
-            Some(item) => stored.items.push(item),
-            None => stored.damaged += 1,
+        let read = letter_files::read_letters(path, sealing, |_, item| match item {
+            Line::Letter(item) => stored.items.push(item),
+            Line::Locked(head) => stored.locked.push(head),
+            Line::Broken(head) => stored.broken.push(head),
+            Line::Damaged => stored.damaged += 1,
         });
         match read {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Stored::default()),
-            read => read.map(|()| stored),
+            read => read.map(|why_locked| Stored { why_locked, ..stored }),
         }
+    }
+
+    /// Why some of them cannot be read, and in which file.
+    pub(crate) fn locked(&self, sealing: &Sealing) -> io::Result<Option<(PathBuf, Locked)>> {
+        first_locked(self.files()?, FileKind::Refused, sealing)
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> io::Result<usize> {
-        self.files()?.iter().map(|path| Ok(Self::read(path)?.items.len())).sum()
+        let count = |path: &PathBuf| Ok(Self::read(path, &Sealing::default())?.into_heads().count());
+        self.files()?.iter().map(count).sum()
     }
 
     /// Takes those out that have these ids, also beside a relay that is writing. Each
@@ -175,8 +233,8 @@ impl RefusedDir {
     pub(crate) fn delete(&self, ids: &HashSet<String>) -> io::Result<usize> {
         let mut deleted = 0;
         for path in self.files()? {
-            let is_meant = |item: &RefusedItem| ids.contains(&item.letter_id);
-            match letter_files::delete_from(&path, u64::MAX, is_meant) {
+            let is_meant = |head: &RefusedHead| ids.contains(&head.letter_id);
+            match letter_files::delete_from::<RefusedItem>(&path, u64::MAX, is_meant) {
                 Ok(taken) => deleted += taken.len(),
                 // A relay had begun it, and removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -193,6 +251,7 @@ impl RefusedDir {
 pub(crate) struct RefusedKeeper {
     dir: RefusedDir,
     bytes_max: u64,
+    sealing: Sealing,
     /// Opened for the first item.
     writer: Mutex<Option<LetterWriter>>,
     waiting: Mutex<Vec<Waiting>>,
@@ -218,12 +277,14 @@ impl RefusedKeeper {
         data_dir: &Path,
         bytes_max: u64,
         privacy: Option<Arc<Privacy>>,
+        sealing: &Sealing,
         kept: Counter,
         lost: Counter,
     ) -> Arc<Self> {
         Arc::new(Self {
             dir: RefusedDir::new(data_dir),
             bytes_max,
+            sealing: sealing.clone(),
             writer: Mutex::default(),
             waiting: Mutex::default(),
             waiting_bytes: AtomicUsize::new(0),
@@ -286,7 +347,7 @@ impl RefusedKeeper {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if writer.is_none() {
             match LetterWriter::open(&self.dir.0, self.bytes_max) {
-                Ok(opened) => *writer = Some(opened),
+                Ok(opened) => *writer = Some(opened.sealing(&self.sealing)),
                 Err(error) => warn!(%error, dir = %self.dir.0.display(), "refused items cannot be written"),
             }
         }
@@ -350,12 +411,14 @@ mod tests {
 
     fn keeper(dir: &Path, bytes_max: u64) -> (Arc<RefusedKeeper>, Counter, Counter) {
         let (kept, lost) = (Counter::default(), Counter::default());
-        (RefusedKeeper::new(dir, bytes_max, None, kept.clone(), lost.clone()), kept, lost)
+        let keeper =
+            RefusedKeeper::new(dir, bytes_max, None, &Sealing::default(), kept.clone(), lost.clone());
+        (keeper, kept, lost)
     }
 
     fn stored(dir: &Path) -> Vec<String> {
         let files = RefusedDir::new(dir).files().unwrap();
-        let items = files.iter().flat_map(|path| RefusedDir::read(path).unwrap().items);
+        let items = files.iter().flat_map(|path| RefusedDir::read(path, &Sealing::default()).unwrap().items);
         items.map(|item| item.item.get().to_owned()).collect()
     }
 

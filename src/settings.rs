@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 77] = [
+pub const SETTINGS: [SettingInfo; 80] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -127,6 +127,9 @@ pub const SETTINGS: [SettingInfo; 77] = [
     setting("UA_REGEXES", ""),
     setting("UA_DEVICE", "class"),
     setting("BOT_LIST", ""),
+    setting("RELAY_KEK", ""),
+    setting("RELAY_KEK_FILE", ""),
+    setting("RELAY_KEK_COMMAND", ""),
 ];
 
 /// A setting as it was read.

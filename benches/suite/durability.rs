@@ -17,6 +17,11 @@ const ROUNDS: usize = 3;
 const RECORD_BYTES: usize = 420;
 const GROUP: usize = 256;
 const BATCH: u64 = 100;
+const MEMORY: &[(&str, &str)] = &[("DURABILITY", "memory")];
+const SYNCED: &[(&str, &str)] = &[("DURABILITY", "synced")];
+const WRITTEN: &[(&str, &str)] = &[("DURABILITY", "written")];
+const SEALED: &[(&str, &str)] =
+    &[("DURABILITY", "written"), ("RELAY_KEK", "bench:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")];
 
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     if !h2load::is_here(report, "durability").await {
@@ -38,8 +43,8 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
         let (mut disks, mut memory, mut synced) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             disks.push(disk(dir.path())?);
-            memory.push(relay(dir.path(), "memory", load, messages, events).await?);
-            synced.push(relay(dir.path(), "synced", load, messages, events).await?);
+            memory.push(relay(dir.path(), MEMORY, load, messages, events).await?);
+            synced.push(relay(dir.path(), SYNCED, load, messages, events).await?);
         }
         let rate = |found: &[(f64, f64)]| median(found.iter().map(|found| found.0).collect());
         let cpu = |found: &[(f64, f64)]| median(found.iter().map(|found| found.1).collect());
@@ -55,6 +60,29 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What it costs to seal the log, beside the same one in the clear: batches, which are
+/// dear for nothing else.
+pub(crate) async fn sealing(report: &mut Report) -> anyhow::Result<()> {
+    if !h2load::is_here(report, "sealing").await {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let batch = dir.path().join("batch");
+    h2load::write_framed(&batch, [reference_batch(0, BATCH)])?;
+    let load = H2load { call: Call::TRACK_BATCH, connections: 4, in_flight: 2, until: Until::Calls(5_000) };
+    let (mut clear, mut sealed) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        clear.push(relay(dir.path(), WRITTEN, load, &batch, BATCH).await?);
+        sealed.push(relay(dir.path(), SEALED, load, &batch, BATCH).await?);
+    }
+    let rate = |found: &[(f64, f64)]| median(found.iter().map(|found| found.0).collect());
+    let cpu = |found: &[(f64, f64)]| median(found.iter().map(|found| found.1).collect());
+    report.add("sealing.clear.rate", rate(&clear), "events/s");
+    report.add_beside("sealing.sealed.rate", rate(&sealed), "events/s", "sealing.clear.rate");
+    report.add("sealing.added_cpu", (cpu(&sealed) - cpu(&clear)) * 1000.0, "ns/event");
+    Ok(())
+}
+
 /// Records a second in groups, each with one `fdatasync`.
 fn disk(dir: &Path) -> anyhow::Result<f64> {
     let groups = group_commits(dir, GROUP, RECORD_BYTES, Duration::from_secs(1))?;
@@ -65,14 +93,14 @@ fn disk(dir: &Path) -> anyhow::Result<f64> {
 /// Events a second that were answered, and microseconds of CPU for each.
 async fn relay(
     dir: &Path,
-    level: &str,
+    settings: &[(&str, &str)],
     load: H2load,
     messages: &Path,
     events: u64,
 ) -> anyhow::Result<(f64, f64)> {
     let sink = Sink::start().await?;
     let data = tempfile::tempdir_in(dir)?;
-    let relay = Relay::start_roomy(&sink.url, data.path(), "segment", &[("DURABILITY", level)]).await?;
+    let relay = Relay::start_roomy(&sink.url, data.path(), "segment", settings).await?;
     let before = relay.cpu_time()?;
     let calls = load.run(&relay.url(), messages).await?;
     let Until::Calls(called) = load.until else { anyhow::bail!("a number of calls is needed") };

@@ -50,7 +50,7 @@ use report::Report;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const GROUPS: [&str; 13] = [
+const GROUPS: [&str; 14] = [
     "instructions",
     "http_instructions",
     "throughput",
@@ -63,6 +63,7 @@ const GROUPS: [&str; 13] = [
     "growth",
     "durability",
     "enrichment",
+    "sealing",
     "callers",
 ];
 
@@ -110,6 +111,7 @@ async fn run(groups: &[&str], check: bool, record: bool) -> anyhow::Result<()> {
                 pages::run(&mut report)?;
                 enrichment_geo::run(&mut report)?;
             }
+            "sealing" => durability::sealing(&mut report).await?,
             _ => callers::run(&mut report).await?,
         }
     }

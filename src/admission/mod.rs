@@ -22,7 +22,10 @@ use tracing::debug;
 
 use crate::{
     address::IpPolicy,
-    privacy::{Found, suppression::Suppressed},
+    privacy::{
+        Found,
+        suppression::{Ids, Suppressed},
+    },
     queue::{Durability, Queue, Refused, Row, Taken},
     reasons::RefusalReason,
     telemetry::AdmissionMetrics,
@@ -304,13 +307,12 @@ impl Admission {
 
     #[inline]
     fn is_suppressed(&self, event: &Event) -> bool {
-        self.suppresses(event.user_id(), event.anonymous_id())
+        self.suppressed.as_ref().is_some_and(|list| list.covers_event(event))
     }
 
     /// True if one of these ids is of a user who is erased.
-    #[inline]
-    pub(crate) fn suppresses(&self, user_id: Option<&str>, anonymous_id: Option<&str>) -> bool {
-        self.suppressed.as_ref().is_some_and(|list| list.covers(user_id, anonymous_id))
+    pub(crate) fn suppresses(&self, ids: Ids<'_>) -> bool {
+        self.suppressed.as_ref().is_some_and(|list| list.covers(ids))
     }
 
     fn put(&self, checked: Checked, row: Option<&mut Row>) -> Result<(EventId<'static>, Taken), Denied> {

@@ -25,7 +25,7 @@ use crate::{
         dead_letter::DeadLetterDir,
         lane::{ASIDE_EVENTS_MAX, Lane, LaneObservers, LaneSettings, LaneSource, LaneStatus, Leftover},
         recorder::RelayRecorder,
-        spill::SpillDir,
+        spill::{LoadError, SpillDir},
         suspension::Suspension,
         unnamed::Unnamed,
     },
@@ -33,6 +33,8 @@ use crate::{
     letter_files::LetterWriter,
     privacy::suppression::Suppressed,
     queue::spool::{LaneLog, OpenedSpool},
+    reasons::Outcome,
+    sealing::Sealing,
     shutdown::Stop,
     telemetry::LaneFamilies,
     time::Clock,
@@ -43,6 +45,7 @@ pub(super) struct LaneBuilder<'a> {
     pub(super) config: &'a Config,
     pub(super) data_dir: &'a Path,
     pub(super) families: LaneFamilies,
+    pub(super) sealing: &'a Sealing,
     pub(super) clock: Clock,
     pub(super) stop: Stop,
     /// Providers that a person has stopped.
@@ -81,12 +84,13 @@ impl LaneBuilder<'_> {
         delivery: DeliveryConfig,
         ledger: Ledger,
         log: Option<LaneLog>,
-    ) -> io::Result<(LaneInbox, BuiltLane)> {
+    ) -> Result<(LaneInbox, BuiltLane), LoadError> {
         let name = provider.name();
         let dead_letters = DeadLetterDir::new(self.data_dir, name);
-        let dead_letters = LetterWriter::open(&dead_letters, self.config.dead_letters.bytes_max)?;
+        let dead_letters =
+            LetterWriter::open(&dead_letters, self.config.dead_letters.bytes_max)?.sealing(self.sealing);
         let dead_letters_bytes = dead_letters.bytes();
-        let spill = SpillDir::open(self.data_dir, name)?;
+        let spill = SpillDir::open(self.data_dir, name)?.sealing(self.sealing);
         let status = Arc::new(LaneStatus::new(name));
         let (inbox, receiver) = LaneInbox::new(delivery.batch.events);
         let source = match log {
@@ -107,8 +111,14 @@ impl LaneBuilder<'_> {
             self.stop.clone(),
         );
 
-        let loading = spill.clone();
-        let spilled = spawn_blocking(move || loading.load()).await.map_err(io::Error::other)??;
+        let (loading, passes_unreadable) = (spill.clone(), self.config.sealing.quarantine_unreadable);
+        let loaded = spawn_blocking(move || loading.load(passes_unreadable));
+        let spilled = loaded.await.map_err(io::Error::other)??;
+        for (why, event_count) in spilled.lost().into_iter().filter(|(_, events)| *events > 0) {
+            error!(provider = name, event_count, reason = why.name(), "spilled events lost");
+            ledger.reloaded(event_count);
+            ledger.ended(Outcome::Dropped(why), event_count);
+        }
         if !spilled.events.is_empty() {
             info!(provider = name, event_count = spilled.events.len(), "spilled events reloaded");
             ledger.reloaded(spilled.events.len() as u64);
@@ -203,6 +213,7 @@ pub(super) fn of_unnamed(builder: &LaneBuilder<'_>, spool: &OpenedSpool) -> Vec<
             builder.clock.clone(),
         )
         .leave_out(builder.suppressed.clone())
+        .sealing(builder.sealing)
     });
     unnamed.collect()
 }

@@ -13,6 +13,7 @@ use crate::{
     config::{Config, ConfigError, ProviderConfig},
     enrich::{geo::Geo, page::Pages, senders::Agents},
     ingest::tls::Tls,
+    sealing::Kek,
 };
 
 /// Longest time for one provider: more than its own limits add up to.
@@ -35,6 +36,10 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> anyhow::Result<Confi
     Agents::new(&config.agents)?;
     Pages::new(config.pages.clone())?;
     privacy::describe(&config)?;
+    if let Some(keyring) = config.sealing.load()? {
+        let writes_with = keyring.writer().map_or("none of them", Kek::kid);
+        println!("keys to seal files with: {}; new files: {writes_with}", keyring.kids());
+    }
     println!("ok");
     Ok(config)
 }

@@ -9,22 +9,24 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use analytics_relay_providers::{Event, EventId, registry};
+use analytics_relay_providers::{EventId, registry};
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 
-use super::{DeleteArgs, Filter, ReplayArgs, print_each};
+use super::{DeleteArgs, Filter, ReplayArgs, keys, print_each};
 use crate::{
     app::lane_settings,
     config::{Config, ProviderConfig, TEST_MODE_DIR},
     delivery::{
-        dead_letter::{DeadLetter, DeadLetterDir, ReplayedLog, Seen, Stored},
+        dead_letter::{DeadLetter, DeadLetterDir, DeadLetterHead, ReplayedLog, Seen, Stored},
         replay::{ReplayReport, Sent, replay as replay_letters},
     },
     files,
+    letter_files::Letter,
     privacy::{Privacy, secret::DataSecret, suppression::Suppressed},
     reasons::DeadLetterReason,
     refused::RefusedDir,
+    sealing::Sealing,
     shutdown::{self, Stop},
     telemetry::{self, PrivacyMetrics, Telemetry},
     time::rfc_3339,
@@ -36,7 +38,7 @@ impl Filter {
         provider.is_none() && reason.is_none() && since.is_none() && until.is_none()
     }
 
-    fn takes(&self, letter: &DeadLetter) -> bool {
+    fn takes(&self, letter: &DeadLetterHead) -> bool {
         let since = self.since.is_none_or(|since| letter.dead_since_ms >= since.as_millisecond());
         let until = self.until.is_none_or(|until| letter.dead_since_ms < until.as_millisecond());
         self.reason.is_none_or(|reason| letter.reason == reason) && since && until
@@ -85,9 +87,9 @@ type Rows = BTreeMap<(String, DeadLetterReason), Row>;
 /// The rows, and what was looked at for them.
 fn rows(data_dir: &Path, filter: &Filter) -> anyhow::Result<(Rows, Seen)> {
     let (mut rows, mut seen) = (Rows::new(), Seen::new());
-    each_file(data_dir, filter, |path, stored| {
+    each_file(data_dir, filter, &Sealing::default(), |path, stored| {
         seen.insert(path, stored.bytes);
-        for letter in stored.letters {
+        for letter in stored.into_heads() {
             let at_ms = letter.dead_since_ms;
             let row = rows.entry((letter.provider, letter.reason)).or_insert(Row {
                 letters: 0,
@@ -121,14 +123,24 @@ pub(super) fn elsewhere(data_dir: &Path) -> String {
     if of_test_mode.exists() { format!("; of test mode: {}", of_test_mode.display()) } else { String::new() }
 }
 
-pub(super) fn show(data_dir: &Path, filter: &Filter, limit: Option<usize>) -> anyhow::Result<ExitCode> {
-    print_each(limit, |print| each(data_dir, filter, print))
+pub(super) fn show(
+    data_dir: &Path,
+    filter: &Filter,
+    sealing: &Sealing,
+    limit: Option<usize>,
+) -> anyhow::Result<ExitCode> {
+    print_each(limit, |print| each(data_dir, filter, sealing, print))
 }
 
-/// Writes letters as `show` prints them, durably if into a file: put back into a
-/// provider's directory, they can be replayed.
-pub(super) fn export(data_dir: &Path, filter: &Filter, out: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let Some(path) = out else { return show(data_dir, filter, None) };
+/// Writes letters as `show` prints them, in the clear, and durably if into a file: put back
+/// into a provider's directory, they can be replayed.
+pub(super) fn export(
+    data_dir: &Path,
+    filter: &Filter,
+    sealing: &Sealing,
+    out: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let Some(path) = out else { return show(data_dir, filter, sealing, None) };
     if path.exists() {
         bail!("{}: got a file that is there already, want a new one", path.display());
     }
@@ -137,7 +149,7 @@ pub(super) fn export(data_dir: &Path, filter: &Filter, out: Option<&Path>) -> an
     let unfinished = PathBuf::from(unfinished);
     let at = || format!("{} cannot be written", unfinished.display());
     let file = files::create_file(&unfinished).with_context(at)?;
-    let exported = export_to(&file, data_dir, filter).and_then(|letters| {
+    let exported = export_to(&file, data_dir, filter, sealing).and_then(|letters| {
         fs::rename(&unfinished, path)?;
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         files::sync_dir(dir.unwrap_or(Path::new(".")))?;
@@ -150,10 +162,10 @@ pub(super) fn export(data_dir: &Path, filter: &Filter, out: Option<&Path>) -> an
     Ok(ExitCode::SUCCESS)
 }
 
-fn export_to(file: &File, data_dir: &Path, filter: &Filter) -> anyhow::Result<u64> {
+fn export_to(file: &File, data_dir: &Path, filter: &Filter, sealing: &Sealing) -> anyhow::Result<u64> {
     let mut out = BufWriter::new(file);
     let mut letters = 0;
-    each(data_dir, filter, |letter| {
+    each(data_dir, filter, sealing, |letter| {
         letters += 1;
         serde_json::to_writer(&mut out, &letter)?;
         out.write_all(b"\n")?;
@@ -218,13 +230,18 @@ fn replayed_logs(data_dir: &Path, filter: &Filter) -> anyhow::Result<Vec<(String
     Ok(logs)
 }
 
-/// Passes each letter on that the filter takes, until `action` says false.
+/// Passes each letter on that the filter takes, until `action` says false. Fails at the first
+/// whose key is not there.
 fn each(
     data_dir: &Path,
     filter: &Filter,
+    sealing: &Sealing,
     mut action: impl FnMut(DeadLetter) -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
-    each_file(data_dir, filter, |_, stored| {
+    each_file(data_dir, filter, sealing, |path, stored| {
+        if let Some(locked) = stored.why_locked.filter(|_| !stored.locked.is_empty()) {
+            bail!("{}: {locked}", path.display());
+        }
         for letter in stored.letters {
             if !action(letter)? {
                 return Ok(false);
@@ -238,15 +255,18 @@ fn each(
 fn each_file(
     data_dir: &Path,
     filter: &Filter,
+    sealing: &Sealing,
     mut action: impl FnMut(PathBuf, Stored) -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
     for provider in filter.providers(data_dir)? {
         let dir = DeadLetterDir::new(data_dir, &provider);
         let replayed = dir.replayed()?;
         for path in dir.files()? {
-            let mut stored = DeadLetterDir::read(&path, &replayed)?;
+            let mut stored = DeadLetterDir::read(&path, &replayed, sealing)?;
             report_damage(&path, &stored);
-            stored.letters.retain(|letter| filter.takes(letter));
+            stored.letters.retain(|letter| filter.takes(&letter.head()));
+            stored.locked.retain(|head| filter.takes(head));
+            stored.broken.retain(|head| filter.takes(head));
             if !action(path, stored)? {
                 return Ok(());
             }
@@ -260,6 +280,9 @@ fn report_damage(path: &Path, stored: &Stored) {
     let path = path.display();
     if stored.damaged > 0 {
         eprintln!("warning: {path}: {} line(s) cannot be read", stored.damaged);
+    }
+    if !stored.broken.is_empty() {
+        eprintln!("warning: {path}: {} letter(s) are not what was sealed", stored.broken.len());
     }
     if stored.foreign > 0 {
         eprintln!("warning: {path}: {} letter(s) of another provider are passed over", stored.foreign);
@@ -284,6 +307,7 @@ pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<E
         std::process::exit(1);
     });
 
+    let sealing = keys(&config)?;
     let mut clean = true;
     let names = args.filter.providers(&config.data_dir)?;
     if let Some(wanted) = args.filter.provider.as_ref().filter(|_| names.is_empty()) {
@@ -302,7 +326,7 @@ pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<E
             println!("{name:<12} skipped: {why}");
             continue;
         };
-        let report = replay_provider(&config, vendor, &args, &stop).await?;
+        let report = replay_provider(&config, vendor, &args, &sealing, &stop).await?;
         clean &=
             report.failed.is_empty() && report.left == 0 && report.unnoted == 0 && report.others.is_empty();
         print(&name, &report);
@@ -315,6 +339,7 @@ async fn replay_provider(
     config: &Config,
     vendor: &ProviderConfig,
     args: &ReplayArgs,
+    sealing: &Sealing,
     stop: &Stop,
 ) -> anyhow::Result<ReplayReport> {
     let name = vendor.settings.vendor.name();
@@ -325,6 +350,10 @@ async fn replay_provider(
         Some(privacy) => privacy.guard(provider),
     };
     let dir = DeadLetterDir::new(&config.data_dir, name);
+    // Before any is sent.
+    if let Some((path, locked)) = dir.locked(sealing)? {
+        bail!("{}: {locked}", path.display());
+    }
     let log = Arc::new(Mutex::new(dir.open_replayed().with_context(|| format!("{name}: cannot replay"))?));
     let metrics = Telemetry::new(0).lanes();
     // A file is a bounded part of all letters, and all of it has to fit.
@@ -337,14 +366,13 @@ async fn replay_provider(
     // from it: a second event under its id must not go in silence.
     let (replayed, mut sent) = (dir.replayed()?, Sent::default());
     // Whose list cannot be read, is not sent to.
-    let suppressed = Suppressed::open(&config.data_dir, &DataSecret::open(&config.data_dir)?)?;
+    let suppressed = Arc::new(Suppressed::open(&config.data_dir, &DataSecret::open(&config.data_dir)?)?);
     for path in dir.files()? {
-        let stored = DeadLetterDir::read(&path, &replayed)?;
+        let stored = DeadLetterDir::read(&path, &replayed, sealing)?;
         report_damage(&path, &stored);
         let mut asked: Vec<_> =
-            stored.letters.into_iter().filter(|letter| args.filter.takes(letter)).collect();
-        let is_erased = |event: &Event| suppressed.covers(event.user_id(), event.anonymous_id());
-        total.erased += asked.extract_if(.., |letter| is_erased(&letter.event)).count() as u64;
+            stored.letters.into_iter().filter(|letter| args.filter.takes(&letter.head())).collect();
+        total.erased += asked.extract_if(.., |letter| suppressed.covers_event(&letter.event)).count() as u64;
         let (letters, skipped): (Vec<_>, Vec<_>) = asked.into_iter().partition(|letter| args.sends(letter));
         total.skipped += skipped.len() as u64;
         if letters.is_empty() {
@@ -355,7 +383,10 @@ async fn replay_provider(
             continue;
         }
         let provider = provider.clone();
-        total.add(replay_letters(provider, settings, letters, &mut sent, &log, metrics.of(name), stop).await);
+        let metrics = metrics.of(name);
+        let replayed =
+            replay_letters(provider, settings, letters, &mut sent, &log, metrics, &suppressed, stop);
+        total.add(replayed.await);
     }
     let log = Arc::into_inner(log).context("a lane still writes to the list of replayed events")?;
     if let Err(error) = dir.prune(log.into_inner().unwrap_or_else(PoisonError::into_inner)) {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -10,23 +10,24 @@ use std::{
 
 use analytics_relay_providers::Event;
 use anyhow::{Context, ensure};
-use serde_json::value::RawValue;
 
-use super::{EraseArgs, IdArgs};
+use super::{EraseArgs, IdArgs, keys};
 use crate::{
     config::Config,
     delivery::{
         dead_letter::{DeadLetter, DeadLetterDir},
-        spill::SpillDir,
+        spill::{SpillDir, SpilledEvent},
     },
     files::{self, DataDirLock},
-    letter_files::delete_from,
+    ingest::http::resend::ids_of,
+    letter_files::{Letter, Line, delete_lines},
     privacy::{
         secret::DataSecret,
-        suppression::{IdSort, SuppressionDir},
+        suppression::{IdSort, Ids, SuppressionDir},
     },
     queue::Durability,
     refused::{RefusedDir, RefusedItem},
+    sealing::Sealing,
     time::rfc_3339,
 };
 
@@ -63,25 +64,18 @@ impl IdArgs {
     }
 
     fn is_of_event(&self, event: &Event) -> bool {
-        self.is_of(event.user_id(), event.anonymous_id())
+        Ids::of(event).any(|user_id, anonymous_id| self.is_of(user_id, anonymous_id))
     }
 
-    /// An item that broke a rule may have its ids in any form.
-    fn is_of_item(&self, item: &RefusedItem) -> bool {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Ids<'a> {
-            #[serde(borrow)]
-            user_id: Option<&'a RawValue>,
-            #[serde(borrow)]
-            anonymous_id: Option<&'a RawValue>,
-        }
-        let Ok(ids) = serde_json::from_str::<Ids<'_>>(item.item.get()) else { return false };
-        let text = |value: Option<&RawValue>| {
-            let json = value?.get();
-            Some(serde_json::from_str(json).unwrap_or_else(|_| json.to_owned()))
+    /// An item that broke a rule may have its ids in any form, and each more than once.
+    fn is_of_item(&self, json: &str) -> bool {
+        let Some([user_id, anonymous_id, previous_id]) = ids_of(json) else { return false };
+        let ids = Ids {
+            user_id: user_id.as_deref(),
+            anonymous_id: anonymous_id.as_deref(),
+            previous_id: previous_id.as_deref(),
         };
-        self.is_of(text(ids.user_id).as_deref(), text(ids.anonymous_id).as_deref())
+        ids.any(|user_id, anonymous_id| self.is_of(user_id, anonymous_id))
     }
 }
 
@@ -91,6 +85,7 @@ pub(super) fn erase(config: &Config, args: &EraseArgs) -> anyhow::Result<ExitCod
     let ids = args.ids.ids()?;
     let data_dir = args.ids.data_dir(config);
     let list = args.ids.list(config)?;
+    let sealing = keys(config)?;
     let generation = list.add(&ids, now_ms())?;
     let confirmed = match DataDirLock::acquire(data_dir) {
         Ok(_nobody_runs) => {
@@ -100,13 +95,22 @@ pub(super) fn erase(config: &Config, args: &EraseArgs) -> anyhow::Result<ExitCod
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => confirm(&list, generation, ids.len())?,
         Err(error) => return Err(error).with_context(|| data_dir.display().to_string()),
     };
-    let letters = erase_letters(data_dir, &args.ids)?;
-    println!("dead letters deleted: {letters}");
-    println!("refused items deleted: {}", erase_refused(data_dir, &args.ids)?);
-    println!("spilled events deleted: {}", erase_spilled(data_dir, &args.ids)?);
+    let mut erasing = Erasing { ids: &args.ids, sealing, left: Vec::new() };
+    let replays = erasing.letters(data_dir)?;
+    erasing.refused(data_dir)?;
+    erasing.spilled(data_dir)?;
     tell_of_log(config);
     println!("what providers have is theirs to erase: ask each of them");
-    Ok(if confirmed { ExitCode::SUCCESS } else { ExitCode::from(UNCONFIRMED) })
+    for provider in &replays {
+        println!(
+            "a replay to {provider} is running: it may have read their events before, run this again after it"
+        );
+    }
+    for left in &erasing.left {
+        println!("not judged: {left}");
+    }
+    let is_whole = confirmed && replays.is_empty() && erasing.left.is_empty();
+    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::from(UNCONFIRMED) })
 }
 
 fn confirm(list: &SuppressionDir, generation: u64, ids: usize) -> anyhow::Result<bool> {
@@ -126,47 +130,89 @@ fn confirm(list: &SuppressionDir, generation: u64, ids: usize) -> anyhow::Result
     Ok(true)
 }
 
-fn erase_letters(data_dir: &Path, of: &IdArgs) -> anyhow::Result<usize> {
-    let mut deleted = 0;
-    for provider in DeadLetterDir::providers(data_dir)? {
-        for path in DeadLetterDir::new(data_dir, &provider).files()? {
-            let letters = delete_from(&path, u64::MAX, |letter: &DeadLetter| of.is_of_event(&letter.event));
-            deleted += letters.with_context(|| path.display().to_string())?.len();
-        }
-    }
-    Ok(deleted)
+/// Takes events out of files.
+struct Erasing<'a> {
+    ids: &'a IdArgs,
+    sealing: Sealing,
+    /// What nobody could tell of, whose it is.
+    left: Vec<String>,
 }
 
-fn erase_refused(data_dir: &Path, of: &IdArgs) -> anyhow::Result<usize> {
-    let mut deleted = 0;
-    for path in RefusedDir::new(data_dir).files()? {
-        let items = delete_from(&path, u64::MAX, |item: &RefusedItem| of.is_of_item(item));
-        deleted += items.with_context(|| path.display().to_string())?.len();
-    }
-    Ok(deleted)
-}
-
-fn erase_spilled(data_dir: &Path, of: &IdArgs) -> anyhow::Result<usize> {
-    let mut deleted = 0;
-    for provider in SpillDir::providers(data_dir)? {
-        for path in SpillDir::files_of(data_dir, &provider)? {
-            let events = delete_from(&path, u64::MAX, |event: &Event| of.is_of_event(event));
-            deleted += events.with_context(|| path.display().to_string())?.len();
+impl Erasing<'_> {
+    /// Returns the providers to which a replay is running.
+    fn letters(&mut self, data_dir: &Path) -> anyhow::Result<Vec<String>> {
+        let (mut deleted, mut replays) = (0, Vec::new());
+        for provider in DeadLetterDir::providers(data_dir)? {
+            let dir = DeadLetterDir::new(data_dir, &provider);
+            if dir.is_being_replayed()? {
+                replays.push(provider);
+            }
+            let ids = self.ids;
+            deleted += self.files(dir.files()?, |letter: &DeadLetter| ids.is_of_event(&letter.event));
         }
+        println!("dead letters deleted: {deleted}");
+        Ok(replays)
     }
-    Ok(deleted)
+
+    fn refused(&mut self, data_dir: &Path) -> anyhow::Result<()> {
+        let ids = self.ids;
+        let deleted = self
+            .files(RefusedDir::new(data_dir).files()?, |item: &RefusedItem| ids.is_of_item(item.item.get()));
+        println!("refused items deleted: {deleted}");
+        Ok(())
+    }
+
+    fn spilled(&mut self, data_dir: &Path) -> anyhow::Result<()> {
+        let mut deleted = 0;
+        for provider in SpillDir::providers(data_dir)? {
+            let ids = self.ids;
+            let files = SpillDir::files_of(data_dir, &provider)?;
+            deleted += self.files(files, |SpilledEvent(event): &SpilledEvent| ids.is_of_event(event));
+        }
+        println!("spilled events deleted: {deleted}");
+        for path in SpillDir::set_aside(data_dir)? {
+            self.left.push(format!("{}: lines of a spill file that cannot be read", path.display()));
+        }
+        Ok(())
+    }
+
+    /// One file after the other, also if one cannot be rewritten; how many there were.
+    fn files<L: Letter>(&mut self, paths: Vec<PathBuf>, is_theirs: impl Fn(&L) -> bool) -> usize {
+        let mut deleted = 0;
+        for path in paths {
+            let mut unread = 0;
+            let erased = delete_lines(&path, &self.sealing, |_, line: Line<L>| match line {
+                Line::Letter(letter) => is_theirs(&letter),
+                _ => {
+                    unread += 1;
+                    false
+                }
+            });
+            match erased {
+                Ok(lines) => deleted += lines,
+                // All that was in it has ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => self.left.push(format!("{}: {error}", path.display())),
+            }
+            if unread > 0 {
+                self.left.push(format!("{}: {unread} line(s) that cannot be read", path.display()));
+            }
+        }
+        deleted
+    }
 }
 
 /// Until when bytes of the user may stand in the log, whose frames are never rewritten.
 fn tell_of_log(config: &Config) {
-    if config.spool.durability == Durability::Queued {
+    let is_there = config.spool.dir.join("segments").exists();
+    if config.spool.durability == Durability::Queued && !is_there {
         return println!("the log: none (DURABILITY=memory)");
     }
     let hours = config.spool.retention.as_secs() / 3600;
     let until_ms = now_ms() + i64::try_from(config.spool.retention.as_millis()).unwrap_or(i64::MAX);
     println!(
-        "the log: events of theirs are not delivered; their bytes are gone by {} at the latest \
-         (SPOOL_RETENTION_HOURS={hours})",
+        "the log: events of theirs are not delivered; their bytes go with its retention, by {} \
+         (SPOOL_RETENTION_HOURS={hours}), later only where dead letters cannot be written",
         rfc_3339(until_ms)
     );
 }

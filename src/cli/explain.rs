@@ -14,12 +14,14 @@ use serde::Serialize;
 
 use super::{is_broken_pipe, terminal};
 use crate::{
-    delivery::dead_letter::{DeadLetter, DeadLetterDir},
+    delivery::dead_letter::{DeadLetterDir, DeadLetterHead},
+    letter_files::Letter as _,
     queue::spool::{
         cursor::Cursor,
         inspect::{Accepted, CursorSlots, SpoolDir},
         reader::level_name,
     },
+    sealing::Sealing,
     time::rfc_3339,
 };
 
@@ -90,9 +92,15 @@ struct Letter {
 }
 
 /// The exit code says whether anything is known of the event.
-pub(super) fn explain(dir: &Path, data_dir: &Path, id: &EventId, json: bool) -> anyhow::Result<ExitCode> {
-    let spool = SpoolDir::open(dir);
-    let dead_letters = dead_letters(data_dir, id)?;
+pub(super) fn explain(
+    dir: &Path,
+    data_dir: &Path,
+    sealing: &Sealing,
+    id: &EventId,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let spool = SpoolDir::open(dir).map(|spool| spool.with_keys(sealing.clone()));
+    let dead_letters = dead_letters(data_dir, sealing, id)?;
     let accepted = match &spool {
         Some(spool) => {
             // The other way round it could have ended since, without an attempt.
@@ -171,7 +179,7 @@ fn ended_as(attempts: &[Try], letter: Option<&Letter>, cursor: Option<&Cursor>) 
 }
 
 /// Letters of an event, the replayed ones too.
-fn dead_letters(data_dir: &Path, id: &EventId) -> anyhow::Result<Vec<Letter>> {
+fn dead_letters(data_dir: &Path, sealing: &Sealing, id: &EventId) -> anyhow::Result<Vec<Letter>> {
     // As it stands in a file: quotes are escaped there.
     let quoted = serde_json::to_string(id.as_str())?;
     let finder = memmem::Finder::new(&quoted);
@@ -188,22 +196,25 @@ fn dead_letters(data_dir: &Path, id: &EventId) -> anyhow::Result<Vec<Letter>> {
             if finder.find(&bytes).is_none() {
                 continue;
             }
-            let stored = DeadLetterDir::read(&path, &Default::default())?;
-            letters.extend(
-                stored.letters.into_iter().filter(|l| l.event.id() == *id).map(|l| letter(l, replayed)),
-            );
+            let stored = DeadLetterDir::read(&path, &Default::default(), sealing)?;
+            let whole = stored.letters.into_iter().map(|letter| (letter.head(), letter.detail));
+            let locked = stored.locked.into_iter().map(|head| (head, "sealed; the key is not there"));
+            let broken = stored.broken.into_iter().map(|head| (head, "not what was sealed"));
+            let others = locked.chain(broken).map(|(head, why)| (head, why.to_owned()));
+            let all = whole.chain(others).filter(|(head, _)| head.event_id == *id);
+            letters.extend(all.map(|(head, detail)| letter(head, detail, replayed)));
         }
     }
     Ok(letters)
 }
 
-fn letter(letter: DeadLetter, replayed: bool) -> Letter {
+fn letter(head: DeadLetterHead, detail: String, replayed: bool) -> Letter {
     Letter {
-        provider: letter.provider,
-        dead_since: rfc_3339(letter.dead_since_ms),
-        reason: letter.reason.name(),
-        attempts: letter.attempts,
-        detail: letter.detail,
+        provider: head.provider,
+        dead_since: rfc_3339(head.dead_since_ms),
+        reason: head.reason.name(),
+        attempts: head.attempts,
+        detail,
         replayed,
     }
 }

@@ -15,8 +15,8 @@ use reqwest::{Client, Response, StatusCode, header::AUTHORIZATION};
 use tokio::time::sleep;
 
 use super::{
-    DeleteRefusedArgs, RefusedAt, SendRefusedArgs, ShowRefusedArgs, dead_letters::elsewhere, print_each,
-    terminal::words,
+    DeleteRefusedArgs, RefusedAt, SendRefusedArgs, ShowRefusedArgs, dead_letters::elsewhere, keys,
+    print_each, terminal::words,
 };
 use crate::{
     config::Config,
@@ -24,7 +24,8 @@ use crate::{
         http::resend::{self, Answer},
         settings::HttpSettings,
     },
-    refused::{RefusedDir, RefusedItem},
+    refused::{RefusedDir, RefusedHead, RefusedItem, Stored},
+    sealing::Sealing,
     time::{Clock, rfc_3339},
 };
 
@@ -48,28 +49,52 @@ impl RefusedAt {
         RefusedDir::new(self.data_dir(config))
     }
 
-    fn takes(&self, item: &RefusedItem) -> bool {
-        self.reason.as_ref().is_none_or(|reason| item.reason.eq_ignore_ascii_case(reason))
+    fn takes(&self, reason: &str) -> bool {
+        self.reason.as_ref().is_none_or(|wanted| reason.eq_ignore_ascii_case(wanted))
     }
 
-    /// Passes each item on, until `action` says false.
+    /// Passes each item on, until `action` says false. Fails at the first whose key is not
+    /// there.
     fn each(
         &self,
         config: &Config,
         mut action: impl FnMut(RefusedItem) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
+        let sealing = keys(config)?;
         for path in self.dir(config).files()? {
-            let stored = RefusedDir::read(&path)?;
-            if stored.damaged > 0 {
-                warn(&format!("{}: {} line(s) cannot be read", path.display(), stored.damaged));
+            let stored = Self::read(&path, &sealing)?;
+            if let Some(locked) =
+                stored.why_locked.filter(|_| stored.locked.iter().any(|it| self.takes(&it.reason)))
+            {
+                bail!("{}: {locked}", path.display());
             }
-            for item in stored.items.into_iter().filter(|item| self.takes(item)) {
+            for item in stored.items.into_iter().filter(|item| self.takes(&item.reason)) {
                 if !action(item)? {
                     return Ok(());
                 }
             }
         }
         Ok(())
+    }
+
+    /// Passes on what of each item needs no key.
+    fn each_head(&self, config: &Config, mut action: impl FnMut(RefusedHead)) -> anyhow::Result<()> {
+        for path in self.dir(config).files()? {
+            let stored = Self::read(&path, &Sealing::default())?;
+            stored.into_heads().filter(|head| self.takes(&head.reason)).for_each(&mut action);
+        }
+        Ok(())
+    }
+
+    fn read(path: &Path, sealing: &Sealing) -> anyhow::Result<Stored> {
+        let stored = RefusedDir::read(path, sealing)?;
+        if stored.damaged > 0 {
+            warn(&format!("{}: {} line(s) cannot be read", path.display(), stored.damaged));
+        }
+        if !stored.broken.is_empty() {
+            warn(&format!("{}: {} item(s) are not what was sealed", path.display(), stored.broken.len()));
+        }
+        Ok(stored)
     }
 }
 
@@ -80,13 +105,12 @@ fn warn(text: &str) {
 
 pub(super) fn list(config: &Config, at: &RefusedAt) -> anyhow::Result<ExitCode> {
     let mut rows: BTreeMap<(String, String), (u64, i64, i64)> = BTreeMap::new();
-    at.each(config, |item| {
+    at.each_head(config, |item| {
         let came_ms = item.refused_since_ms;
         let row = rows
             .entry((item.reason, item.discard_reason.unwrap_or_default()))
             .or_insert((0, came_ms, came_ms));
         *row = (row.0 + 1, row.1.min(came_ms), row.2.max(came_ms));
-        Ok(true)
     })?;
     if rows.is_empty() {
         println!("no refused items{}", elsewhere(at.data_dir(config)));
@@ -107,7 +131,9 @@ pub(super) fn show(config: &Config, args: &ShowRefusedArgs) -> anyhow::Result<Ex
 pub(super) fn delete(config: &Config, args: &DeleteRefusedArgs) -> anyhow::Result<ExitCode> {
     let _alone = if args.yes { args.at.dir(config).lock()? } else { None };
     let mut ids = HashSet::new();
-    args.at.each(config, |item| Ok(ids.insert(item.letter_id)))?;
+    args.at.each_head(config, |item| {
+        ids.insert(item.letter_id);
+    })?;
     if !args.yes {
         println!("{} item(s); nothing is deleted; to delete them, add: --yes", ids.len());
         return Ok(if ids.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -202,7 +228,7 @@ fn read_mended(file: &Path, at: &RefusedAt, items: &mut Vec<RefusedItem>) -> any
         let item: RefusedItem = serde_json::from_str(&line).with_context(|| {
             format!("{} line {}: want a line as `show` prints it", file.display(), number + 1)
         })?;
-        items.extend(Some(item).filter(|item| at.takes(item)));
+        items.extend(Some(item).filter(|item| at.takes(&item.reason)));
     }
     Ok(())
 }

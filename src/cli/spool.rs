@@ -19,11 +19,13 @@ use crate::{
         cursor::{Cursor, Slot},
         frame::SegmentStart,
         inspect::{
-            CursorInfo, CursorSlots, Forgotten, Overview, Repair, SegmentInfo, SegmentReport, SpoolDir,
+            CursorInfo, CursorSlots, Forgotten, Overview, PassedOver, Repair, Seals, SegmentInfo,
+            SegmentReport, SpoolDir,
         },
         log::LogLimits,
         reader::level_name,
     },
+    sealing::Sealing,
     time::{Clock, rfc_3339},
 };
 
@@ -41,8 +43,8 @@ pub(super) fn list(dir: &Path) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads every byte. The exit code says whether all of it is as it was written.
-pub(super) fn verify(dir: &Path) -> anyhow::Result<ExitCode> {
-    let spool = open(dir)?;
+pub(super) fn verify(dir: &Path, sealing: &Sealing) -> anyhow::Result<ExitCode> {
+    let spool = open(dir)?.with_keys(sealing.clone());
     let in_use = spool.is_in_use()?;
     // Before the segments: what a cursor knows is in the log by then.
     let cursors = spool.cursors()?;
@@ -88,11 +90,12 @@ struct Line<'a> {
 
 pub(super) fn export(
     dir: &Path,
+    sealing: &Sealing,
     provider: Option<&str>,
     since: u64,
     limit: Option<usize>,
 ) -> anyhow::Result<ExitCode> {
-    let spool = open(dir)?;
+    let spool = open(dir)?.with_keys(sealing.clone());
     let cursor = provider.map(|name| cursor_of(&spool, name)).transpose()?;
     let mut left = limit.unwrap_or(usize::MAX);
     let mut unreadable = 0_u64;
@@ -119,7 +122,10 @@ pub(super) fn export(
     match exported {
         // `export | head` is no failure.
         Err(error) if is_broken_pipe(&error) => {}
-        exported => report_damage(exported?.damaged_ranges + unreadable),
+        exported => {
+            let PassedOver { damaged_ranges, broken_seals } = exported?;
+            report_damage(damaged_ranges + unreadable + broken_seals);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -143,7 +149,7 @@ fn report_damage(ranges: u64) {
 
 pub(super) fn repair(dir: &Path, limits: LogLimits) -> anyhow::Result<ExitCode> {
     let spool = open(dir)?;
-    let repair = spool.repair(limits, Clock::system().now_ms())?;
+    let repair = spool.repair(limits)?;
     unless_closed(print_repair(&mut io::stdout().lock(), &repair))?;
     let whole = repair.cursors.iter().all(|(_, whole)| *whole);
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -237,7 +243,11 @@ fn print_segment(out: &mut impl Write, info: &SegmentInfo) -> io::Result<()> {
         0 => String::new(),
         _ => format!("  ({} reserved)", segment.allocated),
     };
-    writeln!(out, "{:<25} {events:>23} {:>12}  {created}{reserved}", segment.name(), segment.used)
+    let sealed = match &info.kids[..] {
+        [] => String::new(),
+        kids => format!("  sealed with {}", kids.join(", ")),
+    };
+    writeln!(out, "{:<25} {events:>23} {:>12}  {created}{reserved}{sealed}", segment.name(), segment.used)
 }
 
 fn print_cursor(out: &mut impl Write, info: &CursorInfo, next_seq: u64, now_ms: i64) -> io::Result<()> {
@@ -325,6 +335,11 @@ fn print_report(out: &mut impl Write, report: &SegmentReport) -> io::Result<()> 
     writeln!(out, "{:<25} events {events:<8} attempts {attempts:<8} {verdict}", report.segment.name())?;
     if let SegmentStart::Newer(version) = report.start {
         writeln!(out, "  written by a newer relay (format {version}): not checked")?;
+    }
+    match &report.seals {
+        Seals::None | Seals::Checked { broken: 0 } => {}
+        Seals::Checked { broken } => writeln!(out, "  {broken} frame(s) are not what was sealed")?,
+        Seals::Unchecked(locked) => writeln!(out, "  its seals are not checked: {locked}")?,
     }
     for range in &report.damaged {
         writeln!(out, "  damaged: {} bytes at {}", range.end - range.start, range.start)?;

@@ -1,7 +1,7 @@
 //! Events that one provider will not get, with the reason: to be read, counted
 //! and sent again by a person.
 //!
-//! `DATA_DIR/dead-letters/<provider>/<time>-<turn>.ndjson`: one [`DeadLetter`] a line, as
+//! `DATA_DIR/dead-letters/<provider>/<time>-<turn>.ndjson` (or `.sealed`): one [`DeadLetter`] a line, as
 //! [`letter_files`](crate::letter_files) has them.
 //!
 //! Beside them `replayed.log` lists the ids of events that a replay delivered,
@@ -22,8 +22,9 @@ use tracing::warn;
 
 use crate::{
     files::{self, Lock},
-    letter_files::{UNFINISHED, delete_from, read_letters, remove_unfinished},
+    letter_files::{Letter, Line, UNFINISHED, delete_from, read_heads, read_letters, remove_unfinished},
     reasons::DeadLetterReason,
+    sealing::{FileKind, Locked, Sealing, lines::first_locked},
     settings::Reader,
 };
 
@@ -56,6 +57,58 @@ pub(crate) struct DeadLetter {
     pub(crate) event: Event,
 }
 
+/// What of a dead letter can be read without the key that it is sealed with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeadLetterHead {
+    pub(crate) dead_since_ms: i64,
+    pub(crate) provider: String,
+    pub(crate) reason: DeadLetterReason,
+    pub(crate) attempts: u32,
+    #[serde(with = "id_as_text")]
+    pub(crate) event_id: EventId<'static>,
+}
+
+/// What is hidden of it. The provider's words may tell of the event.
+#[derive(Deserialize)]
+struct Secret {
+    detail: String,
+    event: Event,
+}
+
+/// The same, to be written.
+#[derive(Serialize)]
+struct SecretRef<'a> {
+    detail: &'a str,
+    event: &'a Event,
+}
+
+impl Letter for DeadLetter {
+    const KIND: FileKind = FileKind::DeadLetters;
+    type Head = DeadLetterHead;
+
+    fn head(&self) -> DeadLetterHead {
+        DeadLetterHead {
+            dead_since_ms: self.dead_since_ms,
+            provider: self.provider.clone(),
+            reason: self.reason,
+            attempts: self.attempts,
+            event_id: self.event.id().into_owned(),
+        }
+    }
+
+    fn secret(&self) -> Vec<u8> {
+        let Self { detail, event, .. } = self;
+        serde_json::to_vec(&SecretRef { detail, event }).expect("a letter is JSON")
+    }
+
+    fn join(head: DeadLetterHead, secret: &[u8]) -> Option<Self> {
+        let Secret { detail, event } = serde_json::from_slice(secret).ok()?;
+        let DeadLetterHead { dead_since_ms, provider, reason, attempts, event_id } = head;
+        let letter = Self { dead_since_ms, provider, reason, attempts, detail, event };
+        (letter.event.id() == event_id).then_some(letter)
+    }
+}
+
 /// Where one provider's dead letters are.
 #[derive(Debug, Clone)]
 pub(crate) struct DeadLetterDir(PathBuf);
@@ -65,12 +118,26 @@ pub(crate) struct DeadLetterDir(PathBuf);
 pub(crate) struct Stored {
     /// Letters that no replay has delivered, in the order of their writing.
     pub(crate) letters: Vec<DeadLetter>,
+    /// Those of them that are sealed and whose key is not there: what can be read, and why
+    /// no more.
+    pub(crate) locked: Vec<DeadLetterHead>,
+    pub(crate) why_locked: Option<Locked>,
+    /// Those that somebody has changed.
+    pub(crate) broken: Vec<DeadLetterHead>,
     /// Lines that cannot be read.
     pub(crate) damaged: usize,
     /// Letters of another provider, in a file that somebody put here.
     pub(crate) foreign: usize,
     /// Bytes of all its whole lines. What is written later stands behind them.
     pub(crate) bytes: u64,
+}
+
+impl Stored {
+    /// What can be read of its letters in any case.
+    pub(crate) fn into_heads(self) -> impl Iterator<Item = DeadLetterHead> {
+        let letters = self.letters.into_iter().map(|letter| letter.head());
+        letters.chain(self.locked).chain(self.broken)
+    }
 }
 
 /// The files that somebody has looked at, and as many of their bytes as there were
@@ -105,23 +172,44 @@ impl DeadLetterDir {
 
     /// The files of letters, oldest first; each small enough to be read whole.
     pub(crate) fn files(&self) -> io::Result<Vec<PathBuf>> {
-        files::list_ndjson(&self.0)
+        files::list_lines(&self.0)
     }
 
     /// Reads the letters of one file that were not `replayed`. Works beside a
     /// relay that is writing to it.
-    pub(crate) fn read(path: &Path, replayed: &HashSet<EventId<'static>>) -> io::Result<Stored> {
+    pub(crate) fn read(
+        path: &Path,
+        replayed: &HashSet<EventId<'static>>,
+        sealing: &Sealing,
+    ) -> io::Result<Stored> {
         let mut stored = Stored::default();
-        read_letters(path, |line, letter: Option<DeadLetter>| {
+        stored.why_locked = read_letters(path, sealing, |line, letter: Line<DeadLetter>| {
             stored.bytes += line.len() as u64;
+            let (is_ours, is_replayed) = match &letter {
+                Line::Letter(letter) => {
+                    (is_of(path, &letter.provider), replayed.contains(&letter.event.id()))
+                }
+                Line::Locked(head) | Line::Broken(head) => {
+                    (is_of(path, &head.provider), replayed.contains(&head.event_id))
+                }
+                Line::Damaged => (true, false),
+            };
             match letter {
-                Some(letter) if !is_of(path, &letter) => stored.foreign += 1,
-                Some(letter) if replayed.contains(&letter.event.id()) => {}
-                Some(letter) => stored.letters.push(letter),
-                None => stored.damaged += 1,
+                _ if !is_ours => stored.foreign += 1,
+                _ if is_replayed => {}
+                Line::Letter(letter) => stored.letters.push(letter),
+                Line::Locked(head) => stored.locked.push(head),
+                Line::Broken(head) => stored.broken.push(head),
+                Line::Damaged => stored.damaged += 1,
             }
         })?;
         Ok(stored)
+    }
+
+    /// Why some of its letters cannot be read, and in which file; before anything is done
+    /// with the others.
+    pub(crate) fn locked(&self, sealing: &Sealing) -> io::Result<Option<(PathBuf, Locked)>> {
+        first_locked(self.files()?, FileKind::DeadLetters, sealing)
     }
 
     /// Takes out the letters that `is_meant`, of those that were `seen` and not
@@ -132,14 +220,14 @@ impl DeadLetterDir {
         &self,
         log: ReplayedLog,
         seen: &Seen,
-        is_meant: impl Fn(&DeadLetter) -> bool,
+        is_meant: impl Fn(&DeadLetterHead) -> bool,
     ) -> io::Result<Deletion> {
         let replayed = self.replayed()?;
         let mut deletion = Deletion::default();
         for path in self.files()? {
             let Some(seen_bytes) = seen.get(&path) else { continue };
-            match delete_from(&path, *seen_bytes, |letter| {
-                is_of(&path, letter) && !replayed.contains(&letter.event.id()) && is_meant(letter)
+            match delete_from::<DeadLetter>(&path, *seen_bytes, |head| {
+                is_of(&path, &head.provider) && !replayed.contains(&head.event_id) && is_meant(head)
             }) {
                 Ok(deleted) => {
                     for letter in deleted {
@@ -185,6 +273,14 @@ impl DeadLetterDir {
         Ok(ReplayedLog(file))
     }
 
+    /// True if a replay is running.
+    pub(crate) fn is_being_replayed(&self) -> io::Result<bool> {
+        match File::open(self.0.join(REPLAYED)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            opened => Ok(matches!(Lock::of(opened?.try_lock_shared())?, Lock::Theirs)),
+        }
+    }
+
     /// Removes files whose letters were all replayed and that no relay writes
     /// to, and forgets replayed events that no file holds any more. Ends the
     /// replay that `log` belongs to.
@@ -197,9 +293,9 @@ impl DeadLetterDir {
             let unused = file.try_lock().is_ok();
             let mut open = 0;
             let mut ids = HashSet::new();
-            read_letters(&path, |_, letter: Option<DeadLetter>| match letter {
-                Some(letter) if is_of(&path, &letter) && replayed.contains(&letter.event.id()) => {
-                    ids.insert(letter.event.id().into_owned());
+            read_heads::<DeadLetter>(&path, |_, head| match head {
+                Some(head) if is_of(&path, &head.provider) && replayed.contains(&head.event_id) => {
+                    ids.insert(head.event_id);
                 }
                 _ => open += 1,
             })?;
@@ -232,9 +328,25 @@ impl DeadLetterDir {
     }
 }
 
-/// True if a letter belongs into the directory of its file.
-fn is_of(path: &Path, letter: &DeadLetter) -> bool {
-    path.parent().and_then(Path::file_name).is_some_and(|dir| dir == letter.provider.as_str())
+/// An event's id as it stands in heads.
+pub(super) mod id_as_text {
+    use analytics_relay_providers::EventId;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(in super::super) fn serialize<S: Serializer>(id: &EventId<'_>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(id.as_str())
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<EventId<'static>, D::Error> {
+        EventId::new(String::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// True if a provider's letter belongs into the directory of a file.
+fn is_of(path: &Path, provider: &str) -> bool {
+    path.parent().and_then(Path::file_name).is_some_and(|dir| dir == provider)
 }
 
 /// The list of events that a replay delivered.
@@ -283,7 +395,7 @@ mod tests {
         let replayed = dir.replayed().unwrap();
         let mut all = Stored::default();
         for path in dir.files().unwrap() {
-            let stored = DeadLetterDir::read(&path, &replayed).unwrap();
+            let stored = DeadLetterDir::read(&path, &replayed, &Sealing::default()).unwrap();
             all.letters.extend(stored.letters);
             all.damaged += stored.damaged;
         }
@@ -363,13 +475,13 @@ mod tests {
     }
 
     /// Deletes of all that is there.
-    fn delete(dir: &DeadLetterDir, is_meant: impl Fn(&DeadLetter) -> bool) -> io::Result<Deletion> {
+    fn delete(dir: &DeadLetterDir, is_meant: impl Fn(&DeadLetterHead) -> bool) -> io::Result<Deletion> {
         dir.delete(dir.open_replayed().unwrap(), &seen(dir), is_meant)
     }
 
     fn seen(dir: &DeadLetterDir) -> Seen {
         let replayed = dir.replayed().unwrap();
-        let bytes = |path: &PathBuf| DeadLetterDir::read(path, &replayed).unwrap().bytes;
+        let bytes = |path: &PathBuf| DeadLetterDir::read(path, &replayed, &Sealing::default()).unwrap().bytes;
         dir.files().unwrap().into_iter().map(|path| (path.clone(), bytes(&path))).collect()
     }
 
@@ -409,7 +521,7 @@ mod tests {
         let path = dir.files().unwrap().remove(0);
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"garbage\n").unwrap();
-        let is_invalid = |letter: &DeadLetter| letter.reason == DeadLetterReason::Invalid;
+        let is_invalid = |head: &DeadLetterHead| head.reason == DeadLetterReason::Invalid;
         let deletion = delete(&dir, is_invalid).unwrap();
         assert_eq!(deletion.deleted, BTreeMap::from([(DeadLetterReason::Invalid, 1)]));
         assert!(deletion.failed.is_empty());
@@ -439,12 +551,12 @@ mod tests {
         let theirs = DeadLetter { provider: "segment".into(), ..letter("b") };
         LetterWriter::open(&dir, 1 << 20).unwrap().write(&[ours.clone(), theirs], 5).unwrap();
         let path = dir.files().unwrap().remove(0);
-        let stored = DeadLetterDir::read(&path, &HashSet::new()).unwrap();
+        let stored = DeadLetterDir::read(&path, &HashSet::new(), &Sealing::default()).unwrap();
         assert_eq!((stored.letters, stored.damaged, stored.foreign), (vec![ours], 0, 1));
         let deletion = delete(&dir, |_| true).unwrap();
         assert_eq!(deletion.deleted.values().sum::<u64>(), 1);
         assert_eq!(
-            DeadLetterDir::read(&path, &HashSet::new()).unwrap().foreign,
+            DeadLetterDir::read(&path, &HashSet::new(), &Sealing::default()).unwrap().foreign,
             1,
             "it is not ours to delete"
         );
@@ -468,5 +580,38 @@ mod tests {
         file.write_all(b"garbage\n{\"dead_since_ms\":1,\"prov").unwrap();
         let stored = read(&dir);
         assert_eq!((stored.letters.len(), stored.damaged), (1, 1));
+    }
+
+    /// What a person does who has not the key, and what takes it.
+    #[test]
+    fn sealed_letters_are_counted_and_deleted_without_the_key_and_read_with_it() {
+        let (_data, dir) = dir();
+        let keys = crate::sealing::test_keys("a");
+        let letters = [letter("canary"), letter("b"), letter("c")];
+        let mut writer = LetterWriter::open(&dir, 1 << 20).unwrap().sealing(&keys);
+        writer.write(&letters, 5).unwrap();
+        let path = dir.files().unwrap().remove(0);
+        assert_eq!(path.extension().unwrap(), "sealed");
+        let bytes = fs::read(&path).unwrap();
+        for hidden in [&b"canary"[..], b"400 no"] {
+            assert!(memchr::memmem::find(&bytes, hidden).is_none());
+        }
+        let read = |sealing: &Sealing| DeadLetterDir::read(&path, &dir.replayed().unwrap(), sealing).unwrap();
+        assert_eq!(read(&keys).letters, letters);
+        let locked = read(&Sealing::default());
+        assert_eq!(locked.locked, letters.clone().map(|letter| letter.head()));
+        assert!(locked.why_locked.unwrap().to_string().contains("\"a\""));
+        assert!(dir.locked(&keys).unwrap().is_none());
+        assert_eq!(dir.locked(&Sealing::default()).unwrap().unwrap().0, path);
+
+        let mut log = dir.open_replayed().unwrap();
+        log.append([&letters[0].event.id()]).unwrap();
+        dir.prune(log).unwrap();
+        assert_eq!(read(&keys).letters, letters[1..], "what was replayed is known by its id");
+        let id = letters[1].event.id().into_owned();
+        let deletion = delete(&dir, |head| head.event_id == id).unwrap();
+        assert_eq!(deletion.deleted.values().sum::<u64>(), 1);
+        assert_eq!(read(&keys).letters, letters[2..]);
+        delete(&dir, |_| true).unwrap();
     }
 }

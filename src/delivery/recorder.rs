@@ -117,7 +117,10 @@ mod tests {
     use prometheus_client::metrics::counter::Counter;
 
     use super::*;
-    use crate::delivery::{dead_letter::DeadLetterDir, test_support::track};
+    use crate::{
+        delivery::{dead_letter::DeadLetterDir, test_support::track},
+        sealing::Sealing,
+    };
 
     /// Something holds the file up: a write that waits for it can be called off, one
     /// that has begun cannot, and neither counts by itself.
@@ -164,7 +167,9 @@ mod tests {
                 .files()
                 .unwrap()
                 .iter()
-                .map(|path| DeadLetterDir::read(path, &HashSet::new()).unwrap().letters.len())
+                .map(|path| {
+                    DeadLetterDir::read(path, &HashSet::new(), &Sealing::default()).unwrap().letters.len()
+                })
                 .sum();
             assert_eq!(on_disk, usize::from(!called_off));
         }

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     letter_files::NotWritten,
+    privacy::suppression::Suppressed,
     queue::{Place, Queued},
     reasons::{DeadLetterReason, DropReason},
     shutdown::Stop,
@@ -127,6 +128,7 @@ fn content_of(event: &Event) -> u64 {
 /// Sends letters again, until each was tried to the end, the provider refuses our
 /// key, or `stop` is forced. `sent` is what earlier parts of the same replay
 /// have delivered, and is added to.
+#[expect(clippy::too_many_arguments, reason = "what a lane needs, each of it once")]
 pub(crate) async fn replay(
     provider: Arc<dyn Provider>,
     settings: LaneSettings,
@@ -134,6 +136,7 @@ pub(crate) async fn replay(
     sent: &mut Sent,
     log: &Arc<Mutex<ReplayedLog>>,
     metrics: LaneMetrics,
+    suppressed: &Arc<Suppressed>,
     stop: &Stop,
 ) -> ReplayReport {
     let recorder = Arc::new(ReplayRecorder::new(log));
@@ -142,7 +145,7 @@ pub(crate) async fn replay(
     // An answer that is not waited for would be a letter sent twice.
     let settings = LaneSettings { awaits_answers: true, convicts_at_once: true, ..settings };
     let (inbox, receiver) = LaneInbox::new(1);
-    let lane = Lane::new(
+    let mut lane = Lane::new(
         provider,
         settings,
         LaneSource::memory(receiver),
@@ -150,6 +153,8 @@ pub(crate) async fn replay(
         Clock::system(),
         stop.clone(),
     );
+
+    lane.leave_out(suppressed.clone());
 
     let mut report = ReplayReport::default();
     let (events, mut taken) = sent.take_first(letters, &mut report);
@@ -164,6 +169,10 @@ pub(crate) async fn replay(
         tokio::select! {
             leftover = &mut running => break leftover,
             now = watch.tick() => {
+                // Who is erased meanwhile is left out, too; while that cannot be seen, all wait.
+                if suppressed.look().is_err() {
+                    stop.force();
+                }
                 let is_refused = status.state() == ProviderState::Paused;
                 refused_since = is_refused.then(|| refused_since.unwrap_or(now));
                 if refused_since.is_some_and(|since| now - since >= REFUSED_PATIENCE) {
@@ -176,6 +185,7 @@ pub(crate) async fn replay(
     report.delivered = delivered.len() as u64;
     sent.0.extend(delivered.into_iter().filter_map(|id| taken.0.remove_entry(&id)));
     report.failed.clone_from(&recorder.failed.lock().unwrap_or_else(PoisonError::into_inner));
+    report.erased = recorder.erased.load(Ordering::Relaxed);
     report.unnoted = recorder.unnoted.load(Ordering::Relaxed);
     report.left = leftover.events.len() as u64 + recorder.left.load(Ordering::Relaxed);
     report.refused = status.trouble().filter(|_| status.state() == ProviderState::Paused);
@@ -188,6 +198,7 @@ struct ReplayRecorder {
     unnoted: AtomicU64,
     failed: Mutex<BTreeMap<DeadLetterReason, u64>>,
     left: AtomicU64,
+    erased: AtomicU64,
 }
 
 impl ReplayRecorder {
@@ -198,6 +209,7 @@ impl ReplayRecorder {
             unnoted: AtomicU64::new(0),
             failed: Mutex::default(),
             left: AtomicU64::new(0),
+            erased: AtomicU64::new(0),
         }
     }
 }
@@ -227,9 +239,10 @@ impl Recorder for ReplayRecorder {
         *failed.entry(reason).or_default() += events as u64;
     }
 
-    /// And stay so: the end came before it was noted why.
-    fn dropped(&self, _: DropReason, events: usize) {
-        self.left.fetch_add(events as u64, Ordering::Relaxed);
+    /// And stay so: the end came before it was noted why, or their users are erased.
+    fn dropped(&self, why: DropReason, events: usize) {
+        let counter = if why == DropReason::Erased { &self.erased } else { &self.left };
+        counter.fetch_add(events as u64, Ordering::Relaxed);
     }
 
     fn not_for(&self, _: NotFor, events: usize) {
@@ -250,6 +263,7 @@ mod tests {
             test_support::{accepted_at, track},
         },
         letter_files::LetterWriter,
+        privacy::secret::DataSecret,
         queue::QueueLimits,
         telemetry::LaneFamilies,
     };
@@ -317,7 +331,9 @@ mod tests {
         let log = Arc::new(Mutex::new(dir.open_replayed().unwrap()));
         let (mut sent, metrics) = (Sent::default(), LaneFamilies::default().of("p"));
         let (provider, stop) = (Arc::new(Ruled(rule)), Stop::default());
-        let report = replay(provider, settings, letters, &mut sent, &log, metrics, &stop).await;
+        let secret = DataSecret::open(data.path()).unwrap();
+        let suppressed = Arc::new(Suppressed::open(data.path(), &secret).unwrap());
+        let report = replay(provider, settings, letters, &mut sent, &log, metrics, &suppressed, &stop).await;
         assert_eq!(dir.replayed().unwrap().len() as u64, report.delivered);
         report
     }

@@ -20,6 +20,7 @@ use crate::{
     privacy::suppression::Suppressed,
     queue::spool::{LaneLog, reader::LoggedEvent},
     reasons::{DeadLetterReason, DropReason, Outcome},
+    sealing::Sealing,
     shutdown::Stop,
     time::{Clock, WallCheck},
 };
@@ -40,6 +41,7 @@ pub(crate) struct Unnamed {
     next_seq: u64,
     dir: DeadLetterDir,
     dead_letters_bytes_max: u64,
+    sealing: Sealing,
     /// Opened when it is needed.
     letters: Option<LetterWriter>,
     retention: Duration,
@@ -85,6 +87,7 @@ impl Unnamed {
             wall: log.wall_check(),
             log,
             dead_letters_bytes_max,
+            sealing: Sealing::default(),
             letters: None,
             retention,
             clock,
@@ -95,6 +98,11 @@ impl Unnamed {
     /// Makes no dead letters of those who are suppressed.
     pub(crate) fn leave_out(self, suppressed: Arc<Suppressed>) -> Self {
         Self { suppressed: Some(suppressed), ..self }
+    }
+
+    /// Seals the dead letters, if that is to be.
+    pub(crate) fn sealing(self, sealing: &Sealing) -> Self {
+        Self { sealing: sealing.clone(), ..self }
     }
 
     /// Runs until the relay drains.
@@ -140,7 +148,7 @@ impl Unnamed {
     /// True if there may be more.
     fn let_go_of_some(&mut self, to_go: ToGo) -> bool {
         let from = self.next_seq;
-        let chunk = match self.log.read(from, EVENTS_AT_ONCE, READ_BYTES) {
+        let mut chunk = match self.log.read(from, EVENTS_AT_ONCE, READ_BYTES) {
             Ok(chunk) => chunk,
             Err(error) => {
                 warn!(provider = self.provider, %error, "the spool cannot be read");
@@ -149,7 +157,7 @@ impl Unnamed {
         };
         let (mut surplus, mut expired, mut erased) = (Vec::new(), Vec::new(), Vec::new());
         let mut end = chunk.next_seq;
-        for logged in chunk.events {
+        for logged in std::mem::take(&mut chunk.events) {
             match to_go.reason(&logged) {
                 Some(_) if self.is_erased(&logged) => erased.push(logged),
                 Some(DeadLetterReason::SpoolFull) => surplus.push(logged),
@@ -163,9 +171,11 @@ impl Unnamed {
         if surplus.is_empty() && expired.is_empty() && erased.is_empty() && end < chunk.next_seq {
             return false;
         }
-        chunk.damaged.into_iter().for_each(|range| self.log.reports().damaged(range));
-        let gone = chunk.missing.into_iter().filter(|range| range.end <= end).collect();
-        self.log.reports().ended_ranges(Outcome::Dropped(DropReason::SpoolDamaged), gone);
+        std::mem::take(&mut chunk.damaged).into_iter().for_each(|range| self.log.reports().damaged(range));
+        chunk.missing.retain(|missing| missing.seqs.end <= end);
+        for (why, gone) in chunk.take_missing() {
+            self.log.reports().ended_ranges(Outcome::Dropped(why), gone);
+        }
         if let Err(unwritten) = self.bury(&surplus, DeadLetterReason::SpoolFull, "the spool is full") {
             let lost = &surplus[unwritten.written..];
             self.end(lost, Outcome::Dropped(unwritten.why));
@@ -194,8 +204,7 @@ impl Unnamed {
     }
 
     fn is_erased(&self, logged: &LoggedEvent) -> bool {
-        let (user, device) = (logged.event.user_id(), logged.event.anonymous_id());
-        self.suppressed.as_ref().is_some_and(|list| list.covers(user, device))
+        self.suppressed.as_ref().is_some_and(|list| list.covers_event(&logged.event))
     }
 
     fn bury(
@@ -234,6 +243,7 @@ impl Unnamed {
     fn writer(&mut self) -> Result<&mut LetterWriter, NotWritten> {
         if self.letters.is_none() {
             let opened = LetterWriter::open(&self.dir, self.dead_letters_bytes_max);
+            let opened = opened.map(|opened| opened.sealing(&self.sealing));
             self.letters = Some(opened.map_err(|error| {
                 warn!(provider = self.provider, %error, "dead letters cannot be written");
                 NotWritten::ANY
@@ -263,7 +273,10 @@ mod tests {
         queue::{
             Durability, QueueLimits,
             memory::{self, QueueReceiver},
-            spool::{OpenedSpool, SpoolSettings, SpoolThread, WhenFull, log::LogLimits},
+            spool::{
+                OpenedSpool, SpoolSettings, SpoolThread, WhenFull,
+                log::{LogKeys, LogLimits},
+            },
         },
         telemetry::SpoolMetrics,
     };
@@ -286,6 +299,7 @@ mod tests {
                 let settings = SpoolSettings {
                     dir: dir.path().join("spool"),
                     default_level: Durability::Written,
+                    keys: LogKeys::default(),
                     limits: LogLimits { segment_bytes: 1 << 22, bytes_max: 1 << 30 },
                     provider_bytes_max: vec![1 << 30; names.len()],
                     when_full: WhenFull::Reject,

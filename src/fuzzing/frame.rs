@@ -11,8 +11,10 @@ use crate::queue::{
             find_mark, parse,
         },
         scan::{Item, Scanner},
+        sealed,
     },
 };
+use crate::sealing::{BrokenSeal, FileKind, test_keys};
 
 /// Most bytes of a made-up segment: a few windows of the scanner.
 const SEGMENT_BYTES_MAX: usize = 1 << 20;
@@ -27,6 +29,7 @@ pub fn frame(bytes: &[u8]) {
     };
     check_header(&content);
     check_parse(&content);
+    check_seals(&content);
     let start = SEGMENT_HEADER_BYTES.min(content.len());
     for (from, end, step) in [
         (0, content.len(), usize::MAX),
@@ -60,6 +63,7 @@ fn made_up_segment(input: &mut Input<'_>) -> Vec<u8> {
                     time_ms: 0,
                     id: b"big",
                     payload: &payload,
+                    is_sealed: false,
                 };
                 frame.encode(&mut out);
             }
@@ -98,14 +102,16 @@ fn made_up_frame(input: &mut Input<'_>, out: &mut Vec<u8>) {
     let (seq, time_ms) = (input.u64() % (SEQ_MAX + 2), input.u64().cast_signed());
     let (id_bytes, payload_bytes) = (input.below(256), input.below(256));
     let (id, payload) = (input.take(id_bytes), input.take(payload_bytes));
-    Frame { kind, durability, seq, time_ms, id, payload }.encode(out);
+    let is_sealed = input.flag();
+    Frame { kind, durability, seq, time_ms, id, payload, is_sealed }.encode(out);
 }
 
 fn check_header(content: &[u8]) {
     if let SegmentStart::Header(header) = SegmentHeader::decode(content) {
         assert_eq!(SegmentHeader::decode(&header.encode()), SegmentStart::Header(header));
     }
-    let header = SegmentHeader { first_seq: content.len() as u64, created_ms: NOW_MS };
+    let is_sealed = content.len() % 2 == 1;
+    let header = SegmentHeader { first_seq: content.len() as u64, created_ms: NOW_MS, is_sealed };
     assert_eq!(SegmentHeader::decode(&header.encode()), SegmentStart::Header(header));
 }
 
@@ -124,6 +130,31 @@ fn check_parse(content: &[u8]) {
         Parsed::Short(bytes) => assert!(bytes > content.len() && bytes <= FRAME_BYTES_MAX),
         Parsed::Invalid => {}
     }
+}
+
+/// Whatever a sealed frame holds, it is opened, or refused: only what was sealed comes out.
+fn check_seals(content: &[u8]) {
+    let (mut sealer, _) = test_keys("a").begin(FileKind::Segment).expect("there is a key").expect("it seals");
+    let key = sealer.key();
+    let mut secret = Vec::new();
+    let Parsed::Frame(frame) = parse(content) else { return };
+    let _ = sealed::clear(frame.payload);
+    if frame.is_sealed {
+        assert_eq!(sealed::open(&frame, &key, &mut secret), Err(BrokenSeal));
+        return;
+    }
+    let mut out = Vec::new();
+    sealed::seal_group(&mut sealer, &content[..frame.len()], &mut out);
+    assert!(out.len() <= sealed::bytes_max(&content[..frame.len()]));
+    let Parsed::Frame(again) = parse(&out) else { panic!("a sealed frame is a frame") };
+    let head = |frame: &Frame<'_>| (frame.kind, frame.seq, frame.time_ms, frame.id.to_vec());
+    assert_eq!((head(&again), again.len()), (head(&frame), out.len()));
+    assert_eq!(sealed::open(&again, &key, &mut secret), Ok(()));
+    if frame.kind == Kind::Event {
+        assert_eq!(secret, frame.payload);
+    }
+    let changed = Frame { seq: frame.seq ^ 1, ..again };
+    assert_eq!(sealed::open(&changed, &key, &mut secret), Err(BrokenSeal));
 }
 
 fn check_scan(content: &[u8], from: usize, end: usize, step: usize) {

@@ -12,7 +12,7 @@ use crate::queue::spool::{
     cursor::SLOT_BYTES,
     index::Segment,
     log::LogLimits,
-    model::{PROVIDERS, Rig, dirs},
+    model::{PROVIDERS, Rig, dirs, sealed},
     sim::Fault,
 };
 
@@ -54,7 +54,18 @@ impl DamagedLog {
             segment_bytes: [300, 1024, 4096][input.below(3)],
             bytes_max: [2048, 8192, 1 << 20][input.below(3)],
         };
-        Self { rig: Rig::opened(seed, limits), rng: Rng::with_seed(u64::from(input.byte())) }
+        let mut rig = Rig::new(seed, limits);
+        // A third of them sealed, a third now so and now so.
+        match input.below(3) {
+            0 => {}
+            1 => rig = rig.keeping(sealed("a,b")),
+            _ => {
+                rig = rig.keeping(sealed("a,b"));
+                rig.switches = Some(&["a,b", "b,a", "none,a,b"]);
+            }
+        }
+        rig.open().expect("an empty disk");
+        Self { rig, rng: Rng::with_seed(u64::from(input.byte())) }
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
@@ -122,6 +133,9 @@ impl DamagedLog {
     }
 
     fn open(&mut self) {
+        if let Some(kids) = self.rig.switches {
+            self.rig.keys = sealed(kids[self.rng.usize(..kids.len())]);
+        }
         self.rig.open().expect("whatever is damaged, it opens");
         self.read_in_parts();
         self.rig.check_found_again(|_| {});

@@ -13,6 +13,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use analytics_relay_providers::{Event, EventKind};
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -40,6 +41,31 @@ impl IdSort {
             Self::User => "user",
             Self::Anonymous => "anonymous",
         }
+    }
+}
+
+/// Whom an event is of.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ids<'a> {
+    pub(crate) user_id: Option<&'a str>,
+    pub(crate) anonymous_id: Option<&'a str>,
+    /// Of an alias: a user or a device.
+    pub(crate) previous_id: Option<&'a str>,
+}
+
+impl<'a> Ids<'a> {
+    pub(crate) fn of(event: &'a Event) -> Self {
+        let previous_id = match event.kind() {
+            EventKind::Alias { previous_id } => Some(previous_id),
+            _ => None,
+        };
+        Self { user_id: event.user_id(), anonymous_id: event.anonymous_id(), previous_id }
+    }
+
+    /// True if something holds for one of them, as a user or as a device.
+    pub(crate) fn any(&self, holds: impl Fn(Option<&str>, Option<&str>) -> bool) -> bool {
+        holds(self.user_id, self.anonymous_id)
+            || self.previous_id.is_some() && holds(self.previous_id, self.previous_id)
     }
 }
 
@@ -174,18 +200,24 @@ impl Suppressed {
         Ok(suppressed)
     }
 
-    /// True if one of these ids is suppressed.
+    /// True if the user of an event is suppressed.
     #[inline]
-    pub(crate) fn covers(&self, user_id: Option<&str>, anonymous_id: Option<&str>) -> bool {
-        self.is_any.load(Ordering::Acquire) && self.has(user_id, anonymous_id)
+    pub(crate) fn covers_event(&self, event: &Event) -> bool {
+        self.is_any.load(Ordering::Acquire) && self.covers(Ids::of(event))
     }
 
+    /// True if one of these ids is suppressed.
     #[cold]
+    pub(crate) fn covers(&self, ids: Ids<'_>) -> bool {
+        ids.any(|user_id, anonymous_id| self.has(user_id, anonymous_id))
+    }
+
     fn has(&self, user_id: Option<&str>, anonymous_id: Option<&str>) -> bool {
         let hashes = self.hashes.load();
-        [(IdSort::User, user_id), (IdSort::Anonymous, anonymous_id)]
-            .into_iter()
-            .any(|(sort, id)| id.is_some_and(|id| hashes.contains(&self.dir.hash(sort, id))))
+        !hashes.is_empty()
+            && [(IdSort::User, user_id), (IdSort::Anonymous, anonymous_id)]
+                .into_iter()
+                .any(|(sort, id)| id.is_some_and(|id| hashes.contains(&self.dir.hash(sort, id))))
     }
 
     /// Grows with each change of the list.
@@ -258,21 +290,27 @@ mod tests {
     fn who_is_suppressed_is_known_at_once_and_across_starts() {
         let (dir, secret, list) = opened();
         let running = Suppressed::open(dir.path(), &secret).unwrap();
-        assert!(!running.covers(Some("user-1"), Some("device-1")));
+        let ids = |user_id, anonymous_id| Ids { user_id, anonymous_id, previous_id: None };
+        assert!(!running.covers(ids(Some("user-1"), Some("device-1"))));
         assert_eq!(list.add(&[(IdSort::User, "user-1"), (IdSort::Anonymous, "device-1")], 5).unwrap(), 1);
         assert!(running.look().unwrap());
         assert!(!running.look().unwrap(), "nothing has changed since");
         for suppressed in [&running, &Suppressed::open(dir.path(), &secret).unwrap()] {
             assert!(
-                suppressed.covers(Some("user-1"), None) && suppressed.covers(Some("x"), Some("device-1"))
+                suppressed.covers(ids(Some("user-1"), None))
+                    && suppressed.covers(ids(Some("x"), Some("device-1")))
             );
-            assert!(!suppressed.covers(Some("device-1"), Some("user-1")), "an id of another sort");
+            assert!(!suppressed.covers(ids(Some("device-1"), Some("user-1"))), "an id of another sort");
+            for previous_id in ["user-1", "device-1"] {
+                let alias = Ids { previous_id: Some(previous_id), ..ids(Some("x"), None) };
+                assert!(suppressed.covers(alias), "an alias would make another of them");
+            }
             assert_eq!(suppressed.generation(), 1);
         }
         assert_eq!(list.since_ms(IdSort::User, "user-1").unwrap(), Some(5));
         assert_eq!(list.lift(&[(IdSort::User, "user-1")]).unwrap(), 2);
         running.look().unwrap();
-        assert!(!running.covers(Some("user-1"), None) && running.covers(None, Some("device-1")));
+        assert!(!running.covers(ids(Some("user-1"), None)) && running.covers(ids(None, Some("device-1"))));
         let text = fs::read_to_string(dir.path().join(NAME)).unwrap();
         assert!(!text.contains("device-1"), "{text}");
     }
@@ -288,7 +326,8 @@ mod tests {
         {
             fs::write(dir.path().join(NAME), damaged).unwrap();
             assert!(running.look().is_err(), "{damaged}");
-            assert!(running.covers(Some("user-1"), None), "what was read last holds");
+            let user = Ids { user_id: Some("user-1"), ..Ids::default() };
+            assert!(running.covers(user), "what was read last holds");
             assert!(Suppressed::open(dir.path(), &secret).is_err(), "{damaged}");
             assert!(list.add(&[(IdSort::User, "user-2")], 6).is_err(), "{damaged}");
         }

@@ -32,6 +32,7 @@ mod openapi;
 mod privacy;
 mod raw;
 mod refused;
+mod sealing;
 mod secrets;
 mod sigterm;
 mod spool_commands;

@@ -151,21 +151,24 @@ impl Lane {
         }
     }
 
-    pub(super) fn drop_events(&mut self, reason: DropReason, event_count: usize) {
-        self.recorder.dropped(reason, event_count);
+    pub(super) fn drop_events(&mut self, why: DropReason, event_count: usize) {
+        self.recorder.dropped(why, event_count);
         if !self.lines.take(Line::Lost, event_count) {
             return;
         }
         let provider = self.provider.name();
-        if reason == DropReason::SpoolDamaged {
-            error!(provider, event_count, reason = reason.name(), "events lost: the spool is damaged");
-        } else {
-            error!(
-                provider,
-                event_count,
-                reason = reason.name(),
-                "events lost: they could not become dead letters"
-            );
+        let reason = why.name();
+        match why {
+            DropReason::SpoolDamaged => {
+                error!(provider, event_count, reason, "events lost: the spool is damaged");
+            }
+            DropReason::SealBroken => {
+                error!(provider, event_count, reason, "events lost: somebody has changed what was sealed");
+            }
+            DropReason::Undecryptable => {
+                error!(provider, event_count, reason, "events lost: they are sealed, and there is no key");
+            }
+            _ => error!(provider, event_count, reason, "events lost: they could not become dead letters"),
         }
     }
 

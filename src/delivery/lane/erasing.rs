@@ -59,7 +59,7 @@ impl Lane {
     #[inline]
     pub(super) fn is_erased(&self, event: &Event) -> bool {
         let suppressed = self.erasing.suppressed.as_ref();
-        suppressed.is_some_and(|list| list.covers(event.user_id(), event.anonymous_id()))
+        suppressed.is_some_and(|list| list.covers_event(event))
     }
 
     /// The list has changed.
@@ -86,7 +86,7 @@ impl Lane {
 
     fn drop_erased(&mut self) {
         let Some(suppressed) = self.erasing.suppressed.clone() else { return };
-        let is_erased = |event: &Event| suppressed.covers(event.user_id(), event.anonymous_id());
+        let is_erased = |event: &Event| suppressed.covers_event(event);
         let mut taken = self.backlog.take_where(|waiting| is_erased(&waiting.event));
         taken.extend(self.letters.take_where(|waiting| is_erased(&waiting.event)));
         taken.extend(self.parked.extract_if(.., |waiting| is_erased(&waiting.event)));

@@ -199,9 +199,9 @@ impl Lane {
         if is_low { (share.events_max - load.events).max(1) } else { 0 }
     }
 
-    pub(super) fn take_chunk(&mut self, chunk: Chunk) {
+    pub(super) fn take_chunk(&mut self, mut chunk: Chunk) {
         let recent = self.source.take_read(&chunk);
-        let read = chunk.events.into_iter();
+        let read = std::mem::take(&mut chunk.events).into_iter();
         let read = read.map(|logged| Queued { event: logged.event, place: Place::log(logged.seq) });
         let limited = self.limited_routes();
         let mut passed_over = PassedOver::default();
@@ -218,27 +218,39 @@ impl Lane {
             self.admit(queued, flow, is_aside);
         }
         self.pass_over(passed_over);
-        let lost: u64 = chunk.missing.iter().map(|range| range.end - range.start).sum();
+        let missing = chunk.take_missing();
         if let Some(reports) = self.source.reports() {
             chunk.damaged.into_iter().for_each(|range| reports.damaged(range));
-            if lost > 0 {
-                reports.ended_ranges(Outcome::Dropped(DropReason::SpoolDamaged), chunk.missing);
-            }
         }
-        if lost > 0 {
-            self.drop_events(DropReason::SpoolDamaged, usize::try_from(lost).unwrap_or(usize::MAX));
+        for (why, seqs) in missing {
+            let lost: u64 = seqs.iter().map(|range| range.end - range.start).sum();
+            if let Some(reports) = self.source.reports() {
+                reports.ended_ranges(Outcome::Dropped(why), seqs);
+            }
+            self.drop_events(why, usize::try_from(lost).unwrap_or(usize::MAX));
         }
     }
 
     /// What had been left aside is in memory, as far as the log still holds it.
-    pub(super) fn take_aside(&mut self, flow: Flow, chunk: Chunk) {
+    pub(super) fn take_aside(&mut self, flow: Flow, mut chunk: Chunk) {
         let Some(mut aside) = self.asides.remove(&flow) else { return };
-        for logged in chunk.events {
-            if aside.has(logged.seq) {
-                self.backlog.push(logged.event, flow, Place::log(logged.seq));
+        let mut erased = PassedOver::default();
+        for logged in std::mem::take(&mut chunk.events) {
+            let place = Place::log(logged.seq);
+            match aside.has(logged.seq) {
+                true if self.is_erased(&logged.event) => {
+                    erased.push((Outcome::Dropped(DropReason::Erased), place));
+                }
+                true => self.backlog.push(logged.event, flow, place),
+                false => {}
             }
         }
-        let lost: Vec<u64> = chunk.missing.into_iter().flat_map(|range| aside.within(range)).collect();
+        self.pass_over(erased);
+        let mut lost: Vec<(DropReason, Vec<u64>)> = Vec::new();
+        for (why, ranges) in chunk.take_missing() {
+            let seqs: Vec<u64> = ranges.into_iter().flat_map(|range| aside.within(range)).collect();
+            lost.extend((!seqs.is_empty()).then_some((why, seqs)));
+        }
         aside.read(chunk.next_seq);
         if aside.is_empty() {
             self.source.close_if_caught_up();
@@ -250,9 +262,9 @@ impl Lane {
         }
         if let Some(reports) = self.source.reports() {
             chunk.damaged.into_iter().for_each(|range| reports.damaged(range));
-            reports.ended(Outcome::Dropped(DropReason::SpoolDamaged), &lost);
+            lost.iter().for_each(|(why, seqs)| reports.ended(Outcome::Dropped(*why), seqs));
         }
-        self.drop_events(DropReason::SpoolDamaged, lost.len());
+        lost.into_iter().for_each(|(why, seqs)| self.drop_events(why, seqs.len()));
     }
 
     #[inline]

@@ -23,6 +23,7 @@ use crate::{
         denied::{Denied, Violation},
     },
     ingest::limits::{HTTP_BATCH_ITEMS_MAX, HTTP_INGESTION_ITEMS_MAX},
+    privacy::suppression::Ids,
     reasons::RefusalReason,
 };
 
@@ -152,8 +153,13 @@ impl Batch<'_> {
             return keeping;
         }
         for (place, violation) in puts.invalid() {
-            let [user_id, anonymous_id] = self.items[place].ids();
-            if admission.suppresses(user_id.as_deref(), anonymous_id.as_deref()) {
+            let [user_id, anonymous_id, previous_id] = self.items[place].ids();
+            let ids = Ids {
+                user_id: user_id.as_deref(),
+                anonymous_id: anonymous_id.as_deref(),
+                previous_id: previous_id.as_deref(),
+            };
+            if admission.suppresses(ids) {
                 continue;
             }
             let is_newer = violation.reason == RefusalReason::SchemaNewer;

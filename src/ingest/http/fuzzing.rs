@@ -236,8 +236,14 @@ impl Served {
         let Inside { mut telemetry, admission, health, queue } =
             Inside::of(QueueLimits { events_max: 10_000, bytes_max: 1 << 26 });
         // Without a byte on the disk.
-        let kept =
-            RefusedKeeper::new(Path::new("/nonexistent"), 0, None, Counter::default(), Counter::default());
+        let kept = RefusedKeeper::new(
+            Path::new("/nonexistent"),
+            0,
+            None,
+            &Sealing::default(),
+            Counter::default(),
+            Counter::default(),
+        );
         let providers = vec!["mixpanel", "amplitude", "segment"];
         let settings = HttpSettings::read(&mut Reader::default());
         let door = HttpDoor::new(admission, health, &settings, providers, kept, telemetry.ingest());

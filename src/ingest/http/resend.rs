@@ -1,9 +1,15 @@
 //! Refused items that were mended, as a batch for a relay's door, and what it answers.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{item::time_of, json::is_null, schema};
+use super::{
+    item::time_of,
+    json::{fields, is_null, scalar},
+    schema,
+};
 use crate::refused::RefusedItem;
 
 /// Items that can go in one call: what stood beside them was the same. The time is ours.
@@ -121,6 +127,13 @@ pub(crate) struct StillBroken {
 pub(crate) struct Deferred {
     /// Its place in the batch.
     pub(crate) index: usize,
+}
+
+/// The user, the device and the former id that an item names, as far as they are texts or
+/// numbers; nothing if it is no object.
+pub(crate) fn ids_of(item: &str) -> Option<[Option<String>; 3]> {
+    let ids = fields(item, &["userId", "anonymousId", "previousId"]).ok()?;
+    Some(ids.map(|id| id.and_then(scalar).map(Cow::into_owned)))
 }
 
 #[cfg(test)]

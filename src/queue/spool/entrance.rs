@@ -127,8 +127,9 @@ fn encode(event: &Event, wanted: Durability) -> Vec<u8> {
         time_ms: event.accepted_ms(),
         id: event_id.as_str().as_bytes(),
         payload: &payload,
+        is_sealed: false,
     };
     let mut bytes = Vec::with_capacity(frame.len());
-    frame.encode_unsealed(&mut bytes);
+    frame.encode_incomplete(&mut bytes);
     bytes
 }

@@ -5,6 +5,7 @@ use std::{io, path::Path};
 use thiserror::Error;
 
 use super::frame;
+use crate::sealing::Locked;
 
 /// Why a log cannot be used.
 #[derive(Debug, Error)]
@@ -38,6 +39,14 @@ pub enum SpoolError {
         path: String,
         /// What it says.
         version: u16,
+    },
+    /// It is sealed, and the key is not there.
+    #[error("{path}: {locked}")]
+    Locked {
+        /// Which file.
+        path: String,
+        /// Why it cannot be opened.
+        locked: Locked,
     },
 }
 

@@ -2,12 +2,13 @@
 //! that owns the files, read by every lane.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::frame::SEQ_MAX;
+use super::frame::{SEALED_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEQ_MAX};
+use crate::sealing::FileKey;
 
 /// Ending of segments.
 pub(crate) const ENDING: &str = ".log";
@@ -46,6 +47,29 @@ impl Segment {
     }
 }
 
+/// How a segment is read. A key that was there once stays, whatever becomes of the file's
+/// key blocks meanwhile.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum SegmentKey {
+    /// Nothing is sealed.
+    #[default]
+    Plain,
+    Key(Arc<FileKey>),
+    /// It is sealed, and the key is not there.
+    Missing,
+}
+
+impl SegmentKey {
+    /// Where the first frame begins.
+    pub(crate) fn frames_at(&self) -> u64 {
+        let bytes = if matches!(self, Self::Plain) { SEGMENT_HEADER_BYTES } else { SEALED_HEADER_BYTES };
+        bytes as u64
+    }
+}
+
+/// Keys of segments, by their first numbers; of those that are sealed.
+pub(crate) type SegmentKeys = BTreeMap<u64, SegmentKey>;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Index(Mutex<State>);
@@ -54,6 +78,7 @@ pub(crate) struct Index(Mutex<State>);
 struct State {
     /// By their first number.
     segments: VecDeque<Segment>,
+    keys: SegmentKeys,
     next_seq: u64,
     /// Segments that were replaced by another one of the same name.
     replaced: u64,
@@ -61,7 +86,16 @@ struct State {
 
 impl Index {
     pub(crate) fn new(segments: Vec<Segment>, next_seq: u64) -> Self {
-        Self(Mutex::new(State { segments: segments.into(), next_seq, replaced: 0 }))
+        Self::with_keys(segments, SegmentKeys::new(), next_seq)
+    }
+
+    pub(super) fn with_keys(segments: Vec<Segment>, keys: SegmentKeys, next_seq: u64) -> Self {
+        Self(Mutex::new(State { segments: segments.into(), keys, next_seq, replaced: 0 }))
+    }
+
+    /// How the segment with that first number is read.
+    pub(crate) fn key(&self, first_seq: u64) -> SegmentKey {
+        self.lock().keys.get(&first_seq).cloned().unwrap_or_default()
     }
 
     /// The number of the next event: all before it can be read.
@@ -117,15 +151,16 @@ impl Index {
     }
 
     /// The oldest segment that is not written to any more.
-    pub(super) fn oldest_sealed(&self) -> Option<Segment> {
+    pub(super) fn oldest_ended(&self) -> Option<Segment> {
         let state = self.lock();
         state.segments.front().filter(|_| state.segments.len() > 1).copied()
     }
 
     /// Adds the newest segment. One of the same name, which held no event, is
     /// replaced by it, as the file was.
-    pub(super) fn push(&self, segment: Segment) {
+    pub(super) fn push(&self, segment: Segment, key: SegmentKey) {
         let mut state = self.lock();
+        state.keys.insert(segment.first_seq, key);
         if state.segments.back().is_some_and(|newest| newest.first_seq == segment.first_seq) {
             state.segments.pop_back();
             state.replaced += 1;
@@ -134,7 +169,10 @@ impl Index {
     }
 
     pub(super) fn remove_oldest(&self) {
-        self.lock().segments.pop_front();
+        let mut state = self.lock();
+        if let Some(oldest) = state.segments.pop_front() {
+            state.keys.remove(&oldest.first_seq);
+        }
     }
 
     /// Makes what was appended to the newest segment readable.

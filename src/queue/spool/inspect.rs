@@ -20,16 +20,21 @@ use std::{
 use super::{
     cursor::{Cursor, CursorFile, ENDING as CURSOR_ENDING, FORGET_ENDING, Slot, newest, read_slots},
     error::SpoolError,
-    frame::{Frame, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
+    frame::{Frame, Kind, SegmentStart},
     fs::{RealFs, SpoolFile, SpoolFs},
+    head::Head,
     index::{Index, Segment},
     layout::LogDirs,
     lock::{LOCK, SpoolLock},
-    log::{Log, LogLimits, Recovery},
+    log::{Log, LogKeys, LogLimits, Recovery},
     quarantine::Quarantine,
     scan::{Item, Scanner},
+    sealed,
 };
-use crate::files::Lock;
+use crate::{
+    files::Lock,
+    sealing::{FileKey, FileKind, KeyBlocks, Locked, Sealing},
+};
 
 mod hop;
 #[cfg(test)]
@@ -51,6 +56,8 @@ const FORGET_PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone)]
 pub(crate) struct SpoolDir {
     dirs: LogDirs,
+    /// The keys that there are, of those that it is sealed with.
+    sealing: Sealing,
     /// The lock is held by us: no relay is running.
     is_ours: bool,
 }
@@ -72,6 +79,8 @@ pub(crate) struct SegmentInfo {
     /// Of the newest: how far it is written.
     pub(crate) segment: Segment,
     pub(crate) start: SegmentStart,
+    /// The names of the keys that it is sealed with.
+    pub(crate) kids: Vec<String>,
 }
 
 /// How far a provider has come.
@@ -109,11 +118,12 @@ impl CursorSlots {
 pub(crate) struct SegmentReport {
     pub(crate) segment: Segment,
     pub(crate) start: SegmentStart,
+    pub(crate) seals: Seals,
     pub(crate) events: u64,
     pub(crate) attempts: u64,
     /// Frames of a group that failed, whose numbers were given away again.
     pub(crate) void: u64,
-    /// Bytes that cannot be read.
+    /// Bytes that cannot be read, or are not what was sealed.
     pub(crate) damaged: Vec<Range<u64>>,
     /// Numbers of events that are not there.
     pub(crate) missing: Vec<Range<u64>>,
@@ -131,6 +141,28 @@ impl SegmentReport {
             && self.torn.is_none()
     }
 
+    /// Of a segment of which nothing but the head was read.
+    fn of(segment: Segment, head: &Head, seals: Seals) -> Self {
+        let mut damaged: Vec<Range<u64>> =
+            head.damaged_blocks().into_iter().map(|(at, bytes)| at..at + bytes).collect();
+        // One without a byte was never begun.
+        if head.start == SegmentStart::Damaged && segment.used > 0 {
+            damaged.insert(0, 0..head.header_bytes as u64);
+        }
+        Self {
+            segment,
+            start: head.start,
+            seals,
+            events: 0,
+            attempts: 0,
+            void: 0,
+            damaged,
+            missing: Vec::new(),
+            torn: None,
+            end_seq: segment.first_seq,
+        }
+    }
+
     fn note_missing(&mut self, until: u64) {
         if until > self.end_seq {
             self.missing.push(self.end_seq..until);
@@ -139,10 +171,23 @@ impl SegmentReport {
     }
 }
 
+/// What the seals of a segment say.
+#[derive(Debug)]
+pub(crate) enum Seals {
+    /// It is not sealed.
+    None,
+    /// There is no key: its frames were checked as far as one can without.
+    Unchecked(Locked),
+    /// So many frames have a seal that is broken.
+    Checked { broken: u64 },
+}
+
 /// What was found while events were read.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PassedOver {
     pub(crate) damaged_ranges: u64,
+    /// Events whose seal is broken.
+    pub(crate) broken_seals: u64,
 }
 
 /// What became of the wish to have a provider forgotten.
@@ -182,7 +227,12 @@ impl SpoolDir {
     /// `None` if there is no log.
     pub(crate) fn open(dir: &Path) -> Option<Self> {
         let dirs = LogDirs::new(dir);
-        dirs.segments.is_dir().then_some(Self { dirs, is_ours: false })
+        dirs.segments.is_dir().then_some(Self { dirs, sealing: Sealing::default(), is_ours: false })
+    }
+
+    /// With keys, for what is sealed.
+    pub(crate) fn with_keys(self, sealing: Sealing) -> Self {
+        Self { sealing, ..self }
     }
 
     /// True if a process holds the log's lock.
@@ -236,8 +286,9 @@ impl SpoolDir {
         let (quarantine_ranges, quarantine_bytes) = self.quarantine_size()?;
         let starts = segments.iter().map(|segment| {
             let Some(file) = self.open_segment(*segment)? else { return Ok(None) };
-            let start = self.start(*segment, &*file)?;
-            Ok(Some(SegmentInfo { segment: *segment, start }))
+            let Head { start, blocks, .. } = self.head(*segment, &*file)?;
+            let kids = blocks.iter().flat_map(KeyBlocks::kids).map(str::to_owned).collect();
+            Ok(Some(SegmentInfo { segment: *segment, start, kids }))
         });
         let starts = starts.collect::<Result<Vec<_>, SpoolError>>()?;
         let segments = starts.into_iter().flatten().collect();
@@ -292,29 +343,27 @@ impl SpoolDir {
         mut progress: impl FnMut(u64),
     ) -> Result<Option<SegmentReport>, SpoolError> {
         let Some(file) = self.open_segment(segment)? else { return Ok(None) };
-        let start = self.start(segment, &*file)?;
-        let mut report = SegmentReport {
-            segment,
-            start,
-            events: 0,
-            attempts: 0,
-            void: 0,
-            damaged: Vec::new(),
-            missing: Vec::new(),
-            torn: None,
-            end_seq: segment.first_seq,
+        let head = self.head(segment, &*file)?;
+        let (key, seals) = match self.key(&head) {
+            None => (None, Seals::None),
+            Some(Ok(key)) => (Some(key), Seals::Checked { broken: 0 }),
+            Some(Err(locked)) => (None, Seals::Unchecked(locked)),
         };
-        // One without a byte was never begun.
-        if start == SegmentStart::Damaged && segment.used > 0 {
-            report.damaged.push(0..segment.used.min(SEGMENT_HEADER_BYTES as u64));
-        }
-        if matches!(start, SegmentStart::Newer(_)) {
+        let mut report = SegmentReport::of(segment, &head, seals);
+        if matches!(head.start, SegmentStart::Newer(_)) {
             return Ok(Some(report));
         }
-        self.read(segment, &*file, |step| {
+        let mut secret = Vec::new();
+        self.read(segment, head.frames_at(), &*file, |step| {
             match step {
                 Step::Frame { at, frame } => {
                     progress(at);
+                    if let (Some(key), Seals::Checked { broken }) = (&key, &mut report.seals)
+                        && sealed::open(&frame, key, &mut secret).is_err()
+                    {
+                        *broken += 1;
+                        report.damaged.push(at..at + frame.len() as u64);
+                    }
                     match frame.kind {
                         Kind::Attempt => report.attempts += 1,
                         Kind::Event if frame.seq >= segment.end_seq => report.void += 1,
@@ -344,16 +393,33 @@ impl SpoolDir {
         mut each: impl FnMut(Frame<'_>) -> Result<bool, E>,
     ) -> Result<PassedOver, E> {
         let mut passed_over = PassedOver::default();
-        let mut goes_on = true;
+        let (mut goes_on, mut secret) = (true, Vec::new());
         for segment in self.segments()?.into_iter().filter(|segment| segment.end_seq > since) {
             let Some(file) = self.open_segment(segment)?.filter(|_| goes_on) else { continue };
-            self.refuse_newer(segment, &*file)?;
-            self.read(segment, &*file, |step| {
+            let head = self.refuse_newer(segment, &*file)?;
+            let key = match self.key(&head) {
+                None => None,
+                Some(Ok(key)) => Some(key),
+                // Nobody reads it any more.
+                Some(Err(Locked::Damaged)) => None,
+                Some(Err(locked)) => return Err(self.locked(segment, locked).into()),
+            };
+            self.read(segment, head.frames_at(), &*file, |step| {
                 match step {
                     Step::Frame { frame, .. } => {
                         let is_in = (segment.first_seq.max(since)..segment.end_seq).contains(&frame.seq);
-                        if frame.kind == Kind::Event && is_in {
+                        if frame.kind != Kind::Event || !is_in {
+                            return Ok::<_, E>(true);
+                        }
+                        if head.blocks.is_none() && !frame.is_sealed {
                             goes_on = each(frame)?;
+                        } else if key
+                            .as_ref()
+                            .is_some_and(|key| sealed::open(&frame, key, &mut secret).is_ok())
+                        {
+                            goes_on = each(Frame { payload: &secret, is_sealed: false, ..frame })?;
+                        } else {
+                            passed_over.broken_seals += 1;
                         }
                     }
                     Step::Damage(_) => passed_over.damaged_ranges += 1,
@@ -416,7 +482,7 @@ impl SpoolDir {
     /// Copies every damaged range to quarantine. If no relay is running, the
     /// log is opened first as a relay would, which cuts off a torn end and
     /// writes cursors anew; else the newest segment is left to the relay.
-    pub(crate) fn repair(&self, limits: LogLimits, now_ms: i64) -> Result<Repair, SpoolError> {
+    pub(crate) fn repair(&self, limits: LogLimits) -> Result<Repair, SpoolError> {
         let mut repair = Repair::default();
         let lock = match SpoolLock::acquire(&self.dirs.root) {
             Ok(lock) => Some(lock),
@@ -425,7 +491,7 @@ impl SpoolDir {
         };
         let dir = Self { is_ours: lock.is_some(), ..self.clone() };
         if dir.is_ours {
-            dir.recover(limits, now_ms, &mut repair)?;
+            dir.recover(limits, &mut repair)?;
         }
         dir.keep_damaged(limits, &mut repair)?;
         drop(lock);
@@ -433,10 +499,12 @@ impl SpoolDir {
     }
 
     /// Opens the log as a relay does.
-    fn recover(&self, limits: LogLimits, now_ms: i64, repair: &mut Repair) -> Result<(), SpoolError> {
+    fn recover(&self, limits: LogLimits, repair: &mut Repair) -> Result<(), SpoolError> {
         let mut damaged = self.cursors()?;
         damaged.retain(CursorSlots::is_damaged);
-        let (mut log, recovery) = Log::open(Arc::new(RealFs), &self.dirs, limits, &[], now_ms)?;
+        // What is sealed is mended as far as one can without the key, and nothing is appended.
+        let keys = LogKeys { sealing: Sealing::default(), passes_unreadable: true };
+        let (mut log, recovery) = Log::recover(Arc::new(RealFs), &self.dirs, limits, &keys, &[])?;
         log.write_cursors();
         drop(log);
         for CursorSlots { provider, .. } in damaged {
@@ -476,8 +544,9 @@ impl SpoolDir {
     /// meanwhile.
     fn find_end(&self, newest: &mut Segment) -> Result<bool, SpoolError> {
         let Some(file) = self.open_segment(*newest)? else { return Ok(false) };
-        let (mut end_seq, mut used) = (newest.first_seq, newest.used.min(SEGMENT_HEADER_BYTES as u64));
-        self.read(*newest, &*file, |step| {
+        let frames_at = self.head(*newest, &*file)?.frames_at();
+        let (mut end_seq, mut used) = (newest.first_seq, newest.used.min(frames_at));
+        self.read(*newest, frames_at, &*file, |step| {
             if let Step::Frame { at, frame } = step {
                 used = at + frame.len() as u64;
                 if frame.kind == Kind::Event {
@@ -495,7 +564,8 @@ impl SpoolDir {
         let mut window = Vec::new();
         for segment in segments.iter().filter(|segment| segment.end_seq > cursor.lowest()) {
             let Some(file) = self.open_segment(*segment)? else { continue };
-            let mut hopper = Hopper::new(&*file, *segment, window);
+            let frames_at = self.head(*segment, &*file)?.frames_at();
+            let mut hopper = Hopper::new(&*file, *segment, frames_at, window);
             while let Some(hop) = hopper.next().map_err(|source| self.at(*segment, source))? {
                 let is_in = hop.seq() < segment.end_seq;
                 if hop.is_event()
@@ -526,12 +596,13 @@ impl SpoolDir {
     fn read<E: From<SpoolError>>(
         &self,
         segment: Segment,
+        frames_at: u64,
         file: &dyn SpoolFile,
         mut each: impl FnMut(Step<'_>) -> Result<bool, E>,
     ) -> Result<(), E> {
         let err = |source| self.at(segment, source);
         let scan_from = |at| Scanner::new(file, at, segment.used).reading_around();
-        let mut scanner = scan_from(SEGMENT_HEADER_BYTES as u64);
+        let mut scanner = scan_from(frames_at);
         let mut looks = 1;
         loop {
             let goes_on = match scanner.next().map_err(err)? {
@@ -565,24 +636,28 @@ impl SpoolDir {
         }
     }
 
-    /// What a segment's header says; one that belongs to another file is
-    /// damaged.
-    fn start(&self, segment: Segment, file: &dyn SpoolFile) -> Result<SegmentStart, SpoolError> {
-        let mut header = [0; SEGMENT_HEADER_BYTES];
-        let (read, _) = file.read_around(&mut header, 0).map_err(|source| self.at(segment, source))?;
-        Ok(match SegmentHeader::decode(&header[..read]) {
-            SegmentStart::Header(header) if header.first_seq != segment.first_seq => SegmentStart::Damaged,
-            start => start,
-        })
+    /// What stands before a segment's frames.
+    fn head(&self, segment: Segment, file: &dyn SpoolFile) -> Result<Head, SpoolError> {
+        Head::read(file, segment.first_seq).map_err(|source| self.at(segment, source))
     }
 
-    fn refuse_newer(&self, segment: Segment, file: &dyn SpoolFile) -> Result<(), SpoolError> {
-        match self.start(segment, file)? {
+    /// The key of a segment, if it is sealed.
+    fn key(&self, head: &Head) -> Option<Result<FileKey, Locked>> {
+        head.blocks.as_ref().map(|blocks| self.sealing.open(blocks, FileKind::Segment))
+    }
+
+    fn refuse_newer(&self, segment: Segment, file: &dyn SpoolFile) -> Result<Head, SpoolError> {
+        let head = self.head(segment, file)?;
+        match head.start {
             SegmentStart::Newer(version) => {
                 Err(SpoolError::Newer { path: self.segment_path(segment).display().to_string(), version })
             }
-            SegmentStart::Header(_) | SegmentStart::Damaged => Ok(()),
+            SegmentStart::Header(_) | SegmentStart::Damaged => Ok(head),
         }
+    }
+
+    fn locked(&self, segment: Segment, locked: Locked) -> SpoolError {
+        SpoolError::Locked { path: self.segment_path(segment).display().to_string(), locked }
     }
 
     /// `None` if it was removed meanwhile.

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::{
     cursor::Cursor,
     index::Index,
-    reader::{Chunk, LogReader},
+    reader::{Chunk, LogReader, Missing},
     reports::LaneReports,
 };
 use crate::time::WallCheck;
@@ -60,8 +60,11 @@ impl LaneLog {
     fn without_ended(&self, from: u64, mut chunk: Chunk) -> Chunk {
         if from < self.recovered_seq {
             chunk.events.retain(|logged| !self.done.has_ended(logged.seq));
-            chunk.missing =
-                chunk.missing.iter().flat_map(|range| self.done.not_ended(range.clone())).collect();
+            let not_ended = |Missing { seqs, why }: &Missing| {
+                let why = *why;
+                self.done.not_ended(seqs.clone()).into_iter().map(move |seqs| Missing { seqs, why })
+            };
+            chunk.missing = chunk.missing.iter().flat_map(not_ended).collect();
         }
         chunk
     }

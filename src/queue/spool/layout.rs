@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// Ending of files that are not complete.
 pub(crate) const UNFINISHED: &str = ".unfinished";
 
+/// What is added to the name of a segment that everybody has passed and nobody could read.
+pub(crate) const UNREADABLE: &str = ".unreadable";
+
 /// The directories of a log.
 #[derive(Debug, Clone)]
 pub(crate) struct LogDirs {
@@ -27,7 +30,16 @@ impl LogDirs {
 
 /// The name under which a file is made before it is complete.
 pub(crate) fn unfinished(path: &Path) -> PathBuf {
+    with_ending(path, UNFINISHED)
+}
+
+/// The name of a segment that is set aside.
+pub(crate) fn unreadable(path: &Path) -> PathBuf {
+    with_ending(path, UNREADABLE)
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(UNFINISHED);
+    name.push(ending);
     PathBuf::from(name)
 }

@@ -6,6 +6,7 @@
 //! SPOOL_DIR/
 //!   spool.lock                        held by the process that writes
 //!   segments/00000000000000000001.log named by their first event
+//!   segments/….log.unreadable         passed by all, and nobody had the key
 //!   cursors/mixpanel.cursor           one for each provider
 //!   quarantine/…                      copies of what cannot be read
 //! ```
@@ -20,6 +21,9 @@
 //! - A segment is removed only when every cursor on disk has passed it.
 //! - Only the newest segment can have a torn end. It is copied to quarantine
 //!   before it is cut. Damage anywhere else is found when it is read.
+//! - A sealed segment is written by the process that has begun it and by no other: what
+//!   comes after a crash goes into a new one, under a new key. A number that is given again
+//!   is never sealed under the same.
 
 use std::{collections::BTreeSet, io, ops::Range, path::Path, sync::Arc, time::Instant};
 
@@ -28,14 +32,19 @@ use tracing::{error, info, warn};
 use super::{
     cursor::{CursorFile, ENDING as CURSOR_ENDING, EndedAs, FORGET_ENDING},
     error::SpoolError,
-    frame::{Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
+    frame::{Kind, SEALED_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart},
     fs::{SpoolFile, SpoolFs},
-    index::{Index, Segment},
-    layout::{LogDirs, UNFINISHED, unfinished},
+    head::Head,
+    index::{Index, Segment, SegmentKey, SegmentKeys},
+    layout::{LogDirs, UNFINISHED, unfinished, unreadable},
     quarantine::{DamagedRange, Quarantine},
     scan::{Item, Scanner},
+    sealed,
 };
-use crate::telemetry::LogBudget;
+use crate::{
+    sealing::{FileKind, KEY_BLOCK_BYTES, Locked, Sealer, Sealing},
+    telemetry::LogBudget,
+};
 
 /// Limits of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +65,15 @@ impl LogLimits {
     }
 }
 
+/// Whether a log is sealed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogKeys {
+    pub(crate) sealing: Sealing,
+    /// Segments whose key is not there are passed over, and set aside in the end; else a log
+    /// with such is not opened.
+    pub(crate) passes_unreadable: bool,
+}
+
 /// Why a group of frames is not in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AppendError {
@@ -72,6 +90,7 @@ struct Active {
     used: u64,
     /// Something was written since the last sync.
     unsynced: bool,
+    sealer: Option<Sealer>,
 }
 
 impl Active {
@@ -89,6 +108,7 @@ pub(crate) struct Log {
     fs: Arc<dyn SpoolFs>,
     dirs: LogDirs,
     limits: LogLimits,
+    sealing: Sealing,
     index: Arc<Index>,
     active: Option<Active>,
     cursors: Vec<CursorFile>,
@@ -121,27 +141,48 @@ impl Log {
         fs: Arc<dyn SpoolFs>,
         dirs: &LogDirs,
         limits: LogLimits,
+        keys: &LogKeys,
         providers: &[&str],
         now_ms: i64,
     ) -> Result<(Self, Recovery), SpoolError> {
-        let mut recovery = Recovery::default();
-        for dir in [&dirs.segments, &dirs.cursors, &dirs.quarantine] {
-            fs.create_dir(dir).map_err(|source| SpoolError::at(dir, source))?;
-            remove_unfinished(&*fs, dir).map_err(|source| SpoolError::at(dir, source))?;
-            // What is found may have its name in the machine's memory only.
-            fs.sync_dir(dir).map_err(|source| SpoolError::at(dir, source))?;
+        let (mut log, recovery) = Self::recover(fs, dirs, limits, keys, providers)?;
+        if log.active.is_none() && log.has_room_at_start() {
+            match log.begin_segment(now_ms) {
+                Ok(()) => {}
+                // What is in the log is delivered, which makes room.
+                Err(error) if is_full(&error) => warn!(%error, "no segment can be begun yet"),
+                Err(source) => return Err(SpoolError::at(&log.dirs.segments, source)),
+            }
         }
-        fs.sync_dir(&dirs.root).map_err(|source| SpoolError::at(&dirs.root, source))?;
+        Ok((log, recovery))
+    }
+
+    /// As [`Log::open`], but for a segment to write to, if the newest one is none: for who
+    /// repairs a log and appends nothing.
+    pub(crate) fn recover(
+        fs: Arc<dyn SpoolFs>,
+        dirs: &LogDirs,
+        limits: LogLimits,
+        keys: &LogKeys,
+        providers: &[&str],
+    ) -> Result<(Self, Recovery), SpoolError> {
+        let mut recovery = Recovery::default();
+        prepare_dirs(&*fs, dirs)?;
         let in_segments = |source| SpoolError::at(&dirs.segments, source);
         let mut quarantine = Quarantine::open(&*fs, &dirs.quarantine, limits.quarantine_bytes_max())
             .map_err(|source| SpoolError::at(&dirs.quarantine, source))?;
 
         let known = quarantine.ranges();
         let mut segments = list_segments(&*fs, &dirs.segments).map_err(in_segments)?;
-        check_headers(&*fs, dirs, &segments, &mut quarantine)?;
+        let segment_keys = read_heads(&*fs, dirs, &segments, keys, &mut quarantine)?;
         let (mut active, mut newest_ms) = (None, None);
         if let Some(newest) = segments.last_mut() {
-            let repaired = repair_newest(&*fs, dirs, newest, &mut quarantine, &mut recovery);
+            let key = segment_keys.get(&newest.first_seq).cloned().unwrap_or_default();
+            // Nobody goes on under a key that another process has used.
+            let goes_on = matches!(key, SegmentKey::Plain) && !keys.sealing.seals();
+            let frames_at = key.frames_at();
+            let repaired =
+                repair_newest(&*fs, dirs, newest, frames_at, goes_on, &mut quarantine, &mut recovery);
             (active, newest_ms) = repaired.map_err(in_segments)?;
         }
         let next_seq = segments.last().map_or(1, |segment| segment.end_seq);
@@ -161,13 +202,14 @@ impl Log {
         let next_seq = cursors.iter().map(|file| file.cursor.end_seq()).fold(next_seq, u64::max);
         let last_seen_ms = cursors.iter().filter_map(|file| file.cursor.seen_ms()).max().or(newest_ms);
 
-        let index = Arc::new(Index::new(segments, next_seq));
+        let index = Arc::new(Index::with_keys(segments, segment_keys, next_seq));
         let (fs, dirs) = (fs.clone(), dirs.clone());
         let unkept = BTreeSet::new();
-        let mut log = Self {
+        let log = Self {
             fs,
             dirs,
             limits,
+            sealing: keys.sealing.clone(),
             index,
             active,
             cursors,
@@ -177,15 +219,14 @@ impl Log {
             last_seen_ms,
             cursor_lines: LogBudget::default(),
         };
-        if log.active.is_none() {
-            match log.begin_segment(now_ms) {
-                Ok(()) => {}
-                // What is in the log is delivered, which makes room.
-                Err(error) if is_full(&error) => warn!(%error, "no segment can be begun yet"),
-                Err(source) => return Err(SpoolError::at(&log.dirs.segments, source)),
-            }
-        }
         Ok((log, recovery))
+    }
+
+    /// Each start of a sealed log begins a segment: many must not make it larger than it may
+    /// be. What is delivered makes room, and then the first event begins one.
+    fn has_room_at_start(&self) -> bool {
+        let (bytes, segments) = self.index.size();
+        segments == 0 || bytes + self.limits.segment_bytes <= self.limits.bytes_max
     }
 
     /// What readers see of the log.
@@ -210,7 +251,7 @@ impl Log {
         self.cursors.iter_mut().for_each(|cursor| cursor.saw(now_ms));
     }
 
-    /// Appends a group of sealed frames of `events` events, the first of them
+    /// Appends a group of complete frames of `events` events, the first of them
     /// with the number [`Log::next_seq`]; synced, if `sync` says so. All of it
     /// is in the log when this returns, or none.
     pub(crate) fn append(
@@ -220,12 +261,24 @@ impl Log {
         sync: bool,
         now_ms: i64,
     ) -> Result<(), AppendError> {
-        let room = self.limits.segment_bytes.max(SEGMENT_HEADER_BYTES as u64 + group.len() as u64);
-        let fits = |active: &Active| active.used + group.len() as u64 <= room;
+        let (header_bytes, bytes_max) = match self.sealing.seals() {
+            true => (SEALED_HEADER_BYTES, sealed::bytes_max(group)),
+            false => (SEGMENT_HEADER_BYTES, group.len()),
+        };
+        let room = self.limits.segment_bytes.max((header_bytes + bytes_max) as u64);
+        let fits = |active: &Active| active.used + bytes_max as u64 <= room;
         if !self.active.as_ref().is_some_and(fits) {
             self.roll(room, now_ms)?;
         }
         let active = self.active.as_mut().expect("a segment was just begun");
+        let mut sealed = Vec::new();
+        let group = match &mut active.sealer {
+            None => group,
+            Some(sealer) => {
+                sealed::seal_group(sealer, group, &mut sealed);
+                &sealed
+            }
+        };
         let before = active.used;
         if let Err(error) = active.file.write_all_at(group, before) {
             return Err(self.take_back(&error, "write"));
@@ -289,16 +342,27 @@ impl Log {
 
     fn begin_segment(&mut self, now_ms: i64) -> io::Result<()> {
         let first_seq = self.index.next_seq();
-        let used = SEGMENT_HEADER_BYTES as u64;
+        let begun = self.sealing.begin(FileKind::Segment)?;
+        let mut header =
+            SegmentHeader { first_seq, created_ms: now_ms, is_sealed: begun.is_some() }.encode().to_vec();
+        let (sealer, key) = match begun {
+            None => (None, SegmentKey::Plain),
+            Some((sealer, block)) => {
+                header.extend(block.encode(KEY_BLOCK_BYTES - SEGMENT_HEADER_BYTES));
+                header.extend(block.encode(KEY_BLOCK_BYTES));
+                let key = SegmentKey::Key(sealer.key());
+                (Some(sealer), key)
+            }
+        };
+        let used = header.len() as u64;
         let allocated = self.limits.segment_bytes.max(used);
         let segment = Segment { first_seq, end_seq: first_seq, used, allocated };
         let path = segment.path(&self.dirs.segments);
         let new = unfinished(&path);
         let file = self.fs.create(&new)?;
-        let header = SegmentHeader { first_seq, created_ms: now_ms };
         let made = (|| {
             file.allocate(allocated)?;
-            file.write_all_at(&header.encode(), 0)?;
+            file.write_all_at(&header, 0)?;
             file.sync_data()?;
             self.fs.rename(&new, &path)?;
             self.fs.sync_dir(&self.dirs.segments)
@@ -310,8 +374,8 @@ impl Log {
             let _ = self.fs.remove(&new);
             return Err(error);
         }
-        self.index.push(segment);
-        self.active = Some(Active { file, used, unsynced: false });
+        self.index.push(segment, key);
+        self.active = Some(Active { file, used, unsynced: false, sealer });
         Ok(())
     }
 
@@ -361,7 +425,7 @@ impl Log {
     /// from there on let go of it. Returns whether room was made, and how many
     /// events each of them gave up.
     pub(crate) fn make_room(&mut self, from: usize, ended_as: &EndedAs) -> (bool, Vec<(usize, u64)>) {
-        let Some(segment) = self.index.oldest_sealed() else { return (false, Vec::new()) };
+        let Some(segment) = self.index.oldest_ended() else { return (false, Vec::new()) };
         let holds = |file: &CursorFile| !file.is_forgotten() && file.cursor.lowest() < segment.end_seq;
         if self.cursors.iter().take(from).any(holds) {
             return (false, Vec::new());
@@ -467,19 +531,28 @@ impl Log {
     pub(crate) fn remove_passed(&mut self) {
         self.keep_damaged();
         let Some(passed) = self.cursors.iter().map(CursorFile::safe_lowest).min() else { return };
-        while let Some(segment) = self.index.oldest_sealed().filter(|segment| segment.end_seq <= passed) {
+        while let Some(segment) = self.index.oldest_ended().filter(|segment| segment.end_seq <= passed) {
             if self.unkept.iter().any(|range| range.segment == segment.first_seq) {
                 return;
             }
             let path = segment.path(&self.dirs.segments);
-            match self.fs.remove(&path) {
+            // Somebody may find the key yet.
+            let is_readable = !matches!(self.index.key(segment.first_seq), SegmentKey::Missing);
+            let gone = match is_readable {
+                true => self.fs.remove(&path),
+                false => self.fs.rename(&path, &unreadable(&path)),
+            };
+            match gone {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     warn!(segment = %path.display(), %error, "segment cannot be removed");
                     return;
                 }
                 Ok(()) | Err(_) => self.index.remove_oldest(),
             }
-            info!(segment = segment.name(), "segment removed: every provider has passed it");
+            match is_readable {
+                true => info!(segment = segment.name(), "segment removed: every provider has passed it"),
+                false => error!(segment = segment.name(), "segment set aside: nobody could read it"),
+            }
             // If that fails it may be back after a crash, and is removed again.
             if let Err(error) = self.fs.sync_dir(&self.dirs.segments) {
                 warn!(segment = %path.display(), %error, "the removal of a segment cannot be synced");
@@ -517,6 +590,17 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Makes the directories, and removes what was never in use.
+fn prepare_dirs(fs: &dyn SpoolFs, dirs: &LogDirs) -> Result<(), SpoolError> {
+    for dir in [&dirs.segments, &dirs.cursors, &dirs.quarantine] {
+        fs.create_dir(dir).map_err(|source| SpoolError::at(dir, source))?;
+        remove_unfinished(fs, dir).map_err(|source| SpoolError::at(dir, source))?;
+        // What is found may have its name in the machine's memory only.
+        fs.sync_dir(dir).map_err(|source| SpoolError::at(dir, source))?;
+    }
+    fs.sync_dir(&dirs.root).map_err(|source| SpoolError::at(&dirs.root, source))
+}
+
 fn remove_unfinished(fs: &dyn SpoolFs, dir: &Path) -> io::Result<()> {
     for name in fs.list(dir)? {
         if name.ends_with(UNFINISHED) {
@@ -541,45 +625,67 @@ pub(crate) fn list_segments(fs: &dyn SpoolFs, dir: &Path) -> io::Result<Vec<Segm
     Ok(segments)
 }
 
-/// Refuses what a newer relay has written, and counts headers that cannot be
-/// read: the file's name and its frames say the same.
-fn check_headers(
+/// Refuses what a newer relay has written and what there is no key for, and counts headers
+/// that cannot be read: the file's name and its frames say the same. Gives the keys of those
+/// that are sealed.
+fn read_heads(
     fs: &dyn SpoolFs,
     dirs: &LogDirs,
     segments: &[Segment],
+    keys: &LogKeys,
     quarantine: &mut Quarantine,
-) -> Result<(), SpoolError> {
+) -> Result<SegmentKeys, SpoolError> {
+    let mut segment_keys = SegmentKeys::new();
     for segment in segments {
         let path = segment.path(&dirs.segments);
         let at = |source| SpoolError::at(&path, source);
         let file = fs.open_to_read(&path).map_err(at)?;
-        let mut header = [0; SEGMENT_HEADER_BYTES];
-        let (read, _) = file.read_around(&mut header, 0).map_err(at)?;
-        match SegmentHeader::decode(&header[..read]) {
-            SegmentStart::Header(header) if header.first_seq == segment.first_seq => {}
+        let head = Head::read(&*file, segment.first_seq).map_err(at)?;
+        let name = segment.name();
+        let mut keep = |at, bytes| {
+            if let Err(error) = quarantine.keep(fs, &*file, &name, at, bytes) {
+                warn!(segment = name, %error, "a damaged header cannot be kept aside");
+            }
+        };
+        match head.start {
+            SegmentStart::Header(_) => {}
             SegmentStart::Newer(version) => {
                 return Err(SpoolError::Newer { path: path.display().to_string(), version });
             }
-            SegmentStart::Header(_) | SegmentStart::Damaged => {
-                let name = segment.name();
+            SegmentStart::Damaged => {
                 error!(segment = name, "the header of a segment is damaged; its events are read");
-                if let Err(error) = quarantine.keep(fs, &*file, &name, 0, read as u64) {
-                    warn!(segment = name, %error, "a damaged header cannot be kept aside");
-                }
+                keep(0, head.header_bytes as u64);
             }
         }
+        for (at, bytes) in head.damaged_blocks() {
+            error!(segment = name, at, "a key block of a segment is damaged");
+            keep(at, bytes);
+        }
+        let Some(blocks) = &head.blocks else { continue };
+        let key = match keys.sealing.open(blocks, FileKind::Segment) {
+            Ok(key) => SegmentKey::Key(Arc::new(key)),
+            Err(locked) if keys.passes_unreadable || locked == Locked::Damaged => {
+                error!(segment = name, %locked, "a segment cannot be read: its events are lost");
+                SegmentKey::Missing
+            }
+            Err(locked) => return Err(SpoolError::Locked { path: path.display().to_string(), locked }),
+        };
+        segment_keys.insert(segment.first_seq, key);
     }
-    Ok(())
+    Ok(segment_keys)
 }
 
 /// Finds the end of the newest segment, and cuts off what stands torn behind
 /// it. What is found then is on disk for certain. A segment whose end cannot be
 /// cut, because there is no room for a copy or the disk does not give all of it
-/// back, is not written to any more. Also says when the newest frame was written.
+/// back, is not written to any more; nor is one unless it `goes_on`. Also says when the
+/// newest frame was written.
 fn repair_newest(
     fs: &dyn SpoolFs,
     dirs: &LogDirs,
     segment: &mut Segment,
+    frames_at: u64,
+    goes_on: bool,
     quarantine: &mut Quarantine,
     recovery: &mut Recovery,
 ) -> io::Result<(Option<Active>, Option<i64>)> {
@@ -588,7 +694,7 @@ fn repair_newest(
     let length = file.len()?;
     let mut end_seq = segment.first_seq;
     let mut newest_ms = None;
-    let mut used = length.min(SEGMENT_HEADER_BYTES as u64);
+    let mut used = length.min(frames_at);
     let mut torn = 0;
     let mut scanner = Scanner::new(&*file, used, length).reading_around();
     loop {
@@ -631,17 +737,28 @@ fn repair_newest(
         );
         recovery.torn_bytes = torn;
         file.set_len(used)?;
+    }
+    if !goes_on {
+        // What was reserved and not used goes back.
+        if length > used {
+            file.set_len(used)?;
+        }
+        file.sync_data()?;
+        *segment = Segment { end_seq, used, allocated: used, ..*segment };
+        return Ok((None, newest_ms));
+    }
+    if torn > 0 {
         // Without the room writing may fail later, which is dealt with.
         let _ = file.allocate(length);
     }
     if used < SEGMENT_HEADER_BYTES as u64 {
-        let header = SegmentHeader { first_seq: segment.first_seq, created_ms: 0 };
+        let header = SegmentHeader { first_seq: segment.first_seq, created_ms: 0, is_sealed: false };
         file.write_all_at(&header.encode(), 0)?;
         used = SEGMENT_HEADER_BYTES as u64;
     }
     file.sync_data()?;
     *segment = Segment { end_seq, used, allocated: file.len()?, ..*segment };
-    Ok((Some(Active { file, used, unsynced: false }), newest_ms))
+    Ok((Some(Active { file, used, unsynced: false, sealer: None }), newest_ms))
 }
 
 /// The providers that are named and those that have a cursor, in that order.

@@ -12,6 +12,8 @@
 //! - [`frame`] says what the bytes of a segment are, [`cursor`] those of a
 //!   cursor, [`quarantine`] how damaged bytes are kept. All three formats have
 //!   a version; a file of a newer one makes the relay refuse to start.
+//! - [`sealed`] says what is hidden of a frame, if it is, and [`head`] where a segment has its
+//!   key. Nothing but the end of an event's way through a log needs one.
 //! - [`log`] is the log as a value: appending, recovery, cursors, removal.
 //! - [`writer`] is the one thread that owns the files: group commit. It is
 //!   asked by [`command`]s, and what others may see of it is in [`status`].
@@ -46,6 +48,7 @@ mod entrance;
 mod error;
 pub(crate) mod frame;
 pub(crate) mod fs;
+pub(crate) mod head;
 pub(crate) mod index;
 pub(crate) mod inspect;
 mod lane_log;
@@ -58,6 +61,9 @@ pub(crate) mod quarantine;
 pub(crate) mod reader;
 mod reports;
 pub(crate) mod scan;
+pub(crate) mod sealed;
+#[cfg(test)]
+mod sealed_tests;
 pub(crate) mod settings;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod sim;
@@ -114,7 +120,8 @@ impl OpenedSpool {
     pub(crate) fn open(settings: SpoolSettings, providers: &[&str], now_ms: i64) -> Result<Self, SpoolError> {
         let lock = SpoolLock::acquire(&settings.dir)?;
         let (fs, dirs) = (Arc::new(RealFs), LogDirs::new(&settings.dir));
-        let (log, recovery) = Log::open(fs.clone(), &dirs, settings.limits, providers, now_ms)?;
+        let (log, recovery) =
+            Log::open(fs.clone(), &dirs, settings.limits, &settings.keys, providers, now_ms)?;
         info!(
             dir = %settings.dir.display(),
             next_seq = log.next_seq(),

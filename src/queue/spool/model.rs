@@ -17,16 +17,17 @@ use fastrand::Rng;
 use super::{
     SpoolError,
     cursor::{CursorFile, EndedAs},
-    frame::{Frame, Kind, SEGMENT_HEADER_BYTES},
+    frame::{Frame, Kind, SEALED_HEADER_BYTES},
     fs::SpoolFs,
+    head::Head,
     index::Segment,
     layout::{LogDirs, UNFINISHED},
-    log::{AppendError, Log, LogLimits, Recovery},
+    log::{AppendError, Log, LogKeys, LogLimits, Recovery},
     reader::{Chunk, LogReader},
     scan::{Item, Scanner},
     sim::SimFs,
 };
-use crate::queue::Durability;
+use crate::{queue::Durability, sealing::test_keys};
 
 pub(crate) const PROVIDERS: [&str; 2] = ["mixpanel", "segment"];
 pub(crate) const OUTCOMES: [&str; 3] = ["delivered", "dead_lettered/invalid", "dropped/retries_exhausted"];
@@ -43,6 +44,10 @@ pub(crate) type Set = BTreeSet<u64>;
 pub(crate) struct Rig {
     pub(crate) fs: SimFs,
     limits: LogLimits,
+    /// The next time it is opened.
+    pub(crate) keys: LogKeys,
+    /// Keys, of which some are taken each time.
+    pub(crate) switches: Option<&'static [&'static str]>,
     log: Option<Log>,
     /// One for each provider, and where it goes on.
     readers: Vec<(LogReader, u64)>,
@@ -160,7 +165,12 @@ pub(crate) fn serial(id: &[u8]) -> u64 {
     str::from_utf8(&id[1..]).unwrap().parse().unwrap()
 }
 
-/// A sealed frame.
+/// Keys by their names.
+pub(crate) fn sealed(kids: &str) -> LogKeys {
+    LogKeys { sealing: test_keys(kids), passes_unreadable: false }
+}
+
+/// A complete frame.
 fn event_frame(seq: u64, serial: u64) -> Vec<u8> {
     let payload = serde_json::to_vec(&event(serial)).unwrap();
     let id = format!("e{serial}");
@@ -171,6 +181,7 @@ fn event_frame(seq: u64, serial: u64) -> Vec<u8> {
         time_ms: 2,
         id: id.as_bytes(),
         payload: &payload,
+        is_sealed: false,
     };
     let mut bytes = Vec::new();
     frame.encode(&mut bytes);
@@ -179,7 +190,8 @@ fn event_frame(seq: u64, serial: u64) -> Vec<u8> {
 
 fn attempt_frame(seq: u64) -> Vec<u8> {
     let payload = br#"{"provider":"mixpanel","attempt":1,"verdict":"unavailable","events":[[1,2]]}"#;
-    let frame = Frame { kind: Kind::Attempt, durability: None, seq, time_ms: 3, id: &[], payload };
+    let frame =
+        Frame { kind: Kind::Attempt, durability: None, seq, time_ms: 3, id: &[], payload, is_sealed: false };
     let mut bytes = Vec::new();
     frame.encode(&mut bytes);
     bytes
@@ -191,6 +203,8 @@ impl Rig {
         Self {
             fs: SimFs::new(seed),
             limits,
+            keys: LogKeys::default(),
+            switches: None,
             log: None,
             readers: Vec::new(),
             model: Model { next_serial: 1, ..Model::default() },
@@ -198,6 +212,29 @@ impl Rig {
             touched: Set::new(),
             cursors_touched: false,
         }
+    }
+
+    /// The same with another way to keep what is written, from the next opening on. Where
+    /// that is sealed there is room for as many events in a segment.
+    pub(crate) fn keeping(mut self, keys: LogKeys) -> Self {
+        if keys.sealing.keyring().is_some() {
+            let segments = self.limits.bytes_max / self.limits.segment_bytes;
+            self.limits.segment_bytes += SEALED_HEADER_BYTES as u64 + 4 * 27;
+            self.limits.bytes_max = segments * self.limits.segment_bytes;
+        }
+        self.keys = keys;
+        self
+    }
+
+    /// An empty log that is sealed.
+    pub(crate) fn opened_sealed(seed: u64, limits: LogLimits) -> Self {
+        let mut rig = Self::new(seed, limits).keeping(sealed("a"));
+        rig.open().unwrap();
+        rig
+    }
+
+    pub(crate) fn limits(&self) -> LogLimits {
+        self.limits
     }
 
     /// An empty log.
@@ -212,6 +249,8 @@ impl Rig {
         Self {
             fs: self.fs.fork(),
             limits: self.limits,
+            keys: self.keys.clone(),
+            switches: self.switches,
             log: None,
             readers: Vec::new(),
             model: self.model.clone(),
@@ -257,14 +296,18 @@ impl Rig {
         fs.unharmed(|| {
             let file = fs.open(path).unwrap();
             let end = file.len().unwrap();
-            let mut scanner = Scanner::new(&*file, end.min(SEGMENT_HEADER_BYTES as u64), end);
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap();
+            let head = Head::read(&*file, Segment::parse_name(name).unwrap()).unwrap();
+            let loses_its_key = head.blocks.is_some() && (0..2).all(|place| head.loses_block(place, range));
+            let mut scanner = Scanner::new(&*file, end.min(head.frames_at()), end);
             loop {
                 let (at, frame) = match scanner.next().unwrap() {
                     Item::Frame { at, frame } => (at as usize, frame),
                     Item::Damage { .. } => continue,
                     Item::End { .. } => break,
                 };
-                if at < range.end && range.start < at + frame.len() && frame.kind == Kind::Event {
+                let is_hit = at < range.end && range.start < at + frame.len();
+                if (is_hit || loses_its_key) && frame.kind == Kind::Event {
                     self.model.doubt(frame.seq, serial(frame.id), &mut self.touched);
                 }
             }
@@ -290,7 +333,7 @@ impl Rig {
     /// Opens the log, whatever may be in it.
     pub(crate) fn open_unheld(&mut self) -> Result<Recovery, SpoolError> {
         let fs = Arc::new(self.fs.clone());
-        let (log, recovery) = Log::open(fs.clone(), &dirs(), self.limits, &PROVIDERS, 1)?;
+        let (log, recovery) = Log::open(fs.clone(), &dirs(), self.limits, &self.keys, &PROVIDERS, 1)?;
         let reader = |file: &CursorFile| {
             let index = log.index().clone();
             (LogReader::new(fs.clone(), dirs(), index), file.cursor.lowest())
@@ -696,7 +739,7 @@ impl Reading {
     /// Adds what was read from a number on: every number is there once, as an
     /// event or as missing.
     fn add(&mut self, chunk: &Chunk, from: u64) {
-        let mut numbers: Vec<u64> = chunk.missing.iter().cloned().flatten().collect();
+        let mut numbers: Vec<u64> = chunk.missing.iter().flat_map(|missing| missing.seqs.clone()).collect();
         self.missing.extend(&numbers);
         for logged in &chunk.events {
             let serial = serial(logged.event.id().as_str().as_bytes());

@@ -6,14 +6,15 @@ use std::{io, ops::Range, sync::Arc, thread};
 use analytics_relay_providers::Event;
 
 use super::{
-    frame::{Kind, SEGMENT_HEADER_BYTES},
+    frame::{Frame, Kind},
     fs::{SpoolFile, SpoolFs},
-    index::{Index, Segment},
+    index::{Index, Segment, SegmentKey},
     layout::LogDirs,
     quarantine::DamagedRange,
     scan::{Item, Scanner},
+    sealed,
 };
-use crate::queue::Durability;
+use crate::{queue::Durability, reasons::DropReason};
 
 /// Events that are read before other threads may go first: some tenths of a
 /// millisecond.
@@ -30,11 +31,18 @@ pub(crate) struct LoggedEvent {
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {
     pub(crate) events: Vec<LoggedEvent>,
-    /// Numbers that the log does not hold any more, in order.
-    pub(crate) missing: Vec<Range<u64>>,
+    /// Numbers that the log does not hold any more, or that nobody can read, in order.
+    pub(crate) missing: Vec<Missing>,
     pub(crate) damaged: Vec<DamagedRange>,
     /// Where the next read goes on: everything before is in this chunk.
     pub(crate) next_seq: u64,
+}
+
+/// Numbers without an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) seqs: Range<u64>,
+    pub(crate) why: DropReason,
 }
 
 /// See the module.
@@ -57,6 +65,25 @@ struct Open {
     seq: u64,
     /// See [`Index::replaced`].
     replaced: u64,
+    key: SegmentKey,
+    /// What was opened last.
+    secret: Vec<u8>,
+}
+
+impl Open {
+    /// The event of a frame, or why there is none.
+    fn event(key: &SegmentKey, secret: &mut Vec<u8>, frame: &Frame<'_>) -> Result<Event, DropReason> {
+        let json = match key {
+            SegmentKey::Plain if !frame.is_sealed => frame.payload,
+            SegmentKey::Key(key) => {
+                sealed::open(frame, key, secret).map_err(|_| DropReason::SealBroken)?;
+                secret
+            }
+            SegmentKey::Plain | SegmentKey::Missing => return Err(DropReason::Undecryptable),
+        };
+        // Its CRC is right: a relay that knew other events wrote it.
+        Event::from_json(json).map_err(|_| DropReason::SpoolDamaged)
+    }
 }
 
 impl LogReader {
@@ -78,11 +105,11 @@ impl LogReader {
         };
         chunk.pass_to(segment.first_seq);
         let reads_around = self.reads_around;
-        let open = self.open(segment, seq)?;
-        let scanner = Scanner::new(&*open.file, open.at, segment.used);
+        let Open { file, at, seq: open_seq, key, secret, .. } = self.open(segment, seq)?;
+        let scanner = Scanner::new(&**file, *at, segment.used);
         let mut scanner = if reads_around { scanner.reading_around() } else { scanner };
-        let start = open.at;
-        let at = loop {
+        let start = *at;
+        let end = loop {
             // Else the scheduler lets a reader that has begun go on for milliseconds
             // where there are few cores, and callers wait for it.
             if chunk.events.len() % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1 {
@@ -97,16 +124,18 @@ impl LogReader {
                         continue;
                     }
                     chunk.pass_to(frame.seq);
-                    match Event::from_json(frame.payload) {
+                    match Open::event(key, secret, &frame) {
                         Ok(event) => {
                             chunk.events.push(LoggedEvent { seq: frame.seq, event });
                             chunk.next_seq += 1;
                         }
-                        // Its CRC is right: a relay that knew other events wrote it.
-                        Err(_) => {
-                            let bytes = frame.len() as u64;
-                            chunk.damaged.push(DamagedRange { segment: segment.first_seq, at, bytes });
-                            chunk.pass_to(frame.seq + 1);
+                        Err(why) => {
+                            // One without a key is kept as a whole.
+                            if !matches!(key, SegmentKey::Missing) {
+                                let bytes = frame.len() as u64;
+                                chunk.damaged.push(DamagedRange { segment: segment.first_seq, at, bytes });
+                            }
+                            chunk.lose(frame.seq + 1, why);
                         }
                     }
                 }
@@ -121,7 +150,7 @@ impl LogReader {
                 }
             }
         };
-        (open.at, open.seq) = (at, chunk.next_seq);
+        (*at, *open_seq) = (end, chunk.next_seq);
         Ok(chunk)
     }
 
@@ -143,8 +172,9 @@ impl LogReader {
             |open: &Open| open.first_seq == segment.first_seq && open.seq <= seq && open.replaced == replaced;
         if !self.open.as_ref().is_some_and(goes_on) {
             let file = self.fs.open_to_read(&segment.path(&self.dirs.segments))?;
-            let (first_seq, at) = (segment.first_seq, SEGMENT_HEADER_BYTES as u64);
-            self.open = Some(Open { first_seq, file, at, seq: first_seq, replaced });
+            let (first_seq, key) = (segment.first_seq, self.index.key(segment.first_seq));
+            let (at, secret) = (key.frames_at(), Vec::new());
+            self.open = Some(Open { first_seq, file, at, seq: first_seq, replaced, key, secret });
         }
         Ok(self.open.as_mut().expect("just opened"))
     }
@@ -153,10 +183,31 @@ impl LogReader {
 impl Chunk {
     /// Notes that the numbers up to `seq` are not in the log.
     fn pass_to(&mut self, seq: u64) {
-        if seq > self.next_seq {
-            self.missing.push(self.next_seq..seq);
-            self.next_seq = seq;
+        self.lose(seq, DropReason::SpoolDamaged);
+    }
+
+    /// Notes that the numbers up to `seq` cannot be read, and why.
+    fn lose(&mut self, seq: u64, why: DropReason) {
+        if seq <= self.next_seq {
+            return;
         }
+        match self.missing.last_mut() {
+            Some(last) if last.why == why && last.seqs.end == self.next_seq => last.seqs.end = seq,
+            _ => self.missing.push(Missing { seqs: self.next_seq..seq, why }),
+        }
+        self.next_seq = seq;
+    }
+
+    /// The numbers of events that cannot be read, by the reasons.
+    pub(crate) fn take_missing(&mut self) -> Vec<(DropReason, Vec<Range<u64>>)> {
+        let mut by_reason: Vec<(DropReason, Vec<Range<u64>>)> = Vec::new();
+        for Missing { seqs, why } in std::mem::take(&mut self.missing) {
+            match by_reason.iter_mut().find(|(reason, _)| *reason == why) {
+                Some((_, ranges)) => ranges.push(seqs),
+                None => by_reason.push((why, vec![seqs])),
+            }
+        }
+        by_reason
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use analytics_relay_providers::registry::Vendor;
 
-use super::log::LogLimits;
+use super::log::{LogKeys, LogLimits};
 use crate::{
     queue::{Durability, QueueLimits},
     settings::{Reader, name_for},
@@ -45,6 +45,8 @@ pub(crate) struct SpoolSettings {
     /// What a caller gets who asks for nothing.
     pub(crate) default_level: Durability,
     pub(crate) limits: LogLimits,
+    /// Whether it is sealed.
+    pub(crate) keys: LogKeys,
     /// Most bytes of each provider's share, in the order of the providers.
     pub(crate) provider_bytes_max: Vec<u64>,
     pub(crate) when_full: WhenFull,

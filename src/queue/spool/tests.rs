@@ -16,10 +16,13 @@ use fastrand::Rng;
 use super::{
     SpoolError,
     cursor::SLOT_BYTES,
-    frame::{Kind, Parsed, SEGMENT_HEADER_BYTES, crc_without, parse, u32_at},
+    frame::{
+        Kind, Parsed, SEALED_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart, crc_without,
+        parse, u32_at,
+    },
     fs::SpoolFs,
     log::{AppendError, LogLimits, Recovery},
-    model::{OUTCOMES, PROVIDERS, Reading, Rig, SMALL, Set, Tally, cursor_path, dirs, serial},
+    model::{OUTCOMES, PROVIDERS, Reading, Rig, SMALL, Set, Tally, cursor_path, dirs, sealed, serial},
     sim::{Call, Fault, Mishaps},
 };
 
@@ -88,9 +91,16 @@ fn reference_workload() -> Vec<Op> {
     ]
 }
 
+/// An empty disk, for a log that is sealed or not.
+fn new_rig(seed: u64, is_sealed: bool) -> Rig {
+    let rig = Rig::new(seed, SMALL);
+    if is_sealed { rig.keeping(sealed("a")) } else { rig }
+}
+
 /// The calls of the reference workload, the opening of the log included.
-fn reference_calls() -> u64 {
-    let mut rig = Rig::opened(0, SMALL);
+fn reference_calls(is_sealed: bool) -> u64 {
+    let mut rig = new_rig(0, is_sealed);
+    rig.open().unwrap();
     reference_workload().iter().for_each(|op| apply(&mut rig, op));
     let tally = rig.model.tally;
     assert!(tally.removed_segments >= 2 && tally.full + tally.failed == 0, "{tally:?}");
@@ -114,13 +124,22 @@ fn run_until_stopped(rig: &mut Rig, after: u64, fault: Fault) -> bool {
 
 #[test]
 fn every_call_may_fail_in_every_way_and_nothing_taken_is_lost() {
-    let calls = reference_calls();
+    every_call_may_fail(false);
+}
+
+#[test]
+fn every_call_may_fail_in_every_way_and_nothing_taken_is_lost_sealed() {
+    every_call_may_fail(true);
+}
+
+fn every_call_may_fail(is_sealed: bool) {
+    let calls = reference_calls(is_sealed);
     let mut struck: BTreeMap<Call, u64> = BTreeMap::new();
     let (mut runs, mut tally, mut failed_syncs) = (0, Tally::default(), 0);
     for fault in Fault::ALL {
         for after in 0..calls {
             let _told = Told(format!("after {after} calls: {fault:?}"));
-            let mut rig = Rig::new(after, SMALL);
+            let mut rig = new_rig(after, is_sealed);
             let fs = rig.fs.clone();
             fs.fail_after(after, fault);
             while rig.open().is_err() {
@@ -159,11 +178,20 @@ fn every_call_may_fail_in_every_way_and_nothing_taken_is_lost() {
 
 #[test]
 fn a_crash_at_every_call_loses_nothing_that_was_promised() {
-    let calls = reference_calls();
+    crash_at_every_call(false);
+}
+
+#[test]
+fn a_crash_at_every_call_loses_nothing_that_was_promised_sealed() {
+    crash_at_every_call(true);
+}
+
+fn crash_at_every_call(is_sealed: bool) {
+    let calls = reference_calls(is_sealed);
     let (mut runs, mut tally, mut mishaps) = (0, Tally::default(), Mishaps::default());
     for fault in [Fault::StopBefore, Fault::StopMiddle] {
         for after in 0..calls {
-            let mut rig = Rig::new(after, SMALL);
+            let mut rig = new_rig(after, is_sealed);
             if !run_until_stopped(&mut rig, after, fault) {
                 assert_eq!(fault, Fault::StopMiddle, "only writes have a middle");
                 continue;
@@ -195,11 +223,20 @@ fn a_crash_at_every_call_loses_nothing_that_was_promised() {
 
 #[test]
 fn a_crash_at_every_call_of_a_recovery_is_recovered_from() {
-    let calls = reference_calls();
+    crash_at_every_call_of_a_recovery(false);
+}
+
+#[test]
+fn a_crash_at_every_call_of_a_recovery_is_recovered_from_sealed() {
+    crash_at_every_call_of_a_recovery(true);
+}
+
+fn crash_at_every_call_of_a_recovery(is_sealed: bool) {
+    let calls = reference_calls(is_sealed);
     let (mut recoveries, mut crashes, mut torn) = (0, 0, 0);
     for first in 0..calls {
         let fault = if first % 2 == 0 { Fault::StopBefore } else { Fault::StopMiddle };
-        let mut rig = Rig::new(first, SMALL);
+        let mut rig = new_rig(first, is_sealed);
         if !run_until_stopped(&mut rig, first, fault) {
             continue;
         }
@@ -239,8 +276,9 @@ fn a_crash_at_every_call_of_a_recovery_is_recovered_from() {
 /// A log of three segments with attempts among the events and two cursors that
 /// have come some way; closed, and on the disk for certain. Each slot of a
 /// cursor says something else.
-fn seasoned() -> Rig {
-    let mut rig = Rig::opened(1, SMALL);
+fn seasoned(is_sealed: bool) -> Rig {
+    let mut rig = new_rig(1, is_sealed);
+    rig.open().unwrap();
     for (count, attempt) in [(2, true), (1, false), (3, true), (2, false), (1, true)] {
         rig.append(count, true, attempt).unwrap();
     }
@@ -256,12 +294,20 @@ fn seasoned() -> Rig {
     rig
 }
 
+/// Where the frames of a segment begin.
+fn header_bytes(segment: &[u8]) -> usize {
+    match SegmentHeader::decode(segment) {
+        SegmentStart::Header(header) if header.is_sealed => SEALED_HEADER_BYTES,
+        _ => SEGMENT_HEADER_BYTES,
+    }
+}
+
 /// The frames of a segment: where they are, and the number and the serial of an
 /// event.
 #[expect(clippy::type_complexity, reason = "the frames' places, and number and serial of events")]
 fn frames(bytes: &[u8]) -> Vec<(Range<usize>, Option<(u64, u64)>)> {
     let mut frames = Vec::new();
-    let mut at = SEGMENT_HEADER_BYTES;
+    let mut at = header_bytes(bytes);
     while let Parsed::Frame(frame) = parse(&bytes[at..]) {
         let event = (frame.kind == Kind::Event).then(|| (frame.seq, serial(frame.id)));
         frames.push((at..at + frame.len(), event));
@@ -291,7 +337,16 @@ fn recover_twice(rig: &mut Rig) -> (Recovery, Reading) {
 
 #[test]
 fn recovery_after_truncation_at_every_byte_keeps_every_whole_frame() {
-    let seasoned = seasoned();
+    truncate_at_every_byte(false);
+}
+
+#[test]
+fn recovery_after_truncation_at_every_byte_keeps_every_whole_frame_sealed() {
+    truncate_at_every_byte(true);
+}
+
+fn truncate_at_every_byte(is_sealed: bool) {
+    let seasoned = seasoned(is_sealed);
     let whole = whole_reading(&seasoned);
     let segments = seasoned.fs.files(&dirs().segments);
     // A cursor that knows event 8 keeps the numbers up to it from being used
@@ -301,7 +356,9 @@ fn recovery_after_truncation_at_every_byte_keeps_every_whole_frame() {
     for path in &segments {
         let bytes = seasoned.fs.bytes(path);
         let newest = path == segments.last().unwrap();
-        for cut in 0..=bytes.len() {
+        let header = header_bytes(&bytes);
+        // A block of a key is a block of a key.
+        for cut in (0..=bytes.len()).filter(|cut| *cut >= header || !is_sealed || cut % 61 == 0) {
             let mut rig = seasoned.fork();
             rig.fs.truncate(path, cut);
             let (recovery, reading) = recover_twice(&mut rig);
@@ -319,10 +376,14 @@ fn recovery_after_truncation_at_every_byte_keeps_every_whole_frame() {
             assert_eq!(reading.missing, expected.missing, "{path:?} cut at {cut}");
 
             let in_a_frame = frames(&bytes).iter().any(|(range, _)| range.start < cut && cut < range.end);
-            let in_the_header = cut < SEGMENT_HEADER_BYTES;
+            let in_the_header = cut < header;
             assert_eq!(recovery.torn_bytes > 0, newest && in_a_frame, "{path:?} cut at {cut}");
             let kept = rig.quarantined();
-            assert_eq!(kept.len(), usize::from(in_a_frame || in_the_header), "{path:?} cut at {cut}");
+            if is_sealed && in_the_header {
+                assert!((1..=3).contains(&kept.len()), "{path:?} cut at {cut}");
+            } else {
+                assert_eq!(kept.len(), usize::from(in_a_frame || in_the_header), "{path:?} cut at {cut}");
+            }
             // What is cut off is kept, to the last byte that is not zero.
             if let Some((range, _)) =
                 frames(&bytes).iter().find(|(range, _)| range.contains(&cut) && in_a_frame)
@@ -342,11 +403,25 @@ fn recovery_after_truncation_at_every_byte_keeps_every_whole_frame() {
 
 #[test]
 fn a_flipped_bit_of_a_segment_costs_at_most_one_event_and_is_counted() {
-    let seasoned = seasoned();
+    flip_every_bit(false);
+}
+
+#[test]
+fn a_flipped_bit_of_a_segment_costs_at_most_one_event_and_is_counted_sealed() {
+    flip_every_bit(true);
+}
+
+fn flip_every_bit(is_sealed: bool) {
+    let seasoned = seasoned(is_sealed);
     let whole = whole_reading(&seasoned);
     let (mut flips, mut lost, mut torn) = (0, 0, 0);
     for path in seasoned.fs.files(&dirs().segments) {
-        for bit in 0..seasoned.fs.bytes(&path).len() * 8 {
+        let bytes = seasoned.fs.bytes(&path);
+        // Most of a key block is blanks.
+        let counts = |byte: usize| {
+            byte >= header_bytes(&bytes) || !is_sealed || byte % 4096 < 40 || byte.is_multiple_of(67)
+        };
+        for bit in (0..bytes.len() * 8).filter(|bit| counts(bit / 8)) {
             let mut rig = seasoned.fork();
             rig.fs.flip_bit(&path, bit);
             let recovery = rig.open_unheld().unwrap();
@@ -379,7 +454,7 @@ fn used_of_slots(cursor: &[u8]) -> [Range<usize>; 2] {
 
 #[test]
 fn a_damaged_cursor_costs_duplicates_and_no_event() {
-    let mut seasoned = seasoned();
+    let mut seasoned = seasoned(false);
     let whole = whole_reading(&seasoned);
     seasoned.open().unwrap();
     let ended = [seasoned.ended(0), seasoned.ended(1)];
@@ -446,7 +521,7 @@ fn a_provider_whose_cursor_is_lost_begins_at_the_oldest_event() {
 
 #[test]
 fn what_a_newer_relay_wrote_is_refused_and_left_as_it_is() {
-    let seasoned = seasoned();
+    let seasoned = seasoned(false);
     let files = |rig: &Rig| {
         let dirs = dirs();
         let paths = [&dirs.segments, &dirs.cursors, &dirs.quarantine].map(|dir| rig.fs.files(dir));
@@ -465,26 +540,40 @@ fn what_a_newer_relay_wrote_is_refused_and_left_as_it_is() {
         let mut rig = seasoned.fork();
         let mut bytes = rig.fs.bytes(&path);
         let part = &mut bytes[range];
-        part[8] = 2;
+        part[8] = 3;
         let crc = crc_without(part, 12..16);
         part[12..16].copy_from_slice(&crc.to_le_bytes());
         rig.fs.set_bytes(&path, &bytes);
         let before = files(&rig);
         let error = rig.open_unheld().unwrap_err();
-        assert!(matches!(error, SpoolError::Newer { version: 2, .. }), "{path:?}: {error:?}");
+        assert!(matches!(error, SpoolError::Newer { version: 3, .. }), "{path:?}: {error:?}");
         assert_eq!(files(&rig), before, "{path:?}");
     }
 }
 
 #[test]
 fn a_log_that_is_full_takes_events_again_once_old_ones_have_ended() {
-    let mut rig = Rig::opened(1, LogLimits { bytes_max: 4 * SMALL.segment_bytes, ..SMALL });
+    fill_and_free(false);
+}
+
+#[test]
+fn a_log_that_is_full_takes_events_again_once_old_ones_have_ended_sealed() {
+    fill_and_free(true);
+}
+
+fn fill_and_free(is_sealed: bool) {
+    let mut rig = Rig::new(1, LogLimits { bytes_max: 4 * SMALL.segment_bytes, ..SMALL });
+    if is_sealed {
+        rig = rig.keeping(sealed("a"));
+    }
+    let bytes_max = rig.limits().bytes_max;
+    rig.open().unwrap();
     for round in 0..5 {
         while rig.append(2, round % 2 == 0, false).is_ok() {
             let files = rig.fs.files(&dirs().segments);
             let bytes: usize = files.iter().map(|path| rig.fs.bytes(path).len()).sum();
             let (counted, _) = rig.log().index().size();
-            assert!(bytes as u64 <= 4 * SMALL.segment_bytes && counted == bytes as u64, "{bytes} {counted}");
+            assert!(bytes as u64 <= bytes_max && counted == bytes as u64, "{bytes} {counted}");
         }
         assert_eq!(rig.append(1, true, false), Err(AppendError::Full));
         assert!(rig.log().is_nearly_full() && !rig.log().is_broken());
@@ -594,7 +683,7 @@ fn a_reader_sees_the_segment_that_took_the_place_of_an_empty_one() {
 
 #[test]
 fn a_segment_that_could_not_be_begun_is_not_taken_for_damage() {
-    let calls = reference_calls();
+    let calls = reference_calls(false);
     let mut met = 0;
     for after in 0..calls {
         let mut rig = Rig::new(1, SMALL);
@@ -761,11 +850,32 @@ impl Drop for Told {
     }
 }
 
+/// How a schedule's log is kept.
+#[derive(Clone, Copy)]
+enum Sort {
+    Plain,
+    Sealed,
+    /// Another way each time that it is opened.
+    Switched,
+}
+
+impl Sort {
+    fn of(seed: u64) -> Self {
+        [Self::Plain, Self::Sealed, Self::Plain, Self::Switched][(seed % 4) as usize]
+    }
+}
+
 fn run_schedule(seed: u64) -> Rig {
     let mut rng = Rng::with_seed(seed);
     let segment_bytes = rng.u64(300..700);
     let limits = LogLimits { segment_bytes, bytes_max: segment_bytes * rng.u64(3..9) };
     let mut rig = Rig::new(seed, limits);
+    if let Sort::Sealed | Sort::Switched = Sort::of(seed) {
+        rig = rig.keeping(sealed("a,b"));
+    }
+    if let Sort::Switched = Sort::of(seed) {
+        rig.switches = Some(&["a,b", "b,a", "none,a,b"]);
+    }
     // Where bits flip, the other promises are weaker.
     let flips = rng.u8(..8) == 0;
     reopen(&mut rig, &mut rng);
@@ -842,6 +952,9 @@ fn crash(rig: &mut Rig, rng: &mut Rng) {
 /// Starts until a start succeeds.
 fn reopen(rig: &mut Rig, rng: &mut Rng) {
     rig.fs.crash_process();
+    if let Some(kids) = rig.switches {
+        rig.keys = sealed(kids[rng.usize(..kids.len())]);
+    }
     if rng.u8(..4) == 0 {
         rig.fs.fail_after(rng.u64(..40), *rng.choice(&Fault::ALL).unwrap());
     }

@@ -69,7 +69,7 @@ pub(crate) struct Writer {
     status: Arc<SharedStatus>,
     metrics: SpoolMetrics,
     clock: Clock,
-    /// Sealed when their turn comes.
+    /// Completed when their turn comes.
     attempts: Vec<Vec<u8>>,
     attempts_bytes: usize,
     group: Group,
@@ -277,9 +277,10 @@ impl Writer {
             time_ms: at_ms,
             id: &[],
             payload: &payload,
+            is_sealed: false,
         };
         let mut bytes = Vec::new();
-        frame.encode_unsealed(&mut bytes);
+        frame.encode_incomplete(&mut bytes);
         self.attempts_bytes += bytes.len();
         self.attempts.push(bytes);
     }
@@ -311,13 +312,13 @@ impl Writer {
         for append in appends {
             let start = bytes.len();
             bytes.extend_from_slice(&append.frame);
-            frame::seal(&mut bytes[start..], seq);
+            frame::complete(&mut bytes[start..], seq);
             seq += 1;
         }
         for attempt in self.attempts.drain(..) {
             let start = bytes.len();
             bytes.extend_from_slice(&attempt);
-            frame::seal(&mut bytes[start..], seq);
+            frame::complete(&mut bytes[start..], seq);
         }
         self.attempts_bytes = 0;
         let sync = appends.iter().any(|append| append.wanted == Durability::Synced);

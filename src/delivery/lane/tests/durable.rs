@@ -15,7 +15,10 @@ use crate::{
     queue::{
         Durability,
         memory::{self, QueueReceiver},
-        spool::{OpenedSpool, Spool, SpoolSettings, SpoolThread, WhenFull, log::LogLimits},
+        spool::{
+            OpenedSpool, Spool, SpoolSettings, SpoolThread, WhenFull,
+            log::{LogKeys, LogLimits},
+        },
     },
     telemetry::SpoolMetrics,
 };
@@ -146,6 +149,7 @@ impl Durable {
         let settings = SpoolSettings {
             dir: dir.path().join("spool"),
             default_level: Durability::Written,
+            keys: LogKeys::default(),
             limits: LogLimits { segment_bytes: 1 << 20, bytes_max: 1 << 30 },
             provider_bytes_max: vec![1 << 30],
             when_full: WhenFull::Reject,
@@ -188,7 +192,7 @@ impl Durable {
             stop.clone(),
         );
         let old: Vec<Event> = options.spilled.into_iter().collect();
-        lane.reload(Spilled { events: old, files: Vec::new() });
+        lane.reload(Spilled { events: old, ..Spilled::default() });
         let suspended = watch::Sender::new(options.is_suspended);
         lane.suspend_while(suspended.subscribe());
         let lane = tokio::spawn(lane.run());

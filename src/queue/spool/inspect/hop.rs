@@ -11,10 +11,11 @@
 use std::{collections::VecDeque, io};
 
 use crate::queue::spool::{
-    frame::{FRAME_HEADER_BYTES, Frame, Kind, Parsed, SEGMENT_HEADER_BYTES, find_mark, parse, u64_at},
+    frame::{FRAME_HEADER_BYTES, Frame, Kind, Parsed, find_mark, is_sealed, parse, u64_at},
     fs::SpoolFile,
     index::Segment,
     scan::{Item, Scanner},
+    sealed,
 };
 
 /// Bytes that are read at once.
@@ -52,8 +53,10 @@ impl<'a> Hop<'a> {
         &self.0[FRAME_HEADER_BYTES..self.payload_at()]
     }
 
-    pub(super) fn payload(&self) -> &'a [u8] {
-        &self.0[self.payload_at()..]
+    /// The payload, or what is readable of it.
+    pub(super) fn clear(&self) -> &'a [u8] {
+        let payload = &self.0[self.payload_at()..];
+        if is_sealed(self.0) { sealed::clear(payload) } else { payload }
     }
 
     /// The frame, if its CRC is right.
@@ -75,9 +78,8 @@ impl<'a> Hop<'a> {
 }
 
 impl<'f> Hopper<'f> {
-    /// `window` is any buffer, to be used again.
-    pub(super) fn new(file: &'f dyn SpoolFile, segment: Segment, mut window: Vec<u8>) -> Self {
-        let at = SEGMENT_HEADER_BYTES as u64;
+    /// The first frame begins at `at`; `window` is any buffer, to be used again.
+    pub(super) fn new(file: &'f dyn SpoolFile, segment: Segment, at: u64, mut window: Vec<u8>) -> Self {
         window.clear();
         let (end, expected) = (segment.used, segment.first_seq);
         Self { file, at, end, before: at, expected, certain: VecDeque::new(), window, window_at: at }

@@ -8,7 +8,7 @@ use crate::queue::{
     Durability,
     spool::{
         command::Attempt,
-        frame::{FRAME_HEADER_BYTES, crc_without, find_mark},
+        frame::{FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, crc_without, find_mark},
         scan::last_not_zero,
     },
 };
@@ -46,7 +46,7 @@ impl Written {
         for segment in dir.segments().unwrap() {
             let file = dir.open_segment(segment).unwrap().unwrap();
             let mut place = None;
-            dir.read(segment, &*file, |step| {
+            dir.read(segment, SEGMENT_HEADER_BYTES as u64, &*file, |step| {
                 if let Step::Frame { at, frame } = step
                     && frame.seq == seq
                     && frame.kind == Kind::Event
@@ -79,7 +79,9 @@ impl Writing {
         let root = tempfile::tempdir().unwrap();
         let dirs = LogDirs::new(root.path());
         let limits = LogLimits { segment_bytes, ..LIMITS };
-        let (log, _) = Log::open(Arc::new(RealFs), &dirs, limits, &["mixpanel", "segment"], 5).unwrap();
+        let (log, _) =
+            Log::open(Arc::new(RealFs), &dirs, limits, &LogKeys::default(), &["mixpanel", "segment"], 5)
+                .unwrap();
         Self { root, log }
     }
 
@@ -94,6 +96,7 @@ impl Writing {
             time_ms: i64::try_from(seq).unwrap() * 1000,
             id: id.as_bytes(),
             payload: payload.as_bytes(),
+            is_sealed: false,
         }
         .encode(&mut bytes);
         self.log.append(&bytes, 1, false, 7).unwrap();
@@ -117,8 +120,16 @@ impl Writing {
         let payload = serde_json::to_vec(&attempt).unwrap();
         let mut bytes = Vec::new();
         let seq = self.log.next_seq();
-        Frame { kind: Kind::Attempt, durability: None, seq, time_ms: 1, id: &[], payload: &payload }
-            .encode(&mut bytes);
+        Frame {
+            kind: Kind::Attempt,
+            durability: None,
+            seq,
+            time_ms: 1,
+            id: &[],
+            payload: &payload,
+            is_sealed: false,
+        }
+        .encode(&mut bytes);
         self.log.append(&bytes, 0, false, 7).unwrap();
     }
 
@@ -253,7 +264,7 @@ fn what_a_newer_relay_wrote_is_refused() {
     let is_newer = |error: SpoolError| matches!(error, SpoolError::Newer { version: 9, .. });
     assert!(is_newer(dir.trace("id-1").unwrap_err()));
     assert!(is_newer(dir.events(0, |_| Ok::<_, SpoolError>(true)).unwrap_err()));
-    assert!(is_newer(dir.repair(LIMITS, 9).unwrap_err()));
+    assert!(is_newer(dir.repair(LIMITS).unwrap_err()));
     let report = verify_all(&dir).remove(1);
     assert!(matches!(report.start, SegmentStart::Newer(9)) && !report.is_clean());
 }
@@ -354,7 +365,7 @@ fn read_all(dir: &SpoolDir, id: &str) -> BTreeMap<u64, usize> {
     let mut found = BTreeMap::new();
     for segment in dir.segments().unwrap() {
         let file = dir.open_segment(segment).unwrap().unwrap();
-        dir.read(segment, &*file, |step| {
+        dir.read(segment, SEGMENT_HEADER_BYTES as u64, &*file, |step| {
             let Step::Frame { frame, .. } = step else { return Ok(true) };
             if frame.kind == Kind::Event && frame.id == id.as_bytes() && frame.seq < segment.end_seq {
                 found.insert(frame.seq, 0);
@@ -442,7 +453,7 @@ proptest! {
         dir.events(0, |_| Ok::<_, SpoolError>(true)).unwrap();
         prop_assert!(!verify_all(&dir)[0].missing.is_empty());
         prop_assert!(dir.cursors().unwrap().iter().any(CursorSlots::is_damaged));
-        dir.repair(LIMITS, 9).unwrap();
+        dir.repair(LIMITS).unwrap();
     }
 }
 
@@ -462,7 +473,7 @@ fn repair_keeps_what_is_damaged_once_and_removes_nothing() {
     let segments = written.segments();
     let first = fs::read(&segments[0]).unwrap();
 
-    let repair = written.dir().repair(LIMITS, 9).unwrap();
+    let repair = written.dir().repair(LIMITS).unwrap();
     assert!(repair.recovery.unwrap().torn_bytes > 0, "the last event is torn");
     assert_eq!(repair.cursors, [("segment".to_owned(), true)]);
     let kept: Vec<_> = repair.kept.iter().map(|kept| (kept.segment.clone(), kept.new)).collect();
@@ -477,7 +488,7 @@ fn repair_keeps_what_is_damaged_once_and_removes_nothing() {
     assert!(verify_all(&written.dir()).last().unwrap().is_clean());
     assert!(!written.dir().cursors().unwrap()[1].is_damaged());
 
-    let again = written.dir().repair(LIMITS, 9).unwrap();
+    let again = written.dir().repair(LIMITS).unwrap();
     assert_eq!(again.recovery.unwrap(), Recovery::default());
     assert!(again.cursors.is_empty() && !again.kept[0].new);
     assert_eq!(written.quarantine(), quarantine);
@@ -498,7 +509,7 @@ fn beside_a_relay_repair_leaves_the_newest_segment_and_the_cursors_alone() {
         paths.map(|path| fs::read(path).unwrap()).collect::<Vec<_>>()
     };
     let before = all();
-    let repair = written.dir().repair(LIMITS, 9).unwrap();
+    let repair = written.dir().repair(LIMITS).unwrap();
     assert!(repair.recovery.is_none() && repair.cursors.is_empty());
     assert_eq!(repair.kept.len(), 1);
     assert!(repair.kept[0].new);

@@ -17,11 +17,11 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    super::{command::Attempt, error::SpoolError, index::Segment},
+    super::{command::Attempt, error::SpoolError, frame::Frame, index::Segment, sealed},
     SpoolDir,
     hop::Hopper,
 };
-use crate::queue::Durability;
+use crate::{queue::Durability, sealing::FileKey};
 
 /// One acceptance of an event. A caller that asked again made another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +111,20 @@ pub(super) fn trace(
     Ok(found.into_values().collect())
 }
 
+/// What a frame says of an attempt; the provider's words too, if they are not sealed or
+/// there is the key.
+fn attempt_of(frame: &Frame<'_>, key: Option<&FileKey>) -> Option<Attempt> {
+    if !frame.is_sealed {
+        return serde_json::from_slice(frame.payload).ok();
+    }
+    let mut attempt: Attempt = serde_json::from_slice(sealed::clear(frame.payload)).ok()?;
+    let mut words = Vec::new();
+    if key.is_some_and(|key| sealed::open(frame, key, &mut words).is_ok()) {
+        attempt.detail = String::from_utf8_lossy(&words).into_owned();
+    }
+    Some(attempt)
+}
+
 impl Search<'_> {
     fn work(&self) -> Result<Vec<Passed>, SpoolError> {
         let mut window = Vec::new();
@@ -133,7 +147,9 @@ impl Search<'_> {
         let mut passed = Passed { place, known: seqs.len(), attempts: Vec::new() };
         let Some(file) = self.dir.open_segment(segment)? else { return Ok((passed, window)) };
         let at = |source| self.dir.at(segment, source);
-        let mut hopper = Hopper::new(&*file, segment, window);
+        let head = self.dir.head(segment, &*file)?;
+        let key = self.dir.key(&head).and_then(Result::ok);
+        let mut hopper = Hopper::new(&*file, segment, head.frames_at(), window);
         while let Some(hop) = hopper.next().map_err(at)? {
             if hop.is_event() {
                 if hop.id() == self.id
@@ -157,11 +173,11 @@ impl Search<'_> {
             if seqs.is_empty() {
                 continue;
             }
-            let Ok(Concerned { events }) = serde_json::from_slice(hop.payload()) else { continue };
+            let Ok(Concerned { events }) = serde_json::from_slice(hop.clear()) else { continue };
             let concerned = |seq: &&u64| events.iter().any(|(first, end)| (*first..*end).contains(*seq));
             for seq in seqs.iter().filter(concerned) {
                 let Some(frame) = hop.checked() else { break };
-                let Ok(attempt) = serde_json::from_slice::<Attempt>(frame.payload) else { break };
+                let Some(attempt) = attempt_of(&frame, key.as_ref()) else { break };
                 passed.attempts.push((*seq, NotedAttempt { at_ms: frame.time_ms, attempt }));
             }
         }

@@ -21,7 +21,7 @@ use super::{
         fs::{SpoolFile, SpoolFs},
         index::Index,
         layout::LogDirs,
-        log::LogLimits,
+        log::{LogKeys, LogLimits},
         reports::LaneReports,
         sim::SimFs,
     },
@@ -197,10 +197,11 @@ impl Running {
         let fs = TestFs(disk.clone(), switches.clone());
         let limits = LogLimits { segment_bytes: SEGMENT_BYTES, bytes_max: segments * SEGMENT_BYTES };
         fs.create_dir(&dirs().root).unwrap();
-        let (log, _) = Log::open(Arc::new(fs), &dirs(), limits, providers, 1).unwrap();
+        let (log, _) = Log::open(Arc::new(fs), &dirs(), limits, &LogKeys::default(), providers, 1).unwrap();
         let settings = SpoolSettings {
             dir: dirs().root,
             default_level: Durability::Synced,
+            keys: LogKeys::default(),
             limits,
             provider_bytes_max: vec![u64::MAX; providers.len()],
             when_full,
@@ -365,7 +366,8 @@ async fn a_provider_that_is_not_named_never_makes_the_relay_refuse_an_event() {
         }
         let left = running.close().await;
         assert!(left[1] > 0 && left[1] < 100, "{left:?}");
-        let (log, _) = Log::open(Arc::new(disk.clone()), &dirs(), LIMITS_ANY, &["a"], 1).unwrap();
+        let (log, _) =
+            Log::open(Arc::new(disk.clone()), &dirs(), LIMITS_ANY, &LogKeys::default(), &["a"], 1).unwrap();
         let totals = log.cursors()[1].cursor.totals();
         assert_eq!(totals.get("dropped/spool_full"), Some(&(first + more - left[1])), "{totals:?}");
     }
