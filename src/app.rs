@@ -335,6 +335,7 @@ impl App {
             ingest_metrics.refused_kept.clone(),
             ingest_metrics.refused_lost.clone(),
         );
+        servers.spawn(watch.over("suppression", erasing::keep_to(suppressed, statuses, refused.clone())));
         let behind = Behind { admission: admission.clone(), health, budget, metrics: ingest_metrics };
         let grpc = ingest::grpc::server::serve(doors.grpc, behind.clone(), stopped);
         servers.spawn(watch.over("gRPC server", grpc));
@@ -346,7 +347,6 @@ impl App {
             }));
         }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
-        servers.spawn(watch.over("suppression", erasing::keep_to(suppressed, statuses)));
         files.extend(privacy.map(|privacy| privacy as Arc<dyn Reload>));
         if !files.is_empty() {
             let following = watched::follow(files, watched::LOOK_INTERVAL);

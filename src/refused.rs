@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -256,6 +256,10 @@ pub(crate) struct RefusedKeeper {
     writer: Mutex<Option<LetterWriter>>,
     waiting: Mutex<Vec<Waiting>>,
     waiting_bytes: AtomicUsize,
+    /// Groups of items that were looked at, and those of which nothing is to be written any
+    /// more.
+    begun: AtomicU64,
+    ended: AtomicU64,
     /// Who has it writes for all.
     turn: sync::Mutex<()>,
     /// What must not be kept of an event must not be kept of these.
@@ -270,6 +274,24 @@ struct Waiting {
     items: Vec<RefusedItem>,
     bytes: usize,
     answer: oneshot::Sender<bool>,
+    _group: Group,
+}
+
+/// Items that were looked at and are not on the disk yet. Counted until it goes.
+#[derive(Debug)]
+struct Group(Arc<RefusedKeeper>);
+
+impl Group {
+    fn of(keeper: &Arc<RefusedKeeper>) -> Self {
+        keeper.begun.fetch_add(1, Ordering::AcqRel);
+        Self(keeper.clone())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl RefusedKeeper {
@@ -288,6 +310,8 @@ impl RefusedKeeper {
             writer: Mutex::default(),
             waiting: Mutex::default(),
             waiting_bytes: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             turn: sync::Mutex::default(),
             privacy,
             kept: Told::new(kept),
@@ -295,9 +319,17 @@ impl RefusedKeeper {
         })
     }
 
-    /// Keeps items, and waits until they are on the disk, but not for long. Nothing of
-    /// them is given up if the future is dropped. False if they are lost, or may be.
-    pub(crate) async fn keep(self: &Arc<Self>, mut items: Vec<RefusedItem>, now_ms: i64) -> bool {
+    /// Keeps items, but for those of erased users, and waits until they are on the disk, but
+    /// not for long. Nothing of them is given up if the future is dropped. False if they are
+    /// lost, or may be.
+    pub(crate) async fn keep(
+        self: &Arc<Self>,
+        mut items: Vec<RefusedItem>,
+        now_ms: i64,
+        is_erased: impl Fn(&RefusedItem) -> bool,
+    ) -> bool {
+        let group = Group::of(self);
+        items.retain(|item| !is_erased(item));
         if items.is_empty() {
             return true;
         }
@@ -311,7 +343,12 @@ impl RefusedKeeper {
             return false;
         }
         let (answer, answered) = oneshot::channel();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(Waiting { items, bytes, answer });
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(Waiting {
+            items,
+            bytes,
+            answer,
+            _group: group,
+        });
         let keeper = self.clone();
         tokio::spawn(async move {
             let _turn = keeper.turn.lock().await;
@@ -322,12 +359,22 @@ impl RefusedKeeper {
         matches!(timeout(PATIENCE, answered).await, Ok(Ok(true)))
     }
 
+    /// How many groups were begun.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// True if as many have ended: then none that was looked at before is still to come.
+    pub(crate) fn has_ended(&self, groups: u64) -> bool {
+        self.ended.load(Ordering::Acquire) >= groups
+    }
+
     fn write_waiting(&self, now_ms: i64) {
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         let (mut items, mut answers) = (Vec::new(), Vec::new());
         for group in waiting {
             items.extend(group.items);
-            answers.push((items.len(), group.bytes, group.answer));
+            answers.push((items.len(), group.bytes, group.answer, group._group));
         }
         let written = if items.is_empty() { 0 } else { self.write(&items, now_ms) };
         if let Some(items) = self.kept.count(written) {
@@ -335,7 +382,7 @@ impl RefusedKeeper {
             warn!(items, see, "refused items of batches are kept, whose callers believe them to be taken");
         }
         self.lose(items.len() - written);
-        for (end, bytes, answer) in answers {
+        for (end, bytes, answer, _group) in answers {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             // Nobody listens who has gone.
             let _ = answer.send(end <= written);
@@ -428,9 +475,9 @@ mod tests {
         let (keeper, kept, lost) = keeper(dir.path(), 1 << 20);
         let (one, two) = (item("one"), item("two"));
         let ids = HashSet::from([one.letter_id.clone()]);
-        assert!(keeper.keep(vec![one], 5).await);
+        assert!(keeper.keep(vec![one], 5, |_| false).await);
         assert_eq!(stored(dir.path()), [r#""one""#]);
-        assert!(keeper.keep(vec![two, item("three")], 6).await);
+        assert!(keeper.keep(vec![two, item("three")], 6, |_| false).await);
         assert_eq!((kept.get(), lost.get()), (3, 0));
         assert_eq!(RefusedDir::new(dir.path()).delete(&ids).unwrap(), 1);
         assert_eq!(stored(dir.path()), [r#""two""#, r#""three""#]);
@@ -442,12 +489,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let line = serde_json::to_vec(&item("x")).unwrap().len() as u64 + 1;
         let (keeper, kept, lost) = keeper(dir.path(), 5 * line);
-        let calls = (0..8).map(|_| keeper.keep(vec![item("x")], 5));
+        let calls = (0..8).map(|_| keeper.keep(vec![item("x")], 5, |_| false));
         let answers = futures_util::future::join_all(calls).await;
         assert_eq!(answers.iter().filter(|kept| **kept).count(), 5, "{answers:?}");
         assert_eq!((kept.get(), lost.get(), stored(dir.path()).len()), (5, 3, 5));
         let large = item(&"x".repeat(WAITING_BYTES_MAX));
-        assert!(!keeper.keep(vec![large], 5).await);
+        assert!(!keeper.keep(vec![large], 5, |_| false).await);
         assert_eq!((lost.get(), keeper.waiting_bytes.load(Ordering::Relaxed)), (4, 0));
     }
 }

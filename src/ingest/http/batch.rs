@@ -23,7 +23,6 @@ use crate::{
         denied::{Denied, Violation},
     },
     ingest::limits::{HTTP_BATCH_ITEMS_MAX, HTTP_INGESTION_ITEMS_MAX},
-    privacy::suppression::Ids,
     reasons::RefusalReason,
 };
 
@@ -139,7 +138,6 @@ impl Batch<'_> {
     }
 
     /// What is kept of it: what nobody is told of, and what a newer relay will understand.
-    /// Nothing of a user who is erased.
     pub(super) fn keeping(
         &self,
         form: Form,
@@ -153,13 +151,7 @@ impl Batch<'_> {
             return keeping;
         }
         for (place, violation) in puts.invalid() {
-            let [user_id, anonymous_id, previous_id] = self.items[place].ids();
-            let ids = Ids {
-                user_id: user_id.as_deref(),
-                anonymous_id: anonymous_id.as_deref(),
-                previous_id: previous_id.as_deref(),
-            };
-            if admission.suppresses(ids) {
+            if violation.reason == RefusalReason::UserSuppressed {
                 continue;
             }
             let is_newer = violation.reason == RefusalReason::SchemaNewer;

@@ -27,6 +27,7 @@ use super::{
     keeping::{Keeping, take_newer},
     pixel,
     reply::{Problem, Reply, bytes, queued, success},
+    resend::ids_of,
     route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
     scan::Raw,
     schema::{Schemas, Stated},
@@ -49,7 +50,8 @@ use crate::{
         limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, HTTP_HEADERS_BYTES_MAX, metadata_bytes},
         settings::HttpSettings,
     },
-    refused::RefusedKeeper,
+    privacy::suppression::Ids,
+    refused::{RefusedItem, RefusedKeeper},
     telemetry::{CountedCall, IngestMetrics, MethodMetrics},
 };
 
@@ -363,7 +365,8 @@ impl HttpDoor {
         let mut answers = self.admission.answers(puts).await;
         // What comes again is kept then, and not each time.
         let is_sent_again = Batch::is_sent_again(form, wants_answers, &answers);
-        if !is_sent_again && self.refused.keep(letters, came.at_ms).await {
+        let is_erased = |item: &RefusedItem| self.is_erased(item.item.get());
+        if !is_sent_again && self.refused.keep(letters, came.at_ms, is_erased).await {
             take_newer(newer, &mut answers);
         }
         let warning = stated.warning.as_deref();
@@ -375,6 +378,15 @@ impl HttpDoor {
         };
         self.schemas.tell(stated.version, &mut reply);
         Ok(reply)
+    }
+
+    fn is_erased(&self, item: &str) -> bool {
+        let Some([user_id, anonymous_id, previous_id]) = ids_of(item) else { return false };
+        self.admission.suppresses(Ids {
+            user_id: user_id.as_deref(),
+            anonymous_id: anonymous_id.as_deref(),
+            previous_id: previous_id.as_deref(),
+        })
     }
 
     async fn pixel(&self, kind: Option<Kind>, head: &Head) -> Result<(), Problem> {

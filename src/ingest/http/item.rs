@@ -313,12 +313,6 @@ impl<'a> Item<'a> {
         self.fields.and_then(|[.., write_key, _]| write_key)
     }
 
-    /// Its user, its device and who either was before, as far as they are texts or numbers.
-    pub(super) fn ids(&self) -> [Option<Cow<'a, str>>; 3] {
-        let [_, _, user_id, anonymous_id, _, _, _, _, _, previous_id, ..] = self.fields.unwrap_or_default();
-        [user_id, anonymous_id, previous_id].map(|id| id.and_then(scalar))
-    }
-
     /// The schema version that it names.
     pub(super) fn schema_version(&self) -> Option<Raw<'a>> {
         self.fields.and_then(|[.., schema_version]| schema_version)
