@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use super::address::{cut, push_printable};
+use super::address::{cut, is_printable, push_printable};
 
 /// What an advertiser's network marks a click with, in the order in which they are told.
 pub(super) const CLICK_IDS: [&str; 8] =
@@ -71,12 +71,15 @@ pub(super) fn parameters(query: &str) -> impl Iterator<Item = Parameter<'_>> {
 }
 
 impl<'a> Parameter<'a> {
-    /// Which of those it is that say where somebody came from. No escape hides one.
+    /// Which of those it is that say where somebody came from. No escape hides one, and nothing
+    /// that is left out of what is kept.
     pub(super) fn known(&self) -> Option<Known> {
-        if !self.name.contains('%') {
+        if !self.name.contains('%') && is_printable(self.name) {
             return Known::named(self.name);
         }
-        Known::named(&percent_decode_str(self.name).decode_utf8().ok()?)
+        let mut name = String::new();
+        push_printable(&mut name, &percent_decode_str(self.name).decode_utf8().ok()?);
+        Known::named(&name)
     }
 
     /// Adds it without its value.
@@ -202,6 +205,9 @@ mod tests {
             ("utm%5Fid=1", Some(Known::Utm(Some(5)))),
             ("GCLID=x", Some(Known::ClickId(0))),
             ("%67clid=x", Some(Known::ClickId(0))),
+            // Without what is left out of an address it is one.
+            ("g\u{0}clid\u{85}=x", Some(Known::ClickId(0))),
+            ("gclid%00=x", Some(Known::ClickId(0))),
             ("li_fat_id=x", Some(Known::ClickId(7))),
             ("source=x", Some(Known::Source)),
             ("Ref=x", Some(Known::Ref)),
