@@ -59,10 +59,10 @@ impl IntoIp for u32 {
     }
 }
 
-/// The first address of a network, of which there are 24 bits; those from 11.0.0.0 on are
-/// public for long enough, but for some.
+/// The first address of a network of 24 bits; each twelfth of those from 11.0.0.0 on, so
+/// that their tree is as deep as a real one, and all are public.
 fn address(number: u32) -> IpAddr {
-    ((11 << 24) + (number << 8) + 1).into_ip()
+    ((11 << 24) + (12 * number << 8) + 1).into_ip()
 }
 
 fn write_countries(path: &Path) -> anyhow::Result<()> {
