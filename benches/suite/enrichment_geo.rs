@@ -62,7 +62,7 @@ impl IntoIp for u32 {
 /// The first address of a network of 24 bits; each twelfth of those from 11.0.0.0 on, so
 /// that their tree is as deep as a real one, and all are public.
 fn address(number: u32) -> IpAddr {
-    ((11 << 24) + (12 * number << 8) + 1).into_ip()
+    ((11 << 24) + ((12 * number) << 8) + 1).into_ip()
 }
 
 fn write_countries(path: &Path) -> anyhow::Result<()> {
