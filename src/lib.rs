@@ -41,6 +41,8 @@
 //! | add a provider | a file in `providers/src`, its registry, a conformance row, `config::vendors`, [`settings`], `.env.example` |
 //! | add a front door | a folder in `ingest`, its settings, `app::doors`, [`config`] |
 //! | add a setting | its row in [`settings`], the stage that reads it, `.env.example` |
+//! | find out something else about an event | a file in `enrich`, its step in [`reasons`] and `enrich::enricher` |
+//! | change what is kept of it, or who gets it | `privacy`, and `admission::shaping` for the order |
 //! | change the batching rule | `batch_worker` |
 //! | add a metric | [`telemetry`] and the line that records it |
 //! | add a way for an event to end, or to be refused | [`reasons`] |

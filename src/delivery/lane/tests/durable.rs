@@ -12,6 +12,10 @@ use tokio::task::spawn_blocking;
 use super::*;
 use crate::{
     delivery::{spill::Spilled, test_support::accepted_at},
+    privacy::{
+        secret::DataSecret,
+        suppression::{IdSort, Suppressed, SuppressionDir},
+    },
     queue::{
         Durability,
         memory::{self, QueueReceiver},
@@ -91,6 +95,7 @@ struct Options {
     /// Of an earlier run in memory mode.
     spilled: Option<Event>,
     is_suspended: bool,
+    suppressed: Option<Arc<Suppressed>>,
 }
 
 impl Default for Options {
@@ -101,6 +106,7 @@ impl Default for Options {
             aside_events_max: ASIDE_EVENTS_MAX,
             spilled: None,
             is_suspended: false,
+            suppressed: None,
         }
     }
 }
@@ -191,6 +197,9 @@ impl Durable {
             clock.clone(),
             stop.clone(),
         );
+        if let Some(suppressed) = options.suppressed {
+            lane.leave_out(suppressed);
+        }
         let old: Vec<Event> = options.spilled.into_iter().collect();
         lane.reload(Spilled { events: old, ..Spilled::default() });
         let suspended = watch::Sender::new(options.is_suspended);
@@ -470,6 +479,40 @@ async fn a_kind_that_is_refused_stays_in_the_log_and_the_others_are_read_on() {
     let delivered: HashSet<String> = durable.kept.delivered.lock().unwrap().iter().cloned().collect();
     assert_eq!(delivered.len(), 4050, "each once");
     assert!(identifies.iter().all(|id| delivered.contains(id)));
+    assert_eq!(durable.stop().await, 0);
+}
+
+/// Nobody reads them again for a user who was erased meanwhile, and those in memory go.
+#[tokio::test(start_paused = true)]
+async fn what_was_left_aside_of_an_erased_user_is_dropped_when_it_is_read() {
+    let data = tempfile::tempdir().unwrap();
+    let secret = DataSecret::open(data.path()).unwrap();
+    let list = SuppressionDir::open(data.path(), &secret);
+    let suppressed = Arc::new(Suppressed::open(data.path(), &secret).unwrap());
+    let options =
+        Options { queue: SETTINGS.capacity, suppressed: Some(suppressed.clone()), ..Options::default() };
+    let durable = Durable::start_with(Duration::ZERO, HOUR * 72, options);
+    let refusal = SendError::Refused { detail: "400 no profiles".into() };
+    *durable.provider.refuses_identifies.lock().unwrap() = Some(refusal);
+    let mut identifies = Vec::new();
+    for _ in 0..2000 {
+        identifies.push(durable.accept_identify(identifies.len()).await);
+        durable.accept(1, Duration::from_millis(100)).await;
+    }
+    sleep(HOUR).await;
+    assert!(durable.status.events() < 1000, "most of them lie aside");
+
+    let generation = list.add(&[(IdSort::User, "user-0")], 1).unwrap();
+    assert!(suppressed.look().unwrap());
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(durable.status.keeps_to(), generation);
+    *durable.provider.refuses_identifies.lock().unwrap() = None;
+    let theirs: HashSet<&String> = identifies.iter().step_by(USERS).collect();
+    durable.ended(4000 - theirs.len()).await;
+    let delivered: HashSet<String> = durable.kept.delivered.lock().unwrap().iter().cloned().collect();
+    assert!(theirs.iter().all(|id| !delivered.contains(*id)), "not one of an erased user");
+    let dropped: usize = durable.kept.dropped.lock().unwrap().iter().map(|(_, events)| events).sum();
+    assert_eq!((dropped, delivered.len()), (theirs.len(), 4000 - theirs.len()));
     assert_eq!(durable.stop().await, 0);
 }
 
