@@ -12,9 +12,12 @@ use crate::{Event, event::OTHER_ID_BYTES_MAX, json::Object, properties::entries}
 /// The objects in a context that some vendor takes something out of.
 const SECTIONS: [&str; 10] =
     ["page", "campaign", "os", "browser", "device", "app", "screen", "network", "location", "library"];
+/// Names in a context, and the relay's names for the same.
+type Renamed = &'static [(&'static str, &'static str)];
+
 /// What the relay found out, by the section that it stands in for if the caller's context
 /// has none: who says what browser it was says all of it.
-const FOUND_OUT: [(&str, &str, &[(&str, &str)]); 4] = [
+const FOUND_OUT: [(&str, &str, Renamed); 4] = [
     ("os", "agent", &[("name", "os"), ("version", "os_version")]),
     ("browser", "agent", &[("name", "browser"), ("version", "browser_version")]),
     ("device", "agent", &[("manufacturer", "brand"), ("model", "model")]),

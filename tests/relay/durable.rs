@@ -453,7 +453,7 @@ async fn a_second_relay_and_a_newer_format_are_refused() {
 
     let path = &segments(&setup)[0];
     let mut bytes = fs::read(path).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&bytes[..12]);
@@ -464,7 +464,7 @@ async fn a_second_relay_and_a_newer_format_are_refused() {
     fs::write(path, bytes).unwrap();
     let (code, out, err) = setup.run(&[]).await;
     assert_eq!(code, 1, "{out}{err}");
-    assert!(err.contains("got format version 2, want at most 1: a newer relay wrote it"), "{err}");
+    assert!(err.contains("got format version 3, want at most 2: a newer relay wrote it"), "{err}");
 }
 
 /// Damage in the middle of the log costs the events in it, counted, and nothing

@@ -29,6 +29,7 @@ use crate::{
     listener::Slot,
     queue::{QueueLimits, memory::QueueReceiver},
     refused::RefusedKeeper,
+    sealing::Sealing,
     settings::Reader,
 };
 

@@ -297,7 +297,7 @@ impl Rig {
             let file = fs.open(path).unwrap();
             let end = file.len().unwrap();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap();
-            let head = Head::read(&*file, Segment::parse_name(name).unwrap()).unwrap();
+            let head = Head::read(&*file, Segment::parse_name(name).unwrap_or_default()).unwrap();
             let loses_its_key = head.blocks.is_some() && (0..2).all(|place| head.loses_block(place, range));
             let mut scanner = Scanner::new(&*file, end.min(head.frames_at()), end);
             loop {

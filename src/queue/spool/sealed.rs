@@ -24,12 +24,12 @@ pub(super) const SEALED_MORE_BYTES: usize = CLEAR_BYTES + SEAL_BYTES;
 const CLEAR_BYTES: usize = 2;
 
 /// Bytes that a group of complete frames takes sealed, at most.
-pub(super) fn bytes_max(group: &[u8]) -> usize {
+pub(crate) fn bytes_max(group: &[u8]) -> usize {
     group.len() + frames(group).count() * SEALED_MORE_BYTES
 }
 
 /// Seals a group of complete frames. `out` becomes the same frames, sealed.
-pub(super) fn seal_group(sealer: &mut Sealer, group: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn seal_group(sealer: &mut Sealer, group: &[u8], out: &mut Vec<u8>) {
     out.clear();
     out.reserve(bytes_max(group));
     let mut sealed = Vec::new();
@@ -38,7 +38,7 @@ pub(super) fn seal_group(sealer: &mut Sealer, group: &[u8], out: &mut Vec<u8>) {
             Kind::Event => seal(sealer, &frame, b"", frame.payload, &mut sealed, out),
             Kind::Attempt => {
                 let (clear, words) = split_attempt(frame.payload);
-                seal(sealer, &frame, &clear, words.as_bytes(), &mut sealed, out);
+                seal(sealer, &frame, &clear, &words, &mut sealed, out);
             }
         }
     }
@@ -101,16 +101,16 @@ fn seal(
 }
 
 /// What may be read of an attempt, and the provider's words, which may tell of the event.
-fn split_attempt(payload: &[u8]) -> (Vec<u8>, String) {
+fn split_attempt(payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
     if let Ok(mut attempt) = serde_json::from_slice::<Attempt>(payload) {
         let words = std::mem::take(&mut attempt.detail);
         let clear = serde_json::to_vec(&attempt).expect("an attempt is JSON");
         if u16::try_from(clear.len()).is_ok() && clear.len() + words.len() <= payload.len() {
-            return (clear, words);
+            return (clear, words.into_bytes());
         }
     }
     // None of ours. It is hidden as it is, and `explain` does without.
-    (Vec::new(), String::from_utf8_lossy(payload).into_owned())
+    (Vec::new(), payload.to_vec())
 }
 
 #[cfg(test)]
@@ -240,8 +240,9 @@ mod tests {
     #[test]
     fn what_is_no_attempt_of_ours_is_hidden_as_a_whole() {
         let mut group = Vec::new();
-        frame(Kind::Attempt, 1, b"canary \xFF").encode(&mut group);
+        frame(Kind::Attempt, 1, b"canary \xFF\xFF\xFF").encode(&mut group);
         let (bytes, _) = sealed(&group);
+        assert!(bytes.len() <= bytes_max(&group), "room is made for so many and no more");
         assert_eq!(clear(parsed(&bytes)[0].payload), b"");
         assert!(memchr::memmem::find(&bytes, b"canary").is_none());
         assert_eq!(find_mark(&bytes, 1), None);
