@@ -14,7 +14,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`settings`] | what the environment says |
-//! | [`file`] | TOML → what stands in the file |
+//! | [`mod@file`] | TOML → what stands in the file |
 //! | [`rules`] | the file and the settings → rules of the log and of each provider |
 //! | [`keys`] | names: whole ones, in any spelling |
 //! | [`json`], [`rewrite`] | JSON → what rules leave of it |
