@@ -189,6 +189,44 @@ impl Mended {
     }
 }
 
+/// What is found out about events, in the order in which an event meets it: the closed list
+/// of a setting, a metric and a field of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Browser, system, device.
+    Agent,
+    /// Whether a machine sends.
+    Bot,
+    /// Where its address is.
+    Geo,
+    /// On which page, of which campaign.
+    Page,
+    /// Who led there.
+    Source,
+    /// An id for who names none.
+    Visitor,
+    /// Which visit.
+    Session,
+}
+
+impl Step {
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Agent, Self::Bot, Self::Geo, Self::Page, Self::Source, Self::Visitor, Self::Session];
+
+    /// The name in settings, metrics and events.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Bot => "bot",
+            Self::Geo => "geo",
+            Self::Page => "page",
+            Self::Source => "source",
+            Self::Visitor => "visitor",
+            Self::Session => "session",
+        }
+    }
+}
+
 /// What the privacy rules did about a value before the log: the closed list of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Redaction {

@@ -32,7 +32,7 @@ use super::{
     told::Told,
     visitor::{Seen, Visitors},
 };
-use crate::{telemetry::EnrichMetrics, time::Clock, watched::Reload};
+use crate::{reasons::Step, telemetry::EnrichMetrics, time::Clock, watched::Reload};
 
 /// After so many panics a step is switched off.
 const PANICS_MAX: u32 = 10;
@@ -40,40 +40,6 @@ const PANICS_MAX: u32 = 10;
 const VERSION: u32 = 1;
 /// The provider that keeps what vendors do not get.
 const STORE: &str = "store";
-
-/// The steps, in the order in which an event meets them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    Agent,
-    Bot,
-    Geo,
-    Page,
-    Source,
-    Visitor,
-    Session,
-}
-
-impl Step {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Agent, Self::Bot, Self::Geo, Self::Page, Self::Source, Self::Visitor, Self::Session];
-
-    /// The name in settings, metrics and events.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Agent => "agent",
-            Self::Bot => "bot",
-            Self::Geo => "geo",
-            Self::Page => "page",
-            Self::Source => "source",
-            Self::Visitor => "visitor",
-            Self::Session => "session",
-        }
-    }
-
-    fn bit(self) -> u8 {
-        1 << self as u8
-    }
-}
 
 /// What was found out about an event, and is to become part of it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -120,7 +86,7 @@ pub(crate) struct Parts {
 impl Enricher {
     pub(crate) fn new(settings: &EnrichSettings, parts: Parts, metrics: EnrichMetrics) -> Self {
         let Parts { agents, geo, pages, visitors, sessions, clock } = parts;
-        let steps = settings.steps.iter().fold(0, |steps, step| steps | step.bit());
+        let steps = settings.steps.iter().fold(0, |steps, step| steps | bit(*step));
         Self {
             agents,
             geo,
@@ -294,7 +260,7 @@ impl Enricher {
 
     fn count(&self, missed: u8, found: &Found<'_>) {
         for step in Step::ALL {
-            if missed & step.bit() != 0 {
+            if missed & bit(step) != 0 {
                 self.metrics.missed(step).inc();
             }
         }
@@ -354,6 +320,11 @@ impl Reload for Enricher {
     }
 }
 
+/// Steps are bits.
+fn bit(step: Step) -> u8 {
+    1 << step as u8
+}
+
 fn tenant_of<'a>(event: &'a EventParts<'_>) -> &'a str {
     event.more.as_ref().and_then(|more| more.tenant).unwrap_or_default()
 }
@@ -367,7 +338,7 @@ struct Finding<'a> {
 impl Finding<'_> {
     /// Makes a step that has something to go by.
     fn step<T>(&mut self, step: Step, is_wanted: bool, make: impl FnOnce() -> Option<T>) -> Option<T> {
-        if !is_wanted || self.enricher.steps & step.bit() == 0 {
+        if !is_wanted || self.enricher.steps & bit(step) == 0 {
             return None;
         }
         if self.enricher.is_off(step) {
@@ -406,7 +377,7 @@ impl Finding<'_> {
     }
 
     fn miss(&mut self, step: Step) {
-        self.missed |= step.bit();
+        self.missed |= bit(step);
     }
 }
 
@@ -475,7 +446,7 @@ impl Found<'_> {
             json.push_str(r#","visitor":"day""#);
         }
         if missed != 0 {
-            let names = Step::ALL.into_iter().filter(|step| missed & step.bit() != 0).map(Step::name);
+            let names = Step::ALL.into_iter().filter(|step| missed & bit(*step) != 0).map(Step::name);
             json.push_str(r#","missed":"#);
             push_json(&mut json, &names.collect::<Vec<_>>());
         }

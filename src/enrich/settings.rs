@@ -3,8 +3,8 @@
 use analytics_relay_providers::Secret;
 use jiff::tz::TimeZone;
 
-use super::{enricher::Step, session::SessionLimits};
-use crate::settings::Reader;
+use super::session::SessionLimits;
+use crate::{reasons::Step, settings::Reader};
 
 const MINUTES_OF_DAY: i64 = 24 * 60;
 /// Half a gigabyte of table.

@@ -15,9 +15,8 @@ use tokio::time::Instant;
 
 use super::{VERSION, log_writer};
 use crate::{
-    enrich::enricher::Step,
     ledger::Ledger,
-    reasons::{Mended, Outcome, PII_FIELDS, Redaction, RefusalReason, Suspicion},
+    reasons::{Mended, Outcome, PII_FIELDS, Redaction, RefusalReason, Step, Suspicion},
 };
 
 /// One metric: its name as it is scraped, its unit, and what it says.

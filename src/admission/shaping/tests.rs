@@ -13,7 +13,7 @@ use crate::{
     },
     enrich::{
         agent::Hints,
-        enricher::{Parts, Step},
+        enricher::Parts,
         geo::{Geo, GeoSettings, tests::nested},
         page::{PageSettings, Pages, UrlQuery},
         senders::{AgentSettings, Agents},
@@ -21,6 +21,7 @@ use crate::{
         settings::{BotPolicy, Declined, EnrichSettings},
         visitor::Visitors,
     },
+    reasons::Step,
     telemetry::EnrichMetrics,
     time::Clock,
     watched::Reload,
