@@ -22,10 +22,7 @@ use tracing::debug;
 
 use crate::{
     address::IpPolicy,
-    privacy::{
-        Found,
-        suppression::{Ids, Suppressed},
-    },
+    privacy::suppression::{Ids, Suppressed},
     queue::{Durability, Queue, Refused, Row, Taken},
     reasons::RefusalReason,
     telemetry::AdmissionMetrics,
@@ -45,7 +42,7 @@ use denied::{Denied, Violation};
 use draft::Draft;
 use input::{InputRules, InputSettings, Suspicions};
 use lenient::Mends;
-use shaping::Shaping;
+use shaping::{Found, Shaping};
 
 /// How long a stream is not read on when the queue is full: a caller is held back
 /// rather than turned away, but learns in time that nothing moves.
@@ -88,7 +85,7 @@ struct Checked {
     /// How durable it has to be.
     wanted: Durability,
     mends: Mends,
-    /// What the privacy rules found in it.
+    /// What is counted of it.
     found: Found,
     suspicions: Suspicions,
 }
@@ -324,9 +321,7 @@ impl Admission {
                 self.metrics.mended(mended).inc();
             });
         }
-        if let Some(privacy) = self.shaping.privacy.as_ref().filter(|_| !found.is_nothing()) {
-            privacy.count(found);
-        }
+        self.shaping.count(found);
         if !suspicions.is_empty() {
             suspicions.each().for_each(|kind| {
                 self.metrics.suspicious(kind).inc();

@@ -18,9 +18,17 @@ use crate::{
     enrich::{
         edge::Edge,
         enricher::{Enriched, Enricher},
+        tally::Tally,
     },
-    privacy::{Found, Privacy},
+    privacy::{self, Privacy},
 };
+
+/// What is counted of an event, once it is taken.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Found {
+    enriching: Tally,
+    privacy: privacy::Found,
+}
 
 /// See the module. The default keeps events as they came, but for addresses that were read
 /// off a connection.
@@ -34,13 +42,13 @@ pub(crate) struct Shaping {
 }
 
 impl Shaping {
-    /// The event of parts that break no rule, and what the privacy rules found in it.
+    /// The event of parts that break no rule, and what is counted of it.
     #[inline]
     pub(super) fn pack(&self, parts: EventParts<'_>, edge: &Edge<'_>) -> (Event, Found) {
         let enriched = self.enricher.as_ref().and_then(|enricher| enricher.enrich(&parts, edge));
         let keeps_all = parts.ip.is_none() && parts.more.is_none();
         if enriched.is_none() && (keeps_all || self.ip_policy.keeps_all(edge.ip_is_connections)) {
-            return self.pack_by_rules(&parts);
+            return self.pack_by_rules(&parts, Tally::default());
         }
         self.pack_shaped(parts, edge, &enriched.unwrap_or_default())
     }
@@ -64,19 +72,32 @@ impl Shaping {
             context,
             enriched: json,
         };
-        self.pack_by_rules(&EventParts {
+        let parts = EventParts {
             ip: parts.ip.and_then(|ip| stored_ip(ip, is_connections, self.ip_policy)),
             anonymous_id: parts.anonymous_id.or(enriched.anonymous_id.as_deref()),
             more: kept.if_any(),
             ..parts
-        })
+        };
+        self.pack_by_rules(&parts, enriched.tally)
     }
 
     #[inline]
-    fn pack_by_rules(&self, parts: &EventParts<'_>) -> (Event, Found) {
-        match &self.privacy {
-            None => (Event::pack(parts), Found::default()),
+    fn pack_by_rules(&self, parts: &EventParts<'_>, enriching: Tally) -> (Event, Found) {
+        let (event, privacy) = match &self.privacy {
+            None => (Event::pack(parts), privacy::Found::default()),
             Some(privacy) => privacy.pack(parts),
+        };
+        (event, Found { enriching, privacy })
+    }
+
+    /// Counts what was found in an event that was taken.
+    pub(super) fn count(&self, found: Found) {
+        let Found { enriching, privacy } = found;
+        if let Some(enricher) = self.enricher.as_ref().filter(|_| !enriching.is_nothing()) {
+            enricher.count(enriching);
+        }
+        if let Some(rules) = self.privacy.as_ref().filter(|_| !privacy.is_nothing()) {
+            rules.count(privacy);
         }
     }
 }

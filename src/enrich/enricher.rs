@@ -29,6 +29,7 @@ use super::{
     senders::{Agents, DataSets},
     session::{Session, Sessions},
     settings::{BotPolicy, Declined, EnrichSettings},
+    tally::{Steps, Tally},
     told::Told,
     visitor::{Seen, Visitors},
 };
@@ -52,6 +53,7 @@ pub(crate) struct Enriched {
     pub(crate) anonymous_id: Option<String>,
     /// In place of the event's own, if it is not for all that it was for.
     pub(crate) audience: Option<Audience<'static>>,
+    pub(crate) tally: Tally,
 }
 
 /// Finds out what the edge alone can. Shared by all callers.
@@ -65,8 +67,8 @@ pub(crate) struct Enricher {
     clock: Clock,
     bots: BotPolicy,
     declined: Declined,
-    /// Bits of the steps that are to be made.
-    steps: u8,
+    /// Those that are to be made.
+    steps: Steps,
     panics: [AtomicU32; Step::ALL.len()],
     metrics: EnrichMetrics,
     #[cfg(test)]
@@ -86,7 +88,6 @@ pub(crate) struct Parts {
 impl Enricher {
     pub(crate) fn new(settings: &EnrichSettings, parts: Parts, metrics: EnrichMetrics) -> Self {
         let Parts { agents, geo, pages, visitors, sessions, clock } = parts;
-        let steps = settings.steps.iter().fold(0, |steps, step| steps | bit(*step));
         Self {
             agents,
             geo,
@@ -96,7 +97,7 @@ impl Enricher {
             clock,
             bots: settings.bots,
             declined: settings.declined,
-            steps,
+            steps: Steps::of(&settings.steps),
             panics: Default::default(),
             metrics,
             #[cfg(test)]
@@ -120,7 +121,7 @@ impl Enricher {
         let told = Told::read(context);
         let is_device = edge.is_device || told.is_of_device();
         let sets = self.agents.load();
-        let mut finding = Finding { enricher: self, missed: 0 };
+        let mut finding = Finding { enricher: self, tally: Tally::default() };
 
         let input = AgentInput {
             user_agent: event.user_agent.unwrap_or_default(),
@@ -144,19 +145,16 @@ impl Enricher {
 
         let is_machine = bot.is_some() || page.is_spam;
         let is_declined = edge.is_declined && self.declined != Declined::Ignored;
-        if edge.is_declined {
-            self.metrics.declined.inc();
-        }
         let is_visit = is_device && !is_machine && !is_declined;
         let anonymous_id = if is_visit { self.visitor_id(&mut finding, event, &page) } else { None };
         let session_id =
             if is_visit { self.session_id(&mut finding, event, anonymous_id.as_deref()) } else { None };
 
         let found = Found { agent, bot, place, page, is_cookieless: anonymous_id.is_some() };
-        let (json, missed) = (found.json(&sets, &self.pages, finding.missed), finding.missed);
-        self.count(missed, &found);
+        let tally = Tally { is_machines: is_machine, is_declined: edge.is_declined, ..finding.tally };
+        let json = found.json(&sets, &self.pages, tally.missed);
         let audience = self.audience(event, is_machine, edge.is_declined);
-        let enriched = Enriched { json, session_id, anonymous_id, audience };
+        let enriched = Enriched { json, session_id, anonymous_id, audience, tally };
         (enriched != Enriched::default()).then_some(enriched)
     }
 
@@ -176,7 +174,7 @@ impl Enricher {
             edge.country_hint.and_then(|code| self.geo.country_hint(code))
         });
         if is_bad {
-            finding.miss(Step::Geo);
+            finding.tally.missed.add(Step::Geo);
         }
         found
     }
@@ -190,7 +188,8 @@ impl Enricher {
     ) -> Option<String> {
         let is_nobodys = event.user_id.is_none() && event.anonymous_id.is_none();
         let (ip, user_agent) = (event.ip?, event.user_agent?);
-        finding.step(Step::Visitor, is_nobodys, || {
+        let mut lacks_salt = false;
+        let id = finding.step(Step::Visitor, is_nobodys, || {
             let website = super::told::website_of(event.properties.json());
             let host = page.page.as_ref().and_then(|page| page.host());
             let domain = host.and_then(psl::domain_str).unwrap_or_default();
@@ -204,13 +203,16 @@ impl Enricher {
                 self.sessions.goes_on(visitor, time_ms, now_ms)
             };
             let id = before.filter(goes_on).or_else(|| Some(self.visitors.id(&seen, time_ms)?.to_string()));
-            if id.is_none() {
-                self.metrics.salt_gone.inc();
-            }
+            lacks_salt = id.is_none();
             id
-        })
+        });
+        finding.tally.lacks_salt |= lacks_salt;
+        id
     }
 
+    /// The table notes an event that may yet be refused, and again when it is looked at again
+    /// because there was no room. That moves nothing which its caller's next attempt, or the
+    /// visitor's next event, would not: a visit begins or goes on by the seconds between.
     fn session_id(
         &self,
         finding: &mut Finding<'_>,
@@ -220,18 +222,21 @@ impl Enricher {
         let has_one = event.more.as_ref().is_some_and(|more| more.session_id.is_some());
         let (anonymous_id, user_id) = (made.or(event.anonymous_id), event.user_id);
         let is_somebodys = anonymous_id.is_some() || user_id.is_some();
-        finding.step(Step::Session, !has_one && is_somebodys, || {
+        let mut lacks_room = false;
+        let id = finding.step(Step::Session, !has_one && is_somebodys, || {
             let (device, user) = (anonymous_id.unwrap_or_default(), user_id.unwrap_or_default());
             let visitor = self.sessions.visitor(tenant_of(event), device, user);
             match self.sessions.of(visitor, event.time_ms, event.accepted_ms) {
                 Session::Of(id) => Some(id.to_string()),
                 Session::None => None,
                 Session::Full => {
-                    self.metrics.sessions_full.inc();
+                    lacks_room = true;
                     None
                 }
             }
-        })
+        });
+        finding.tally.lacks_room |= lacks_room;
+        id
     }
 
     /// Who does not get the event, because a machine sent it, or its user declines.
@@ -258,21 +263,27 @@ impl Enricher {
         }
     }
 
-    fn count(&self, missed: u8, found: &Found<'_>) {
-        for step in Step::ALL {
-            if missed & bit(step) != 0 {
-                self.metrics.missed(step).inc();
-            }
-        }
-        if found.is_machine() {
-            self.metrics.bots.inc();
+    /// Counts what was found out about an event that was taken.
+    pub(crate) fn count(&self, tally: Tally) {
+        let Tally { missed, is_machines, is_declined, lacks_salt, lacks_room } = tally;
+        missed.each().for_each(|step| {
+            self.metrics.missed(step).inc();
+        });
+        let EnrichMetrics { bots, declined, salt_gone, sessions_full, .. } = &self.metrics;
+        for (is_so, counter) in [
+            (is_machines, bots),
+            (is_declined, declined),
+            (lacks_salt, salt_gone),
+            (lacks_room, sessions_full),
+        ] {
+            counter.inc_by(is_so.into());
         }
     }
 
-    /// How often a step has failed.
+    /// What was counted.
     #[cfg(test)]
-    pub(crate) fn missed(&self, step: Step) -> u64 {
-        self.metrics.missed(step).get()
+    pub(crate) fn metrics(&self) -> &EnrichMetrics {
+        &self.metrics
     }
 
     /// The sessions of now, to be kept across a restart.
@@ -320,11 +331,6 @@ impl Reload for Enricher {
     }
 }
 
-/// Steps are bits.
-fn bit(step: Step) -> u8 {
-    1 << step as u8
-}
-
 fn tenant_of<'a>(event: &'a EventParts<'_>) -> &'a str {
     event.more.as_ref().and_then(|more| more.tenant).unwrap_or_default()
 }
@@ -332,17 +338,17 @@ fn tenant_of<'a>(event: &'a EventParts<'_>) -> &'a str {
 /// Makes the steps of one event, and notes those that fail.
 struct Finding<'a> {
     enricher: &'a Enricher,
-    missed: u8,
+    tally: Tally,
 }
 
 impl Finding<'_> {
     /// Makes a step that has something to go by.
     fn step<T>(&mut self, step: Step, is_wanted: bool, make: impl FnOnce() -> Option<T>) -> Option<T> {
-        if !is_wanted || self.enricher.steps & bit(step) == 0 {
+        if !is_wanted || !self.enricher.steps.has(step) {
             return None;
         }
         if self.enricher.is_off(step) {
-            self.miss(step);
+            self.tally.missed.add(step);
             return None;
         }
         // What a panic leaves behind it is a cache or a table that is whole at every point.
@@ -369,15 +375,11 @@ impl Finding<'_> {
 
     #[cold]
     fn panicked(&mut self, step: Step) {
-        self.miss(step);
+        self.tally.missed.add(step);
         let panics = self.enricher.panics[step as usize].fetch_add(1, Ordering::Relaxed) + 1;
         if panics == PANICS_MAX {
             error!(step = step.name(), "a defect: a step of enrichment panics, it is switched off");
         }
-    }
-
-    fn miss(&mut self, step: Step) {
-        self.missed |= bit(step);
     }
 }
 
@@ -391,15 +393,11 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    fn is_machine(&self) -> bool {
-        self.bot.is_some() || self.page.is_spam
-    }
-
     /// All of it with the data sets that it comes from; nothing if that is nothing.
-    fn json(&self, sets: &DataSets, pages: &Pages, missed: u8) -> Option<String> {
+    fn json(&self, sets: &DataSets, pages: &Pages, missed: Steps) -> Option<String> {
         let has_page = !self.page.is_empty();
         let is_any = self.agent.is_some() || self.bot.is_some() || self.place.is_some() || self.page.is_spam;
-        if !is_any && !has_page && !self.is_cookieless && missed == 0 {
+        if !is_any && !has_page && !self.is_cookieless && missed.is_empty() {
             return None;
         }
         let mut json = String::with_capacity(512);
@@ -445,10 +443,9 @@ impl Found<'_> {
         if self.is_cookieless {
             json.push_str(r#","visitor":"day""#);
         }
-        if missed != 0 {
-            let names = Step::ALL.into_iter().filter(|step| missed & bit(*step) != 0).map(Step::name);
+        if !missed.is_empty() {
             json.push_str(r#","missed":"#);
-            push_json(&mut json, &names.collect::<Vec<_>>());
+            push_json(&mut json, &missed.each().map(Step::name).collect::<Vec<_>>());
         }
         json.push('}');
         Some(json)

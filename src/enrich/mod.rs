@@ -16,6 +16,7 @@ pub mod page;
 pub mod senders;
 pub(crate) mod session;
 pub mod settings;
+pub(crate) mod tally;
 mod text;
 mod told;
 pub(crate) mod visitor;

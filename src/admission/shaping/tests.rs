@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     admission::{
-        draft::{Draft, More},
+        Admission,
+        context::CallContext,
+        denied::Denied,
+        draft::{Draft, DraftKind, More},
         tests::draft,
         validate::check,
     },
@@ -21,8 +24,9 @@ use crate::{
         settings::{BotPolicy, Declined, EnrichSettings},
         visitor::Visitors,
     },
+    queue::{Queue, QueueLimits, memory},
     reasons::Step,
-    telemetry::EnrichMetrics,
+    telemetry::{AdmissionMetrics, EnrichMetrics},
     time::Clock,
     watched::Reload,
 };
@@ -42,8 +46,12 @@ fn settings() -> EnrichSettings {
     }
 }
 
-/// With a database of addresses, and files that may be replaced.
 fn enricher(dir: &std::path::Path) -> Enricher {
+    enricher_of(dir, &settings())
+}
+
+/// With a database of addresses, and files that may be replaced.
+fn enricher_of(dir: &std::path::Path, settings: &EnrichSettings) -> Enricher {
     let database = dir.join("geo.mmdb");
     std::fs::write(&database, nested()).unwrap();
     let list = dir.join("bots");
@@ -60,10 +68,10 @@ fn enricher(dir: &std::path::Path) -> Enricher {
         geo: Arc::new(Geo::new(&GeoSettings { database: Some(database) }).unwrap()),
         pages: Pages::new(pages).unwrap(),
         visitors: Visitors::open(dir, TimeZone::UTC, NOW_MS),
-        sessions: Sessions::new(SessionSecret::of(b"secret"), settings().sessions),
+        sessions: Sessions::new(SessionSecret::of(b"secret"), settings.sessions),
         clock: Clock::from_fn(|| NOW_MS),
     };
-    Enricher::new(&settings(), parts, EnrichMetrics::default())
+    Enricher::new(settings, parts, EnrichMetrics::default())
 }
 
 fn parts(kind: EventKind<'static>) -> EventParts<'static> {
@@ -147,7 +155,7 @@ fn every_step_panics_on_every_event_and_nothing_else_changes() {
     }
     let off = enricher.switched_off();
     assert_eq!(off, ["agent", "bot", "geo", "page", "visitor", "session"], "the source has no page to go by");
-    assert_eq!(enricher.missed(Step::Agent), 120);
+    assert_eq!(enricher.metrics().missed(Step::Agent).get(), 0, "none of them was taken");
     // Data that is new is tried.
     std::fs::write(dir.path().join("bots"), "deny Ours Ourthing\n").unwrap();
     enricher.reload();
@@ -205,6 +213,59 @@ fn a_visit_over_midnight_is_of_one_visitor() {
     let before = id_at(midnight - 60_000);
     assert_eq!(id_at(midnight + 60_000), before);
     assert_ne!(id_at(midnight + 3_600_000), before, "another visit, another day");
+}
+
+/// An event that finds no room is looked at again, and one that is refused comes again: each
+/// is counted for what was found out about it when it is taken.
+#[tokio::test]
+async fn what_is_found_out_about_an_event_is_counted_when_it_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings =
+        EnrichSettings { sessions: SessionLimits { sessions_max: 0, ..settings().sessions }, ..settings() };
+    let enricher = Arc::new(enricher_of(dir.path(), &settings));
+    let (queue, _taken) = memory::bounded(QueueLimits { events_max: 3, bytes_max: usize::MAX });
+    let queue = Queue::Memory(queue, Default::default());
+    let clock = Clock::from_fn(|| NOW_MS);
+    let shaping = Shaping { enricher: Some(enricher.clone()), ..Shaping::default() };
+    let admission = Admission::new(queue, clock, AdmissionMetrics::default()).with_shaping(shaping);
+    let call = CallContext::of_grpc(std::net::Ipv4Addr::LOCALHOST.into());
+    let counted = || {
+        let EnrichMetrics { bots, declined, salt_gone, sessions_full, .. } = enricher.metrics();
+        [bots, declined, salt_gone, sessions_full].map(|counter| counter.get())
+    };
+    let of_browser = |user_agent: &'static str, edge| {
+        let context = Properties::parse(CONTEXT, &Limits::DEFAULT).unwrap().into();
+        let more = More { edge, ..*More::of_context(Ok(context)) };
+        Draft {
+            user_id: "".into(),
+            anonymous_id: "".into(),
+            ip: "81.2.69.142".into(),
+            user_agent: user_agent.into(),
+            more: Some(Box::new(more)),
+            ..draft()
+        }
+    };
+    let declines = Edge { is_declined: true, ..of_device() };
+    let days_ago =
+        || Draft { time_ms: Some(("time", NOW_MS - 3 * 86_400_000)), ..of_browser(FIREFOX, of_device()) };
+    let nameless = |draft| Draft { kind: DraftKind::Track { event_name: "".into() }, ..draft };
+    let drafts = || {
+        let known = Draft { anonymous_id: "device-1".into(), ..of_browser(FIREFOX, of_device()) };
+        [of_browser("Googlebot/2.1", declines), days_ago(), known]
+    };
+    for draft in drafts() {
+        admission.admit(nameless(draft), &call).await.unwrap_err();
+    }
+    assert_eq!(counted(), [0; 4], "refused");
+    for draft in drafts() {
+        admission.admit(draft, &call).await.unwrap();
+    }
+    assert_eq!(counted(), [1; 4]);
+    for draft in drafts() {
+        let denied = admission.admit(draft, &call).await.unwrap_err();
+        assert!(matches!(denied, Denied::Full { .. }), "{denied:?}");
+    }
+    assert_eq!(counted(), [1; 4], "there was no room");
 }
 
 /// The caller's context is kept as it was sent, and may hold the address once more.
