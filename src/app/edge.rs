@@ -66,11 +66,10 @@ impl Edge {
         };
         let enricher = Arc::new(Enricher::new(&config.enrich, parts, telemetry.enrichment()));
         saved.take(enricher.sessions(), now_ms);
-        let mut files: Vec<Arc<dyn Reload>> = vec![enricher.clone()];
+        let files: Vec<Arc<dyn Reload>> = vec![enricher.clone()];
         if geo.is_on() {
-            let (looked_at, clock) = (geo.clone(), clock.clone());
-            telemetry.gauge("relay_geo_database_age_seconds", move || looked_at.age_seconds(clock.now_ms()));
-            files.push(geo);
+            let clock = clock.clone();
+            telemetry.gauge("relay_geo_database_age_seconds", move || geo.age_seconds(clock.now_ms()));
         }
         let visitors = enricher.clone();
         telemetry.gauge("relay_sessions_visitors", move || {

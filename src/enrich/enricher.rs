@@ -1,8 +1,8 @@
 //! The steps, one after the other, over one event.
 //!
 //! A step that fails, panics included, costs its own fields and is named in the event and
-//! in a metric; one that has panicked ten times is switched off until its data is read
-//! again. Nothing here waits for anything, and most events of servers pass without any of
+//! in a metric; one that has panicked ten times is switched off until there is new data for
+//! it, or the relay is started again. Nothing here waits for anything, and most events of servers pass without any of
 //! it: they have no address, no user agent and no page.
 
 use std::{
@@ -300,6 +300,10 @@ impl Enricher {
         self.panics[step as usize].load(Ordering::Relaxed) >= PANICS_MAX
     }
 
+    fn try_again(&self, step: Step) {
+        self.panics[step as usize].store(0, Ordering::Relaxed);
+    }
+
     /// A step of a defective release.
     #[cfg(test)]
     pub(crate) fn sabotaged(self) -> Self {
@@ -307,25 +311,24 @@ impl Enricher {
     }
 }
 
-/// Data sets are read again, and if one is new steps are tried again; and the salts of
+/// Data sets are read again, and a step that has a new one is tried again; and the salts of
 /// visitors change with the days.
 impl Reload for Enricher {
     fn reload(&self) {
-        let mut is_new = false;
-        let mut told = |setting, read: Result<(), String>| match read {
+        let told = |step, setting, read: Result<(), String>| match read {
             Ok(()) => {
-                is_new = true;
+                self.try_again(step);
                 info!(setting, "a data set is read again");
             }
             Err(error) => warn!(setting, error, "a data set cannot be used, the one before is used on"),
         };
-        self.agents.reload().into_iter().for_each(|(setting, read)| told(setting, read));
+        self.agents.reload().into_iter().for_each(|(step, setting, read)| told(step, setting, read));
         match self.pages.reload() {
             Ok(false) => {}
-            read => told("SOURCES_FILE", read.map(|_| ()).map_err(|error| error.to_string())),
+            read => told(Step::Source, "SOURCES_FILE", read.map(|_| ()).map_err(|error| error.to_string())),
         }
-        if is_new {
-            self.panics.iter().for_each(|panics| panics.store(0, Ordering::Relaxed));
+        if self.geo.reload() {
+            self.try_again(Step::Geo);
         }
         self.visitors.tick(self.clock.now_ms());
     }

@@ -21,12 +21,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::Encoded;
-use crate::{
-    address::is_public,
-    settings::Reader,
-    telemetry::GeoMetrics,
-    watched::{Reload, WatchedFile},
-};
+use crate::{address::is_public, settings::Reader, telemetry::GeoMetrics, watched::WatchedFile};
 
 mod continents;
 mod database;
@@ -162,22 +157,24 @@ impl Geo {
     pub fn is_on(&self) -> bool {
         self.file.is_some()
     }
-}
 
-impl Reload for Geo {
-    fn reload(&self) {
-        let Some(file) = &self.file else { return };
+    /// Reads the database again if its file is another one now; says if it is used. If it
+    /// cannot be, the one before is used on, and that is told once. Blocks.
+    pub(crate) fn reload(&self) -> bool {
+        let Some(file) = &self.file else { return false };
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(content) = file.read_if_changed() else { return };
+        let Some(content) = file.read_if_changed() else { return false };
         match open(file.path(), content) {
             Ok(database) => {
                 info!(stamp = &**database.stamp(), "geo database replaced");
                 self.current.store(Some(Arc::new(database)));
+                true
             }
             Err(error) => {
                 self.metrics.reload_failed.inc();
                 let error = format!("{:#}", anyhow::Error::new(error));
                 warn!(error, "the geo database cannot be used, the one before is used on");
+                false
             }
         }
     }

@@ -15,6 +15,7 @@ use super::{
     bot::{Bot, Bots, OwnList},
 };
 use crate::{
+    reasons::Step,
     settings::{ConfigError, Reader},
     watched::WatchedFile,
 };
@@ -71,9 +72,9 @@ pub struct DataSets {
     bots: Arc<Bots>,
 }
 
-/// A file that has changed: its setting, and what is wrong with it, in which case the
-/// old one stays.
-pub type Reloaded = (&'static str, Result<(), String>);
+/// A file that has changed: the step that goes by it, its setting, and what is wrong with
+/// it, in which case the old one stays.
+pub(crate) type Reloaded = (Step, &'static str, Result<(), String>);
 
 impl Agents {
     /// Reads the operator's files, if there are any; or says all that is wrong with them.
@@ -105,15 +106,15 @@ impl Agents {
     }
 
     /// Reads the files that have changed. Blocks.
-    pub fn reload(&self) -> Vec<Reloaded> {
+    pub(crate) fn reload(&self) -> Vec<Reloaded> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let Files { regexes, bot_list } = &mut *files;
-        let regexes = changed("UA_REGEXES", regexes, |text| {
+        let regexes = changed(Step::Agent, "UA_REGEXES", regexes, |text| {
             let rules = Arc::new(AgentRules::of_file(text, self.with_devices)?);
             self.exchange(|sets| sets.rules = rules);
             Ok(())
         });
-        let bot_list = changed("BOT_LIST", bot_list, |text| {
+        let bot_list = changed(Step::Bot, "BOT_LIST", bot_list, |text| {
             let own = OwnList::parse(text)?;
             self.exchange(|sets| sets.bots = Arc::new(sets.bots.with(own)));
             Ok(())
@@ -139,13 +140,14 @@ fn first<T>(
 }
 
 fn changed(
+    step: Step,
     setting: &'static str,
     file: &mut Option<WatchedFile>,
     take: impl FnOnce(&str) -> Result<(), String>,
 ) -> Option<Reloaded> {
     let file = file.as_mut()?;
     let taken = text_of(file.read_if_changed()?).and_then(|text| take(&text));
-    Some((setting, taken.map_err(|error| format!("{}: {error}", file.path().display()))))
+    Some((step, setting, taken.map_err(|error| format!("{}: {error}", file.path().display()))))
 }
 
 fn text_of(read: io::Result<Vec<u8>>) -> Result<String, String> {
@@ -250,7 +252,7 @@ mod tests {
         assert!(agents.reload().is_empty(), "nothing has changed");
 
         replace(&list, "deny second Ours/1");
-        assert_eq!(agents.reload(), [("BOT_LIST", Ok(()))]);
+        assert_eq!(agents.reload(), [(Step::Bot, "BOT_LIST", Ok(()))]);
         assert_eq!(
             told(&agents, "Ours/1"),
             (Some("Ours".into()), Some("second".into())),
@@ -260,13 +262,13 @@ mod tests {
         assert_ne!(agents.load().bots_stamp(), before.1);
 
         replace(&regexes, "user_agent_parsers: 7");
-        let [("UA_REGEXES", Err(error))] = &agents.reload()[..] else { panic!("it is bad") };
+        let [(Step::Agent, "UA_REGEXES", Err(error))] = &agents.reload()[..] else { panic!("it is bad") };
         assert!(error.contains("regexes.yaml: got no list"), "{error}");
         assert!(agents.reload().is_empty(), "it is told once");
         assert_eq!(told(&agents, "Ours/1").0.unwrap(), "Ours");
 
         replace(&regexes, &RULES.replace("Ours", "Theirs"));
-        assert_eq!(agents.reload(), [("UA_REGEXES", Ok(()))]);
+        assert_eq!(agents.reload(), [(Step::Agent, "UA_REGEXES", Ok(()))]);
         assert_eq!(told(&agents, "Theirs/1").0.unwrap(), "Theirs");
         assert_eq!(told(&agents, "Ours/1"), (None, Some("second".into())));
     }

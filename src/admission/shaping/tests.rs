@@ -17,7 +17,10 @@ use crate::{
     enrich::{
         agent::Hints,
         enricher::Parts,
-        geo::{Geo, GeoSettings, tests::nested},
+        geo::{
+            Geo, GeoSettings,
+            tests::{flat, nested},
+        },
         page::{PageSettings, Pages, UrlQuery},
         senders::{AgentSettings, Agents},
         session::{SessionLimits, SessionSecret, Sessions},
@@ -156,10 +159,15 @@ fn every_step_panics_on_every_event_and_nothing_else_changes() {
     let off = enricher.switched_off();
     assert_eq!(off, ["agent", "bot", "geo", "page", "visitor", "session"], "the source has no page to go by");
     assert_eq!(enricher.metrics().missed(Step::Agent).get(), 0, "none of them was taken");
-    // Data that is new is tried.
+    // Data that is new is tried, by the step that goes by it.
     std::fs::write(dir.path().join("bots"), "deny Ours Ourthing\n").unwrap();
     enricher.reload();
-    assert!(enricher.switched_off().is_empty());
+    assert_eq!(enricher.switched_off(), ["agent", "geo", "page", "visitor", "session"]);
+    std::fs::write(dir.path().join("geo.mmdb"), flat()).unwrap();
+    enricher.reload();
+    assert_eq!(enricher.switched_off(), ["agent", "page", "visitor", "session"]);
+    enricher.reload();
+    assert_eq!(enricher.switched_off(), ["agent", "page", "visitor", "session"], "nothing is new");
 }
 
 /// What stands in the event is what every attempt and every vendor gets, whatever is
