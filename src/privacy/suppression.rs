@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs, io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -136,7 +136,11 @@ impl SuppressionDir {
     }
 
     fn change(&self, change: impl FnOnce(&mut List, Vec<String>), ids: &[(IdSort, &str)]) -> io::Result<u64> {
-        let lock = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("suppressed.lock"))?;
+        let lock = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(self.dir.join("suppressed.lock"))?;
         // Held by commands alone, each for one write.
         lock.lock()?;
         let mut list = self.read()?;
