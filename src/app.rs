@@ -347,6 +347,9 @@ impl App {
             }));
         }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
+        if let Some(keeping) = edge.keep_salts(&clock) {
+            servers.spawn(watch.over("salts of visitors", async { match keeping.await {} }));
+        }
         files.extend(privacy.map(|privacy| privacy as Arc<dyn Reload>));
         if !files.is_empty() {
             let following = watched::follow(files, watched::LOOK_INTERVAL);

@@ -1,7 +1,7 @@
 //! Builds what shapes events before they are kept, reads its files again when they change,
 //! and keeps the sessions of visitors from one run to the next.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
 
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
@@ -19,6 +19,7 @@ use crate::{
         visitor::Visitors,
     },
     privacy::{Privacy, secret::DataSecret},
+    reasons::Step,
     telemetry::Telemetry,
     time::Clock,
     watched::Reload,
@@ -33,7 +34,10 @@ const SAVE_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Edge {
     pub(super) enricher: Option<Arc<Enricher>>,
-    saved: SavedSessions,
+    /// None where nobody gets an id.
+    visitors: Option<Arc<Visitors>>,
+    /// None where no event gets a session.
+    saved: Option<SavedSessions>,
 }
 
 impl Edge {
@@ -45,9 +49,19 @@ impl Edge {
         telemetry: &mut Telemetry,
         clock: &Clock,
     ) -> Result<(Self, Vec<Arc<dyn Reload>>), StartError> {
+        let makes = |step| config.enrich.steps.contains(&step);
+        let now_ms = clock.now_ms();
         let saved = SavedSessions::in_dir(data_dir);
+        let visitors = makes(Step::Visitor)
+            .then(|| Arc::new(Visitors::open(data_dir, config.enrich.time_zone.clone(), now_ms)));
+        if visitors.is_none() {
+            Visitors::remove_file(data_dir);
+        }
+        if !makes(Step::Session) {
+            saved.remove();
+        }
         if !config.enrich.is_on() {
-            return Ok((Self { enricher: None, saved }, Vec::new()));
+            return Ok((Self { enricher: None, visitors: None, saved: None }, Vec::new()));
         }
         let geo = Arc::new(Geo::new(&config.geo)?);
         telemetry.geo(geo.metrics());
@@ -55,27 +69,28 @@ impl Edge {
             Some(shared) => SessionSecret::of(shared.expose().as_bytes()),
             None => SessionSecret::of(&secret.key_for(PURPOSE)),
         };
-        let now_ms = clock.now_ms();
         let parts = Parts {
             agents: Agents::new(&config.agents)?,
             geo: geo.clone(),
             pages: Pages::new(config.pages.clone())?,
-            visitors: Visitors::open(data_dir, config.enrich.time_zone.clone(), now_ms),
+            visitors: visitors.clone(),
             sessions: Sessions::new(session_secret, config.enrich.sessions),
-            clock: clock.clone(),
         };
         let enricher = Arc::new(Enricher::new(&config.enrich, parts, telemetry.enrichment()));
-        saved.take(enricher.sessions(), now_ms);
+        let saved = makes(Step::Session).then_some(saved);
+        if let Some(saved) = &saved {
+            saved.take(enricher.sessions(), now_ms);
+        }
         let files: Vec<Arc<dyn Reload>> = vec![enricher.clone()];
         if geo.is_on() {
             let clock = clock.clone();
             telemetry.gauge("relay_geo_database_age_seconds", move || geo.age_seconds(clock.now_ms()));
         }
-        let visitors = enricher.clone();
+        let known = enricher.clone();
         telemetry.gauge("relay_sessions_visitors", move || {
-            i64::try_from(visitors.sessions().visitors()).unwrap_or(i64::MAX)
+            i64::try_from(known.sessions().visitors()).unwrap_or(i64::MAX)
         });
-        Ok((Self { enricher: Some(enricher), saved }, files))
+        Ok((Self { enricher: Some(enricher), visitors, saved }, files))
     }
 
     /// How events are shaped.
@@ -84,10 +99,15 @@ impl Edge {
         Shaping { enricher, ip_policy: config.ip_policy, privacy }
     }
 
+    /// Turns the salts of visitors with the days, if there are any.
+    pub(super) fn keep_salts(&self, clock: &Clock) -> Option<impl Future<Output = Infallible> + use<>> {
+        Some(self.visitors.clone()?.keep(clock.clone()))
+    }
+
     /// Writes the sessions of now, if the disk lets it soon.
     pub(super) async fn save(self) {
-        let Some(enricher) = self.enricher else { return };
-        let saving = spawn_blocking(move || self.saved.save(enricher.sessions()));
+        let (Some(enricher), Some(saved)) = (self.enricher, self.saved) else { return };
+        let saving = spawn_blocking(move || saved.save(enricher.sessions()));
         match timeout(SAVE_TIME, saving).await {
             Ok(Ok(Ok(visitors))) => info!(visitors, "sessions are kept for the next start"),
             Ok(Ok(Err(error))) => warn!(%error, "sessions cannot be kept: visits that go on are split"),

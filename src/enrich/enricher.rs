@@ -33,7 +33,7 @@ use super::{
     told::Told,
     visitor::{Seen, Visitors},
 };
-use crate::{reasons::Step, telemetry::EnrichMetrics, time::Clock, watched::Reload};
+use crate::{reasons::Step, telemetry::EnrichMetrics, watched::Reload};
 
 /// After so many panics a step is switched off.
 const PANICS_MAX: u32 = 10;
@@ -62,9 +62,9 @@ pub(crate) struct Enricher {
     agents: Agents,
     geo: Arc<Geo>,
     pages: Pages,
-    visitors: Visitors,
+    /// None where nobody gets an id.
+    visitors: Option<Arc<Visitors>>,
     sessions: Sessions,
-    clock: Clock,
     bots: BotPolicy,
     declined: Declined,
     /// Those that are to be made.
@@ -80,21 +80,19 @@ pub(crate) struct Parts {
     pub(crate) agents: Agents,
     pub(crate) geo: Arc<Geo>,
     pub(crate) pages: Pages,
-    pub(crate) visitors: Visitors,
+    pub(crate) visitors: Option<Arc<Visitors>>,
     pub(crate) sessions: Sessions,
-    pub(crate) clock: Clock,
 }
 
 impl Enricher {
     pub(crate) fn new(settings: &EnrichSettings, parts: Parts, metrics: EnrichMetrics) -> Self {
-        let Parts { agents, geo, pages, visitors, sessions, clock } = parts;
+        let Parts { agents, geo, pages, visitors, sessions } = parts;
         Self {
             agents,
             geo,
             pages,
             visitors,
             sessions,
-            clock,
             bots: settings.bots,
             declined: settings.declined,
             steps: Steps::of(&settings.steps),
@@ -187,22 +185,24 @@ impl Enricher {
         page: &PageFound<'_>,
     ) -> Option<String> {
         let is_nobodys = event.user_id.is_none() && event.anonymous_id.is_none();
-        let (ip, user_agent) = (event.ip?, event.user_agent?);
+        // Who says 0.0.0.0 wants no address to be taken.
+        let ip = event.ip.filter(|ip| !ip.to_canonical().is_unspecified())?;
+        let (user_agent, visitors) = (event.user_agent?, self.visitors.as_ref()?);
         let mut lacks_salt = false;
         let id = finding.step(Step::Visitor, is_nobodys, || {
             let website = super::told::website_of(event.properties.json());
             let host = page.page.as_ref().and_then(|page| page.host());
             let domain = host.and_then(psl::domain_str).unwrap_or_default();
-            let seen = Seen { website: website.as_deref().unwrap_or_default(), ip, user_agent, domain };
-            let tenant = tenant_of(event);
+            let (tenant, website) = (tenant_of(event), website.as_deref().unwrap_or_default());
+            let seen = Seen { tenant, website, ip, user_agent, domain };
             let (time_ms, now_ms) = (event.time_ms, event.accepted_ms);
             // A visit that goes on over midnight stays one.
-            let before = self.visitors.id_of_the_day_before(&seen, time_ms).map(|id| id.to_string());
+            let before = visitors.id_of_the_day_before(&seen, time_ms).map(|id| id.to_string());
             let goes_on = |id: &String| {
                 let visitor = self.sessions.visitor(tenant, id, "");
                 self.sessions.goes_on(visitor, time_ms, now_ms)
             };
-            let id = before.filter(goes_on).or_else(|| Some(self.visitors.id(&seen, time_ms)?.to_string()));
+            let id = before.filter(goes_on).or_else(|| Some(visitors.id(&seen, time_ms)?.to_string()));
             lacks_salt = id.is_none();
             id
         });
@@ -311,8 +311,7 @@ impl Enricher {
     }
 }
 
-/// Data sets are read again, and a step that has a new one is tried again; and the salts of
-/// visitors change with the days.
+/// Data sets are read again, and a step that has a new one is tried again.
 impl Reload for Enricher {
     fn reload(&self) {
         let told = |step, setting, read: Result<(), String>| match read {
@@ -330,7 +329,6 @@ impl Reload for Enricher {
         if self.geo.reload() {
             self.try_again(Step::Geo);
         }
-        self.visitors.tick(self.clock.now_ms());
     }
 }
 

@@ -2,34 +2,48 @@
 //! and the website, and of a salt that lives one local day.
 //!
 //! Nobody finds the address in it: SipHash-2-4-128 under 16 random bytes that are in memory
-//! and in one private file, and in neither when the next day is over. So a visitor of
+//! and in one private file, and in neither when the next day is over: what cannot be written
+//! is tried again each minute. So a visitor of
 //! yesterday cannot be told from one of today, unless a visit goes on over midnight: then
 //! it keeps its id. A salt is made before its day begins, so that no event waits for a
 //! file; an event of a day whose salt is gone, or was never there, stays nobody's.
 
 use std::{
+    convert::Infallible,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{MissedTickBehavior, interval},
+};
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::{files, hashing::keyed_hash};
+use crate::{files, hashing::keyed_hash, time::Clock};
 
 const NAME: &str = "visitor-salts.json";
+/// How often it is looked whether a day is over.
+const TICK: Duration = Duration::from_secs(60);
 /// A file is of three days.
 const FILE_BYTES_MAX: usize = 4096;
 
 /// What an id is made of, beside the salt.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen<'a> {
+    /// Whose the website is; empty where a relay has one tenant.
+    pub(crate) tenant: &'a str,
     pub(crate) website: &'a str,
     pub(crate) ip: IpAddr,
     pub(crate) user_agent: &'a str,
@@ -43,6 +57,8 @@ pub(crate) struct Visitors {
     time_zone: TimeZone,
     path: PathBuf,
     days: ArcSwap<Vec<Day>>,
+    /// The file holds other days.
+    is_unsaved: AtomicBool,
 }
 
 /// A local day and its salt.
@@ -73,7 +89,8 @@ impl Visitors {
     /// Takes up the salts of the last run, as far as their days are not over. A file that
     /// cannot be read costs the visits of the day.
     pub(crate) fn open(data_dir: &Path, time_zone: TimeZone, now_ms: i64) -> Self {
-        let visitors = Self { time_zone, path: data_dir.join(NAME), days: ArcSwap::default() };
+        let (path, days) = (data_dir.join(NAME), ArcSwap::default());
+        let visitors = Self { time_zone, path, days, is_unsaved: AtomicBool::new(false) };
         match visitors.read() {
             Ok(days) => visitors.days.store(Arc::new(days)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -81,8 +98,36 @@ impl Visitors {
                 warn!(file = %visitors.path.display(), %error, "salts cannot be read, visitors of today are new");
             }
         }
-        visitors.tick(now_ms);
+        visitors.turn(now_ms);
+        visitors.save();
         visitors
+    }
+
+    /// Removes the salts of a relay that makes such ids no more.
+    pub(crate) fn remove_file(data_dir: &Path) {
+        let path = data_dir.join(NAME);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(file = %path.display(), %error, "salts of visitors cannot be removed");
+            }
+            _ => {}
+        }
+    }
+
+    /// Turns with the days. Waits for no disk: what hangs there keeps no salt in memory.
+    pub(crate) async fn keep(self: Arc<Self>, clock: Clock) -> Infallible {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut saving: Option<JoinHandle<()>> = None;
+        loop {
+            ticks.tick().await;
+            self.turn(clock.now_ms());
+            let is_saving = saving.as_ref().is_some_and(|saving| !saving.is_finished());
+            if self.is_unsaved.load(Ordering::Relaxed) && !is_saving {
+                let visitors = Arc::clone(&self);
+                saving = Some(spawn_blocking(move || visitors.save()));
+            }
+        }
     }
 
     /// The id of who was seen then, if that day has a salt.
@@ -101,8 +146,7 @@ impl Visitors {
     }
 
     /// Forgets the salts of days before yesterday and makes those of today and tomorrow.
-    /// Writes a file: not where an event waits.
-    pub(crate) fn tick(&self, now_ms: i64) {
+    fn turn(&self, now_ms: i64) {
         let Ok(now) = Timestamp::from_millisecond(now_ms) else { return };
         let today = now.to_zoned(self.time_zone.clone()).date();
         let (Ok(yesterday), Ok(tomorrow)) = (today.yesterday(), today.tomorrow()) else { return };
@@ -116,13 +160,25 @@ impl Visitors {
         }
         let is_changed =
             days.len() != known.len() || days.iter().zip(known.iter()).any(|(a, b)| a.date != b.date);
-        if !is_changed {
+        if is_changed {
+            self.days.store(Arc::new(days));
+            self.is_unsaved.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes what the file does not hold yet. Blocks.
+    fn save(&self) {
+        // First: what changes while it is written is written the next time.
+        if !self.is_unsaved.swap(false, Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = self.write(&days) {
-            warn!(file = %self.path.display(), %error, "salts cannot be written: after a restart visitors of today are new");
+        if let Err(error) = self.write(&self.days.load()) {
+            self.is_unsaved.store(true, Ordering::Relaxed);
+            warn!(
+                file = %self.path.display(), %error,
+                "salts cannot be written: those of days that are over stay in the file, and after a restart visitors are new"
+            );
         }
-        self.days.store(Arc::new(days));
     }
 
     fn day(&self, date: Date, salt: [u8; 16]) -> Option<Day> {
@@ -160,7 +216,9 @@ impl Visitors {
 impl Day {
     fn id(&self, seen: &Seen<'_>) -> Uuid {
         let address = network_of(seen.ip);
-        let texts = [seen.website.as_bytes(), &address, seen.user_agent.as_bytes(), seen.domain.as_bytes()];
+        let [tenant, website, user_agent, domain] =
+            [seen.tenant, seen.website, seen.user_agent, seen.domain].map(str::as_bytes);
+        let texts = [tenant, website, &address, user_agent, domain];
         Uuid::new_v8(keyed_hash(&self.salt, &texts).to_be_bytes())
     }
 }
@@ -188,7 +246,13 @@ mod tests {
     const T0: i64 = 1_774_740_600_000;
 
     fn seen(ip: &str) -> Seen<'_> {
-        Seen { website: "site-1", ip: ip.parse().unwrap(), user_agent: "Browser/1.0", domain: "x.example" }
+        Seen {
+            tenant: "",
+            website: "site-1",
+            ip: ip.parse().unwrap(),
+            user_agent: "Browser/1.0",
+            domain: "x.example",
+        }
     }
 
     fn visitors(dir: &Path, now_ms: i64) -> Visitors {
@@ -211,6 +275,8 @@ mod tests {
             Seen { website: "site-2", ..seen("203.0.113.9") },
             Seen { user_agent: "Browser/1.1", ..seen("203.0.113.9") },
             Seen { domain: "", ..seen("203.0.113.9") },
+            Seen { tenant: "acme", ..seen("203.0.113.9") },
+            Seen { tenant: "site-1", website: "", ..seen("203.0.113.9") },
             Seen { website: "site-1B", user_agent: "rowser/1.0", ..seen("203.0.113.9") },
             seen("203.0.113.10"),
         ] {
@@ -232,7 +298,8 @@ mod tests {
         let again = visitors(dir.path(), T0 + 30 * HOUR);
         assert_eq!(again.id(&seen("203.0.113.9"), T0), Some(id), "of yesterday");
         let before = again.id(&seen("203.0.113.9"), T0 + 30 * HOUR);
-        again.tick(T0 + 54 * HOUR);
+        again.turn(T0 + 54 * HOUR);
+        again.save();
         assert_eq!(again.id(&seen("203.0.113.9"), T0), None, "forgotten");
         assert_eq!(again.id(&seen("203.0.113.9"), T0 + 30 * HOUR), before);
         let kept = fs::read_to_string(&path).unwrap();
@@ -251,13 +318,64 @@ mod tests {
         }
     }
 
+    /// A promise about what is on disk is kept as soon as the disk lets it.
+    #[test]
+    fn a_salt_that_could_not_be_removed_from_the_file_is_removed_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let visitors = visitors(dir.path(), T0);
+        let of_first_day = fs::read(&path).unwrap();
+        // No file takes the place of a folder.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        visitors.turn(T0 + 54 * HOUR);
+        visitors.save();
+        assert_eq!(visitors.id(&seen("203.0.113.9"), T0), None, "it is out of memory all the same");
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, &of_first_day).unwrap();
+        visitors.turn(T0 + 54 * HOUR);
+        visitors.save();
+        let kept = fs::read_to_string(&path).unwrap();
+        assert!(!kept.contains("2026-03-29") && kept.contains("2026-03-31"), "{kept}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn salts_turn_with_the_days_while_the_relay_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let visitors = Arc::new(visitors(dir.path(), T0));
+        let started = tokio::time::Instant::now();
+        let clock = Clock::from_fn(move || T0 + i64::try_from(started.elapsed().as_millis()).unwrap());
+        let keeping = tokio::spawn(visitors.clone().keep(clock));
+        let hours = |hours: u64| tokio::time::sleep(Duration::from_secs(hours * 3600));
+        hours(30).await;
+        assert!(visitors.id(&seen("203.0.113.9"), T0).is_some(), "for visits over midnight");
+        hours(18).await;
+        assert_eq!(visitors.id(&seen("203.0.113.9"), T0), None);
+        assert!(visitors.id(&seen("203.0.113.9"), T0 + 48 * HOUR).is_some());
+        // Written by a thread of its own, when it comes to it.
+        while fs::read_to_string(&path).unwrap().contains("2026-03-29") {
+            tokio::time::sleep(TICK).await;
+        }
+        keeping.abort();
+    }
+
+    #[test]
+    fn the_file_of_a_relay_that_makes_no_ids_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        visitors(dir.path(), T0);
+        Visitors::remove_file(dir.path());
+        assert!(!dir.path().join(NAME).exists());
+        Visitors::remove_file(dir.path());
+    }
+
     #[test]
     fn a_clock_that_jumps_makes_no_day_twice() {
         let dir = tempfile::tempdir().unwrap();
         let visitors = visitors(dir.path(), T0);
         let id = visitors.id(&seen("203.0.113.9"), T0);
         for now in [T0 + HOUR, T0 - HOUR, T0 + 24 * HOUR, T0] {
-            visitors.tick(now);
+            visitors.turn(now);
             assert_eq!(visitors.id(&seen("203.0.113.9"), T0), id);
         }
     }

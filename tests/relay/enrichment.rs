@@ -160,13 +160,18 @@ async fn machines_are_marked_and_dropped_or_kept_from_vendors_only_if_they_are_t
     }
 }
 
-/// Nothing is asked of the caller and nothing changes where nobody wants it.
+/// Nothing is asked of the caller and nothing changes where nobody wants it, and what was
+/// kept of visitors while somebody did is gone.
 #[tokio::test]
 async fn switched_off_an_event_is_what_its_caller_sent() {
     let mut setup = Setup::new().await;
     setup.set("DURABILITY", "written");
+    setup.start().await.terminate().await;
+    let kept = ["visitor-salts.json", "sessions"].map(|name| setup.data_dir().join(name));
+    assert!(kept.iter().all(|file| file.exists()));
     setup.set("ENRICH", "none");
     let relay = setup.start().await;
+    assert!(!kept.iter().any(|file| file.exists()));
     let event = json!({
         "event": "Seen", "anonymousId": "device-1", "messageId": "plain-1-0123456789",
         "context": {"page": {"url": "https://shop.example/?utm_source=news"}},

@@ -70,9 +70,8 @@ fn enricher_of(dir: &std::path::Path, settings: &EnrichSettings) -> Enricher {
         agents: Agents::new(&agents).unwrap(),
         geo: Arc::new(Geo::new(&GeoSettings { database: Some(database) }).unwrap()),
         pages: Pages::new(pages).unwrap(),
-        visitors: Visitors::open(dir, TimeZone::UTC, NOW_MS),
+        visitors: Some(Arc::new(Visitors::open(dir, TimeZone::UTC, NOW_MS))),
         sessions: Sessions::new(SessionSecret::of(b"secret"), settings.sessions),
-        clock: Clock::from_fn(|| NOW_MS),
     };
     Enricher::new(settings, parts, EnrichMetrics::default())
 }
@@ -203,6 +202,24 @@ fn an_event_of_a_server_that_says_nothing_of_a_user_passes_by_it_all() {
         ..parts(EventKind::Track { name: "Order Placed" })
     };
     assert_eq!(enricher.enrich(&bare, &Edge::default()), None);
+}
+
+/// `0.0.0.0` is how a page says that no address is to be taken.
+#[test]
+fn who_withholds_the_address_is_nobody_and_tenants_visitors_are_not_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let enricher = Arc::new(enricher(dir.path()));
+    let id_of = |ip: &str, tenant| {
+        let mut event = parts(page());
+        (event.anonymous_id, event.ip) = (None, Some(ip.parse().unwrap()));
+        event.more.as_mut().unwrap().tenant = tenant;
+        packed(&enricher, event, &of_device()).anonymous_id().map(str::to_owned)
+    };
+    for ip in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
+        assert_eq!(id_of(ip, None), None, "{ip}");
+    }
+    let of_none = id_of("81.2.69.142", None);
+    assert!(of_none.is_some() && of_none != id_of("81.2.69.142", Some("acme")));
 }
 
 /// A visit that goes on over midnight keeps the id of the day on which it began.

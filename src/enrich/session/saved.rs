@@ -49,8 +49,16 @@ impl SavedSessions {
             }
             None => warn!(file = %self.0.display(), "saved sessions are damaged, visits begin anew"),
         }
-        if let Err(error) = fs::remove_file(&self.0) {
-            warn!(file = %self.0.display(), %error, "saved sessions cannot be removed");
+        self.remove();
+    }
+
+    /// Removes what a relay knew that made sessions.
+    pub(crate) fn remove(&self) {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(file = %self.0.display(), %error, "saved sessions cannot be removed");
+            }
+            _ => {}
         }
     }
 
