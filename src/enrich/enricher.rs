@@ -107,7 +107,7 @@ impl Enricher {
     #[inline]
     pub(crate) fn enrich(&self, event: &EventParts<'_>, edge: &Edge<'_>) -> Option<Enriched> {
         let is_bare = event.more.is_none() && event.ip.is_none() && event.user_agent.is_none();
-        if is_bare && !matches!(event.kind, EventKind::Page { .. }) {
+        if is_bare && !edge.is_declined && !matches!(event.kind, EventKind::Page { .. }) {
             return None;
         }
         self.enriched(event, edge)

@@ -160,6 +160,21 @@ async fn machines_are_marked_and_dropped_or_kept_from_vendors_only_if_they_are_t
     }
 }
 
+/// What a user asks for is done whatever an operator wants to know.
+#[tokio::test]
+async fn who_declines_is_dropped_where_nothing_is_found_out() {
+    let mut setup = Setup::new().await;
+    setup.set("ENRICH", "none").set("RESPECT_GPC", "drop");
+    let relay = setup.start().await;
+    let event = |name: &str| json!({"event": name, "anonymousId": "a"});
+    send(of_page(&relay, "/v1/track", FIREFOX), &event("By a person")).await;
+    send(of_page(&relay, "/v1/track", FIREFOX).header("sec-gpc", "1"), &event("Declined")).await;
+    relay.metric_is("relay_declined_events_total", &[], 1.0).await;
+    let balance = relay.terminate().await.balance(Vendor::Segment);
+    assert_eq!((balance.delivered, balance.not_for), (1, 1));
+    named(&setup.sandbox.taken(Vendor::Segment), "By a person");
+}
+
 /// Nothing is asked of the caller and nothing changes where nobody wants it, and what was
 /// kept of visitors while somebody did is gone.
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! What becomes of events, with all steps and with none.
 
-use analytics_relay_providers::{EventId, EventKind, Properties, event::JsonObject, properties::Limits};
+use analytics_relay_providers::{
+    EventId, EventKind, NotFor, Properties, event::JsonObject, properties::Limits,
+};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
@@ -220,6 +222,21 @@ fn who_withholds_the_address_is_nobody_and_tenants_visitors_are_not_the_same() {
     }
     let of_none = id_of("81.2.69.142", None);
     assert!(of_none.is_some() && of_none != id_of("81.2.69.142", Some("acme")));
+}
+
+#[test]
+fn who_declines_is_heard_without_any_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = EnrichSettings { steps: Vec::new(), declined: Declined::Dropped, ..settings() };
+    let enricher = Arc::new(enricher_of(dir.path(), &settings));
+    let declines = Edge { is_declined: true, ..of_device() };
+    let bare = EventParts { ip: None, user_agent: None, more: None, ..parts(EventKind::Identify) };
+    for event in [parts(page()), parts(EventKind::Track { name: "x" }), bare] {
+        let of_others = packed(&enricher, event.clone(), &of_device());
+        assert_eq!(of_others.parts(), Shaping::default().pack(event.clone(), &of_device()).0.parts());
+        let dropped = packed(&enricher, event, &declines);
+        assert_eq!(dropped.audience(), Audience::nobody(NotFor::Declined));
+    }
 }
 
 /// A visit that goes on over midnight keeps the id of the day on which it began.
