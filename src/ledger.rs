@@ -5,7 +5,7 @@ use std::fmt;
 
 use prometheus_client::metrics::counter::Counter;
 
-use crate::reasons::Outcome;
+use crate::reasons::{DropReason, Outcome};
 
 /// Counts what came in and how it ended at one provider. Its counters are the
 /// metrics themselves, so that the balance and the metrics cannot differ.
@@ -50,7 +50,12 @@ impl Ledger {
                 Outcome::Delivered => &mut balance.delivered,
                 Outcome::DeadLettered(_) => &mut balance.dead_lettered,
                 Outcome::Spilled => &mut balance.spilled,
-                Outcome::Dropped(_) => &mut balance.dropped,
+                Outcome::Dropped(why) => {
+                    if *why == DropReason::Erased {
+                        balance.erased += counter.get();
+                    }
+                    &mut balance.dropped
+                }
                 Outcome::NotFor(_) => &mut balance.not_for,
             };
             *sum += counter.get();
@@ -78,8 +83,10 @@ pub struct Balance {
     pub dead_lettered: u64,
     /// On disk for the next start.
     pub spilled: u64,
-    /// Lost with a named reason.
+    /// Lost with a named reason, or dropped because somebody asked for it.
     pub dropped: u64,
+    /// Those of the dropped whose users are erased: no loss.
+    pub erased: u64,
     /// Not meant for the provider.
     pub not_for: u64,
 }
@@ -91,10 +98,10 @@ impl Balance {
         (self.accepted + self.reloaded).saturating_sub(ended)
     }
 
-    /// Events that are gone once the relay has drained: dropped, or not
-    /// accounted for, which would be a defect.
+    /// Events that are gone once the relay has drained: dropped without anybody having
+    /// asked for it, or not accounted for, which would be a defect.
     pub fn lost(&self) -> u64 {
-        self.dropped + self.in_flight()
+        self.dropped.saturating_sub(self.erased) + self.in_flight()
     }
 }
 

@@ -91,6 +91,7 @@ async fn nothing_of_an_erased_user_is_taken_delivered_or_kept() {
     taken(&setup, Vendor::Amplitude, 5).await;
     let ended = relay.terminate().await;
     assert_eq!(ended.balance(Vendor::Amplitude).dropped, 5);
+    assert_eq!(ended.code, 0, "whom somebody had erased is no loss");
     assert_eq!(ended.balance(Vendor::Amplitude).delivered, 5);
     let at_amplitude = setup.sandbox.taken(Vendor::Amplitude);
     assert!(at_amplitude.iter().all(|event| event.id.starts_with("of-other")), "{at_amplitude:?}");
