@@ -5,6 +5,10 @@
 //! proxy wrote it: a list is read from its right end, where the proxy next to us has added
 //! whom it was called by, and no further than the first address that is no trusted proxy's.
 //! What stands to the left of that is the caller's own say.
+//!
+//! A call that says that it was passed on, by nobody who is named, has no address: that of
+//! its connection is a proxy's, and taken for its users' it would put all of them in one
+//! place and make one visitor of many.
 
 use std::{fmt, net::IpAddr, str};
 
@@ -71,7 +75,7 @@ impl ClientAddressSettings {
 }
 
 /// True if a call says that a proxy has passed it on.
-pub(crate) fn is_passed_on(headers: &HeaderMap) -> bool {
+fn is_passed_on(headers: &HeaderMap) -> bool {
     headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED)
 }
 
@@ -112,9 +116,8 @@ fn read_header(reader: &mut Reader, setting: &str, is_nobody_trusted: bool) -> O
 /// Whom a call comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Client {
-    pub(crate) ip: IpAddr,
-    /// A trusted proxy has passed it on; else its headers say nothing about it.
-    pub(crate) via_proxy: bool,
+    /// Nothing of a call that a proxy which is not trusted seems to have passed on.
+    pub(crate) ip: Option<IpAddr>,
     /// Its country in two capital letters, as the proxy says it.
     pub(crate) country_hint: Option<[u8; 2]>,
 }
@@ -122,7 +125,7 @@ pub(crate) struct Client {
 /// Users' addresses are in no log line by accident.
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("via_proxy", &self.via_proxy).finish_non_exhaustive()
+        f.debug_struct("Client").field("is_known", &self.ip.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -130,7 +133,8 @@ impl fmt::Debug for Client {
 pub(crate) fn client_of(peer: IpAddr, headers: &HeaderMap, settings: &ClientAddressSettings) -> Client {
     let peer = peer.to_canonical();
     if !settings.trusts(peer) {
-        return Client { ip: peer, via_proxy: false, country_hint: None };
+        let ip = (!is_passed_on(headers)).then_some(peer);
+        return Client { ip, country_hint: None };
     }
     let ip = match &settings.header {
         Some(name) => only_value(headers, name).and_then(address_in).unwrap_or(peer),
@@ -138,7 +142,7 @@ pub(crate) fn client_of(peer: IpAddr, headers: &HeaderMap, settings: &ClientAddr
     };
     let country_hint =
         settings.country_header.as_ref().and_then(|name| country_in(only_value(headers, name)?));
-    Client { ip, via_proxy: true, country_hint }
+    Client { ip: Some(ip), country_hint }
 }
 
 /// The first from the right that is no trusted proxy; where the list ends, or is not to be
@@ -277,8 +281,7 @@ mod tests {
     fn of_list(list: ForwardedHeader, name: &str, lines: &[&str]) -> String {
         let lines: Vec<_> = lines.iter().map(|line| (name, line.as_bytes())).collect();
         let client = client_of(ip(PROXY), &headers(&lines), &settings(list));
-        assert!(client.via_proxy);
-        client.ip.to_string()
+        client.ip.unwrap().to_string()
     }
 
     fn of_x(lines: &[&str]) -> String {
@@ -289,16 +292,16 @@ mod tests {
         of_list(ForwardedHeader::Forwarded, "forwarded", lines)
     }
 
+    /// The peer may be the user, or a proxy that nobody has named: that of one whose calls
+    /// say that they were passed on is no user's.
     #[test]
-    fn who_is_no_trusted_proxy_is_the_caller_whatever_it_writes() {
-        let lies: [(&str, &[u8]); 5] = [
-            ("x-forwarded-for", b"6.6.6.6"),
-            ("forwarded", b"for=6.6.6.6"),
-            ("cf-connecting-ip", b"6.6.6.6"),
-            ("x-real-ip", b"6.6.6.6"),
-            ("cf-ipcountry", b"DE"),
-        ];
-        let peer = Client { ip: ip(USER), via_proxy: false, country_hint: None };
+    fn who_is_no_trusted_proxy_is_believed_in_nothing_and_no_proxy_is_taken_for_its_users() {
+        let lies: [(&str, &[u8]); 3] =
+            [("cf-connecting-ip", b"6.6.6.6"), ("x-real-ip", b"6.6.6.6"), ("cf-ipcountry", b"DE")];
+        let passed_on: [[(&str, &[u8]); 1]; 3] =
+            [[("x-forwarded-for", b"6.6.6.6")], [("x-forwarded-for", b"")], [("forwarded", b"for=6.6.6.6")]];
+        let peer = Client { ip: Some(ip(USER)), country_hint: None };
+        let nobody = Client { ip: None, ..peer };
         let mut full = settings(ForwardedHeader::XForwardedFor);
         full.header = Some(HeaderName::from_static("cf-connecting-ip"));
         full.country_header = Some(HeaderName::from_static("cf-ipcountry"));
@@ -310,6 +313,10 @@ mod tests {
         ] {
             assert!(client_of(ip(USER), &headers(&lies), &settings) == peer, "{settings:?}");
             assert!(client_of(ip("::ffff:81.2.69.142"), &headers(&lies), &settings) == peer);
+            for passed_on in passed_on {
+                let lies = headers(&[&lies[..], &passed_on].concat());
+                assert!(client_of(ip(USER), &lies, &settings) == nobody, "{settings:?} {passed_on:?}");
+            }
         }
     }
 
@@ -365,7 +372,7 @@ mod tests {
         let not_text: [(&str, &[u8]); 2] =
             [("x-forwarded-for", b"\xFF, 81.2.69.142"), ("x-forwarded-for", b"10.0.0.2")];
         let client = client_of(ip(PROXY), &headers(&not_text), &settings(ForwardedHeader::XForwardedFor));
-        assert_eq!(client.ip, ip(USER), "what a caller wrote cannot hide what a proxy did");
+        assert_eq!(client.ip, Some(ip(USER)), "what a caller wrote cannot hide what a proxy did");
     }
 
     #[test]
@@ -412,7 +419,9 @@ mod tests {
         let mut settings = settings(ForwardedHeader::XForwardedFor);
         settings.header = Some(HeaderName::from_static("x-real-ip"));
         let list: (&str, &[u8]) = ("x-forwarded-for", b"6.6.6.6");
-        let of = |lines: &[(&str, &[u8])]| client_of(ip(PROXY), &headers(lines), &settings).ip.to_string();
+        let of = |lines: &[(&str, &[u8])]| {
+            client_of(ip(PROXY), &headers(lines), &settings).ip.unwrap().to_string()
+        };
         assert_eq!(of(&[list, ("x-real-ip", b"81.2.69.142")]), USER);
         assert_eq!(of(&[("x-real-ip", b"10.7.7.7")]), "10.7.7.7", "one of our own");
         for none in
@@ -537,8 +546,8 @@ mod tests {
                 _ => lines.push(added.into_bytes()),
             }
             let lines: Vec<_> = lines.iter().map(|line| (name, line.as_slice())).collect();
-            prop_assert_eq!(client_of(ip(PROXY), &headers(&lines), &settings(list)).ip, ip(USER));
-            prop_assert_eq!(client_of(ip("7.7.7.7"), &headers(&lines), &settings(list)).ip, ip("7.7.7.7"));
+            prop_assert_eq!(client_of(ip(PROXY), &headers(&lines), &settings(list)).ip, Some(ip(USER)));
+            prop_assert_eq!(client_of(ip("7.7.7.7"), &headers(&lines), &settings(list)).ip, None);
         }
 
         /// Of what nobody trusted has added, the answer is the proxy or something that stands there.
@@ -550,7 +559,7 @@ mod tests {
             };
             let lines: Vec<_> = lines.iter().map(|line| (name, line.as_slice())).collect();
             let headers = headers(&lines);
-            let answer = client_of(ip(PROXY), &headers, &settings(list)).ip;
+            let answer = client_of(ip(PROXY), &headers, &settings(list)).ip.unwrap();
             prop_assert!(answer == ip(PROXY) || hops(&headers, list).any(|hop| hop == Some(answer)));
         }
     }

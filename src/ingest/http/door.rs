@@ -34,7 +34,7 @@ use super::{
     snippet,
 };
 use crate::{
-    address::is_public,
+    address::{is_public, stored_ip},
     admission::{
         Accepted, Admission,
         context::{CallContext, Credential, Door},
@@ -46,7 +46,7 @@ use crate::{
     ingest::{
         budget::Receiving,
         call_body::CallBody,
-        client_address::{ClientAddressSettings, client_of, is_passed_on},
+        client_address::{ClientAddressSettings, client_of},
         limits::{BATCH_BYTES_MAX, HTTP_CALL_BYTES_MAX, HTTP_HEADERS_BYTES_MAX, metadata_bytes},
         settings::HttpSettings,
     },
@@ -71,7 +71,7 @@ pub(super) struct HttpDoor {
     health: Arc<Health>,
     keys: WriteKeys,
     clients: ClientAddressSettings,
-    /// Says that a proxy is taken for its callers.
+    /// Says that the users behind a proxy are not told apart.
     unnamed_proxy: Once,
     destinations: Destinations,
     schemas: Schemas,
@@ -406,7 +406,7 @@ impl HttpDoor {
     fn caller<'h>(&self, head: &'h Head, hints: &'h Hints<'h>, is_of_devices: bool) -> Caller<'h> {
         let client = client_of(head.address, &head.headers, &self.clients);
         let is_direct = is_of_devices || head.is_browser();
-        if is_direct && !client.via_proxy && !is_public(head.address) && is_passed_on(&head.headers) {
+        if is_direct && client.ip.is_none() {
             self.warn_of_unnamed_proxy(head.address);
         }
         Caller {
@@ -419,11 +419,14 @@ impl HttpDoor {
         }
     }
 
-    /// Once: whoever calls can make it look so, if only from near by.
+    /// Once: whoever calls can make it look so, and then it is a user's address.
     #[cold]
     fn warn_of_unnamed_proxy(&self, peer: IpAddr) {
         self.unnamed_proxy.call_once(|| {
-            warn!(%peer, "calls come through a proxy that TRUSTED_PROXIES does not name: its address is taken for that of its callers");
+            let policy = self.admission.ip_policy();
+            let peer = if is_public(peer) { stored_ip(peer, true, policy) } else { Some(peer) };
+            let peer = peer.map(tracing::field::display);
+            warn!(peer, "calls come through a proxy that TRUSTED_PROXIES does not name: the addresses of its callers are not known");
         });
     }
 
@@ -432,7 +435,7 @@ impl HttpDoor {
         CallContext {
             door: Door::Http,
             peer: head.address,
-            client: caller.is_direct.then_some(caller.ip),
+            client: caller.ip.filter(|_| caller.is_direct),
             credential: if self.keys.are_checked() { Credential::WriteKey } else { Credential::None },
             tenant: None,
             schema_version,

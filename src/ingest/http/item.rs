@@ -61,7 +61,8 @@ pub(super) struct Beside<'a> {
 /// Who calls, as the connection and the head of the call show it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller<'a> {
-    pub(super) ip: IpAddr,
+    /// Nothing if it is not known: behind a proxy that nobody has named.
+    pub(super) ip: Option<IpAddr>,
     /// The address's country, as a trusted proxy says it.
     pub(super) country_hint: Option<[u8; 2]>,
     pub(super) user_agent: &'a str,
@@ -274,7 +275,7 @@ impl<'a> Call<'a> {
         if !is_device && !is_direct {
             return PlaceOfEvent::default();
         }
-        let (ip, user_agent) = (ip.to_string().into(), user_agent.into());
+        let (ip, user_agent) = (ip.map(|ip| ip.to_string()).unwrap_or_default().into(), user_agent.into());
         let edge =
             Edge { ip_is_connections: true, country_hint, is_device: true, is_declined, hints: Some(hints) };
         PlaceOfEvent { ip, edge, user_agent, ..PlaceOfEvent::default() }
@@ -494,7 +495,7 @@ mod tests {
 
     const NOW_MS: i64 = 1_767_225_600_000;
     const SERVER: Caller<'static> = Caller {
-        ip: IpAddr::V4(Ipv4Addr::new(81, 2, 69, 142)),
+        ip: Some(IpAddr::V4(Ipv4Addr::new(81, 2, 69, 142))),
         country_hint: Some(*b"GB"),
         user_agent: "",
         hints: &Hints::NONE,

@@ -93,7 +93,7 @@ impl Keeping {
         };
         let own = fields(item.get(), &["context"]).ok().and_then(|[own]| own);
         let is_direct = caller.is_direct || [own, beside].into_iter().flatten().any(is_direct);
-        let ip = || stored_ip(caller.ip, true, self.policy);
+        let ip = || caller.ip.and_then(|ip| stored_ip(ip, true, self.policy));
         is_direct.then(|| Seen { ip: ip(), user_agent: caller.user_agent.to_owned() })
     }
 }

@@ -1,7 +1,5 @@
 //! One message of Segment's form, for a person who asks what would become of it.
 
-use std::net::Ipv4Addr;
-
 use super::{
     integrations::Destinations,
     item::{Beside, Call, Caller, Came},
@@ -21,10 +19,9 @@ pub(crate) fn read_message<R>(
     then: impl FnOnce(&Draft<'_>) -> R,
 ) -> Result<R, Violation> {
     let destinations = Destinations::new(providers.iter().copied());
-    let ip = Ipv4Addr::UNSPECIFIED.into();
     let hints = &Hints::NONE;
     let caller =
-        Caller { ip, country_hint: None, user_agent: "", hints, is_declined: false, is_direct: false };
+        Caller { ip: None, country_hint: None, user_agent: "", hints, is_declined: false, is_direct: false };
     let call = Call::new(Form::Segment, Came { at_ms: now_ms, caller }, Beside::default(), &destinations);
     let draft = call.read_text(json, None)?;
     Ok(then(&draft))
