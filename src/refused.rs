@@ -79,13 +79,16 @@ pub(crate) struct RefusedItem {
     pub(crate) item: Box<RawValue>,
 }
 
-/// What a call showed of the user whose device it came from.
+/// What a call showed of its user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seen {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ip: Option<IpAddr>,
     #[serde(default)]
     pub(crate) user_agent: String,
+    /// The user declines to be followed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) declined: bool,
 }
 
 /// What of it can be read without the key that it is sealed with.
@@ -124,6 +127,11 @@ impl Letter for RefusedItem {
 }
 
 impl RefusedItem {
+    /// True if its user declines to be followed.
+    pub(crate) fn is_declined(&self) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.declined)
+    }
+
     /// An id that no other has.
     pub(crate) fn new_id() -> String {
         EventId::assign().as_str().to_owned()

@@ -131,6 +131,11 @@ impl Admission {
         self.shaping.ip_policy
     }
 
+    /// True if events of users who decline go to nobody.
+    pub(crate) fn drops_declined(&self) -> bool {
+        self.shaping.drops_declined
+    }
+
     /// The same with rules that are not every relay's.
     pub(crate) fn with_input(self, settings: InputSettings) -> Self {
         Self { input: InputRules::new(settings), ..self }

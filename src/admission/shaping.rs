@@ -37,6 +37,8 @@ pub(crate) struct Shaping {
     /// None where nothing is found out.
     pub(crate) enricher: Option<Arc<Enricher>>,
     pub(crate) ip_policy: IpPolicy,
+    /// Events of users who decline go to nobody.
+    pub(crate) drops_declined: bool,
     /// None where there are no rules.
     pub(crate) privacy: Option<Arc<Privacy>>,
 }

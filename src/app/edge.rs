@@ -19,6 +19,7 @@ use crate::{
         page::Pages,
         senders::Agents,
         session::{SavedSessions, SessionSecret, Sessions},
+        settings::Declined,
         visitor::Visitors,
     },
     privacy::{Privacy, secret::DataSecret},
@@ -99,7 +100,8 @@ impl Edge {
     /// How events are shaped.
     pub(super) fn shaping(&self, config: &Config, privacy: Option<&Arc<Privacy>>) -> Shaping {
         let (enricher, privacy) = (self.enricher.clone(), privacy.cloned());
-        Shaping { enricher, ip_policy: config.ip_policy, privacy }
+        let drops_declined = config.enrich.declined == Declined::Dropped;
+        Shaping { enricher, ip_policy: config.ip_policy, drops_declined, privacy }
     }
 
     /// Turns the salts of visitors with the days, if there are any.

@@ -321,6 +321,9 @@ impl Door {
         let url = format!("{}/v1/batch", self.url);
         let body = resend::body(items, Clock::system().now_ms());
         let mut call = self.client.post(&url).header("content-type", "application/json").body(body);
+        if let Some((name, value)) = resend::head(items) {
+            call = call.header(name, value);
+        }
         if let Some(authorization) = &self.authorization {
             call = call.header(AUTHORIZATION, authorization);
         }

@@ -143,6 +143,39 @@ async fn visitors_without_an_id_get_one_of_the_day_unless_they_decline() {
     relay.terminate().await;
 }
 
+/// Whoever passes it on, and however often it is sent.
+#[tokio::test]
+async fn who_declines_is_kept_from_vendors_also_when_what_was_refused_is_sent_again() {
+    let mut setup = Setup::new().await;
+    let relay = setup.start().await;
+    let nameless = json!({"type": "track", "anonymousId": "a", "messageId": "declined-1-0123456789"});
+    let batch = json!({"batch": [nameless]});
+    send(of_page(&relay, "/v1/batch", FIREFOX).header("sec-gpc", "1"), &batch).await;
+    let (_, shown, _) = setup.run(&["dead-letters", "refused", "show"]).await;
+    assert!(shown.contains(r#""declined":true"#), "{shown}");
+    relay.terminate().await;
+
+    setup.set("RESPECT_GPC", "drop");
+    let relay = setup.start().await;
+    setup.set("HTTP_PORT", &relay.http_addr.unwrap().port().to_string());
+    let mended = setup.data.path().join("mended.ndjson");
+    let named = shown.replace(r#""type":"track""#, r#""type":"track","event":"Mended""#);
+    std::fs::write(&mended, named).unwrap();
+    let (code, said, error) = setup.run(&["dead-letters", "refused", "send", mended.to_str().unwrap()]).await;
+    assert_eq!((code, said.as_str()), (0, "taken 1\n"), "{error}");
+    let url = format!("http://{}/v1/track", relay.http_addr.unwrap());
+    let direct = json!({"event": "Direct", "anonymousId": "a", "context": {"direct": true}});
+    send(reqwest_client().post(url).header("user-agent", FIREFOX).header("sec-gpc", "1"), &direct).await;
+    send(of_page(&relay, "/v1/batch", FIREFOX).header("dnt", "1"), &batch).await;
+    let (_, listed, _) = setup.run(&["dead-letters", "refused", "list"]).await;
+    assert!(listed.starts_with("no refused items"), "{listed}");
+    let ended = relay.terminate().await;
+    for vendor in Vendor::ALL {
+        let balance = ended.balance(vendor);
+        assert_eq!((balance.delivered, balance.not_for), (0, 2), "{}", vendor.name());
+    }
+}
+
 #[tokio::test]
 async fn machines_are_marked_and_dropped_or_kept_from_vendors_only_if_they_are_to_be() {
     for (bots, delivered, not_for) in [("mark", 2, 0), ("drop", 1, 1), ("keep_out_of_providers", 1, 1)] {

@@ -138,6 +138,7 @@ impl Batch<'_> {
     }
 
     /// What is kept of it: what nobody is told of, and what a newer relay will understand.
+    /// Nothing of a user who is erased, or declines where such events go to nobody.
     pub(super) fn keeping(
         &self,
         form: Form,
@@ -147,7 +148,7 @@ impl Batch<'_> {
     ) -> Keeping {
         let mut keeping = Keeping::of(admission.ip_policy());
         // What is kept is sent as Segment's form.
-        if form == Form::Website {
+        if form == Form::Website || came.caller.is_declined && admission.drops_declined() {
             return keeping;
         }
         for (place, violation) in puts.invalid() {

@@ -60,7 +60,7 @@ const SDK_METRICS_BYTES_MAX: usize = 64 * 1024;
 /// What the door takes and answers, for programs.
 const OPENAPI: &str = include_str!("openapi.json");
 /// What browsers say whose users decline to be followed.
-const SEC_GPC: HeaderName = HeaderName::from_static("sec-gpc");
+pub(super) const SEC_GPC: HeaderName = HeaderName::from_static("sec-gpc");
 /// The label of a call whose caller did not wait for its answer.
 const LEFT: &str = "CANCELLED";
 
@@ -414,7 +414,7 @@ impl HttpDoor {
             country_hint: client.country_hint,
             user_agent: head.text(&USER_AGENT).unwrap_or_default(),
             hints,
-            is_declined: is_direct && head.is_declined(),
+            is_declined: head.is_declined(),
             is_direct,
         }
     }

@@ -68,7 +68,7 @@ pub(super) struct Caller<'a> {
     pub(super) user_agent: &'a str,
     /// What the browser says of itself, if it is one.
     pub(super) hints: &'a Hints<'a>,
-    /// The browser says that its user declines to be followed.
+    /// The browser says that its user declines to be followed, or a server that passes it on.
     pub(super) is_declined: bool,
     /// It is the user's own device, and no server of the customer's.
     pub(super) is_direct: bool,
@@ -268,12 +268,14 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// What the call itself shows of the user, if it comes from the user's own device.
+    /// What the call itself shows of the user, if it comes from the user's own device. That
+    /// the user declines it shows in any case: nobody says that by accident.
     fn seen(&self, is_direct: bool) -> PlaceOfEvent<'a> {
         let Caller { ip, country_hint, user_agent, hints, is_declined, is_direct: is_device } =
             self.came.caller;
         if !is_device && !is_direct {
-            return PlaceOfEvent::default();
+            let edge = Edge { is_declined, ..Edge::default() };
+            return PlaceOfEvent { edge, ..PlaceOfEvent::default() };
         }
         let (ip, user_agent) = (ip.map(|ip| ip.to_string()).unwrap_or_default().into(), user_agent.into());
         let edge =
@@ -564,6 +566,23 @@ mod tests {
         let merged = r#"{"ip":"203.0.113.9","locale":"de","sessionId":7}"#;
         assert_eq!(read(r#"{"ip":"203.0.113.9"}"#), ("203.0.113.9".into(), "7".into(), Some(merged.into())));
         assert_eq!(read("[1]").2, None, "it is no object");
+    }
+
+    /// Whoever sends it, and whatever its context says.
+    #[test]
+    fn a_call_whose_user_declines_is_of_events_whose_user_declines() {
+        let declines = |is_direct, context: &str| {
+            let caller = Caller { is_direct, is_declined: true, ..SERVER };
+            let destinations = Destinations::default();
+            let came = Came { at_ms: NOW_MS, caller };
+            let call = Call::new(Form::Segment, came, Beside::default(), &destinations);
+            let json = format!(r#"{{"event":"x","userId":"u","context":{context}}}"#);
+            let draft = call.read_text(&json, Some(Kind::Track)).unwrap();
+            draft.more.is_some_and(|more| more.edge.is_declined)
+        };
+        for context in ["null", "{}", r#"{"direct":true}"#, r#"{"direct":false,"ip":"1.2.3.4"}"#] {
+            assert!(declines(true, context) && declines(false, context), "{context}");
+        }
     }
 
     #[test]

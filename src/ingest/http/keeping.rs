@@ -85,7 +85,8 @@ impl Keeping {
         cut.map_or_else(|| context.boxed(), |cut| RawValue::from_string(cut).expect("it is JSON"))
     }
 
-    /// What the call shows of the user, if it comes from the user's own device.
+    /// What the call shows of the user, if it comes from the user's own device or the user
+    /// declines.
     fn seen_of(&self, caller: Caller<'_>, item: Raw<'_>, beside: Option<Raw<'_>>) -> Option<Seen> {
         let is_direct = |context: Raw<'_>| {
             let direct = fields(context.get(), &["direct"]).ok().and_then(|[direct]| direct);
@@ -93,8 +94,12 @@ impl Keeping {
         };
         let own = fields(item.get(), &["context"]).ok().and_then(|[own]| own);
         let is_direct = caller.is_direct || [own, beside].into_iter().flatten().any(is_direct);
-        let ip = || caller.ip.and_then(|ip| stored_ip(ip, true, self.policy));
-        is_direct.then(|| Seen { ip: ip(), user_agent: caller.user_agent.to_owned() })
+        let declined = caller.is_declined;
+        if !is_direct {
+            return declined.then(|| Seen { ip: None, user_agent: String::new(), declined });
+        }
+        let ip = caller.ip.and_then(|ip| stored_ip(ip, true, self.policy));
+        Some(Seen { ip, user_agent: caller.user_agent.to_owned(), declined })
     }
 }
 

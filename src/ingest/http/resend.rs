@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
+use hyper::header::HeaderName;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
+    door::SEC_GPC,
     item::time_of,
     json::{fields, is_null, scalar},
     schema,
@@ -33,12 +35,17 @@ pub(crate) fn body(items: &[&RefusedItem], now_ms: i64) -> Vec<u8> {
     serde_json::to_vec(&call).expect("its names are texts")
 }
 
+/// What a call of such items says in its head: whether their users decline to be followed.
+pub(crate) fn head(items: &[&RefusedItem]) -> Option<(HeaderName, &'static str)> {
+    items.first().is_some_and(|first| first.is_declined()).then_some((SEC_GPC, "1"))
+}
+
 /// True if two can go in one call.
 pub(crate) fn go_together(one: &RefusedItem, other: &RefusedItem) -> bool {
     let beside = |item: &RefusedItem| {
         [&item.context, &item.integrations].map(|json| json.as_ref().map(|json| json.get().to_owned()))
     };
-    beside(one) == beside(other)
+    one.is_declined() == other.is_declined() && beside(one) == beside(other)
 }
 
 /// An item as if it came now for the first time: with an id, so that it is one event
@@ -155,7 +162,11 @@ mod tests {
             context: Some(raw(&json!({"locale": "de", "direct": true}))),
             integrations: None,
             sent_at_ms,
-            seen: Some(Seen { ip: Some("203.0.113.9".parse().unwrap()), user_agent: "Mail/1".into() }),
+            seen: Some(Seen {
+                ip: Some("203.0.113.9".parse().unwrap()),
+                user_agent: "Mail/1".into(),
+                declined: false,
+            }),
             item: raw(item),
         }
     }
@@ -190,5 +201,18 @@ mod tests {
         let far = again(&json!({"timestamp":1,"sentAt":i64::MAX}), None);
         assert_eq!(far["sentAt"], i64::MAX);
         assert_eq!(again(&json!("no object"), None), json!("no object"));
+    }
+
+    #[test]
+    fn who_declined_when_it_came_declines_when_it_is_sent_again() {
+        let [agrees, mut declines, mut old] = [(); 3].map(|()| refused(&json!({"event":"x"}), None));
+        declines.seen.as_mut().unwrap().declined = true;
+        // As it was written before this was kept.
+        old.seen = serde_json::from_str(r#"{"user_agent":"Mail/1"}"#).unwrap();
+        assert_eq!(head(&[&declines]), Some((SEC_GPC, "1")));
+        assert!(head(&[&agrees]).is_none() && head(&[&old]).is_none());
+        assert!(go_together(&agrees, &old) && !go_together(&agrees, &declines));
+        let kept: RefusedItem = serde_json::from_slice(&serde_json::to_vec(&declines).unwrap()).unwrap();
+        assert!(kept.is_declined());
     }
 }
