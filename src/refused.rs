@@ -145,6 +145,10 @@ impl RefusedItem {
         if let Some(left) = self.context.as_deref().and_then(|context| privacy.beside_item(context)) {
             self.context = Some(left);
         }
+        let integrations = self.integrations.as_deref();
+        if let Some(left) = integrations.and_then(|integrations| privacy.integrations(integrations)) {
+            self.integrations = Some(left);
+        }
         if let Some(seen) = &mut self.seen {
             (seen.ip, seen.user_agent) = privacy.seen(seen.ip, &seen.user_agent);
         }

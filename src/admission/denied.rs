@@ -151,11 +151,33 @@ pub(crate) fn shown(text: &str) -> String {
     format!("{cut:?}{dots}")
 }
 
+/// A caller's value in such a message. Of one that holds others only what it is: it is kept
+/// with an item that was refused, and in it may be what must not be.
+pub(crate) fn shown_value(json: &str) -> String {
+    match json.as_bytes().first() {
+        Some(b'{') => "an object".to_owned(),
+        Some(b'[') => "a list".to_owned(),
+        _ => shown(json),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use analytics_relay_providers::properties::PropertyError;
 
     use super::*;
+
+    #[test]
+    fn of_a_value_that_holds_others_it_is_told_what_it_is_and_nothing_in_it() {
+        for (json, want) in [
+            (r#"{"email":"a@b"}"#, "an object"),
+            (r#"["a@b"]"#, "a list"),
+            ("1.50", r#""1.50""#),
+            ("true", r#""true""#),
+        ] {
+            assert_eq!(shown_value(json), want);
+        }
+    }
 
     #[test]
     fn a_violation_says_what_came_and_what_is_allowed() {

@@ -7,7 +7,7 @@ use analytics_relay_providers::{
     event::{Audience, JsonObject},
     properties::Limits,
 };
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::rewrite::{Action, KeyRules, Notes};
 
@@ -151,20 +151,51 @@ pub(super) fn fields_by(
     (ip, user_agent.and_then(left))
 }
 
+/// Names and values of an object, each as it stands.
+type Fields = BTreeMap<String, Box<RawValue>>;
+
 /// An item that a front door refused and keeps, as rules leave it; nothing if they leave it
-/// as it is. Its own fields stay, so that it can be mended and sent; whatever else it holds
-/// is as good as properties.
+/// as it is. What its own fields say stays, so that it can be mended and sent. One that holds
+/// others in place of a text or a number may be why it was refused, and is as good as
+/// properties, as is whatever else the item holds.
 pub(super) fn changed_item(item: &RawValue, rules: &KeyRules, own: &[&str]) -> Option<Box<RawValue>> {
-    type Fields = BTreeMap<String, Box<RawValue>>;
+    const INTEGRATIONS: &str = "integrations";
+    let stays = |name: &str, value: &RawValue| {
+        own.contains(&name) && (name == INTEGRATIONS || !value.get().starts_with(['{', '[']))
+    };
+    let changed = changed_but(item, rules, stays);
+    let fields = serde_json::from_str::<Fields>(changed.as_deref().unwrap_or(item).get());
+    let with_integrations = fields.ok().and_then(|mut fields| {
+        let left = changed_integrations(fields.get(INTEGRATIONS)?, rules)?;
+        fields.insert(INTEGRATIONS.to_owned(), left);
+        Some(object_of(&fields))
+    });
+    with_integrations.or(changed)
+}
+
+/// The same of `integrations`: who gets it stays, and the rules are for the options of each.
+pub(super) fn changed_integrations(json: &RawValue, rules: &KeyRules) -> Option<Box<RawValue>> {
+    changed_but(json, rules, |_, value| matches!(value.get(), "true" | "false" | "null"))
+}
+
+/// The same of any JSON, of which some fields stay.
+pub(super) fn changed_but(
+    json: &RawValue,
+    rules: &KeyRules,
+    stays: impl Fn(&str, &RawValue) -> bool,
+) -> Option<Box<RawValue>> {
     let mut notes = Notes::default();
-    let raw = |json: String| RawValue::from_string(json).unwrap_or_default();
-    let Ok(fields) = serde_json::from_str::<Fields>(item.get()) else {
-        return rules.rewritten(item.get(), &[], &mut notes).map(raw);
+    let Ok(fields) = serde_json::from_str::<Fields>(json.get()) else {
+        let left = rules.rewritten(json.get(), &[], &mut notes)?;
+        return Some(RawValue::from_string(left).unwrap_or_default());
     };
     let (mut kept, others): (Fields, Fields) =
-        fields.into_iter().partition(|(name, _)| own.contains(&name.as_str()));
-    let others = serde_json::to_string(&others).expect("its names are texts");
-    let left = rules.rewritten(&others, &[], &mut notes)?;
+        fields.into_iter().partition(|(name, value)| stays(name, value));
+    let left = rules.rewritten(object_of(&others).get(), &[], &mut notes)?;
     kept.extend(serde_json::from_str::<Fields>(&left).unwrap_or_default());
-    Some(raw(serde_json::to_string(&kept).expect("its names are texts")))
+    Some(object_of(&kept))
+}
+
+fn object_of(fields: &Fields) -> Box<RawValue> {
+    to_raw_value(fields).expect("its names are texts")
 }

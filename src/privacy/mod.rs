@@ -55,7 +55,7 @@ pub(crate) mod secret;
 mod settings;
 pub(crate) mod suppression;
 
-use apply::{changed, changed_item, fields_by, may_change};
+use apply::{changed, changed_but, changed_integrations, changed_item, fields_by, may_change};
 use file::RuleFile;
 use provider::Guarded;
 pub(crate) use rewrite::Found;
@@ -65,7 +65,8 @@ pub use settings::{PiiMode, PrivacySettings};
 
 /// Most bytes of the file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Fields of a refused item that are its own, and no properties of an event.
+/// Fields of a refused item that are its own, and no properties of an event, as long as each
+/// is one value.
 const OWN_FIELDS: [&str; 18] = [
     "type",
     "event",
@@ -183,7 +184,12 @@ impl Privacy {
 
     /// The same of what stood beside it.
     pub(crate) fn beside_item(&self, context: &RawValue) -> Option<Box<RawValue>> {
-        changed_item(context, &self.rules.load().log, &[])
+        changed_but(context, &self.rules.load().log, |_, _| false)
+    }
+
+    /// The same of whom it is for.
+    pub(crate) fn integrations(&self, integrations: &RawValue) -> Option<Box<RawValue>> {
+        changed_integrations(integrations, &self.rules.load().log)
     }
 
     /// The same of what its call showed.
@@ -554,6 +560,23 @@ mod tests {
             assert_eq!(kept(same), same);
         }
         assert_eq!(kept(r#"[{"email":1}]"#), "[{}]");
+        // Of its own fields the one that is wrong: it is kept because it is.
+        for (item, want) in [
+            (r#"{"event":"x","userId":{"email":"a@b","id":1}}"#, r#"{"event":"x","userId":{"id":1}}"#),
+            (r#"{"groupId":[{"email":"a@b"}],"type":"group"}"#, r#"{"groupId":[{}],"type":"group"}"#),
+            (r#"{"event":{"password":"x"},"type":"track"}"#, r#"{"type":"track"}"#),
+        ] {
+            assert_eq!(kept(item), want, "{item}");
+        }
+        // Whom it is for is no property, whatever they are called, and their options are.
+        let integrations = r#"{"All":false,"email":true,"Mixpanel":{"email":"a@b","n":1},"name":"x"}"#;
+        let left = r#"{"All":false,"Mixpanel":{"n":1},"email":true}"#;
+        assert_eq!(
+            kept(&format!(r#"{{"integrations":{integrations}}}"#)),
+            format!(r#"{{"integrations":{left}}}"#)
+        );
+        assert_eq!(privacy.integrations(&raw(integrations)).unwrap().get(), left);
+        assert!(privacy.integrations(&raw(r#"{"All":true}"#)).is_none());
         let beside = privacy.beside_item(&raw(r#"{"name":"x","ip":"203.0.113.77"}"#)).unwrap();
         assert_eq!(beside.get(), r#"{"ip":"203.0.113.0"}"#);
         let seen = privacy.seen(Some("203.0.113.77".parse().unwrap()), "Browser");

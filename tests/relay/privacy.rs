@@ -78,6 +78,12 @@ fn events() -> Vec<Value> {
             "track",
             json!({ "event": "", "messageId": "refused-1-0123456789", "properties": holds, "email": EMAIL }),
         ),
+        // What breaks it is what holds it.
+        event(
+            "track",
+            json!({ "event": { "password": PASSWORD }, "messageId": "refused-2-0123456789", "groupId": [{ "street": STREET }],
+                    "integrations": { "Mixpanel": { "apiKey": API_KEY } } }),
+        ),
     ]
 }
 
@@ -93,7 +99,15 @@ async fn what_must_not_be_kept_is_nowhere() {
         setup.sandbox.always(Vendor::Mixpanel, Some("reject-name=Order Placed".parse().unwrap()));
         setup.sandbox.always(Vendor::Segment, Some("503".parse().unwrap()));
         let relay = setup.start().await;
-        assert_eq!(post(&relay, "/v1/batch", &json!({ "batch": events() })).await, 200);
+        assert_eq!(
+            post(
+                &relay,
+                "/v1/batch",
+                &json!({ "batch": events(), "integrations": { "Amplitude": { "email": EMAIL } } })
+            )
+            .await,
+            200
+        );
         taken(&setup, Vendor::Amplitude, 3).await;
         one_is_dead_lettered(&setup, &relay).await;
         relay.metric_is("relay_pii_keys_total", &["\"password\""], 3.0).await;
@@ -105,7 +119,9 @@ async fn what_must_not_be_kept_is_nowhere() {
         let in_output = seen.len();
         everything_below(setup.data_dir(), &mut seen);
         assert!(seen[in_output..].contains(KEPT), "there was something to look through");
-        assert!(seen[in_output..].contains("refused-1-0123456789"), "the refused item is kept");
+        for refused in ["refused-1-0123456789", "refused-2-0123456789"] {
+            assert!(seen[in_output..].contains(refused), "the refused item is kept");
+        }
         for vendor in Vendor::ALL {
             let requests = setup.sandbox.requests(vendor).into_iter();
             let bodies: String = requests.map(|request| request.body.unwrap_or_default()).collect();

@@ -6,7 +6,7 @@ use analytics_relay_providers::event::Audience;
 
 use super::json::object;
 use crate::{
-    admission::denied::{Violation, shown},
+    admission::denied::{Violation, shown_value},
     reasons::RefusalReason,
 };
 
@@ -77,7 +77,7 @@ fn not_object(json: &str) -> Violation {
     Violation {
         reason: RefusalReason::IntegrationsMalformed,
         field: "integrations".into(),
-        got: shown(json),
+        got: shown_value(json),
         want: "an object of destinations, as in {\"All\":true,\"Mixpanel\":false}".into(),
     }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admission::{
-        denied::{Violation, shown},
+        denied::{Violation, shown, shown_value},
         draft::{BadProperties, Draft, DraftKind, More, View},
         lenient::means_nobody,
     },
@@ -412,7 +412,7 @@ fn not_text(field: &str, value: Raw<'_>, want: &str) -> Violation {
     Violation {
         reason: RefusalReason::FieldNotText,
         field: field.to_owned(),
-        got: shown(value.get()),
+        got: shown_value(value.get()),
         want: want.to_owned(),
     }
 }
@@ -451,7 +451,7 @@ pub(super) fn time_of(value: Raw<'_>) -> Result<i64, String> {
         let millis = if seconds.abs() < MILLIS_FROM as f64 { seconds * 1000.0 } else { seconds };
         return Ok(millis as i64);
     }
-    let text = text(value).ok_or_else(|| shown(json))?;
+    let text = text(value).ok_or_else(|| shown_value(json))?;
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time.as_millisecond());
     }

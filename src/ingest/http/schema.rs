@@ -244,7 +244,7 @@ fn invalid(got: &str) -> Violation {
     Violation {
         reason: RefusalReason::SchemaInvalid,
         field: FIELD.to_owned(),
-        got: crate::admission::denied::shown(got),
+        got: crate::admission::denied::shown_value(got),
         want: "a whole number from 1 on".into(),
     }
 }
