@@ -68,22 +68,26 @@ fn ip_of_part(part: &str) -> Option<IpAddr> {
 }
 
 /// A context in which no more is left of an address than the policy lets; nothing if it can
-/// stay as it is. What holds no address is left out.
+/// stay as it is. What holds no address is left out, and all of what cannot be read.
 #[inline]
 pub(crate) fn context_with_ip_cut(json: &str, is_connections: bool, policy: IpPolicy) -> Option<String> {
-    // A name may be written with escapes.
-    let may_have_one = || {
-        memmem::find(json.as_bytes(), b"\"ip\"").is_some() || memmem::find(json.as_bytes(), b"\\u").is_some()
-    };
-    if policy.keeps_all(is_connections) || !may_have_one() {
+    if policy.keeps_all(is_connections) || !may_name_ip(json) {
         return None;
     }
     cut_in_context(json, is_connections, policy)
 }
 
+/// False if no name in it is `ip`. A name may be written with escapes.
+pub(crate) fn may_name_ip(json: &str) -> bool {
+    memmem::find(json.as_bytes(), b"\"ip\"").is_some() || memmem::find(json.as_bytes(), b"\\u").is_some()
+}
+
 #[cold]
 fn cut_in_context(json: &str, is_connections: bool, policy: IpPolicy) -> Option<String> {
-    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(json).ok()?;
+    let Ok(mut fields) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(json) else {
+        // Of an event it was checked before; of an item that was refused by nobody.
+        return Some("{}".to_owned());
+    };
     let said = fields.remove("ip")?;
     let said = serde_json::from_str::<String>(said.get()).unwrap_or_default();
     let kept = read_ip(&said, &mut Mends::default()).and_then(|ip| stored_ip(ip, is_connections, policy));
@@ -193,10 +197,14 @@ mod tests {
             (r#"{"ip":["81.2.69.142"],"page":{"ip":1}}"#, r#"{"page":{"ip":1}}"#),
             (r#"{"ip":"1","ip":"81.2.69.142"}"#, r#"{"ip":"81.2.69.0"}"#),
             (r#"{"ip":"somewhere"}"#, "{}"),
+            // What is not to be read holds whatever it likes.
+            (r#"{"\ud800":1,"ip":"81.2.69.142"}"#, "{}"),
+            (r#"{"ip":"81.2.69.142""#, "{}"),
+            (r#"[{"ip":"81.2.69.142"}]"#, "{}"),
         ] {
             assert_eq!(cut(json).as_deref(), Some(want), "{json}");
         }
-        for as_it_is in ["{}", r#"{"page":{"ip":"81.2.69.142"}}"#, r#"{"a":"\u0069p"}"#, "[1]", r#"["ip"]"#] {
+        for as_it_is in ["{}", r#"{"page":{"ip":"81.2.69.142"}}"#, r#"{"a":"\u0069p"}"#, "[1]"] {
             assert_eq!(cut(as_it_is), None, "{as_it_is}");
         }
         assert_eq!(context_with_ip_cut(r#"{"ip":"81.2.69.142"}"#, false, IpPolicy::ByOrigin), None);

@@ -5,7 +5,7 @@ use analytics_relay_providers::EventId;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
-    item::{Beside, Caller, Came, time_of},
+    item::{Beside, Caller, Came, NAMES, time_of},
     json::{fields, scalar},
     reply::{described, name_here},
     scan::Raw,
@@ -16,7 +16,7 @@ use crate::{
     admission::{
         Accepted,
         denied::{Denied, Violation},
-        lenient::context_with_ip_cut,
+        lenient::{context_with_ip_cut, may_name_ip},
     },
     queue::Durability,
     reasons::RefusalReason,
@@ -70,13 +70,12 @@ impl Keeping {
 
     /// An item in whose context no more is left of an address than in an event's.
     fn item(&self, item: Raw<'_>, caller: Caller<'_>) -> Box<RawValue> {
-        let as_it_came = || item.boxed();
-        let Ok([Some(context)]) = fields(item.get(), &["context"]) else { return as_it_came() };
-        let cut = context_with_ip_cut(context.get(), caller.is_direct, self.policy);
-        let (Some(cut), Ok(mut fields)) = (cut, serde_json::from_str::<schema::Fields>(item.get())) else {
-            return as_it_came();
-        };
-        fields.insert("context".into(), RawValue::from_string(cut).expect("it is JSON"));
+        let is_cut = !self.policy.keeps_all(caller.is_direct) && may_name_ip(item.get());
+        // A context that another one hides is gone from these, too.
+        let Some(mut fields) = readable(item).filter(|_| is_cut) else { return item.boxed() };
+        if let Some(context) = fields.get("context") {
+            fields.insert("context".into(), self.cut((&**context).into(), caller));
+        }
         to_raw_value(&fields).expect("it was JSON")
     }
 
@@ -101,6 +100,17 @@ impl Keeping {
         let ip = caller.ip.and_then(|ip| stored_ip(ip, true, self.policy));
         Some(Seen { ip, user_agent: caller.user_agent.to_owned(), declined })
     }
+}
+
+/// An item's fields, or as far as they can be read those that are known; nothing of what is
+/// no object.
+fn readable(item: Raw<'_>) -> Option<schema::Fields> {
+    serde_json::from_str(item.get()).ok().or_else(|| {
+        let values = fields(item.get(), &NAMES).ok()?;
+        let known =
+            NAMES.iter().zip(values).filter_map(|(name, value)| Some(((*name).into(), value?.boxed())));
+        Some(known.collect())
+    })
 }
 
 /// What is of a newer schema was taken, now that it is kept.
@@ -131,4 +141,47 @@ fn discard_reason(violation: &Violation) -> Option<&'static str> {
         (Reason::GroupIdMissing | Reason::PreviousIdMissing, _) => "id_required",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enrich::agent::Hints;
+
+    const DEVICE: Caller<'static> = Caller {
+        ip: None,
+        country_hint: None,
+        user_agent: "",
+        hints: &Hints::NONE,
+        is_declined: false,
+        is_direct: true,
+    };
+
+    fn kept(json: &str, policy: IpPolicy) -> String {
+        let item = RawValue::from_string(json.to_owned()).unwrap();
+        Keeping::of(policy).item((&*item).into(), DEVICE).get().to_owned()
+    }
+
+    /// As it came, if it can be; and nothing of it that cannot be looked at.
+    #[test]
+    fn no_more_is_kept_of_an_address_in_an_item_than_of_an_events() {
+        for (json, want) in [
+            (
+                r#"{"type":"x","context":{"ip":"81.2.69.142","n":1e2}}"#,
+                r#"{"context":{"ip":"81.2.69.0","n":1e2},"type":"x"}"#,
+            ),
+            (r#"{"context":{"ip":"81.2.69.142"},"context":{}}"#, r#"{"context":{}}"#),
+            (
+                r#"{"\ud800":1,"userId":"u","context":{"ip":"81.2.69.142"}}"#,
+                r#"{"context":{"ip":"81.2.69.0"},"userId":"u"}"#,
+            ),
+            (r#"{"userId":"u","context":{"\ud800":1,"ip":"81.2.69.142"}}"#, r#"{"context":{},"userId":"u"}"#),
+        ] {
+            assert_eq!(kept(json, IpPolicy::ByOrigin), want, "{json}");
+            assert_eq!(kept(json, IpPolicy::Full), json);
+        }
+        for same in [r#"{"type":"x","context":{"locale":"de"}}"#, r#"{"type":"x"}"#, "7", r#"["ip"]"#] {
+            assert_eq!(kept(same, IpPolicy::None), same);
+        }
+    }
 }
