@@ -356,12 +356,13 @@ impl Admission {
         Ok(Accepted { event_id, durability })
     }
 
-    /// Counts the denial of an event of a call, and says at the level of debugging whose.
+    /// Counts the denial of an event of a call, and says at the level of debugging whose, as
+    /// far as that is kept.
     pub(crate) fn denied_to(&self, denied: Denied, call: &CallContext<'_>) -> Denied {
-        let CallContext { door, peer, client, credential, schema_version, .. } = call;
-        let client = client.map(tracing::field::display);
+        let CallContext { door, credential, schema_version, .. } = call;
+        let [peer, client] = call.shown(self.ip_policy()).map(|ip| ip.map(tracing::field::display));
         let (door, reason) = (door.name(), denied.reason().name());
-        debug!(door, %peer, client, ?credential, schema_version, reason, "event refused");
+        debug!(door, peer, client, ?credential, schema_version, reason, "event refused");
         self.counted(denied)
     }
 
