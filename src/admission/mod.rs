@@ -51,8 +51,9 @@ const FULL_PATIENCE: Duration = Duration::from_secs(5);
 const DISK_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The event that a draft would become, which is not taken; or every rule that it breaks.
-pub(crate) fn event_of(draft: &Draft<'_>, now_ms: i64) -> Result<Event, Vec<Violation>> {
-    let packed = validate::check(draft, None, now_ms, || true, |parts| Event::pack(&parts));
+pub(crate) fn event_of(draft: &Draft<'_>, shaping: &Shaping, now_ms: i64) -> Result<Event, Vec<Violation>> {
+    let edge = draft.more.as_ref().map(|more| more.edge).unwrap_or_default();
+    let packed = validate::check(draft, None, now_ms, || true, |parts| shaping.pack(parts, &edge).0);
     packed.map(|(event, _)| event)
 }
 

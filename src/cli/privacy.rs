@@ -14,8 +14,9 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::terminal::{json, words};
 use crate::{
-    admission::{self, denied::Violation},
+    admission::{self, denied::Violation, shaping::Shaping},
     config::{Config, ProviderConfig},
     ingest::http::sample::read_message,
     privacy::{Preview, Privacy},
@@ -58,10 +59,13 @@ fn show(
     event: &Event,
     now_ms: i64,
 ) -> io::Result<()> {
+    if config.enrich.is_on() {
+        writeln!(out, "# what is found out about it (ENRICH) is not shown")?;
+    }
     writeln!(out, "log")?;
     let logged = privacy.map(|privacy| privacy.preview_log(event));
     let event = show_done(out, logged, event)?;
-    writeln!(out, "  {}", String::from_utf8_lossy(&event.to_json()))?;
+    writeln!(out, "  {}", json(&String::from_utf8_lossy(&event.to_json())))?;
     for provider in &config.providers {
         let name = provider.settings.vendor.name();
         writeln!(out, "{name}")?;
@@ -83,7 +87,7 @@ fn show_done(out: &mut impl Write, preview: Option<Preview>, event: &Event) -> i
     done.into_iter().for_each(|done| *times.entry(done).or_default() += 1);
     for ((done, name), times) in times {
         let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
-        writeln!(out, "  {:<8} {name}{times}", done.name())?;
+        writeln!(out, "  {:<8} {}{times}", done.name(), words(&name))?;
     }
     Ok(left.unwrap_or_else(|| event.clone()))
 }
@@ -97,8 +101,11 @@ fn show_request(
     match registry::preview(&provider.settings, event, now_ms) {
         Err(why) => writeln!(out, "  gets nothing: {}", why.name()),
         Ok(encoded) => match encoded.rejected.first() {
-            Some((_, _, detail)) => writeln!(out, "  becomes a dead letter: {detail}"),
-            None => writeln!(out, "  POST {}\n  {}", encoded.path, String::from_utf8_lossy(&encoded.body)),
+            Some((_, _, detail)) => writeln!(out, "  becomes a dead letter: {}", words(detail)),
+            None => {
+                let body = String::from_utf8_lossy(&encoded.body);
+                writeln!(out, "  POST {}\n  {}", encoded.path, json(&body))
+            }
         },
     }
 }
@@ -124,7 +131,8 @@ fn read_event(config: &Config, path: &Path, now_ms: i64) -> anyhow::Result<Event
         return Ok(event);
     }
     let providers: Vec<_> = config.providers.iter().map(|it| it.settings.vendor.name()).collect();
-    let read = read_message(&text, &providers, now_ms, |draft| admission::event_of(draft, now_ms));
+    let shaping = Shaping { ip_policy: config.ip_policy, ..Shaping::default() };
+    let read = read_message(&text, &providers, now_ms, |draft| admission::event_of(draft, &shaping, now_ms));
     match read {
         Ok(Ok(event)) => Ok(event),
         Ok(Err(violations)) => bail!("{}: {}", path.display(), in_words(&violations)),
