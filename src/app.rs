@@ -56,7 +56,7 @@ use crate::{
     ingest::{self, budget::ReceiveBudget, connections::Behind, tls::TlsError},
     ledger::Ledger,
     listener::{self, Listen},
-    privacy::{Privacy, PrivacyError, secret::DataSecret, suppression::Suppressed},
+    privacy::{Named, Privacy, PrivacyError, secret::DataSecret, suppression::Suppressed},
     queue::{
         Durability, Queue, memory,
         spool::{
@@ -614,8 +614,8 @@ fn open_privacy(
     providers: &[Configured],
     metrics: PrivacyMetrics,
 ) -> Result<Option<Arc<Privacy>>, StartError> {
-    let names: Vec<&str> = providers.iter().map(|(provider, _)| provider.name()).collect();
-    let privacy = Privacy::open(&config.privacy, &names, metrics)?;
+    let names = Named::only(providers.iter().map(|(provider, _)| provider.name()));
+    let privacy = Privacy::open(&config.privacy, names, metrics)?;
     let warnings = privacy.as_ref().map(|privacy| privacy.describe().1).unwrap_or_default();
     warnings.iter().for_each(|warning| warn!("PRIVACY_FILE: {warning}"));
     Ok(privacy)

@@ -13,7 +13,7 @@ use analytics_relay_providers::{EventId, registry};
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 
-use super::{DeleteArgs, Filter, ReplayArgs, keys, print_each};
+use super::{DeleteArgs, Filter, ReplayArgs, keys, print_each, privacy::open as open_privacy};
 use crate::{
     app::lane_settings,
     config::{Config, ProviderConfig, TEST_MODE_DIR},
@@ -28,7 +28,7 @@ use crate::{
     refused::RefusedDir,
     sealing::Sealing,
     shutdown::{self, Stop},
-    telemetry::{self, PrivacyMetrics, Telemetry},
+    telemetry::{self, Telemetry},
     time::rfc_3339,
 };
 
@@ -316,6 +316,8 @@ pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<E
             config.data_dir.display()
         );
     }
+    // What is sent again obeys the rules of today.
+    let privacy = open_privacy(&config)?;
     for name in names {
         let vendor = config.providers.iter().find(|vendor| vendor.settings.vendor.name() == name);
         let Some(vendor) = vendor else {
@@ -326,7 +328,7 @@ pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<E
             println!("{name:<12} skipped: {why}");
             continue;
         };
-        let report = replay_provider(&config, vendor, &args, &sealing, &stop).await?;
+        let report = replay_provider(&config, vendor, &args, (&sealing, privacy.as_ref()), &stop).await?;
         clean &=
             report.failed.is_empty() && report.left == 0 && report.unnoted == 0 && report.others.is_empty();
         print(&name, &report);
@@ -339,13 +341,12 @@ async fn replay_provider(
     config: &Config,
     vendor: &ProviderConfig,
     args: &ReplayArgs,
-    sealing: &Sealing,
+    (sealing, privacy): (&Sealing, Option<&Arc<Privacy>>),
     stop: &Stop,
 ) -> anyhow::Result<ReplayReport> {
     let name = vendor.settings.vendor.name();
     let provider = registry::build(&vendor.settings)?;
-    // What is sent again obeys the rules of today.
-    let provider = match Privacy::open(&config.privacy, &[], PrivacyMetrics::default())? {
+    let provider = match privacy {
         None => provider,
         Some(privacy) => privacy.guard(provider),
     };

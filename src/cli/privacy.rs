@@ -19,7 +19,7 @@ use crate::{
     admission::{self, denied::Violation, shaping::Shaping},
     config::{Config, ProviderConfig},
     ingest::http::sample::read_message,
-    privacy::{Preview, Privacy},
+    privacy::{Named, Preview, Privacy},
     reasons::Redaction,
     telemetry::PrivacyMetrics,
     time::Clock,
@@ -33,7 +33,7 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub(super) fn test(config: &Config, path: &Path) -> anyhow::Result<ExitCode> {
     let now_ms = Clock::system().now_ms();
     let event = read_event(config, path, now_ms)?;
-    let privacy = Privacy::open(&config.privacy, &[], PrivacyMetrics::default())?;
+    let privacy = open(config)?;
     match show(&mut io::stdout().lock(), config, privacy.as_ref(), &event, now_ms) {
         // `test | head` is no failure.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -41,11 +41,24 @@ pub(super) fn test(config: &Config, path: &Path) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// The rules, for a command; says what is odd about them.
+#[expect(clippy::print_stderr, reason = "standard output is for what the command finds")]
+pub(super) fn open(config: &Config) -> anyhow::Result<Option<Arc<Privacy>>> {
+    let privacy = rules(config)?;
+    let warnings = privacy.as_ref().map(|privacy| privacy.describe().1).unwrap_or_default();
+    warnings.iter().for_each(|warning| eprintln!("warning: PRIVACY_FILE: {}", words(warning)));
+    Ok(privacy)
+}
+
+/// A program of which the relay is a part may have providers that no command knows.
+fn rules(config: &Config) -> anyhow::Result<Option<Arc<Privacy>>> {
+    let names = Named::at_least(config.providers.iter().map(|it| it.settings.vendor.name()));
+    Ok(Privacy::open(&config.privacy, names, PrivacyMetrics::default())?)
+}
+
 /// What `check` says of the rules.
 pub(super) fn describe(config: &Config) -> anyhow::Result<()> {
-    let Some(privacy) = Privacy::open(&config.privacy, &[], PrivacyMetrics::default())? else {
-        return Ok(());
-    };
+    let Some(privacy) = rules(config)? else { return Ok(()) };
     let (rules, warnings) = privacy.describe();
     rules.lines().for_each(|line| println!("# privacy: {line}"));
     warnings.iter().for_each(|warning| println!("warning: PRIVACY_FILE: {warning}"));

@@ -23,6 +23,26 @@ const SHOWN_CHARS_MAX: usize = 60;
 const V4_BITS: u8 = 24;
 const V6_BITS: u8 = 48;
 
+/// The providers that the file may name beside the vendors.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Named {
+    names: Vec<String>,
+    /// A program of which the relay is a part may have more.
+    or_others: bool,
+}
+
+impl Named {
+    /// These and no other.
+    pub(crate) fn only<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
+        Self { names: names.into_iter().map(str::to_owned).collect(), or_others: false }
+    }
+
+    /// These, and, with a warning, others: for commands, which cannot know all.
+    pub(crate) fn at_least<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
+        Self { or_others: true, ..Self::only(names) }
+    }
+}
+
 /// What stands in the file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct RuleFile {
@@ -35,6 +55,8 @@ pub(super) struct RuleFile {
     pub(super) pii: PiiSection,
     /// Where the key of `hmac` is.
     pub(super) hash_key: Option<String>,
+    /// What names a provider that is not known here.
+    pub(super) unknown: Vec<String>,
 }
 
 /// Rules for names, as they are written there.
@@ -55,9 +77,9 @@ pub(super) struct PiiSection {
 }
 
 /// Reads the file. Providers that it may name are the vendors and these.
-pub(super) fn parse(text: &str, providers: &[String]) -> Result<RuleFile, Vec<String>> {
+pub(super) fn parse(text: &str, providers: &Named) -> Result<RuleFile, Vec<String>> {
     let (table, bad) = DeTable::parse_recoverable(text);
-    let mut reader = Reader { text, providers, errors: Vec::new() };
+    let mut reader = Reader { text, providers, errors: Vec::new(), unknown: Vec::new() };
     for error in bad {
         let line = error.span().map_or(1, |span| reader.line(span.start));
         reader.errors.push(format!("line {line}: {}", error.message()));
@@ -66,7 +88,8 @@ pub(super) fn parse(text: &str, providers: &[String]) -> Result<RuleFile, Vec<St
         // What follows from it would only hide it.
         return Err(reader.errors);
     }
-    let file = reader.file(table.get_ref());
+    let mut file = reader.file(table.get_ref());
+    file.unknown = reader.unknown;
     if reader.errors.is_empty() { Ok(file) } else { Err(reader.errors) }
 }
 
@@ -74,8 +97,9 @@ type Value<'a, 'i> = &'a Spanned<DeValue<'i>>;
 
 struct Reader<'a> {
     text: &'a str,
-    providers: &'a [String],
+    providers: &'a Named,
     errors: Vec<String>,
+    unknown: Vec<String>,
 }
 
 impl Reader<'_> {
@@ -322,11 +346,20 @@ impl Reader<'_> {
 
     /// True if there is such a provider: a slip in its name would protect nobody from it.
     fn provider(&mut self, what: &str, name: &str, span: Range<usize>) -> bool {
-        let is_known = Vendor::from_name(name).is_some() || self.providers.iter().any(|known| known == name);
+        /// Letters that may differ in a slip.
+        const DISTANCE_MAX: usize = 2;
+        let vendors = Vendor::ALL.map(Vendor::name);
+        let own = self.providers.names.iter().map(String::as_str).filter(|name| !vendors.contains(name));
+        let known: Vec<_> = vendors.into_iter().chain(own).collect();
+        let is_known = known.contains(&name);
+        let is_slip = || known.iter().any(|known| strsim::damerau_levenshtein(known, name) <= DISTANCE_MAX);
+        if !is_known && self.providers.or_others && !is_slip() {
+            let line = self.line(span.start);
+            let why = "a relay without a provider of this name does not start with it";
+            self.unknown.push(format!("line {line}: {what}: {:?} is not known here; {why}", cut(name)));
+            return true;
+        }
         if !is_known {
-            let vendors = Vendor::ALL.map(Vendor::name);
-            let own = self.providers.iter().map(String::as_str).filter(|name| !vendors.contains(name));
-            let known: Vec<_> = vendors.into_iter().chain(own).collect();
             self.wrong(span, what, &format!("{:?}", cut(name)), &format!("one of {}", known.join(", ")));
         }
         is_known
@@ -377,7 +410,7 @@ mod tests {
     use super::*;
 
     fn errors(text: &str) -> Vec<String> {
-        parse(text, &["store".to_owned()]).unwrap_err()
+        parse(text, &Named::only(["store"])).unwrap_err()
     }
 
     #[test]
@@ -403,7 +436,7 @@ mod tests {
             add = ["iban_number"]
             except = ["token"]
         "#;
-        let file = parse(text, &["store".to_owned()]).unwrap();
+        let file = parse(text, &Named::only(["store"])).unwrap();
         assert_eq!(file.hash_key.as_deref(), Some("env:PRIVACY_KEY"));
         assert_eq!(file.global.drop, ["ssn", "Pass Phrase"]);
         assert_eq!(file.global.hash, [("email".to_owned(), Form::Hmac)]);
@@ -423,7 +456,7 @@ mod tests {
             Some(&["plan".to_owned(), "price".to_owned()][..])
         );
         assert_eq!(file.pii.mode, Some(PiiMode::Standard));
-        assert_eq!(parse("", &[]).unwrap(), RuleFile::default());
+        assert_eq!(parse("", &Named::default()).unwrap(), RuleFile::default());
     }
 
     #[test]
@@ -469,6 +502,24 @@ mode = "strict"
         assert_eq!(found.iter().filter(twice).count(), 1, "{found:#?}");
         assert!(!found.iter().any(|error| error.contains("s3cr3t")));
         assert_eq!(found.len(), 15, "{found:#?}");
+    }
+
+    /// A command does not know what providers a program adds; a slip it knows.
+    #[test]
+    fn a_provider_that_may_be_anothers_is_told_of_and_a_slip_is_wrong() {
+        let text = "[providers.warehouse]\ndeny = [\"a\"]\n[consent.categories]\nads = [\"warehouse\"]\n";
+        let file = parse(text, &Named::at_least(["store"])).unwrap();
+        assert_eq!(file.providers["warehouse"].drop, ["a"]);
+        let why =
+            "\"warehouse\" is not known here; a relay without a provider of this name does not start with it";
+        let places = ["line 4: consent.categories.ads", "line 1: providers.warehouse"];
+        assert_eq!(file.unknown, places.map(|place| format!("{place}: {why}")));
+        assert_eq!(errors(text).len(), 2);
+        for slip in ["mixpannel", "stroe", "Segment"] {
+            let text = format!("[providers.{slip}]\ndeny = []");
+            let errors = parse(&text, &Named::at_least(["store"])).unwrap_err();
+            assert!(errors[0].starts_with(&format!("line 1: providers.{slip}: got")), "{errors:?}");
+        }
     }
 
     #[test]

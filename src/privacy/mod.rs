@@ -56,6 +56,7 @@ mod settings;
 pub(crate) mod suppression;
 
 use apply::{changed, changed_but, changed_integrations, changed_item, fields_by, may_change};
+pub(crate) use file::Named;
 use file::RuleFile;
 use provider::Guarded;
 pub(crate) use rewrite::Found;
@@ -101,8 +102,7 @@ pub struct PrivacyError {
 #[derive(Debug)]
 pub(crate) struct Privacy {
     settings: PrivacySettings,
-    /// The providers that the file may name beside the vendors.
-    providers: Vec<String>,
+    providers: Named,
     rules: ArcSwap<Rules>,
     /// What they were made of.
     source: Mutex<Source>,
@@ -128,18 +128,16 @@ pub(crate) struct Preview {
 }
 
 impl Privacy {
-    /// Reads the rules; nothing if there is nothing to do. Beside the vendors the file may
-    /// name these providers.
+    /// Reads the rules; nothing if there is nothing to do.
     pub(crate) fn open(
         settings: &PrivacySettings,
-        providers: &[&str],
+        providers: Named,
         metrics: PrivacyMetrics,
     ) -> Result<Option<Arc<Self>>, PrivacyError> {
         if settings.file.is_none() && settings.pii_mode == PiiMode::Off {
             return Ok(None);
         }
         let settings = settings.clone();
-        let providers: Vec<_> = providers.iter().map(|name| (*name).to_owned()).collect();
         let (source, rules) = load(&settings, &providers, None)?.expect("nothing was read before");
         let (rules, source) = (ArcSwap::from_pointee(rules), Mutex::new(source));
         let is_told = AtomicBool::new(false);
@@ -288,7 +286,7 @@ fn before_log(rules: &Rules, parts: &EventParts<'_>, notes: &mut Notes) -> Optio
 /// Rules, and what they are made of; nothing if that is what it was before.
 fn load(
     settings: &PrivacySettings,
-    providers: &[String],
+    providers: &Named,
     before: Option<&Source>,
 ) -> Result<Option<(Source, Rules)>, PrivacyError> {
     let file = settings.file.clone().unwrap_or_default();
@@ -348,12 +346,12 @@ mod tests {
             pii_mode: PiiMode::Detect,
             hash_key: Some(Secret::new("0123456789abcdef")),
         };
-        (Privacy::open(&settings, &[], PrivacyMetrics::default()).unwrap().unwrap(), dir)
+        (Privacy::open(&settings, Named::default(), PrivacyMetrics::default()).unwrap().unwrap(), dir)
     }
 
     fn without_file(pii_mode: PiiMode) -> Option<Arc<Privacy>> {
         let settings = PrivacySettings { pii_mode, ..PrivacySettings::default() };
-        Privacy::open(&settings, &[], PrivacyMetrics::default()).unwrap()
+        Privacy::open(&settings, Named::default(), PrivacyMetrics::default()).unwrap()
     }
 
     pub(super) fn parts<'a>(properties: &'a str, context: &'a str) -> EventParts<'a> {
@@ -522,7 +520,7 @@ mod tests {
         fs::write(&key, "0123456789abcdef\n").unwrap();
         fs::write(&file, format!("hash_key = 'file:{}'\n[global]\nhash = [\"a\"]", key.display())).unwrap();
         let settings = PrivacySettings { file: Some(file), ..PrivacySettings::default() };
-        let open = || Privacy::open(&settings, &[], PrivacyMetrics::default());
+        let open = || Privacy::open(&settings, Named::default(), PrivacyMetrics::default());
         let privacy = open().unwrap().unwrap();
         let left = || privacy.pack(&parts(r#"{"a":"x"}"#, "")).0.properties().json().to_owned();
         let before = left();
@@ -541,7 +539,7 @@ mod tests {
         let file = dir.path().join("p.toml");
         fs::write(&file, "#".repeat(1024 * 1024 + 1)).unwrap();
         let settings = PrivacySettings { file: Some(file), ..PrivacySettings::default() };
-        let error = Privacy::open(&settings, &[], PrivacyMetrics::default()).unwrap_err();
+        let error = Privacy::open(&settings, Named::default(), PrivacyMetrics::default()).unwrap_err();
         assert!(error.to_string().contains("want a file of rules"), "{error}");
     }
 

@@ -54,7 +54,7 @@ impl Rules {
 
     /// What is odd about them, and works.
     pub(super) fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.file.unknown.clone();
         for (provider, section) in &self.file.providers {
             for (name, form) in &section.hash {
                 if self.file.global.hash.iter().any(|(global, _)| plain(global) == plain(name)) {
@@ -232,14 +232,17 @@ fn actions(section: &Section) -> impl Iterator<Item = (String, Action)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::file::parse, *};
+    use super::{
+        super::file::{Named, parse},
+        *,
+    };
     use crate::reasons::PII_FIELDS;
 
     const KEY: &str = "0123456789abcdef";
 
     fn rules(text: &str, pii_mode: PiiMode) -> Rules {
         let key = Secret::new(KEY);
-        Rules::new(parse(text, &[]).unwrap(), pii_mode, Some(&key)).unwrap()
+        Rules::new(parse(text, &Named::default()).unwrap(), pii_mode, Some(&key)).unwrap()
     }
 
     fn log_action(rules: &Rules, name: &str) -> Option<(Action, Option<u8>)> {
@@ -302,14 +305,14 @@ mod tests {
 
     #[test]
     fn a_key_has_to_be_there_for_whom_needs_it_and_has_to_be_one() {
-        let file = || parse("[providers.mixpanel]\nhash = [\"email\"]", &[]).unwrap();
+        let file = || parse("[providers.mixpanel]\nhash = [\"email\"]", &Named::default()).unwrap();
         let told = |key: Option<&str>| {
             let key = key.map(Secret::new);
             Rules::new(file(), PiiMode::Off, key.as_ref()).map(|_| ()).unwrap_err().join("\n")
         };
         assert!(told(None).contains("want hash_key in the file or PRIVACY_HASH_KEY"), "{}", told(None));
         assert!(told(Some("short")).contains("(***), want at least 16 bytes"), "{}", told(Some("short")));
-        let meta = parse("[providers.mixpanel]\nhash = { email = \"meta\" }", &[]).unwrap();
+        let meta = parse("[providers.mixpanel]\nhash = { email = \"meta\" }", &Named::default()).unwrap();
         assert!(Rules::new(meta, PiiMode::Off, None).is_ok());
     }
 

@@ -328,6 +328,31 @@ async fn the_command_shows_what_each_would_get() {
     assert!(code == 1 && err.contains("event_name: got \"\", want 1 to 255 bytes"), "{err}");
 }
 
+/// A provider that a program adds to the relay is no slip, and no command can know it.
+#[tokio::test]
+async fn commands_show_addresses_as_they_are_kept_obey_no_text_and_take_providers_they_do_not_know() {
+    let mut setup = Setup::new().await;
+    setup_with(&mut setup, "[providers.warehouse]\ndeny = [\"plan\"]");
+    setup.set("IP_STORE", "truncate");
+    let file = setup.data.path().join("event.json");
+    let event = json!({ "type": "track", "event": "x", "userId": "u", "properties": { "note": "to the left \u{202e}" },
+                        "context": { "ip": ADDRESS } });
+    fs::write(&file, event.to_string()).unwrap();
+    let (code, out, err) = setup.run(&["privacy", "test", file.to_str().unwrap()]).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(!out.contains(ADDRESS) && out.contains("203.0.113.0"), "{out}");
+    assert!(!out.contains('\u{202e}') && out.contains("to the left \\u202e"), "{out}");
+    assert!(out.starts_with("# what is found out about it (ENRICH) is not shown\nlog\n"), "{out}");
+    let warning = "warning: PRIVACY_FILE: line 1: providers.warehouse: \"warehouse\" is not known here";
+    assert!(err.starts_with(warning), "{err}");
+    let (code, _, err) = setup.run(&["dead-letters", "replay"]).await;
+    assert!(code == 0 && err.starts_with(warning), "{code} {err}");
+    let (code, out, _) = setup.run(&["check"]).await;
+    assert!(code == 0 && out.contains(warning), "{code} {out}");
+    let (code, _, err) = setup.run(&[]).await;
+    assert!(code == 1 && err.contains("line 1: providers.warehouse: got"), "{code} {err}");
+}
+
 #[tokio::test]
 async fn a_red_name_is_counted_by_default_and_kept() {
     let setup = Setup::new().await;
