@@ -111,7 +111,7 @@ mod tests {
     use std::sync::{Mutex, OnceLock};
 
     use analytics_relay_providers::{
-        EventKind, EventParts, Properties,
+        EventId, EventKind, EventParts, Properties,
         properties::Limits,
         registry::{self, ProviderSettings, Vendor},
         sandbox::{Options, Sandbox},
@@ -258,6 +258,50 @@ mod tests {
         })
     }
 
+    /// In texts that nobody may read.
+    const CANARY: &str = "canary-7f3a9c";
+    const DENIED_OR_HASHED: [&str; 5] = ["secret", "ip", "email", "phone", "name"];
+    const ALLOWED: [&str; 3] = ["plan", "email", "a"];
+
+    /// An object with a mark in each text that must not be told: one below a name that is
+    /// denied or hashed, or, if only some are allowed, below none of those.
+    fn marked(object: &str, is_told: bool, is_only: bool) -> String {
+        fn mark(value: &mut Value, is_told: bool, is_only: bool) {
+            match value {
+                Value::String(text) if !is_told => text.insert_str(0, CANARY),
+                Value::Array(values) => values.iter_mut().for_each(|value| mark(value, is_told, is_only)),
+                Value::Object(fields) => {
+                    for (name, value) in fields {
+                        let name = plain(name);
+                        let hides: &[&str] = if is_only { &["secret", "email"] } else { &DENIED_OR_HASHED };
+                        match hides.contains(&&*name) {
+                            true => mark(value, false, false),
+                            false => mark(value, is_told || is_only && ALLOWED.contains(&&*name), is_only),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut value = serde_json::from_str(object).unwrap();
+        mark(&mut value, is_told, is_only);
+        value.to_string()
+    }
+
+    /// True if each value in it is allowed, or holds nothing else.
+    fn leads_to_allowed(value: &Value) -> bool {
+        match value {
+            Value::Object(fields) => {
+                let leads = |(name, value): (&String, &Value)| {
+                    ALLOWED.contains(&&*plain(name)) || leads_to_allowed(value)
+                };
+                fields.iter().all(leads)
+            }
+            Value::Array(values) => values.iter().all(leads_to_allowed),
+            _ => false,
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
@@ -271,21 +315,22 @@ mod tests {
             let only = "allow = [\"plan\", \"email\", \"a\"]\ndeny = [\"secret\"]\nhash = [\"email\"]";
             let file = format!("[providers.mixpanel]\n{names}\n[providers.amplitude]\n{names}\n[providers.segment]\n{only}");
             let (privacy, _dir) = privacy(&file);
-            let id = format!("event-{turn:020}");
             let kind = match kind {
                 0 => EventKind::Track { name: "Order Placed" },
                 1 => EventKind::Identify,
                 _ => EventKind::Page { name: Some("Home"), category: None },
             };
-            let parts = EventParts {
-                id: analytics_relay_providers::EventId::new(id).unwrap(),
-                kind,
-                properties: Properties::parse(&properties, &Limits::NONE).unwrap(),
-                ..parts("{}", &context)
-            };
-            let event = Event::pack(&parts);
+            let id = EventId::new(format!("event-{turn:020}")).unwrap();
             let Vendors { sandbox, runtime } = vendors();
             for vendor in Vendor::ALL {
+                let is_only = vendor == Vendor::Segment;
+                let [properties, context] = [&properties, &context].map(|object| marked(object, !is_only, is_only));
+                let event = Event::pack(&EventParts {
+                    id: id.clone(),
+                    kind,
+                    properties: Properties::parse(&properties, &Limits::NONE).unwrap(),
+                    ..parts("{}", &context)
+                });
                 let settings = ProviderSettings {
                     vendor,
                     key: analytics_relay_providers::Secret::new("sandbox-key"),
@@ -299,8 +344,18 @@ mod tests {
                 let left = left_of(&event, &rules).unwrap_or_else(|| event.clone());
                 let encoded = registry::preview(&settings, &left, 1_767_225_601_000).unwrap();
                 let body = String::from_utf8_lossy(&encoded.body);
-                let is_secret = |name: String| plain(&name) == "secret";
-                prop_assert!(!Names::of(&body).any(|key| is_secret(key.name().into_owned())), "{}", body);
+                let is_there = |json: &str, name: &str| Names::of(json).any(|key| plain(&key.name()) == name);
+                prop_assert!(!is_there(&body, "secret"), "{}", body);
+                for canary in [CANARY, "203.0.113.77"] {
+                    prop_assert!(!body.contains(canary), "{} of {}", canary, body);
+                }
+                prop_assert!(!is_only || !body.contains("Browser/1.0"), "{}", body);
+                let context = left.context().map_or("{}".to_owned(), |context| context.json().to_owned());
+                for object in [left.properties().json(), &context] {
+                    let value = serde_json::from_str(object).unwrap();
+                    let obeys = if is_only { leads_to_allowed(&value) } else { !is_there(object, "ip") };
+                    prop_assert!(obeys, "{}", object);
+                }
                 let sent = |provider: Arc<dyn Provider>| {
                     let batch = [event.clone()];
                     runtime.block_on(async move { provider.send(&batch).await })
