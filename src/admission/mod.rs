@@ -42,7 +42,7 @@ use denied::{Denied, Violation};
 use draft::Draft;
 use input::{InputRules, InputSettings, Suspicions};
 use lenient::Mends;
-use shaping::{Found, Shaping};
+use shaping::{ENRICHED_BYTES, Found, Shaping};
 
 /// How long a stream is not read on when the queue is full: a caller is held back
 /// rather than turned away, but learns in time that nothing moves.
@@ -130,6 +130,11 @@ impl Admission {
     /// How much of users' addresses is kept.
     pub(crate) fn ip_policy(&self) -> IpPolicy {
         self.shaping.ip_policy
+    }
+
+    /// About what is added to each event of a user's device.
+    pub(crate) fn enriched_bytes(&self) -> usize {
+        if self.shaping.enricher.is_some() { ENRICHED_BYTES } else { 0 }
     }
 
     /// True if events of users who decline go to nobody.

@@ -30,6 +30,9 @@ pub(super) struct Found {
     privacy: privacy::Found,
 }
 
+/// About what an event of a device holds more of memory when it is found out about.
+pub(super) const ENRICHED_BYTES: usize = 1024;
+
 /// See the module. The default keeps events as they came, but for addresses that were read
 /// off a connection.
 #[derive(Debug, Default)]

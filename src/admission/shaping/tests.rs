@@ -193,6 +193,16 @@ fn data_that_is_new_touches_new_events_alone() {
     assert_eq!(again.to_json(), bytes, "from the log, too");
 }
 
+/// Room for a whole batch of a device is asked for by it, before anything is found out.
+#[test]
+fn what_is_found_out_takes_about_as_much_room_as_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let enricher = Arc::new(enricher(dir.path()));
+    let plain = Shaping::default().pack(parts(page()), &of_device()).0.memory_bytes();
+    let more = packed(&enricher, parts(page()), &of_device()).memory_bytes() - plain;
+    assert!((ENRICHED_BYTES / 4..=ENRICHED_BYTES).contains(&more), "{more}");
+}
+
 #[test]
 fn an_event_of_a_server_that_says_nothing_of_a_user_passes_by_it_all() {
     let dir = tempfile::tempdir().unwrap();

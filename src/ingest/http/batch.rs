@@ -125,9 +125,15 @@ impl<'a> Batch<'a> {
         if form == Form::Ingestion || self.wants_answers {
             return admission.put_batch(drafts, context);
         }
-        let beside = EVENT_BYTES_BESIDE_JSON + self.beside.context.map_or(0, |context| context.get().len());
-        let bytes = self.items.iter().map(|item| item.raw.get().len() + beside).sum();
-        admission.put_whole_batch(drafts, bytes, context).await
+        let found_out = if came.caller.is_direct { admission.enriched_bytes() } else { 0 };
+        admission.put_whole_batch(drafts, self.memory_bytes(found_out), context).await
+    }
+
+    /// About what its events will hold, to each of which so much is added.
+    fn memory_bytes(&self, added_bytes: usize) -> usize {
+        let context = self.beside.context.map_or(0, |context| context.get().len());
+        let beside = EVENT_BYTES_BESIDE_JSON + context + added_bytes;
+        self.items.iter().map(|item| item.raw.get().len() + beside).sum()
     }
 }
 
@@ -357,4 +363,20 @@ pub(super) fn reply_with_answers(answers: &[Result<Accepted, Denied>], warning: 
     let accepted = answers.len() - refused.len() - later.len();
     let answer = Answer { success: true, accepted, refused, deferred: later, retry_after_ms, warning };
     json(StatusCode::OK, &answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_asked_for_what_each_event_will_hold() {
+        let [context, one, two] = [r#"{"locale":"de"}"#, r#"{"event":"x"}"#, r#"{"event":"yy"}"#];
+        let text = format!(r#"{{"context":{context},"batch":[{one}, {two}]}}"#);
+        let stated = |_: Option<Raw<'_>>| Ok(Stated { version: 1, warning: None });
+        let batch = Batch::of(&text, Form::Segment, Schemas::KNOWN, stated).unwrap();
+        let each = EVENT_BYTES_BESIDE_JSON + context.len();
+        assert_eq!(batch.memory_bytes(0), one.len() + two.len() + 2 * each);
+        assert_eq!(batch.memory_bytes(1000), batch.memory_bytes(0) + 2000);
+    }
 }
