@@ -86,10 +86,8 @@ impl Edge {
             saved.take(enricher.sessions(), now_ms);
         }
         let files: Vec<Arc<dyn Reload>> = vec![enricher.clone()];
-        if geo.is_on() {
-            let clock = clock.clone();
-            telemetry.gauge("relay_geo_database_age_seconds", move || geo.age_seconds(clock.now_ms()));
-        }
+        let geo_clock = clock.clone();
+        telemetry.gauge("relay_geo_database_age_seconds", move || geo.age_seconds(geo_clock.now_ms()));
         let known = enricher.clone();
         telemetry.gauge("relay_sessions_visitors", move || {
             i64::try_from(known.sessions().visitors()).unwrap_or(i64::MAX)

@@ -247,42 +247,4 @@ mod tests {
         assert!(memchr::memmem::find(&bytes, b"canary").is_none());
         assert_eq!(find_mark(&bytes, 1), None);
     }
-
-    /// With optimisation, and alone: `cargo test --release --lib what_a_seal_costs -- --ignored
-    /// --nocapture`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn what_a_seal_costs() {
-        const FRAMES: u64 = 256;
-        const ROUNDS: u32 = 2000;
-        for payload_bytes in [400, 1000, 4000] {
-            let payload = vec![b'x'; payload_bytes];
-            let mut group = Vec::new();
-            for seq in 1..=FRAMES {
-                let frame =
-                    Frame { id: b"0190b2a5-0000-7000-8000-000000000000", ..frame(Kind::Event, seq, b"") };
-                Frame { payload: &payload, ..frame }.encode(&mut group);
-            }
-            let (mut sealer, _) = sealing("a").begin(FileKind::Segment).unwrap().unwrap();
-            let (key, mut out, mut secret) = (sealer.key(), Vec::new(), Vec::new());
-            // The quickest round: the others wait for a processor too.
-            let time = |mut work: Box<dyn FnMut() + '_>| {
-                let round = |_| {
-                    let started = std::time::Instant::now();
-                    work();
-                    started.elapsed().as_nanos() / u128::from(FRAMES)
-                };
-                (0..ROUNDS).map(round).min().unwrap()
-            };
-            let seal_ns = time(Box::new(|| seal_group(&mut sealer, &group, &mut out)));
-            let open_ns =
-                time(Box::new(|| parsed(&out).iter().for_each(|it| open(it, &key, &mut secret).unwrap())));
-            let clear_ns = time(Box::new(|| {
-                std::hint::black_box(parsed(&group).len());
-            }));
-            println!(
-                "{payload_bytes} bytes: sealed in {seal_ns} ns, read in {open_ns} ns, in the clear {clear_ns} ns"
-            );
-        }
-    }
 }
