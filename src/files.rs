@@ -33,7 +33,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let _ = fs::remove_file(&unfinished);
     let mut file = create_file(&unfinished)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    file.sync_data()?;
     fs::rename(&unfinished, path)?;
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
