@@ -350,9 +350,6 @@ impl App {
         if let Some(keeping) = edge.keep_salts(&clock) {
             servers.spawn(watch.over("salts of visitors", async { match keeping.await {} }));
         }
-        if http_addr.is_some() {
-            edge.warm_up();
-        }
         files.extend(privacy.map(|privacy| privacy as Arc<dyn Reload>));
         if !files.is_empty() {
             let following = watched::follow(files, watched::LOOK_INTERVAL);

@@ -3,11 +3,8 @@
 
 use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
 
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, timeout},
-};
-use tracing::{debug, info, warn};
+use tokio::{task::spawn_blocking, time::timeout};
+use tracing::{info, warn};
 
 use super::StartError;
 use crate::{
@@ -105,16 +102,6 @@ impl Edge {
     /// Turns the salts of visitors with the days, if there are any.
     pub(super) fn keep_salts(&self, clock: &Clock) -> Option<impl Future<Output = Infallible> + use<>> {
         Some(self.visitors.clone()?.keep(clock.clone()))
-    }
-
-    /// Compiles what else the first event of a browser would wait for, on a thread of its own.
-    pub(super) fn warm_up(&self) {
-        let Some(enricher) = self.enricher.clone() else { return };
-        spawn_blocking(move || {
-            let started = Instant::now();
-            enricher.warm_up();
-            debug!(took_ms = started.elapsed().as_millis(), "data sets of enrichment are ready");
-        });
     }
 
     /// Writes the sessions of now, if the disk lets it soon.

@@ -94,16 +94,6 @@ impl AgentRules {
         Self { rules, stamp, found: Cache::new(CACHE, fastrand::u128(..)) }
     }
 
-    /// Compiles them, if that was not done yet.
-    pub(super) fn compile(&self) {
-        self.rules.compiled();
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_compiled(&self) -> bool {
-        self.rules.is_compiled()
-    }
-
     /// Which rules these are: the month of those of the binary, or a checksum.
     pub(super) fn stamp(&self) -> &str {
         &self.stamp

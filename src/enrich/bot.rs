@@ -28,7 +28,7 @@ const CACHE: CacheLimits = CacheLimits { entries_max: 8_192, bytes_max: 1 << 20 
 /// The lists, and what was found with them.
 #[derive(Debug)]
 pub(super) struct Bots {
-    /// Made when it is known that user agents come, or when the first one has come.
+    /// Made when the first user agent comes.
     table: Arc<OnceLock<Table>>,
     own: Option<OwnList>,
     stamp: Box<str>,
@@ -85,20 +85,6 @@ impl Bots {
         }
     }
 
-    /// Makes the table, if that was not done yet.
-    pub(super) fn compile(&self) {
-        self.table();
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_compiled(&self) -> bool {
-        self.table.get().is_some()
-    }
-
-    fn table(&self) -> &Table {
-        self.table.get_or_init(Table::new)
-    }
-
     fn listed(&self, agent: &str, is_browser: bool) -> Listed {
         if agent.is_empty() {
             return Listed::Nothing;
@@ -108,7 +94,7 @@ impl Bots {
             Some(Own::Allow) => Listed::Allowed,
             Some(Own::Deny(bot)) => Listed::Bot(bot),
             None => {
-                let found = self.table().find(agent, is_browser);
+                let found = self.table.get_or_init(Table::new).find(agent, is_browser);
                 found.map_or(Listed::Nothing, Listed::Bot)
             }
         };

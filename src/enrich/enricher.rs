@@ -103,20 +103,6 @@ impl Enricher {
         }
     }
 
-    /// Makes what is else made when the first event comes that needs it. Takes a core for a
-    /// moment; an event that comes meanwhile waits.
-    pub(crate) fn warm_up(&self) {
-        let sets = self.agents.load();
-        for step in self.steps.each() {
-            match step {
-                Step::Agent => sets.compile_rules(),
-                Step::Bot => sets.compile_bots(),
-                Step::Source => Pages::read_tables(),
-                Step::Geo | Step::Page | Step::Visitor | Step::Session => {}
-            }
-        }
-    }
-
     /// What is found out about an event; nothing about one that has nothing to go by.
     #[inline]
     pub(crate) fn enrich(&self, event: &EventParts<'_>, edge: &Edge<'_>) -> Option<Enriched> {
@@ -292,11 +278,6 @@ impl Enricher {
         ] {
             counter.inc_by(is_so.into());
         }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn are_compiled(&self) -> (bool, bool) {
-        self.agents.load().are_compiled()
     }
 
     /// What was counted.

@@ -177,11 +177,6 @@ impl Pages {
         self.sources.stamp()
     }
 
-    /// Reads the tables of the binary now, and not when the first source is looked up.
-    pub(crate) fn read_tables() {
-        source::read_ours();
-    }
-
     /// Both steps.
     pub fn find<'a>(&self, input: &'a PageInput<'_>) -> PageFound<'a> {
         let mut found = self.page(input);

@@ -161,25 +161,9 @@ impl DataSets {
         self.rules.find(input)
     }
 
-    /// Compiles the rules now, and not when the first user agent comes.
-    pub(crate) fn compile_rules(&self) {
-        self.rules.compile();
-    }
-
-    /// The same of the lists of bots.
-    pub(crate) fn compile_bots(&self) {
-        self.bots.compile();
-    }
-
     /// The bot, if it is one.
     pub fn bot(&self, input: &AgentInput<'_>) -> Option<Arc<Encoded<Bot>>> {
         self.bots.find(input)
-    }
-
-    /// Whether rules and lists are compiled.
-    #[cfg(test)]
-    pub(crate) fn are_compiled(&self) -> (bool, bool) {
-        (self.rules.is_compiled(), self.bots.is_compiled())
     }
 
     /// Which rules of user agents these are: the month of those in the binary, or a

@@ -208,20 +208,6 @@ async fn who_declines_is_dropped_where_nothing_is_found_out() {
     named(&setup.sandbox.taken(Vendor::Segment), "By a person");
 }
 
-/// A relay of servers' events pays for no rules of browsers.
-#[tokio::test]
-async fn what_tells_browsers_is_ready_before_the_first_one_comes_if_one_can() {
-    const READY: &str = "data sets of enrichment are ready";
-    let mut setup = Setup::new().await;
-    setup.set("LOG_LEVEL", "debug");
-    let relay = setup.start().await;
-    relay.log(READY).await;
-    relay.terminate().await;
-    setup.set("HTTP_PORT", "off");
-    let ended = setup.start().await.terminate().await;
-    assert_eq!(ended.count(READY), 0);
-}
-
 /// Nothing is asked of the caller and nothing changes where nobody wants it, and what was
 /// kept of visitors while somebody did is gone.
 #[tokio::test]

@@ -235,20 +235,6 @@ fn who_withholds_the_address_is_nobody_and_tenants_visitors_are_not_the_same() {
 }
 
 #[test]
-fn an_enricher_is_warmed_up_for_the_steps_that_it_makes() {
-    let dir = tempfile::tempdir().unwrap();
-    for (steps, compiled) in [
-        (vec![Step::Geo, Step::Page], (false, false)),
-        (vec![Step::Bot], (false, true)),
-        (Step::ALL.into(), (true, true)),
-    ] {
-        let enricher = enricher_of(dir.path(), &EnrichSettings { steps, ..settings() });
-        enricher.warm_up();
-        assert_eq!(enricher.are_compiled(), compiled);
-    }
-}
-
-#[test]
 fn who_declines_is_heard_without_any_step() {
     let dir = tempfile::tempdir().unwrap();
     let settings = EnrichSettings { steps: Vec::new(), declined: Declined::Dropped, ..settings() };

@@ -1,7 +1,7 @@
 //! uap-core's rules, compiled: which browser, system and device a user agent names.
 //!
-//! They take 11 MB, those of devices 16 more, so those of the binary are compiled when it is
-//! known that user agents come, or when the first one has come. A file of the operator's is, to be checked, when it is read.
+//! They take 11 MB, those of devices 16 more, so those of the binary are compiled when
+//! the first user agent comes. A file of the operator's is, to be checked, when it is read.
 
 use std::{
     fmt::{self, Debug},
@@ -35,7 +35,7 @@ pub(super) struct Rules {
     with_devices: bool,
 }
 
-pub(super) struct Compiled {
+struct Compiled {
     browsers: user_agent::Extractor<'static>,
     systems: os::Extractor<'static>,
     devices: Option<device::Extractor<'static>>,
@@ -59,21 +59,11 @@ impl Rules {
         Ok(Self { compiled: OnceLock::from(compiled), with_devices })
     }
 
-    /// Whoever asks while they are being compiled waits, for a tenth of a second.
-    pub(super) fn compiled(&self) -> &Compiled {
-        self.compiled.get_or_init(|| {
+    pub(super) fn name(&self, agent: &str) -> Named {
+        let compiled = self.compiled.get_or_init(|| {
             let sections = built_in_sections(self.with_devices);
             Compiled::new(sections, self.with_devices).expect("a test compiles those of the binary")
-        })
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_compiled(&self) -> bool {
-        self.compiled.get().is_some()
-    }
-
-    pub(super) fn name(&self, agent: &str) -> Named {
-        let compiled = self.compiled();
+        });
         let browser = compiled.browsers.extract(agent).map(|found| Versioned {
             name: found.family.into_owned(),
             major: found.major.map(str::to_owned),

@@ -28,7 +28,7 @@ const NAME_BYTES_MAX: usize = 100;
 /// No word that is known is longer.
 const WORD_BYTES_MAX: usize = 32;
 
-/// Ours. Read when it is known that pages come, or when the first source is looked up.
+/// Ours. Read when the first source is looked up.
 static OURS: LazyLock<Table> = LazyLock::new(|| {
     let text = concat!(
         include_str!("../data/search.tsv"),
@@ -43,11 +43,6 @@ static OURS: LazyLock<Table> = LazyLock::new(|| {
     );
     Table::parse(text.into()).expect("a test has read them")
 });
-
-/// Reads ours, if that was not done yet.
-pub(super) fn read_ours() {
-    LazyLock::force(&OURS);
-}
 
 /// What a source is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
