@@ -12,7 +12,7 @@ use crate::{
         Admission,
         context::CallContext,
         denied::Denied,
-        draft::{Draft, DraftKind, More},
+        draft::{Draft, More},
         tests::draft,
         validate::check,
     },
@@ -29,7 +29,7 @@ use crate::{
         settings::{BotPolicy, Declined, EnrichSettings},
         visitor::Visitors,
     },
-    queue::{Queue, QueueLimits, memory},
+    queue::{Durability, Queue, QueueLimits, memory},
     reasons::Step,
     telemetry::{AdmissionMetrics, EnrichMetrics},
     time::Clock,
@@ -300,13 +300,14 @@ async fn what_is_found_out_about_an_event_is_counted_when_it_is_taken() {
     let declines = Edge { is_declined: true, ..of_device() };
     let days_ago =
         || Draft { time_ms: Some(("time", NOW_MS - 3 * 86_400_000)), ..of_browser(FIREFOX, of_device()) };
-    let nameless = |draft| Draft { kind: DraftKind::Track { event_name: "".into() }, ..draft };
+    // Which is found out last.
+    let promised = |draft| Draft { durability: Ok(Some(Durability::Synced)), ..draft };
     let drafts = || {
         let known = Draft { anonymous_id: "device-1".into(), ..of_browser(FIREFOX, of_device()) };
         [of_browser("Googlebot/2.1", declines), days_ago(), known]
     };
     for draft in drafts() {
-        admission.admit(nameless(draft), &call).await.unwrap_err();
+        admission.admit(promised(draft), &call).await.unwrap_err();
     }
     assert_eq!(counted(), [0; 4], "refused");
     for draft in drafts() {
