@@ -18,7 +18,7 @@ use crate::report::{Report, median};
 /// Networks of a database of countries: about as many as there are in one of 9 MB.
 const NETWORKS: u32 = 450_000;
 /// Records of a database of cities, far more than are kept encoded.
-const CITIES: u32 = 60_000;
+pub(crate) const CITIES: u32 = 60_000;
 const LOOKUPS: usize = 200_000;
 const ROUNDS: usize = 7;
 const COUNTRIES: [&str; 8] = ["DE", "FR", "US", "BR", "JP", "IN", "ZA", "AU"];
@@ -61,7 +61,7 @@ impl IntoIp for u32 {
 
 /// The first address of a network of 24 bits; each twelfth of those from 11.0.0.0 on, so
 /// that their tree is as deep as a real one, and all are public.
-fn address(number: u32) -> IpAddr {
+pub(crate) fn address(number: u32) -> IpAddr {
     ((11 << 24) + ((12 * number) << 8) + 1).into_ip()
 }
 
@@ -74,7 +74,7 @@ fn write_countries(path: &Path) -> anyhow::Result<()> {
     )
 }
 
-fn write_cities(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn write_cities(path: &Path) -> anyhow::Result<()> {
     let names =
         |name: String| json!({"en": name, "de": name, "ja": name, "ru": name, "pt-BR": name, "fr": name});
     write(path, CITIES, CITIES, |number| {

@@ -25,6 +25,7 @@ mod durability;
 mod echo;
 mod enrichment;
 mod enrichment_geo;
+mod enrichment_whole;
 mod floors;
 mod growth;
 mod h2load;
@@ -110,6 +111,7 @@ async fn run(groups: &[&str], check: bool, record: bool) -> anyhow::Result<()> {
                 enrichment::run(&mut report)?;
                 pages::run(&mut report)?;
                 enrichment_geo::run(&mut report)?;
+                enrichment_whole::run(&mut report)?;
             }
             "sealing" => durability::sealing(&mut report).await?,
             _ => callers::run(&mut report).await?,

@@ -12,6 +12,8 @@ mod cache;
 pub(crate) mod edge;
 pub(crate) mod enricher;
 pub mod geo;
+#[doc(hidden)]
+pub mod measured;
 pub mod page;
 pub mod senders;
 pub(crate) mod session;
