@@ -1,0 +1,142 @@
+//! What an event is to a question.
+
+use std::hash::Hasher;
+
+use analytics_relay_providers::{Event, EventKind};
+use siphasher::sip::SipHasher13;
+
+/// The track that says for how long a page was looked at.
+pub const ENGAGEMENT: &str = "engagement";
+/// The property of [`ENGAGEMENT`] with the seconds.
+pub const ENGAGEMENT_SECONDS: &str = "seconds";
+/// The property of any event with the same.
+pub const TIME_ON_PAGE: &str = "time_on_page";
+/// The name under which pages are counted.
+pub const PAGEVIEW: &str = "pageview";
+
+/// What an event is to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// A page or a screen was seen.
+    View,
+    /// Somebody is still there. Prolongs a session, ends no bounce.
+    Ping,
+    /// Somebody did something.
+    Action,
+    /// Something became known. Prolongs a session, ends no bounce.
+    Silent,
+}
+
+impl Class {
+    /// All, in the order of their numbers, which stand in files.
+    pub const ALL: [Self; 4] = [Self::View, Self::Ping, Self::Action, Self::Silent];
+}
+
+/// An event's class, and the name under which it is counted.
+pub fn what(event: &Event) -> (Class, &str) {
+    match event.kind() {
+        EventKind::Track { name: ENGAGEMENT } => (Class::Ping, ENGAGEMENT),
+        EventKind::Track { name } => (Class::Action, name),
+        EventKind::Page { .. } => (Class::View, PAGEVIEW),
+        EventKind::Screen { .. } => (Class::View, "screen"),
+        EventKind::Identify => (Class::Silent, "identify"),
+        EventKind::Group { .. } => (Class::Silent, "group"),
+        EventKind::Alias { .. } => (Class::Silent, "alias"),
+        EventKind::Unknown { kind, .. } => (Class::Action, kind),
+    }
+}
+
+/// The website or app that an event is of: what its key names, else the property
+/// `website_id`, else none.
+pub fn source_of(event: &Event) -> String {
+    if let Some(source) = event.source() {
+        return source.to_owned();
+    }
+    let properties = event.properties();
+    if !properties.json().contains("\"website_id\"") {
+        return String::new();
+    }
+    let object = analytics_relay_providers::event::JsonObject::from(properties);
+    let entry = object.entries().into_iter().find(|(name, _)| name == "website_id");
+    entry.and_then(|(_, value)| serde_json::from_str(value.get()).ok()).unwrap_or_default()
+}
+
+/// Makes keys of ids. They are secret, so that nobody makes two that collide, and those
+/// of a device and of a user are never the same.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys([u8; 16]);
+
+impl Keys {
+    /// By that secret.
+    pub fn new(secret: [u8; 16]) -> Self {
+        Self(secret)
+    }
+
+    /// Of a known user: odd.
+    pub fn user(self, id: &str) -> u64 {
+        self.hash(b'u', &[id]) | 1
+    }
+
+    /// Of a device or browser: even.
+    pub fn anonymous(self, id: &str) -> u64 {
+        self.hash(b'a', &[id]) & !1
+    }
+
+    /// Of an event, for telling that it was there.
+    pub fn event(self, tenant: &str, id: &str) -> u64 {
+        self.hash(b'e', &[tenant, id])
+    }
+
+    /// Of an event's visitor before it is looked up who that is: the user, else the device.
+    /// Zero for nobody.
+    pub fn who(self, event: &Event) -> u64 {
+        match (event.user_id(), event.anonymous_id()) {
+            (Some(user), _) => self.user(user),
+            (None, Some(device)) => self.anonymous(device),
+            (None, None) => 0,
+        }
+    }
+
+    /// Of what its session is found by: see [`SessionKey`].
+    pub fn session(self, event: &Event) -> SessionKey {
+        let device = event.anonymous_id().or(event.user_id());
+        match (event.session_id(), device) {
+            (Some(session), device) => {
+                SessionKey(self.hash(b's', &[device.unwrap_or_default(), session]) & !1)
+            }
+            (None, Some(device)) => SessionKey(self.hash(b'g', &[device]) | 1),
+            (None, None) => SessionKey::NONE,
+        }
+    }
+
+    fn hash(self, tag: u8, texts: &[&str]) -> u64 {
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        hasher.write_u8(tag);
+        for text in texts {
+            hasher.write(text.as_bytes());
+            hasher.write_u8(0xFF);
+        }
+        // Zero says that there is none, 1 is no device's.
+        hasher.finish().max(2)
+    }
+}
+
+/// By what the events of a session are found: those of one session id of one device, or,
+/// where they have none, those of a device, which gaps of half an hour divide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionKey(pub u64);
+
+impl SessionKey {
+    /// Of an event without a session: nobody is named in it.
+    pub const NONE: Self = Self(0);
+
+    /// True if gaps divide what has this key.
+    pub fn by_gap(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    /// True if there is none.
+    pub fn is_none(self) -> bool {
+        self.0 == 0
+    }
+}

@@ -1,0 +1,172 @@
+//! How far somebody came through the steps of a funnel: one fold for every backend.
+
+use std::ops::Range;
+
+use crate::Order;
+
+/// Most steps of a funnel.
+pub const STEPS_MAX: usize = 10;
+/// The widest window: 90 days.
+pub const WINDOW_MS_MAX: i64 = 90 * 86_400_000;
+
+/// What somebody did: ordered, so that of acts of one time those that are no step come
+/// first, and then the steps in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Act {
+    /// When: Unix milliseconds.
+    pub time_ms: i64,
+    /// A bit for each step that it passes.
+    pub steps: u16,
+}
+
+/// How far one came: the time of each step that was reached.
+pub type Walk = Vec<i64>;
+
+/// The longest walk of one, whose acts are in their order. The first step must lie in the
+/// range, and all within the window of it. An act is one step of a walk at most.
+pub fn walk(acts: &[Act], steps: usize, range_ms: &Range<i64>, window_ms: i64, order: Order) -> Walk {
+    match order {
+        Order::Ordered | Order::Strict => in_order(acts, steps, range_ms, window_ms, order == Order::Strict),
+        Order::Unordered => in_any_order(acts, steps, range_ms, window_ms),
+    }
+}
+
+/// Of each step the walk to it that started last is kept: what goes on from an earlier
+/// start goes on from a later one.
+fn in_order(acts: &[Act], steps: usize, range_ms: &Range<i64>, window_ms: i64, strict: bool) -> Walk {
+    let mut walks: Vec<Walk> = vec![Vec::new(); steps];
+    let mut best = Walk::new();
+    for act in acts {
+        for step in (0..steps).rev() {
+            let fits = act.steps & 1 << step != 0;
+            let before = match step {
+                0 => range_ms.contains(&act.time_ms).then(Walk::new),
+                _ => Some(&walks[step - 1])
+                    .filter(|walk| walk.first().is_some_and(|start| act.time_ms - start <= window_ms))
+                    .cloned(),
+            };
+            match before.filter(|_| fits) {
+                Some(mut walk) => {
+                    walk.push(act.time_ms);
+                    if walk.len() > best.len() {
+                        best.clone_from(&walk);
+                    }
+                    walks[step] = walk;
+                }
+                None if strict => walks[step].clear(),
+                None => {}
+            }
+        }
+        if best.len() == steps {
+            break;
+        }
+    }
+    best
+}
+
+/// Each act counts as the step among its own that was taken the longest ago.
+fn in_any_order(acts: &[Act], steps: usize, range_ms: &Range<i64>, window_ms: i64) -> Walk {
+    let mut last: Vec<Option<i64>> = vec![None; steps];
+    let mut best = Walk::new();
+    for act in acts {
+        let fitting = (0..steps).filter(|step| act.steps & 1 << step != 0);
+        let Some(step) = fitting.min_by_key(|step| last[*step]) else { continue };
+        last[step] = Some(act.time_ms);
+        let mut walk: Walk =
+            last.iter().flatten().copied().filter(|at| act.time_ms - at <= window_ms).collect();
+        walk.sort_unstable();
+        if walk.len() > best.len() && range_ms.contains(&walk[0]) {
+            best = walk;
+        }
+        if best.len() == steps {
+            break;
+        }
+    }
+    best
+}
+
+/// The answer for many walks.
+pub fn count(walks: &[Walk], steps: usize) -> Vec<crate::FunnelStep> {
+    (0..steps)
+        .map(|step| {
+            let reached = walks.iter().filter(|walk| walk.len() > step);
+            let mut took: Vec<u64> = match step {
+                0 => vec![0; reached.count()],
+                _ => reached.map(|walk| walk[step].abs_diff(walk[step - 1])).collect(),
+            };
+            took.sort_unstable();
+            crate::FunnelStep {
+                reached: took.len() as u64,
+                sum_ms: took.iter().sum(),
+                median_ms: took.get(took.len().saturating_sub(1) / 2).copied().unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reached(acts: &[(i64, u16)], steps: usize, order: Order) -> Walk {
+        let mut acts: Vec<_> = acts.iter().map(|(time_ms, steps)| Act { time_ms: *time_ms, steps: *steps }).collect();
+        acts.sort_unstable();
+        walk(&acts, steps, &(0..100), 10, order)
+    }
+
+    const A: u16 = 1;
+    const B: u16 = 2;
+    const C: u16 = 4;
+
+    #[test]
+    fn steps_are_walked_in_their_order_and_in_the_window() {
+        use Order::Ordered;
+        assert_eq!(reached(&[(1, A), (2, B), (3, C)], 3, Ordered), [1, 2, 3]);
+        assert_eq!(reached(&[(1, B), (2, A), (3, C)], 3, Ordered), [2]);
+        assert_eq!(reached(&[(1, A), (5, B), (12, C)], 3, Ordered), [1, 5], "the window counts from the first");
+        assert_eq!(reached(&[(1, A), (9, A), (12, B), (18, C)], 3, Ordered), [9, 12, 18], "a later start");
+        assert_eq!(reached(&[(99, A), (105, B)], 2, Ordered), [99, 105], "later steps may lie behind the range");
+        assert!(reached(&[(100, A), (105, B)], 2, Ordered).is_empty());
+        assert_eq!(reached(&[(1, A), (2, B), (3, A)], 2, Ordered), [1, 2], "the first that came so far");
+    }
+
+    #[test]
+    fn one_act_is_one_step() {
+        for order in [Order::Ordered, Order::Strict, Order::Unordered] {
+            assert_eq!(reached(&[(1, A | B)], 2, order).len(), 1, "{order:?}");
+            assert_eq!(reached(&[(1, A | B), (2, A | B)], 2, order).len(), 2, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn strict_lets_nothing_lie_between() {
+        assert_eq!(reached(&[(1, A), (2, 0), (3, B)], 2, Order::Strict), [1]);
+        assert_eq!(reached(&[(1, A), (2, A), (3, B)], 2, Order::Strict), [2, 3]);
+        assert_eq!(reached(&[(1, A), (2, 0), (3, B)], 2, Order::Ordered), [1, 3]);
+    }
+
+    #[test]
+    fn without_an_order_any_will_do() {
+        assert_eq!(reached(&[(1, C), (2, A), (3, B)], 3, Order::Unordered), [1, 2, 3]);
+        assert_eq!(reached(&[(1, C), (2, A), (12, B)], 3, Order::Unordered), [1, 2], "the window");
+    }
+
+    #[test]
+    fn all_permutations_of_six_acts_give_the_same_walk() {
+        let acts = [(1, A), (1, B), (2, 0), (2, B), (3, C), (4, A)];
+        for order in [Order::Ordered, Order::Strict, Order::Unordered] {
+            let want = reached(&acts, 3, order);
+            for acts in crate::model::sessions::tests::permutations(&acts) {
+                assert_eq!(reached(&acts, 3, order), want);
+            }
+        }
+    }
+
+    #[test]
+    fn the_middle_of_two_is_the_lower() {
+        let steps = count(&[vec![0, 5], vec![0, 7], vec![3]], 2);
+        assert_eq!(steps.iter().map(|step| step.reached).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!((steps[1].sum_ms, steps[1].median_ms), (12, 5));
+        assert_eq!(count(&[], 1)[0], crate::FunnelStep::default());
+    }
+}

@@ -1,0 +1,16 @@
+//! What questions mean, whatever backend answers them. All of it is pure.
+
+pub mod buckets;
+pub mod event;
+pub mod funnel;
+pub mod identity;
+pub mod sessions;
+pub mod traits;
+pub mod uniques;
+
+pub use buckets::Buckets;
+pub use event::{Class, Keys, SessionKey};
+pub use funnel::{Act, Walk};
+pub use identity::{Facts, Owner, Owners};
+pub use sessions::{DAY_MS, GAP_MS, SessionPart};
+pub use uniques::{IdMap, IdSet, Uniques};

@@ -1,0 +1,89 @@
+//! The seam between who asks and who stores.
+
+use analytics_relay_providers::Event;
+use async_trait::async_trait;
+
+use crate::{
+    Appended, Breakdown, Bucket, Deleted, Field, Funnel, FunnelAnswer, Identity, NamedPoint, NewVisitors,
+    PageRow, Point, Realtime, Scope, SessionRow, StoreError, Subject, Summary, TenantScope, ValueRow,
+};
+
+/// Keeps events and answers questions about them.
+///
+/// Every backend gives the answers of [`Oracle`](crate::oracle::Oracle): the suite of
+/// [`sqlite`](crate::sqlite) compares them. Calls may be dropped at any time; what a
+/// dropped [`append`](Store::append) did is found out by sending the batch again.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Keeps events, each once by (tenant, event id), together with what they tell about
+    /// who is who: all of the batch or, if it fails, none of it. Returns when it would
+    /// survive a power cut; of each event what became of it.
+    async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError>;
+
+    /// The figures of a range. A predecessor is asked for by a second call.
+    async fn summary(&self, scope: &Scope) -> Result<Summary, StoreError>;
+
+    /// The figures of each bucket of a range; `zone` is an IANA name. Views, events and
+    /// sessions of all buckets add up to those of the range, visitors do not.
+    async fn series(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<Point>, StoreError>;
+
+    /// Events by name in each bucket that has some.
+    async fn series_by_name(
+        &self,
+        scope: &Scope,
+        bucket: Bucket,
+        zone: &str,
+    ) -> Result<Vec<NamedPoint>, StoreError>;
+
+    /// The values of a field, by visitors.
+    async fn breakdown(
+        &self,
+        scope: &Scope,
+        by: &Field,
+        limit: usize,
+    ) -> Result<Breakdown<ValueRow>, StoreError>;
+
+    /// The values that a field has in the first events of sessions.
+    async fn sessions_by(
+        &self,
+        scope: &Scope,
+        by: &Field,
+        limit: usize,
+    ) -> Result<Breakdown<SessionRow>, StoreError>;
+
+    /// Pages, with how sessions enter, leave and stay.
+    async fn pages(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PageRow>, StoreError>;
+
+    /// How far they came through a funnel whose first step lies in the range.
+    async fn funnel(&self, scope: &Scope, funnel: &Funnel) -> Result<FunnelAnswer, StoreError>;
+
+    /// What goes on at a time; the range is not looked at.
+    async fn realtime(&self, scope: &Scope, now_ms: i64) -> Result<Realtime, StoreError>;
+
+    /// Who is new in the range.
+    async fn new_visitors(&self, scope: &Scope) -> Result<NewVisitors, StoreError>;
+
+    /// The newest events, of somebody if one is given, newest first. Those of one time
+    /// come by descending id. For the next page end the range before the last one's time.
+    async fn recent(
+        &self,
+        scope: &Scope,
+        who: Option<&Subject>,
+        limit: usize,
+    ) -> Result<Vec<Event>, StoreError>;
+
+    /// What is known about somebody.
+    async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError>;
+
+    /// Says that a device or browser is not this user's (`joined` false), or takes that
+    /// back. What was counted under the link is counted without it from then on.
+    async fn link(&self, of: &TenantScope, anonymous: &str, user: &str, joined: bool)
+    -> Result<(), StoreError>;
+
+    /// Deletes somebody: of a user all events under any of their ids and what is known
+    /// about them; of a device all events that name it.
+    async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError>;
+
+    /// Deletes events of a tenant before a time.
+    async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError>;
+}
