@@ -98,6 +98,17 @@ pub struct Point {
     pub summary: Summary,
 }
 
+/// Events and visitors of one bucket. Buckets without events are there too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountPoint {
+    /// Where the bucket starts, which may be before the range does: Unix milliseconds.
+    pub start_ms: i64,
+    /// Events of any kind.
+    pub events: u64,
+    /// Different visitors of them.
+    pub visitors: Count,
+}
+
 /// Events of one name in one bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedPoint {

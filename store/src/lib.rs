@@ -19,6 +19,8 @@
 
 pub mod answers;
 pub mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod model;
 pub mod oracle;
 pub mod scope;

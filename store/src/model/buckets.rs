@@ -169,9 +169,11 @@ mod tests {
         let india = starts("2026-01-01T00:00:00Z", "2026-01-01T02:00:00Z", Bucket::Hour, "Asia/Kolkata");
         assert_eq!(india, ["01-01T05:00+0530", "01-01T06:00+0530", "01-01T07:00+0530"]);
         // A clock that is set by half an hour, forth and back.
-        let forth = starts("2026-10-03T14:30:00Z", "2026-10-03T17:00:00Z", Bucket::Hour, "Australia/Lord_Howe");
+        let forth =
+            starts("2026-10-03T14:30:00Z", "2026-10-03T17:00:00Z", Bucket::Hour, "Australia/Lord_Howe");
         assert_eq!(forth, ["10-04T01:00+1030", "10-04T03:00+1100"]);
-        let back = starts("2026-04-04T14:00:00Z", "2026-04-04T17:00:00Z", Bucket::Hour, "Australia/Lord_Howe");
+        let back =
+            starts("2026-04-04T14:00:00Z", "2026-04-04T17:00:00Z", Bucket::Hour, "Australia/Lord_Howe");
         assert_eq!(back, ["04-05T01:00+1100", "04-05T02:00+1030", "04-05T03:00+1030"]);
     }
 
@@ -193,7 +195,8 @@ mod tests {
     fn every_time_of_a_range_has_one_bucket() {
         let range = 1_790_000_000_123..1_800_000_000_456;
         for bucket in [Bucket::All, Bucket::Hour, Bucket::Day, Bucket::Week, Bucket::Month] {
-            let range = if bucket == Bucket::Hour { range.start..range.start + 6_000_000_000 } else { range.clone() };
+            let range =
+                if bucket == Bucket::Hour { range.start..range.start + 6_000_000_000 } else { range.clone() };
             let buckets = Buckets::new(&range, bucket, "America/New_York").unwrap();
             assert!(buckets.starts_ms[0] <= range.start);
             assert!(buckets.starts_ms.is_sorted() && *buckets.starts_ms.last().unwrap() < range.end);
@@ -201,7 +204,9 @@ mod tests {
             assert_eq!(buckets.index(range.end - 1), Some(buckets.len() - 1));
             assert_eq!((buckets.index(range.start - 1), buckets.index(range.end)), (None, None));
         }
-        assert!(Buckets::new(&range, Bucket::Minute, "UTC").unwrap_err().to_string().contains("at most 2000"));
+        assert!(
+            Buckets::new(&range, Bucket::Minute, "UTC").unwrap_err().to_string().contains("at most 2000")
+        );
         assert!(Buckets::new(&range, Bucket::Day, "Mars/Olympus").unwrap_err().to_string().contains("IANA"));
         assert!(Buckets::new(&(i64::MIN..i64::MAX), Bucket::Day, "UTC").is_err());
     }

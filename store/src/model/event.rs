@@ -140,3 +140,76 @@ impl SessionKey {
         self.0 == 0
     }
 }
+
+/// The text of a JSON value: a string's own, anything else as it is written; `null` is the
+/// lack of one.
+pub fn shown(json: &str) -> Option<std::borrow::Cow<'_, str>> {
+    match json.strip_prefix('"').and_then(|json| json.strip_suffix('"')) {
+        _ if json == "null" => None,
+        Some(plain) if !plain.contains('\\') => Some(plain.into()),
+        // One that no text can hold, as half of a surrogate pair, stands for itself.
+        Some(_) => Some(serde_json::from_str::<String>(json).map_or_else(|_| json.into(), Into::into)),
+        None => Some(json.into()),
+    }
+}
+
+/// For how long a page was looked at, from the JSON value of [`ENGAGEMENT_SECONDS`] or
+/// [`TIME_ON_PAGE`]: milliseconds, a day at most.
+pub fn looked_ms(seconds: &str) -> Option<u64> {
+    let seconds: f64 = seconds.parse().ok()?;
+    (0.0..=86_400.0).contains(&seconds).then(|| (seconds * 1_000.0).round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_shown_as_its_text() {
+        for (json, want) in [
+            (r#""é""#, Some("é")),
+            (r#""a\u0000\"""#, Some("a\0\"")),
+            (r#""\ud800""#, Some(r#""\ud800""#)),
+            ("1e2", Some("1e2")),
+            ("[1,\"\"]", Some("[1,\"\"]")),
+            ("\"\"", Some("")),
+            ("null", None),
+        ] {
+            assert_eq!(shown(json).as_deref(), want, "{json}");
+        }
+        assert_eq!(["1.5", "-1", "1e9", "x", "\"3\""].map(looked_ms), [Some(1500), None, None, None, None]);
+    }
+
+    #[test]
+    fn keys_tell_devices_from_users_and_sessions_of_two_devices_apart() {
+        let keys = Keys::new([7; 16]);
+        assert_eq!((keys.user("x") & 1, keys.anonymous("x") & 1), (1, 0));
+        assert_ne!(keys.user("x"), Keys::new([8; 16]).user("x"));
+        assert_ne!(keys.event("a", "bc"), keys.event("ab", "c"));
+        let event = |json: &str| {
+            let json = format!(r#"{{"id":"i","kind":"page","time_ms":1,"accepted_ms":1,{json}}}"#);
+            Event::from_json(json.as_bytes()).unwrap()
+        };
+        let session = |json: &str| keys.session(&event(json));
+        let [one, two, none, nobody, login] = [
+            r#""anonymous_id":"a","session_id":"1""#,
+            r#""anonymous_id":"b","session_id":"1""#,
+            r#""anonymous_id":"a""#,
+            r#""properties":{}"#,
+            r#""anonymous_id":"a","session_id":"1","user_id":"u""#,
+        ]
+        .map(session);
+        assert!(one != two && one == login && !one.by_gap() && none.by_gap() && nobody.is_none());
+    }
+
+    #[test]
+    fn the_source_is_the_keys_or_the_website() {
+        let source = |json: &str| {
+            let json = format!(r#"{{"id":"i","kind":"page","time_ms":1,"accepted_ms":1,{json}}}"#);
+            source_of(&Event::from_json(json.as_bytes()).unwrap())
+        };
+        assert_eq!(source(r#""source":"web","properties":{"website_id":"w"}"#), "web");
+        assert_eq!(source(r#""properties":{"x":{"website_id":"no"},"website_id":"w"}"#), "w");
+        assert_eq!(source(r#""properties":{"website_id":7}"#), "");
+    }
+}

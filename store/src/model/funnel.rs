@@ -109,7 +109,8 @@ mod tests {
     use super::*;
 
     fn reached(acts: &[(i64, u16)], steps: usize, order: Order) -> Walk {
-        let mut acts: Vec<_> = acts.iter().map(|(time_ms, steps)| Act { time_ms: *time_ms, steps: *steps }).collect();
+        let mut acts: Vec<_> =
+            acts.iter().map(|(time_ms, steps)| Act { time_ms: *time_ms, steps: *steps }).collect();
         acts.sort_unstable();
         walk(&acts, steps, &(0..100), 10, order)
     }
@@ -123,9 +124,17 @@ mod tests {
         use Order::Ordered;
         assert_eq!(reached(&[(1, A), (2, B), (3, C)], 3, Ordered), [1, 2, 3]);
         assert_eq!(reached(&[(1, B), (2, A), (3, C)], 3, Ordered), [2]);
-        assert_eq!(reached(&[(1, A), (5, B), (12, C)], 3, Ordered), [1, 5], "the window counts from the first");
+        assert_eq!(
+            reached(&[(1, A), (5, B), (12, C)], 3, Ordered),
+            [1, 5],
+            "the window counts from the first"
+        );
         assert_eq!(reached(&[(1, A), (9, A), (12, B), (18, C)], 3, Ordered), [9, 12, 18], "a later start");
-        assert_eq!(reached(&[(99, A), (105, B)], 2, Ordered), [99, 105], "later steps may lie behind the range");
+        assert_eq!(
+            reached(&[(99, A), (105, B)], 2, Ordered),
+            [99, 105],
+            "later steps may lie behind the range"
+        );
         assert!(reached(&[(100, A), (105, B)], 2, Ordered).is_empty());
         assert_eq!(reached(&[(1, A), (2, B), (3, A)], 2, Ordered), [1, 2], "the first that came so far");
     }

@@ -290,12 +290,8 @@ mod tests {
 
     #[test]
     fn two_users_who_are_one_do_not_share_a_device() {
-        let facts = [
-            (1, Fact::User("old")),
-            (1, link("d", "old")),
-            (4, link("d", "new")),
-            (6, alias("old", "new")),
-        ];
+        let facts =
+            [(1, Fact::User("old")), (1, link("d", "old")), (4, link("d", "new")), (6, alias("old", "new"))];
         assert_eq!(resolved(&facts).devices.get("d").cloned(), owner("new", i64::MAX));
     }
 

@@ -149,20 +149,15 @@ pub fn goes_on<V>(session: &SessionPart<V>, event: &SessionEvent<V>) -> bool {
 /// Puts parts of sessions together where no gap divides them. What comes out and
 /// [is long](SessionPart::is_long) is not cut yet.
 pub fn join_parts<V: Ord + Clone>(mut parts: Vec<SessionPart<V>>) -> Vec<SessionPart<V>> {
-    parts.sort_by_key(|part| (part.key, part.start_ms));
-    let mut joined: Vec<SessionPart<V>> = Vec::with_capacity(parts.len());
-    for part in parts {
-        match joined.last_mut() {
-            Some(last)
-                if last.key == part.key
-                    && (!part.key.by_gap() || part.start_ms - last.end_ms <= GAP_MS) =>
-            {
-                last.join(part);
-            }
-            _ => joined.push(part),
+    parts.sort_unstable_by_key(|part| (part.key, part.start_ms));
+    parts.dedup_by(|part, last| {
+        let goes_on = last.key == part.key && (!part.key.by_gap() || part.start_ms - last.end_ms <= GAP_MS);
+        if goes_on {
+            last.join(part.clone());
         }
-    }
-    joined
+        goes_on
+    });
+    parts
 }
 
 /// How long pages were looked at, of all events of one session in their order: of each

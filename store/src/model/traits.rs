@@ -28,6 +28,9 @@ struct Said {
     json: String,
 }
 
+/// Time, event id, value.
+type Stored = (i64, String, Box<RawValue>);
+
 /// True if the event says something about its user or device.
 pub fn tells(event: &Event) -> bool {
     matches!(event.kind(), EventKind::Identify) && event.subject().is_some()
@@ -41,7 +44,8 @@ impl Traits {
         let object = JsonObject::from(event.properties());
         let mut refused = 0;
         for (key, value) in object.entries() {
-            let said = Said { time_ms, event_id: event.id().as_str().to_owned(), json: value.get().to_owned() };
+            let said =
+                Said { time_ms, event_id: event.id().as_str().to_owned(), json: value.get().to_owned() };
             refused += usize::from(!self.say(key, said));
         }
         refused
@@ -100,12 +104,9 @@ impl Traits {
 
     /// As it was stored; what cannot be read is none.
     pub fn from_stored(stored: &str) -> Self {
-        let read: Result<BTreeMap<String, (i64, String, Box<RawValue>)>, _> = serde_json::from_str(stored);
-        let said = |(time_ms, event_id, json): (i64, String, Box<RawValue>)| Said {
-            time_ms,
-            event_id,
-            json: json.get().to_owned(),
-        };
+        let read: Result<BTreeMap<String, Stored>, _> = serde_json::from_str(stored);
+        let said =
+            |(time_ms, event_id, json): Stored| Said { time_ms, event_id, json: json.get().to_owned() };
         Self(read.unwrap_or_default().into_iter().map(|(key, stored)| (key, said(stored))).collect())
     }
 }

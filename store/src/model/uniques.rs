@@ -130,6 +130,23 @@ impl IdMap {
         self.len == 0
     }
 
+    /// The number of a key.
+    #[inline]
+    pub fn get(&self, key: u64) -> Option<u32> {
+        if self.slots.is_empty() || key == 0 {
+            return None;
+        }
+        let mask = self.slots.len() - 1;
+        let mut at = place(key, mask);
+        loop {
+            match self.slots[at] {
+                (0, _) => return None,
+                (there, number) if there == key => return Some(number),
+                _ => at = (at + 1) & mask,
+            }
+        }
+    }
+
     /// The number of a key; `new` if there was none, and then true.
     #[inline]
     pub fn get_or_insert(&mut self, key: u64, new: u32) -> (u32, bool) {
@@ -198,7 +215,9 @@ impl Uniques {
             Self::Estimated(theirs) => {
                 self.estimate();
                 if let Self::Estimated(ours) = self {
-                    ours.iter_mut().zip(theirs.iter()).for_each(|(ours, theirs)| *ours = (*ours).max(*theirs));
+                    ours.iter_mut()
+                        .zip(theirs.iter())
+                        .for_each(|(ours, theirs)| *ours = (*ours).max(*theirs));
                 }
             }
         }
@@ -249,9 +268,10 @@ fn estimate(registers: &[u8]) -> u64 {
     let m = REGISTERS as f64;
     let mut runs = [0_u32; RUN_MAX + 1];
     registers.iter().for_each(|run| runs[usize::from(*run).min(RUN_MAX)] += 1);
-    let inner = runs[1..RUN_MAX].iter().rev().fold(m * tau(1.0 - f64::from(runs[RUN_MAX]) / m), |z, n| {
-        0.5 * (z + f64::from(*n))
-    });
+    let inner = runs[1..RUN_MAX]
+        .iter()
+        .rev()
+        .fold(m * tau(1.0 - f64::from(runs[RUN_MAX]) / m), |z, n| 0.5 * (z + f64::from(*n)));
     let z = inner + m * sigma(f64::from(runs[0]) / m);
     (m * m / (2.0 * std::f64::consts::LN_2) / z).round() as u64
 }

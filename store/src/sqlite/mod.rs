@@ -1,1 +1,537 @@
-//! x
+//! The embedded store: one SQLite file, in which events stand as blocks of columns that
+//! are scanned here. SQLite keeps pages whole, and nothing else is left to it.
+//!
+//! ```text
+//! append ─► writer ─► hot, seen, facts: one transaction ─► acknowledged
+//!             │ tables of 32k rows, in memory as they came
+//!             ▼
+//!          sealer: encodes, off the transaction ─► writer: block, col; hot rows go
+//!
+//! question ─► reader ─► snapshot: blocks of the file, tables in memory ─► fold ─► answer
+//! ```
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `schema` | the tables, opening, setting aside what is damaged |
+//! | `writer` | the one that writes: batches, blocks |
+//! | `hot` | what came lately, and the door at which readers and the writer meet |
+//! | `late` | whether an event that is remembered no more is in a block |
+//! | `facts` | who is who |
+//! | `shred`, `table` | events taken apart into columns |
+//! | `codec` | the bytes of a column |
+//! | `chunk`, `snapshot` | what questions read |
+//! | `select`, `counts`, `groups`, `sums`, `visits`, `funnels`, `answer` | the questions |
+//! | `upkeep` | erasing, retention, merging, checking, backup, export, import |
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, mpsc as threads},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use analytics_relay_providers::Event;
+use async_trait::async_trait;
+use rusqlite::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::{
+    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, NamedPoint,
+    NewVisitors, PageRow, Point, Realtime, Scope, SessionRow, Store, StoreError, Subject, Summary,
+    TenantScope, ValueRow,
+    model::{Buckets, Keys},
+};
+
+mod answer;
+mod chunk;
+mod codec;
+mod counts;
+mod facts;
+mod funnels;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+mod groups;
+mod hot;
+mod late;
+mod schema;
+mod select;
+mod shred;
+mod snapshot;
+mod sums;
+mod table;
+mod upkeep;
+mod visits;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use facts::FactTables;
+use snapshot::{Env, OwnerCache, Snapshot};
+use writer::{Closed, Writer};
+
+pub use upkeep::{CheckReport, ImportReport, backup, check, export};
+
+/// Batches that wait for the writer.
+const JOBS_MAX: usize = 2;
+
+/// How the store is kept.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The file; beside it stand its log, its lock and those that were set aside.
+    pub path: PathBuf,
+    /// Rows of a block.
+    pub block_rows: usize,
+    /// Rows that wait in memory to become blocks, over all sites.
+    pub hot_rows_max: usize,
+    /// Bytes of memory that they may take.
+    pub hot_bytes_max: usize,
+    /// So many of the last events are known again by their ids alone, whatever their times.
+    pub window: usize,
+    /// Questions that are answered at once; one that is alone uses two threads.
+    pub readers: usize,
+    /// A question that takes longer is given up.
+    pub deadline: Duration,
+    /// What an answer may take.
+    pub limits: Limits,
+}
+
+/// What the answer to one question may take of memory.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Visitors that are told apart; more are estimated, and the answer says so.
+    pub exact_max: usize,
+    /// Visitors of a question that cannot be estimated.
+    pub visitors_max: usize,
+    /// Values of a field.
+    pub values_max: usize,
+    /// Bytes of them.
+    pub value_bytes_max: usize,
+    /// Bytes of the visitors of all values.
+    pub group_bytes_max: usize,
+    /// Events that are a step of a funnel.
+    pub acts_max: usize,
+}
+
+impl Settings {
+    /// The defaults, for a file.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            block_rows: 32_768,
+            hot_rows_max: 200_000,
+            hot_bytes_max: 64 << 20,
+            window: 1_000_000,
+            readers: 2,
+            deadline: Duration::from_secs(5),
+            limits: Limits {
+                exact_max: 500_000,
+                visitors_max: 2_000_000,
+                values_max: 100_000,
+                value_bytes_max: 16 << 20,
+                group_bytes_max: 96 << 20,
+                acts_max: 4_000_000,
+            },
+        }
+    }
+}
+
+/// What happened since the store was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    appended: AtomicU64,
+    sealed: AtomicU64,
+    seals_failed: AtomicU64,
+    merged: AtomicU64,
+    damaged_reads: AtomicU64,
+    damaged_batches: AtomicU64,
+}
+
+/// What is in the store, and what happened since it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Events.
+    pub events: u64,
+    /// Of those, not in blocks yet.
+    pub hot_events: u64,
+    /// Blocks.
+    pub blocks: u64,
+    /// Websites and apps.
+    pub sites: u64,
+    /// Bytes of the file, without its log.
+    pub file_bytes: u64,
+    /// Of those, free: they are used again before the file grows.
+    pub free_bytes: u64,
+    /// Bytes of memory that events take which are not in blocks yet.
+    pub hot_bytes: u64,
+    /// The time of the earliest event in a block.
+    pub first_ms: Option<i64>,
+    /// The time of the latest.
+    pub last_ms: Option<i64>,
+    /// Events that were kept since the store was opened.
+    pub appended: u64,
+    /// Blocks that were written.
+    pub sealed: u64,
+    /// Blocks that could not be written, for now.
+    pub seals_failed: u64,
+    /// Small blocks that were merged into others.
+    pub merged: u64,
+    /// Times that a block could not be read for a question.
+    pub damaged_reads: u64,
+    /// Batches that could not be read when the store was opened.
+    pub damaged_batches: u64,
+}
+
+type Job = Box<dyn FnOnce(&mut Writer) + Send>;
+
+/// The embedded store. A clone is the same store.
+#[derive(Clone)]
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Settings,
+    door: Arc<hot::Door>,
+    owners: OwnerCache,
+    counters: Arc<Counters>,
+    keys: Keys,
+    readers: Mutex<Vec<Connection>>,
+    turns: Arc<Semaphore>,
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    set_aside: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.shared.settings.path).finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the store, or makes it; reads what came last. Blocks the thread for about a
+    /// second at most. A file that cannot be read is set aside, and an empty one begun.
+    pub fn open(settings: Settings) -> Result<Self, StoreError> {
+        let counters = Arc::new(Counters::default());
+        let (sealer, closed) = threads::channel();
+        let (writer, set_aside) = writer::open(&settings, counters.clone(), sealer)?;
+        let (door, keys) = (writer.door.clone(), writer.keys);
+        let (jobs, queue) = mpsc::channel(JOBS_MAX);
+        let weak = jobs.downgrade();
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.into());
+            thread.spawn(run).map_err(|error| StoreError::Unavailable(format!("no thread: {error}")))
+        };
+        let handles = vec![
+            spawn("store-writer", Box::new(move || write(writer, queue)))?,
+            spawn("store-sealer", Box::new(move || seal(&closed, &weak)))?,
+        ];
+        let readers = settings.readers.max(1);
+        let connections =
+            (0..=readers).map(|_| schema::open_reader(&settings.path)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                settings,
+                door,
+                owners: OwnerCache::default(),
+                counters,
+                keys,
+                readers: Mutex::new(connections),
+                turns: Arc::new(Semaphore::new(readers)),
+                jobs: Mutex::new(Some(jobs)),
+                threads: Mutex::new(handles),
+                set_aside,
+            }),
+        })
+    }
+
+    /// Where a file went that could not be read when the store was opened.
+    pub fn set_aside(&self) -> Option<&Path> {
+        self.shared.set_aside.as_deref()
+    }
+
+    /// Ends what runs, and waits for it. Calls that come later fail.
+    pub async fn close(&self) {
+        drop(lock(&self.shared.jobs).take());
+        let threads = std::mem::take(&mut *lock(&self.shared.threads));
+        let ended =
+            tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
+        if !ended.await.unwrap_or(false) {
+            tracing::error!("a thread of the store panicked");
+        }
+        lock(&self.shared.readers).clear();
+    }
+
+    /// Does something that writes, on the writer's thread.
+    async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |writer| {
+            // Whoever asked may have gone.
+            let _ = reply.send(writer.attempt(write));
+        });
+        let jobs = lock(&self.shared.jobs).clone().ok_or(StoreError::Closed)?;
+        jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Unavailable("it panicked".into()))?
+    }
+
+    /// Does something that reads, off the asynchronous threads.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Shared, &mut Readers) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let turn = self.shared.turns.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        // One that is alone may use two threads.
+        let second = self.shared.turns.clone().try_acquire_owned().ok();
+        let shared = self.shared.clone();
+        let run = move || {
+            let mut readers = Readers::take(&shared, turn, second)?;
+            let answer = read(&shared, &mut readers);
+            readers.give_back(&shared);
+            answer
+        };
+        tokio::task::spawn_blocking(run).await.map_err(|_| StoreError::Unavailable("it panicked".into()))?
+    }
+
+    /// Asks a snapshot.
+    async fn ask<T: Send + 'static>(
+        &self,
+        of: &TenantScope,
+        ask: impl FnOnce(&mut Snapshot<'_>, &Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let of = of.clone();
+        self.read(move |shared, readers| {
+            let env = Env {
+                door: &shared.door,
+                owners: &shared.owners,
+                counters: &shared.counters,
+                deadline: Instant::now() + shared.settings.deadline,
+            };
+            let Readers { first, second, .. } = readers;
+            snapshot::with_snapshot(first, second.as_mut(), &of, &env, |snapshot| ask(snapshot, shared))
+        })
+        .await
+    }
+
+    async fn ask_scope<T: Send + 'static>(
+        &self,
+        scope: &Scope,
+        ask: impl Fn(&mut Snapshot<'_>, &Scope, &Limits) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        scope.check()?;
+        let scope = scope.clone();
+        self.ask(&scope.of.clone(), move |snapshot, shared| {
+            snapshot.without_damage(|snapshot| ask(snapshot, &scope, &shared.settings.limits))
+        })
+        .await
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Connections of one question.
+struct Readers {
+    first: Connection,
+    second: Option<Connection>,
+    _turns: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+}
+
+impl Readers {
+    fn take(
+        shared: &Shared,
+        turn: OwnedSemaphorePermit,
+        second_turn: Option<OwnedSemaphorePermit>,
+    ) -> Result<Self, StoreError> {
+        let (first, second) = {
+            let mut readers = lock(&shared.readers);
+            (readers.pop(), second_turn.as_ref().and_then(|_| readers.pop()))
+        };
+        if lock(&shared.jobs).is_none() {
+            return Err(StoreError::Closed);
+        }
+        // One that was lost with a question that panicked is opened anew.
+        let first = first.map_or_else(|| schema::open_reader(&shared.settings.path), Ok)?;
+        Ok(Self { first, second, _turns: (turn, second_turn) })
+    }
+
+    fn give_back(self, shared: &Shared) {
+        let mut readers = lock(&shared.readers);
+        readers.push(self.first);
+        readers.extend(self.second);
+    }
+}
+
+/// The writer's thread.
+fn write(mut writer: Writer, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(job) = jobs.blocking_recv() {
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&mut writer)));
+        if done.is_err() {
+            writer.doubt();
+            tracing::error!("a write to the store panicked; what is in memory is read again");
+        }
+    }
+}
+
+/// The sealer's thread: makes blocks of tables.
+fn seal(closed: &threads::Receiver<Closed>, jobs: &mpsc::WeakSender<Job>) {
+    while let Ok(closed) = closed.recv() {
+        let encoded = codec::encode(&closed.table.table);
+        let Some(jobs) = jobs.upgrade() else { return };
+        let job: Job = Box::new(move |writer| {
+            if let Err(error) = writer.attempt(|writer| writer.sealed(&closed, &encoded)) {
+                writer.not_sealed(&error);
+            }
+        });
+        if jobs.blocking_send(job).is_err() {
+            return;
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
+        let batch = batch.to_vec();
+        self.write(move |writer| writer.append(&batch)).await
+    }
+
+    async fn counts(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<CountPoint>, StoreError> {
+        scope.check()?;
+        let buckets = Buckets::new(&scope.range_ms, bucket, zone)?;
+        self.ask_scope(scope, move |snapshot, scope, limits| {
+            answer::counts(snapshot, scope, &buckets, limits)
+        })
+        .await
+    }
+
+    async fn summary(&self, scope: &Scope) -> Result<Summary, StoreError> {
+        self.ask_scope(scope, answer::summary).await
+    }
+
+    async fn series(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<Point>, StoreError> {
+        scope.check()?;
+        let buckets = Buckets::new(&scope.range_ms, bucket, zone)?;
+        self.ask_scope(scope, move |snapshot, scope, limits| {
+            answer::series(snapshot, scope, &buckets, limits)
+        })
+        .await
+    }
+
+    async fn series_by_name(
+        &self,
+        scope: &Scope,
+        bucket: Bucket,
+        zone: &str,
+    ) -> Result<Vec<NamedPoint>, StoreError> {
+        scope.check()?;
+        let buckets = Buckets::new(&scope.range_ms, bucket, zone)?;
+        let ask = move |snapshot: &mut Snapshot<'_>, scope: &Scope, limits: &Limits| {
+            answer::series_by_name(snapshot, scope, &buckets, limits)
+        };
+        self.ask_scope(scope, ask).await
+    }
+
+    async fn breakdown(
+        &self,
+        scope: &Scope,
+        by: &Field,
+        limit: usize,
+    ) -> Result<Breakdown<ValueRow>, StoreError> {
+        let by = by.clone();
+        self.ask_scope(scope, move |snapshot, scope, limits| {
+            answer::breakdown(snapshot, scope, &by, limit, limits)
+        })
+        .await
+    }
+
+    async fn sessions_by(
+        &self,
+        scope: &Scope,
+        by: &Field,
+        limit: usize,
+    ) -> Result<Breakdown<SessionRow>, StoreError> {
+        let by = by.clone();
+        let ask = move |snapshot: &mut Snapshot<'_>, scope: &Scope, limits: &Limits| {
+            answer::sessions_by(snapshot, scope, &by, limit, limits)
+        };
+        self.ask_scope(scope, ask).await
+    }
+
+    async fn pages(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PageRow>, StoreError> {
+        self.ask_scope(scope, move |snapshot, scope, limits| answer::pages(snapshot, scope, limit, limits))
+            .await
+    }
+
+    async fn funnel(&self, scope: &Scope, funnel: &Funnel) -> Result<FunnelAnswer, StoreError> {
+        let funnel = funnel.clone();
+        self.ask_scope(scope, move |snapshot, scope, limits| {
+            funnels::answer(snapshot, scope, &funnel, limits)
+        })
+        .await
+    }
+
+    async fn realtime(&self, scope: &Scope, now_ms: i64) -> Result<Realtime, StoreError> {
+        self.ask_scope(scope, move |snapshot, scope, limits| {
+            answer::realtime(snapshot, scope, now_ms, limits)
+        })
+        .await
+    }
+
+    async fn new_visitors(&self, scope: &Scope) -> Result<NewVisitors, StoreError> {
+        self.ask_scope(scope, answer::new_visitors).await
+    }
+
+    async fn recent(
+        &self,
+        scope: &Scope,
+        who: Option<&Subject>,
+        limit: usize,
+    ) -> Result<Vec<Event>, StoreError> {
+        let (who, keys) = (who.cloned(), self.shared.keys);
+        self.ask_scope(scope, move |snapshot, scope, _| {
+            answer::recent(snapshot, scope, who.as_ref(), limit, keys)
+        })
+        .await
+    }
+
+    async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError> {
+        let who = who.clone();
+        self.ask(of, move |snapshot, shared| {
+            let Some(tenant) = snapshot.tenant else { return Ok(None) };
+            FactTables { connection: snapshot.connection(), tenant, keys: shared.keys, n: 0 }.identity(&who)
+        })
+        .await
+    }
+
+    async fn link(
+        &self,
+        of: &TenantScope,
+        anonymous: &str,
+        user: &str,
+        joined: bool,
+    ) -> Result<(), StoreError> {
+        let (tenant, device, user) = (of.tenant.clone(), anonymous.to_owned(), user.to_owned());
+        self.write(move |writer| {
+            let (tenant, keys) = (writer.tenant_or_new(&tenant)?, writer.keys);
+            let (transaction, n) = writer.begin()?;
+            FactTables { connection: &transaction, tenant, keys, n }.link(&device, &user, joined)?;
+            Ok(transaction.commit()?)
+        })
+        .await
+    }
+
+    async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
+        let (tenant, who) = (of.tenant.clone(), who.clone());
+        self.write(move |writer| upkeep::erase(writer, &tenant, &who)).await
+    }
+
+    async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
+        let tenant = of.tenant.clone();
+        self.write(move |writer| upkeep::retain(writer, &tenant, from_ms)).await
+    }
+}

@@ -1,0 +1,159 @@
+//! Events and visitors in buckets of time.
+
+use std::ops::Range;
+
+use super::{
+    Limits,
+    chunk::Chunk,
+    select::Rows,
+    snapshot::{Fold, Seen},
+};
+use crate::{
+    Scope, StoreError,
+    model::{Buckets, Class, Uniques},
+};
+
+/// Figures of each bucket.
+pub(crate) struct Counts<'q> {
+    scope: &'q Scope,
+    buckets: &'q Buckets,
+    /// More visitors of a bucket are estimated.
+    exact_max: usize,
+    /// Whether views are asked for.
+    with_views: bool,
+    pub(crate) sums: Vec<Sum>,
+}
+
+/// Those of one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sum {
+    pub(crate) events: u64,
+    pub(crate) views: u64,
+    pub(crate) visitors: Uniques,
+}
+
+impl<'q> Counts<'q> {
+    pub(crate) fn new(scope: &'q Scope, buckets: &'q Buckets, with_views: bool, limits: &Limits) -> Self {
+        let exact_max = (limits.exact_max / buckets.len().max(1)).max(1024);
+        Self { scope, buckets, exact_max, with_views, sums: vec![Sum::default(); buckets.len()] }
+    }
+
+    /// The buckets that rows fall into, each with its rows.
+    fn parts(&self, times: &[i64], range: &Range<usize>) -> Vec<(usize, Range<usize>)> {
+        let (mut parts, mut start) = (Vec::new(), range.start);
+        while start < range.end {
+            let Some(bucket) = self.buckets.index(times[start]) else { break };
+            let end_ms = self.buckets.starts_ms.get(bucket + 1).copied().unwrap_or(i64::MAX);
+            let end = start + times[start..range.end].partition_point(|time| *time < end_ms);
+            parts.push((bucket, start..end));
+            start = end;
+        }
+        parts
+    }
+
+    /// Takes in a block of which every row counts, in one bucket: who is in it says all, and
+    /// nothing else is read. False if it is not such.
+    fn take_whole(&mut self, chunk: &Chunk<'_>, seen: &Seen<'_>) -> Result<bool, StoreError> {
+        let Some((first_ms, last_ms)) = chunk.bounds_ms() else { return Ok(false) };
+        let bucket = self.buckets.index(first_ms).filter(|one| self.buckets.index(last_ms) == Some(*one));
+        let counts_all = self.scope.filters.is_empty() && (self.scope.include_bots || !chunk.has_bots());
+        let Some(bucket) = bucket.filter(|_| counts_all && !self.with_views) else { return Ok(false) };
+        let who = chunk.who(false)?;
+        let visitors = seen.visitors(&who);
+        if visitors.iter().any(|(_, until_ms)| (first_ms..=last_ms).contains(until_ms)) {
+            return Ok(false);
+        }
+        let sum = &mut self.sums[bucket];
+        sum.events += chunk.rows() as u64;
+        for ((root, until_ms), own) in visitors.iter().zip(&who.keys) {
+            sum.visitors.insert(if last_ms < *until_ms { *root } else { *own }, self.exact_max);
+        }
+        Ok(true)
+    }
+}
+
+impl Fold for Counts<'_> {
+    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+        if self.take_whole(chunk, seen)? {
+            return Ok(());
+        }
+        let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
+        let parts = self.parts(&rows.times, &rows.range);
+        let who = chunk.who(true)?;
+        let visitors = seen.visitors(&who);
+        // The last bucket that had somebody: they are looked up once for each.
+        let mut last: Vec<Option<usize>> = vec![None; visitors.len()];
+        for (bucket, part) in parts {
+            let sum = &mut self.sums[bucket];
+            for row in rows.iter(part) {
+                sum.events += 1;
+                sum.views += u64::from(rows.class(row) == Class::View);
+                let code = who.codes[row] as usize;
+                let (root, until_ms) = visitors[code];
+                if until_ms != i64::MAX {
+                    let is_owned = rows.times[row] < until_ms;
+                    sum.visitors.insert(if is_owned { root } else { who.keys[code] }, self.exact_max);
+                } else if last[code] != Some(bucket) {
+                    last[code] = Some(bucket);
+                    sum.visitors.insert(root, self.exact_max);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
+        for (sum, other) in self.sums.iter_mut().zip(other.sums) {
+            sum.events += other.events;
+            sum.views += other.views;
+            sum.visitors.merge(&other.visitors, self.exact_max);
+        }
+        Ok(())
+    }
+}
+
+/// The visitors of a range, each by their key.
+pub(crate) struct Visitors<'q> {
+    pub(crate) scope: &'q Scope,
+    /// Only these are of interest.
+    pub(crate) among: Option<&'q crate::model::IdSet>,
+    pub(crate) found: crate::model::IdSet,
+    pub(crate) found_max: usize,
+}
+
+impl Fold for Visitors<'_> {
+    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+        let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
+        let who = chunk.who(true)?;
+        let visitors = seen.visitors(&who);
+        let mut is_done = vec![false; visitors.len()];
+        for row in rows.iter(rows.range.clone()) {
+            let code = who.codes[row] as usize;
+            let (root, until_ms) = visitors[code];
+            if until_ms == i64::MAX && std::mem::replace(&mut is_done[code], true) {
+                continue;
+            }
+            let visitor = if rows.times[row] < until_ms { root } else { who.keys[code] };
+            if self.among.is_none_or(|among| among.contains(visitor)) {
+                self.found.insert(visitor);
+            }
+        }
+        self.check()
+    }
+
+    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
+        other.found.iter().for_each(|visitor| {
+            self.found.insert(visitor);
+        });
+        self.check()
+    }
+}
+
+impl Visitors<'_> {
+    fn check(&self) -> Result<(), StoreError> {
+        if self.found.len() > self.found_max {
+            return Err(StoreError::TooExpensive(format!("there are over {} visitors", self.found_max)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+//! Events by value, or by name and bucket.
+
+use std::{collections::HashMap, ops::Range};
+
+use super::{
+    Limits,
+    chunk::Chunk,
+    codec::KeyColumn,
+    select::Rows,
+    snapshot::{Fold, Seen},
+};
+use crate::{
+    Field, Scope, StoreError,
+    model::{Buckets, Class, Uniques},
+};
+
+/// Most bytes of pairs of rows and visitors that are noted as bits, for a chunk.
+const PAIR_BITS_MAX: usize = 1 << 24;
+/// From here on a value's visitors are estimated once there are too many in all.
+const EXACT_OF_A_VALUE: usize = 4096;
+
+/// Texts by number, bounded.
+#[derive(Debug, Default)]
+pub(crate) struct Interner {
+    numbers: HashMap<Box<str>, u32>,
+    pub(crate) texts: Vec<Option<Box<str>>>,
+    none: Option<u32>,
+    bytes: usize,
+}
+
+impl Interner {
+    /// The number of a text or the lack of one; `None` if there is no room for more.
+    pub(crate) fn number(&mut self, text: Option<&str>, limits: &Limits) -> Option<u32> {
+        let known = text.map_or(self.none, |text| self.numbers.get(text).copied());
+        if known.is_some() {
+            return known;
+        }
+        let bytes = text.map_or(0, str::len);
+        if self.texts.len() >= limits.values_max || self.bytes + bytes > limits.value_bytes_max {
+            return None;
+        }
+        let number = self.texts.len() as u32;
+        self.bytes += bytes;
+        self.texts.push(text.map(Into::into));
+        match text {
+            None => self.none = Some(number),
+            Some(text) => drop(self.numbers.insert(text.into(), number)),
+        }
+        Some(number)
+    }
+}
+
+/// What is counted of a value.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Group {
+    pub(crate) events: u64,
+    pub(crate) views: u64,
+    pub(crate) last_ms: i64,
+    pub(crate) visitors: Uniques,
+}
+
+impl Group {
+    fn add(&mut self, other: &Self, exact_max: usize) {
+        if self.events == 0 {
+            self.last_ms = other.last_ms;
+        }
+        self.events += other.events;
+        self.views += other.views;
+        self.last_ms = self.last_ms.max(other.last_ms);
+        self.visitors.merge(&other.visitors, exact_max);
+    }
+}
+
+/// Events by value and bucket.
+pub(crate) struct Groups<'q> {
+    scope: &'q Scope,
+    by: &'q Field,
+    buckets: Option<&'q Buckets>,
+    /// Nothing but views counts.
+    only_views: bool,
+    limits: &'q Limits,
+    pub(crate) values: Interner,
+    /// By the number of a value, and the bucket.
+    pub(crate) groups: HashMap<(u32, u32), Group>,
+    /// What has no number, as there are too many.
+    pub(crate) others: Option<Group>,
+    exact_max: usize,
+    /// Visitors that are remembered, over all groups.
+    pairs: usize,
+}
+
+impl<'q> Groups<'q> {
+    pub(crate) fn new(
+        scope: &'q Scope,
+        by: &'q Field,
+        buckets: Option<&'q Buckets>,
+        only_views: bool,
+        limits: &'q Limits,
+    ) -> Self {
+        Self {
+            scope,
+            by,
+            buckets,
+            only_views,
+            limits,
+            values: Interner::default(),
+            groups: HashMap::new(),
+            others: None,
+            exact_max: limits.exact_max,
+            pairs: 0,
+        }
+    }
+
+    /// The parts of rows that are in one bucket each.
+    fn parts(&self, rows: &Rows) -> Vec<(u32, Range<usize>)> {
+        let Some(buckets) = self.buckets else { return vec![(0, rows.range.clone())] };
+        let mut parts: Vec<(u32, Range<usize>)> = Vec::new();
+        let mut start = rows.range.start;
+        while start < rows.range.end {
+            let Some(bucket) = buckets.index(rows.times[start]) else { break };
+            let end_ms = buckets.starts_ms.get(bucket + 1).copied().unwrap_or(i64::MAX);
+            let end = start + rows.times[start..rows.range.end].partition_point(|time| *time < end_ms);
+            parts.push((bucket as u32, start..end));
+            start = end;
+        }
+        parts
+    }
+
+    fn group(&mut self, value: Option<&str>, bucket: u32) -> &mut Group {
+        match self.values.number(value, self.limits) {
+            Some(number) => self.groups.entry((number, bucket)).or_default(),
+            None => self.others.get_or_insert_default(),
+        }
+    }
+
+    /// Keeps what is remembered in bounds.
+    fn bound(&mut self) -> Result<(), StoreError> {
+        let exact = |group: &Group| match &group.visitors {
+            Uniques::Exact(set) => set.len(),
+            Uniques::Estimated(_) => 0,
+        };
+        self.pairs = self.groups.values().map(exact).sum();
+        if self.pairs > self.limits.exact_max * 2 && self.exact_max > EXACT_OF_A_VALUE {
+            self.exact_max = EXACT_OF_A_VALUE;
+            let large = self.groups.values_mut().filter(|group| exact(group) > EXACT_OF_A_VALUE);
+            large.for_each(|group| group.visitors.estimate());
+            self.pairs = self.groups.values().map(exact).sum();
+        }
+        let bytes: usize = self.groups.values().map(|group| group.visitors.bytes() + 100).sum();
+        if bytes > self.limits.group_bytes_max {
+            return Err(StoreError::TooExpensive("there are too many values with too many visitors".into()));
+        }
+        Ok(())
+    }
+}
+
+/// Figures of a value in a part of a chunk, its code being the place.
+#[derive(Debug, Clone, Copy, Default)]
+struct Local {
+    events: u64,
+    views: u64,
+    last_ms: i64,
+}
+
+/// Notes which pairs were there, as bits if there can be few.
+struct Pairs {
+    bits: Vec<u64>,
+    visitors: usize,
+}
+
+impl Pairs {
+    fn new(values: usize, visitors: usize) -> Self {
+        let bits = values.saturating_mul(visitors);
+        let words = if bits <= PAIR_BITS_MAX { bits.div_ceil(64) } else { 0 };
+        Self { bits: vec![0; words], visitors }
+    }
+
+    /// True if a pair may be new.
+    #[inline]
+    fn is_new(&mut self, value: usize, visitor: usize) -> bool {
+        let at = value * self.visitors + visitor;
+        match self.bits.get_mut(at / 64) {
+            None => true,
+            Some(word) => {
+                let bit = 1 << (at % 64);
+                let is_new = *word & bit == 0;
+                *word |= bit;
+                is_new
+            }
+        }
+    }
+}
+
+impl Fold for Groups<'_> {
+    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+        let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
+        let values = chunk.field(self.by)?;
+        let who = chunk.who(true)?;
+        let visitors = seen.visitors(&who);
+        for (bucket, part) in self.parts(&rows) {
+            let mut locals = vec![Local::default(); values.codes()];
+            let mut pairs = Pairs::new(values.codes(), visitors.len());
+            let mut found: Vec<(u32, u64)> = Vec::new();
+            for row in rows.iter(part) {
+                let is_view = rows.class(row) == Class::View;
+                if self.only_views && !is_view {
+                    continue;
+                }
+                let code = values.column.codes[row];
+                let local = &mut locals[code as usize];
+                local.events += 1;
+                local.views += u64::from(is_view);
+                local.last_ms = rows.times[row];
+                let whose = who.codes[row] as usize;
+                if visitors[whose].1 != i64::MAX || pairs.is_new(code as usize, whose) {
+                    found.push((code, visitor(&who, &visitors, whose, rows.times[row])));
+                }
+            }
+            self.take_locals(&locals, found, bucket, |code| values.get(code));
+        }
+        self.bound()
+    }
+
+    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
+        let exact_max = self.exact_max.min(other.exact_max);
+        self.exact_max = exact_max;
+        for ((number, bucket), group) in &other.groups {
+            let value = other.values.texts[*number as usize].as_deref();
+            self.group(value, *bucket).add(group, exact_max);
+        }
+        if let Some(others) = other.others {
+            self.others.get_or_insert_default().add(&others, exact_max);
+        }
+        self.bound()
+    }
+}
+
+impl Groups<'_> {
+    fn take_locals<'v>(
+        &mut self,
+        locals: &[Local],
+        mut found: Vec<(u32, u64)>,
+        bucket: u32,
+        value: impl Fn(u32) -> Option<std::borrow::Cow<'v, str>>,
+    ) {
+        // All of one value together: its set is looked up once.
+        found.sort_unstable_by_key(|(code, _)| *code);
+        let mut found = &found[..];
+        let exact_max = self.exact_max;
+        for (code, local) in (0..).zip(locals).filter(|(_, local)| local.events > 0) {
+            let theirs = found.partition_point(|(one, _)| *one <= code);
+            let group = self.group(value(code).as_deref(), bucket);
+            group.last_ms = if group.events == 0 { local.last_ms } else { group.last_ms.max(local.last_ms) };
+            group.events += local.events;
+            group.views += local.views;
+            for (_, visitor) in &found[..theirs] {
+                group.visitors.insert(*visitor, exact_max);
+            }
+            found = &found[theirs..];
+        }
+    }
+}
+
+/// Whose a row is.
+#[inline]
+pub(crate) fn visitor(who: &KeyColumn, visitors: &[(u64, i64)], code: usize, time_ms: i64) -> u64 {
+    let (root, until_ms) = visitors[code];
+    if time_ms < until_ms { root } else { who.keys[code] }
+}

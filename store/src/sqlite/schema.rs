@@ -1,0 +1,200 @@
+//! The file: its tables, how it is opened, and what becomes of one that is damaged.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use crate::StoreError;
+
+/// The tables' version, in `user_version`.
+pub(crate) const VERSION: i64 = 1;
+/// Below this SQLite may lose commits when its log starts over.
+const SQLITE_MIN: i32 = 3_053_000;
+
+/// The tables, as `docs` shows them. `n` counts batches, over all tables.
+const TABLES: &str = "
+CREATE TABLE meta(k TEXT PRIMARY KEY, v BLOB NOT NULL) STRICT;
+CREATE TABLE tenant(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE site(id INTEGER PRIMARY KEY, tenant INTEGER NOT NULL, source TEXT NOT NULL, UNIQUE(tenant, source)) STRICT;
+
+-- What came lately: a row for each batch (n) and site.
+CREATE TABLE hot(id INTEGER PRIMARY KEY, n INTEGER NOT NULL, site INTEGER NOT NULL, events BLOB NOT NULL) STRICT;
+-- The ids of the last events: a row for each batch, 8 bytes an event.
+CREATE TABLE seen(n INTEGER PRIMARY KEY, ids BLOB NOT NULL) STRICT;
+
+-- Events by columns. Ids of blocks are never used twice.
+CREATE TABLE block(id INTEGER PRIMARY KEY AUTOINCREMENT, site INTEGER NOT NULL, rows INTEGER NOT NULL, first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, bots INTEGER NOT NULL, visitors INTEGER NOT NULL, sessions INTEGER NOT NULL, version INTEGER NOT NULL) STRICT;
+CREATE INDEX block_site ON block(site, last_ms);
+-- k = block id << 8 | number of the column.
+CREATE TABLE col(k INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
+
+-- Who is who: facts, and what follows from them.
+CREATE TABLE user(tenant INTEGER NOT NULL, id TEXT NOT NULL, first_ms INTEGER NOT NULL, PRIMARY KEY(tenant, id)) STRICT, WITHOUT ROWID;
+CREATE TABLE link(tenant INTEGER NOT NULL, device TEXT NOT NULL, user TEXT NOT NULL, first_ms INTEGER NOT NULL, PRIMARY KEY(tenant, device, user)) STRICT, WITHOUT ROWID;
+CREATE INDEX link_user ON link(tenant, user);
+CREATE TABLE alias(tenant INTEGER NOT NULL, previous TEXT NOT NULL, user TEXT NOT NULL, first_ms INTEGER NOT NULL, PRIMARY KEY(tenant, previous, user)) STRICT, WITHOUT ROWID;
+CREATE INDEX alias_user ON alias(tenant, user);
+CREATE TABLE apart(tenant INTEGER NOT NULL, device TEXT NOT NULL, user TEXT NOT NULL, PRIMARY KEY(tenant, device, user)) STRICT, WITHOUT ROWID;
+CREATE TABLE traits(tenant INTEGER NOT NULL, is_user INTEGER NOT NULL, id TEXT NOT NULL, traits TEXT NOT NULL, PRIMARY KEY(tenant, is_user, id)) STRICT, WITHOUT ROWID;
+CREATE TABLE owner(tenant INTEGER NOT NULL, who INTEGER NOT NULL, root INTEGER NOT NULL, until_ms INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(tenant, who)) STRICT, WITHOUT ROWID;
+CREATE INDEX owner_n ON owner(tenant, n);
+";
+
+/// What changed since: each text makes a file of its version one of the next.
+const MIGRATIONS: [&str; 0] = [];
+
+/// `secure_delete`: what goes, be it because it became a block, leaves nothing behind of
+/// somebody who is erased later.
+const WRITER: &str = "
+PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-32768; PRAGMA mmap_size=0;
+PRAGMA busy_timeout=5000; PRAGMA wal_autocheckpoint=2000; PRAGMA journal_size_limit=67108864;
+PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA secure_delete=ON;";
+
+const READER: &str = "
+PRAGMA query_only=ON; PRAGMA cache_size=-8192; PRAGMA mmap_size=0; PRAGMA busy_timeout=5000;
+PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF;";
+
+/// A file that is this process's to write.
+pub(crate) struct Opened {
+    pub(crate) writer: Connection,
+    /// Keeps other processes from writing, as long as it is there.
+    pub(crate) lock: File,
+    /// Where a file went that could not be read.
+    pub(crate) set_aside: Option<PathBuf>,
+}
+
+/// Opens a file for writing, or makes it. `load` reads all of it that must be readable; a
+/// file that it cannot read because it is damaged is set aside, and a new one begun.
+pub(crate) fn open<T>(
+    path: &Path,
+    mut load: impl FnMut(&mut Connection) -> Result<T, StoreError>,
+) -> Result<(Opened, T), StoreError> {
+    check_version()?;
+    let lock = lock(path)?;
+    let mut attempt = || {
+        let mut writer = open_writer(path)?;
+        let loaded = load(&mut writer)?;
+        Ok((writer, loaded))
+    };
+    match attempt() {
+        Ok((writer, loaded)) => Ok((Opened { writer, lock, set_aside: None }, loaded)),
+        Err(StoreError::Damaged(why)) => {
+            let aside = set_aside(path)?;
+            tracing::error!(file = %path.display(), aside = %aside.display(), why, "store damaged, set aside; starting an empty one");
+            let (writer, loaded) = attempt()?;
+            Ok((Opened { writer, lock, set_aside: Some(aside) }, loaded))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn check_version() -> Result<(), StoreError> {
+    let got = rusqlite::version_number();
+    if got < SQLITE_MIN {
+        return Err(StoreError::invalid("SQLite", got, format!("at least {SQLITE_MIN}, as is bundled")));
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let file = File::options().create(true).truncate(false).write(true).open(beside(path, "lock"));
+    let file = file.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    file.try_lock().map_err(|error| {
+        StoreError::Unavailable(format!("{}: another process writes to it: {error}", path.display()))
+    })?;
+    Ok(file)
+}
+
+/// A file beside the store's.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!("-{end}"));
+    name.into()
+}
+
+fn open_writer(path: &Path) -> Result<Connection, StoreError> {
+    let mut connection = Connection::open(path)?;
+    // Before the first page is written.
+    connection.execute_batch("PRAGMA page_size=8192;")?;
+    connection.execute_batch(WRITER)?;
+    migrate(&mut connection)?;
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    match found {
+        0 => {
+            transaction.execute_batch(TABLES)?;
+            let secret = std::array::from_fn::<u8, 32, _>(|_| fastrand::u8(..));
+            transaction.execute("INSERT INTO meta(k, v) VALUES ('secret', ?1)", [&secret[..]])?;
+        }
+        1..=VERSION => {
+            for migration in MIGRATIONS.iter().skip(found as usize - 1) {
+                transaction.execute_batch(migration)?;
+            }
+        }
+        newer => {
+            let want = format!("at most {VERSION}: it was written by a newer relay");
+            return Err(StoreError::invalid("the store's version", newer, want));
+        }
+    }
+    transaction.execute_batch(&format!("PRAGMA user_version={VERSION}"))?;
+    Ok(transaction.commit()?)
+}
+
+/// Opens a file for reading, also beside a process that writes.
+pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.execute_batch(READER)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    connection.set_transaction_behavior(rusqlite::TransactionBehavior::Deferred);
+    Ok(connection)
+}
+
+/// The secrets of a file: for keys, and for telling texts apart.
+pub(crate) fn secrets(connection: &Connection) -> Result<([u8; 16], [u8; 16]), StoreError> {
+    let secret: Vec<u8> =
+        connection.query_row("SELECT v FROM meta WHERE k = 'secret'", [], |row| row.get(0))?;
+    let halves =
+        secret.split_at_checked(16).and_then(|(one, two)| Some((one.try_into().ok()?, two.try_into().ok()?)));
+    halves.ok_or_else(|| StoreError::Damaged("its secret is cut".into()))
+}
+
+/// Moves a file and what belongs to it out of the way.
+fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    let aside = beside(path, &format!("damaged-{now}"));
+    for end in ["", "-wal", "-shm"] {
+        let with = |path: &Path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(end);
+            PathBuf::from(name)
+        };
+        match fs::rename(with(path), with(&aside)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StoreError::Unavailable(format!("{}: {error}", path.display())));
+            }
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(error.to_string()),
+            // A value of a wrong type is one that this did not write.
+            None => Self::Damaged(error.to_string()),
+            _ => Self::Unavailable(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Which rows of a chunk a question is about.
+
+use std::{ops::Range, rc::Rc};
+
+use super::chunk::{Chunk, Classes, Values, rows_in};
+use crate::{Filter, Scope, StoreError, model::Class};
+
+/// Rows of a chunk, and what they are.
+pub(crate) struct Rows {
+    pub(crate) times: Rc<Vec<i64>>,
+    /// Those that are in the range.
+    pub(crate) range: Range<usize>,
+    classes: Rc<Classes>,
+    /// Those that count; `None`: all. Rows of machines do not, unless they are asked for.
+    counted: Option<Vec<bool>>,
+    /// Those that match the filters; `None`: all.
+    matching: Option<Vec<bool>>,
+}
+
+impl Rows {
+    /// The rows of a range, which may be another than the scope's. `None` if there is none.
+    pub(crate) fn of(
+        chunk: &mut Chunk<'_>,
+        scope: &Scope,
+        range_ms: &Range<i64>,
+    ) -> Result<Option<Self>, StoreError> {
+        let times = chunk.times()?;
+        let range = rows_in(&times, range_ms);
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let classes = chunk.classes()?;
+        let skips_bots = chunk.has_bots() && !scope.include_bots;
+        let is_counted = |code: &u32| !classes.classes[*code as usize].1;
+        let counted = skips_bots.then(|| classes.codes.iter().map(is_counted).collect());
+        let matching = passing(chunk, &scope.filters)?;
+        Ok(Some(Self { times, range, classes, counted, matching }))
+    }
+
+    #[inline]
+    pub(crate) fn class(&self, row: usize) -> Class {
+        self.classes.classes[self.classes.codes[row] as usize].0
+    }
+
+    /// True if a row in the range is in figures at all.
+    #[inline]
+    pub(crate) fn counts(&self, row: usize) -> bool {
+        self.counted.as_ref().is_none_or(|counted| counted[row])
+    }
+
+    /// True if a row matches the filters.
+    #[inline]
+    pub(crate) fn matches(&self, row: usize) -> bool {
+        self.matching.as_ref().is_none_or(|matching| matching[row])
+    }
+
+    /// Those that count and match, of a part of the range.
+    pub(crate) fn iter(&self, part: Range<usize>) -> impl Iterator<Item = usize> + '_ {
+        part.filter(|row| self.counts(*row) && self.matches(*row))
+    }
+}
+
+/// The rows that pass all filters; `None`: all. Each filter is asked once for each value
+/// that there is, and not for each row.
+pub(crate) fn passing(chunk: &mut Chunk<'_>, filters: &[Filter]) -> Result<Option<Vec<bool>>, StoreError> {
+    let mut rows: Option<Vec<bool>> = None;
+    for filter in filters {
+        let values = chunk.field(&filter.field)?;
+        let passes = passing_values(&values, filter);
+        match &mut rows {
+            None => rows = Some(values.column.codes.iter().map(|code| passes[*code as usize]).collect()),
+            Some(rows) => {
+                let codes = values.column.codes.iter();
+                rows.iter_mut().zip(codes).for_each(|(row, code)| *row &= passes[*code as usize]);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn passing_values(values: &Values, filter: &Filter) -> Vec<bool> {
+    (0..values.codes() as u32).map(|code| filter.passes(values.get(code).as_deref())).collect()
+}

@@ -1,0 +1,397 @@
+//! What a question sees: the file and the memory of one moment.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{
+    Counters,
+    chunk::{BlockMeta, Chunk, GONE},
+    codec::KeyColumn,
+    hot::{Door, HotTable},
+};
+use crate::{Sources, StoreError, TenantScope, model::IdMap};
+
+/// Fewer chunks are not worth a second thread.
+const CHUNKS_SHARED_MIN: usize = 6;
+
+/// Whose devices and users are, by keys, in one tenant.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OwnerMap {
+    numbers: IdMap,
+    owners: Vec<(u64, i64)>,
+    n: i64,
+    epoch: i64,
+}
+
+impl OwnerMap {
+    /// Whose something is, and until when; it is its own after that, and if it is not known.
+    #[inline]
+    pub(crate) fn owner(&self, who: u64) -> (u64, i64) {
+        if self.owners.is_empty() || who == 0 {
+            return (who, i64::MAX);
+        }
+        self.numbers.get(who).map_or((who, i64::MAX), |number| self.owners[number as usize])
+    }
+}
+
+/// The owners that were read last, for all readers.
+#[derive(Debug, Default)]
+pub(crate) struct OwnerCache(RwLock<HashMap<i64, Arc<OwnerMap>>>);
+
+impl OwnerCache {
+    /// The owners of a tenant, with what changed since they were read.
+    fn get(&self, connection: &Connection, tenant: i64) -> Result<Arc<OwnerMap>, StoreError> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned();
+        let mut map = known.unwrap_or_default();
+        let epoch = epoch(connection, tenant)?;
+        if map.epoch != epoch {
+            map = Arc::new(OwnerMap { epoch, ..OwnerMap::default() });
+        }
+        let sql = "SELECT who, root, until_ms, n FROM owner WHERE tenant = ?1 AND n > ?2";
+        let mut statement = connection.prepare_cached(sql)?;
+        let mut rows = statement.query(params![tenant, map.n])?;
+        let mut changed = false;
+        while let Some(row) = rows.next()? {
+            let (who, root): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let map = Arc::make_mut(&mut map);
+            let (number, is_new) = map.numbers.get_or_insert(who as u64, map.owners.len() as u32);
+            let owner = (root as u64, row.get(2)?);
+            if is_new {
+                map.owners.push(owner)
+            } else {
+                map.owners[number as usize] = owner
+            }
+            map.n = map.n.max(row.get(3)?);
+            changed = true;
+        }
+        if changed || map.owners.is_empty() {
+            self.0.write().unwrap_or_else(PoisonError::into_inner).insert(tenant, map.clone());
+        }
+        Ok(map)
+    }
+}
+
+/// Counts how often rows of `owner` were deleted.
+pub(crate) fn epoch(connection: &Connection, tenant: i64) -> Result<i64, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT v FROM meta WHERE k = ?1")?;
+    let epoch: Option<Vec<u8>> =
+        statement.query_row([format!("epoch {tenant}")], |row| row.get(0)).optional()?;
+    Ok(epoch.and_then(|bytes| bytes.try_into().ok()).map_or(0, i64::from_le_bytes))
+}
+
+/// What a question sees.
+pub(crate) struct Snapshot<'r> {
+    connection: &'r Connection,
+    /// Another, for a second thread.
+    helper: Option<&'r mut Connection>,
+    pub(crate) tenant: Option<i64>,
+    blocks: Vec<BlockMeta>,
+    tables: Vec<Arc<HotTable>>,
+    pub(crate) owners: Arc<OwnerMap>,
+    deadline: Instant,
+    counters: &'r Counters,
+    /// Blocks of the last scans that could not be read.
+    damaged: std::collections::HashSet<i64>,
+}
+
+/// Takes in chunks, in any order.
+pub(crate) trait Fold: Send {
+    /// Takes in one. Reads all that can be damaged before it changes.
+    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError>;
+    /// Takes in what another has.
+    fn merge(&mut self, other: Self) -> Result<(), StoreError>;
+}
+
+/// What folds need to know of a snapshot.
+pub(crate) struct Seen<'s> {
+    pub(crate) owners: &'s OwnerMap,
+}
+
+impl Seen<'_> {
+    /// Whose each key is, and until when.
+    pub(crate) fn visitors(&self, who: &KeyColumn) -> Vec<(u64, i64)> {
+        who.keys.iter().map(|key| self.owners.owner(*key)).collect()
+    }
+}
+
+/// Ends a transaction that only reads.
+struct Reading<'c>(&'c Connection);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        // One that cannot be ended is ended with its connection.
+        let _ = self.0.execute_batch("ROLLBACK");
+    }
+}
+
+/// Takes a snapshot and asks it.
+pub(crate) fn with_snapshot<T>(
+    connection: &Connection,
+    helper: Option<&mut Connection>,
+    of: &TenantScope,
+    env: &Env<'_>,
+    ask: impl FnOnce(&mut Snapshot<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let hot = env.door.read();
+    connection.execute_batch("BEGIN")?;
+    let _reading = Reading(connection);
+    let (tenant, sites) = sites(connection, of)?;
+    let mut tables = Vec::new();
+    for site in &sites {
+        tables.extend(
+            hot.sites.get(site).into_iter().flatten().filter(|table| table.table.rows() > 0).cloned(),
+        );
+    }
+    drop(hot);
+    let mut blocks = Vec::new();
+    for site in &sites {
+        blocks_of(connection, *site, &mut blocks)?;
+    }
+    let owners = match tenant {
+        Some(tenant) => env.owners.get(connection, tenant)?,
+        None => Arc::default(),
+    };
+    ask(&mut Snapshot {
+        connection,
+        helper,
+        tenant,
+        blocks,
+        tables,
+        owners,
+        deadline: env.deadline,
+        counters: env.counters,
+        damaged: Default::default(),
+    })
+}
+
+/// What snapshots are taken of.
+pub(crate) struct Env<'e> {
+    pub(crate) door: &'e Door,
+    pub(crate) owners: &'e OwnerCache,
+    pub(crate) counters: &'e Counters,
+    pub(crate) deadline: Instant,
+}
+
+/// A tenant and those of its sites that may be seen.
+fn sites(connection: &Connection, of: &TenantScope) -> Result<(Option<i64>, Vec<i64>), StoreError> {
+    let mut statement = connection.prepare_cached("SELECT id FROM tenant WHERE name = ?1")?;
+    let tenant: Option<i64> = statement.query_row([&of.tenant], |row| row.get(0)).optional()?;
+    let Some(tenant) = tenant else { return Ok((None, Vec::new())) };
+    let sites = match &of.sources {
+        Sources::All => {
+            let mut statement = connection.prepare_cached("SELECT id FROM site WHERE tenant = ?1")?;
+            statement.query_map([tenant], |row| row.get(0))?.collect::<Result<Vec<_>, _>>()?
+        }
+        Sources::Only(sources) => {
+            let sql = "SELECT id FROM site WHERE tenant = ?1 AND source = ?2";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut sites = std::collections::BTreeSet::new();
+            for source in sources {
+                sites.extend(
+                    statement.query_row(params![tenant, source], |row| row.get::<_, i64>(0)).optional()?,
+                );
+            }
+            sites.into_iter().collect()
+        }
+    };
+    Ok((Some(tenant), sites))
+}
+
+pub(crate) fn blocks_of(
+    connection: &Connection,
+    site: i64,
+    blocks: &mut Vec<BlockMeta>,
+) -> Result<(), StoreError> {
+    let sql =
+        "SELECT id, rows, first_ms, last_ms, bots, sessions FROM block WHERE site = ?1 ORDER BY last_ms, id";
+    let mut statement = connection.prepare_cached(sql)?;
+    let found = statement.query_map([site], |row| {
+        let size = |at| row.get::<_, i64>(at).map(|size| size.max(0) as usize);
+        Ok(BlockMeta {
+            id: row.get(0)?,
+            rows: size(1)?,
+            first_ms: row.get(2)?,
+            last_ms: row.get(3)?,
+            bots: size(4)?,
+            sessions: size(5)?,
+        })
+    })?;
+    for block in found {
+        blocks.push(block?);
+    }
+    Ok(())
+}
+
+impl Snapshot<'_> {
+    pub(crate) fn connection(&self) -> &Connection {
+        self.connection
+    }
+
+    pub(crate) fn damaged_blocks(&self) -> u64 {
+        self.damaged.len() as u64
+    }
+
+    /// An upper bound of the sessions that a range may touch.
+    pub(crate) fn sessions_max(&self, range_ms: &Range<i64>) -> usize {
+        let blocks = self.blocks.iter().filter(|block| overlaps(block.first_ms, block.last_ms, range_ms));
+        let hot: usize = self.tables.iter().map(|table| table.table.rows()).sum();
+        blocks.map(|block| block.sessions).sum::<usize>() + hot
+    }
+
+    /// An upper bound of the rows in a range.
+    pub(crate) fn rows_max(&self, range_ms: &Range<i64>) -> usize {
+        let blocks = self.blocks.iter().filter(|block| overlaps(block.first_ms, block.last_ms, range_ms));
+        let hot: usize = self.tables.iter().map(|table| table.table.rows()).sum();
+        blocks.map(|block| block.rows).sum::<usize>() + hot
+    }
+
+    /// Shows a fold all chunks that may have events of a range.
+    pub(crate) fn scan<F: Fold>(
+        &mut self,
+        range_ms: &Range<i64>,
+        new: impl Fn() -> F + Sync,
+    ) -> Result<F, StoreError> {
+        let blocks: Vec<&BlockMeta> =
+            self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
+        let seen = Seen { owners: &self.owners };
+        let (next, damaged, left) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+        let work = |connection: &Connection, is_helper: bool| -> Result<F, StoreError> {
+            let mut fold = new();
+            while let Some(meta) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                check(self.deadline)?;
+                match fold.take(&mut Chunk::block(connection, meta), &seen) {
+                    // The helper's moment is another: it was there a moment ago.
+                    Err(StoreError::Damaged(_)) if is_helper => lock(&left).push(*meta),
+                    Err(StoreError::Damaged(why)) => note_damage(&damaged, meta, &why),
+                    result => result?,
+                }
+            }
+            Ok(fold)
+        };
+        let helper = self.helper.take_if(|_| blocks.len() >= CHUNKS_SHARED_MIN);
+        let mut fold = match helper {
+            None => work(self.connection, false)?,
+            Some(helper) => {
+                let (its, work) = (&mut *helper, &work);
+                let (ours, theirs) = std::thread::scope(|scope| {
+                    let thread = std::thread::Builder::new().name("store-scan".into());
+                    let theirs = thread.spawn_scoped(scope, move || {
+                        its.execute_batch("BEGIN")?;
+                        let _reading = Reading(its);
+                        work(its, true)
+                    });
+                    let ours = work(self.connection, false);
+                    (ours, theirs.ok().map(|thread| thread.join()))
+                });
+                self.helper = Some(helper);
+                let mut fold = ours?;
+                match theirs {
+                    Some(Ok(theirs)) => fold.merge(theirs?)?,
+                    Some(Err(_)) => {
+                        return Err(StoreError::Unavailable("a question's thread panicked".into()));
+                    }
+                    None => {}
+                }
+                fold
+            }
+        };
+        for meta in std::mem::take(&mut *lock(&left)) {
+            match fold.take(&mut Chunk::block(self.connection, meta), &seen) {
+                Err(StoreError::Damaged(why)) => note_damage(&damaged, meta, &why),
+                result => result?,
+            }
+        }
+        for table in &self.tables {
+            check(self.deadline)?;
+            fold.take(&mut Chunk::hot(table), &seen)?;
+        }
+        for block in std::mem::take(&mut *lock(&damaged)) {
+            if self.damaged.insert(block) {
+                self.counters.damaged_reads.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(fold)
+    }
+
+    /// Calls `take` with each chunk that may have events of a range, those with the latest
+    /// first, as long as it wants more.
+    pub(crate) fn latest_first(
+        &mut self,
+        range_ms: &Range<i64>,
+        mut take: impl FnMut(&mut Chunk<'_>, i64, &Seen<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let seen = Seen { owners: &self.owners };
+        for table in &self.tables {
+            let last_ms = table.table.times.iter().copied().max().unwrap_or(i64::MIN);
+            take(&mut Chunk::hot(table), last_ms, &seen)?;
+        }
+        let mut blocks: Vec<&BlockMeta> =
+            self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
+        blocks.sort_by_key(|block| std::cmp::Reverse(block.last_ms));
+        let mut damaged = None;
+        for meta in blocks {
+            check(self.deadline)?;
+            match take(&mut Chunk::block(self.connection, meta), meta.last_ms, &seen) {
+                Err(StoreError::Damaged(why)) => {
+                    tracing::error!(block = meta.id, why, "a block is damaged: its events are in no figure");
+                    self.counters.damaged_reads.fetch_add(1, Ordering::Relaxed);
+                    damaged = Some(meta.id);
+                    break;
+                }
+                result => result?,
+            }
+        }
+        self.damaged.extend(damaged);
+        Ok(())
+    }
+
+    fn is_asked(&self, block: &BlockMeta, range_ms: &Range<i64>) -> bool {
+        overlaps(block.first_ms, block.last_ms, range_ms) && !self.damaged.contains(&block.id)
+    }
+
+    /// Asks again without the blocks that turned out to be damaged, until none does: what
+    /// one scan found in such a block must not be in an answer of which another knows
+    /// nothing.
+    pub(crate) fn without_damage<T>(
+        &mut self,
+        mut ask: impl FnMut(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        loop {
+            let before = self.damaged.len();
+            let answer = ask(self)?;
+            if self.damaged.len() == before {
+                return Ok(answer);
+            }
+        }
+    }
+}
+
+fn note_damage(damaged: &Mutex<Vec<i64>>, meta: &BlockMeta, why: &str) {
+    let what = if why == GONE { "it is not whole" } else { why };
+    tracing::error!(block = meta.id, why = what, "a block is damaged: its events are in no figure");
+    lock(damaged).push(meta.id);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check(deadline: Instant) -> Result<(), StoreError> {
+    if Instant::now() > deadline {
+        return Err(StoreError::TooExpensive("it took too long; ask for a shorter range".into()));
+    }
+    Ok(())
+}
+
+fn overlaps(first_ms: i64, last_ms: i64, range_ms: &Range<i64>) -> bool {
+    first_ms < range_ms.end && last_ms >= range_ms.start
+}

@@ -1,0 +1,628 @@
+//! What is done to a store beside writing and asking.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    io::{self, BufRead, Read, Write},
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
+
+use analytics_relay_providers::Event;
+use rusqlite::{Connection, Transaction, params};
+
+use super::{
+    SqliteStore, Stats,
+    chunk::{BlockMeta, Chunk},
+    codec,
+    facts::{FactTables, Whose},
+    hot::{self, Hot, HotTable},
+    schema,
+    snapshot::{blocks_of, epoch},
+    table::{Table, TextColumn},
+    writer::{Writer, begin, delete_block, insert_block},
+};
+use crate::{
+    Appended, Deleted, Store, StoreError, Subject,
+    model::{Keys, event::shown},
+};
+
+/// Events of one call to [`Store::append`] when a file is imported.
+const IMPORT_BATCH: usize = 1_000;
+/// Longest line of a file that is imported.
+const LINE_BYTES_MAX: u64 = 16 << 20;
+
+/// Which events are to go.
+enum Doomed {
+    /// Somebody's; the keys by which a block that has some is found.
+    Whose(Whose, Option<BTreeSet<u64>>, Subject),
+    /// Those before a time.
+    Before(i64),
+}
+
+impl Doomed {
+    fn includes(&self, event: &Event) -> bool {
+        match self {
+            Self::Whose(whose, ..) => whose.includes(event),
+            Self::Before(from_ms) => event.time_ms() < *from_ms,
+        }
+    }
+
+    /// True if a block may have such.
+    fn may_be_in(&self, chunk: &mut Chunk<'_>, meta: &BlockMeta) -> Result<bool, StoreError> {
+        match self {
+            Self::Before(from_ms) => Ok(meta.first_ms < *from_ms),
+            Self::Whose(_, Some(keys), _) => Ok(chunk.who(false)?.keys.iter().any(|key| keys.contains(key))),
+            Self::Whose(_, None, Subject::Anonymous(device)) => has_device(chunk, device),
+            Self::Whose(_, None, Subject::User(_)) => Ok(true),
+        }
+    }
+
+    /// True if a block has nothing else.
+    fn is_all_of(&self, meta: &BlockMeta) -> bool {
+        matches!(self, Self::Before(from_ms) if meta.last_ms < *from_ms)
+    }
+}
+
+fn has_device(chunk: &mut Chunk<'_>, device: &str) -> Result<bool, StoreError> {
+    let Some(TextColumn { texts, .. }) = chunk.path("anonymous_id")? else { return Ok(false) };
+    Ok((1..=texts.len() as u32).any(|code| shown(texts.get(code)).as_deref() == Some(device)))
+}
+
+/// Deletes somebody, with what is known about them, in one transaction. Freed pages are
+/// overwritten.
+pub(crate) fn erase(writer: &mut Writer, tenant: &str, who: &Subject) -> Result<Deleted, StoreError> {
+    let Some(tenant) = writer.tenant(tenant) else { return Ok(Deleted::default()) };
+    let keys = writer.keys;
+    let deleted = delete(writer, tenant, |transaction, n| {
+        let tables = FactTables { connection: transaction, tenant, keys, n };
+        let whose = tables.whose(who)?;
+        let facts = tables.forget(who, &whose)?;
+        let sql = "INSERT INTO meta(k, v) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET v = excluded.v";
+        let next = epoch(transaction, tenant)? + 1;
+        transaction.execute(sql, params![format!("epoch {tenant}"), next.to_le_bytes()])?;
+        let found_by = whose.keys(keys);
+        Ok((Doomed::Whose(whose, found_by, who.clone()), facts))
+    });
+    checkpoint(&writer.connection);
+    deleted
+}
+
+/// Deletes what is older than a time.
+pub(crate) fn retain(writer: &mut Writer, tenant: &str, from_ms: i64) -> Result<Deleted, StoreError> {
+    let Some(tenant) = writer.tenant(tenant) else { return Ok(Deleted::default()) };
+    delete(writer, tenant, |_, _| Ok((Doomed::Before(from_ms), 0)))
+}
+
+/// The log of the file starts over, unless somebody reads it.
+fn checkpoint(connection: &Connection) {
+    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+        tracing::warn!(%error, "the store's log could not be cut; it is when the next reader ends");
+    }
+}
+
+fn delete(
+    writer: &mut Writer,
+    tenant: i64,
+    doom: impl FnOnce(&Transaction<'_>, i64) -> Result<(Doomed, u64), StoreError>,
+) -> Result<Deleted, StoreError> {
+    let (keys, secret, door) = (writer.keys, writer.secret, writer.door.clone());
+    let sites = writer.sites_of(tenant);
+    let tables = door.read().tables().filter(|(site, _)| sites.contains(site)).count();
+    let mut next_table = writer.reserve_tables(tables);
+    let (transaction, n) = writer.begin()?;
+    let (doomed, facts) = doom(&transaction, n)?;
+    let mut deleted = Deleted { facts, ..Deleted::default() };
+    for site in &sites {
+        delete_in_blocks(&transaction, *site, &doomed, keys, secret, &mut deleted)?;
+    }
+    let mut kept = Vec::new();
+    for (site, table) in door.read().tables().filter(|(site, _)| sites.contains(site)) {
+        if let Some(events) = delete_in_hot(&transaction, table, &doomed, &mut deleted)? {
+            let mut new = Table::new(keys, secret);
+            events.iter().for_each(|event| new.push(event));
+            let new = HotTable { id: next_table, table: new, ..HotTable::clone(table) };
+            next_table += 1;
+            kept.push((site, table.clone(), Arc::new(new)));
+        }
+    }
+    let mut hot = door.write();
+    transaction.commit()?;
+    for (site, old, new) in kept {
+        replace_hot(&mut hot, site, &old, new);
+    }
+    drop(hot);
+    writer.forget_known();
+    writer.seal_what_is_due();
+    Ok(deleted)
+}
+
+fn replace_hot(hot: &mut Hot, site: i64, old: &Arc<HotTable>, new: Arc<HotTable>) {
+    let tables = hot.sites.entry(site).or_default();
+    if let Some(place) = tables.iter_mut().find(|table| Arc::ptr_eq(table, old)) {
+        *place = new;
+    }
+    // What is closed and empty becomes no block.
+    tables.retain(|table| table.table.rows() > 0 || !table.is_closed);
+}
+
+fn delete_in_blocks(
+    transaction: &Transaction<'_>,
+    site: i64,
+    doomed: &Doomed,
+    keys: Keys,
+    secret: [u8; 16],
+    deleted: &mut Deleted,
+) -> Result<(), StoreError> {
+    let mut blocks = Vec::new();
+    blocks_of(transaction, site, &mut blocks)?;
+    for meta in blocks {
+        if doomed.is_all_of(&meta) {
+            delete_block(transaction, meta.id)?;
+            (deleted.events, deleted.blocks) = (deleted.events + meta.rows as u64, deleted.blocks + 1);
+            continue;
+        }
+        let kept = match kept_of_block(transaction, &meta, doomed) {
+            Err(StoreError::Damaged(why)) => {
+                tracing::error!(
+                    block = meta.id,
+                    why,
+                    "a block is damaged: what it has cannot be deleted from it"
+                );
+                continue;
+            }
+            kept => kept?,
+        };
+        let Some(kept) = kept else { continue };
+        deleted.events += (meta.rows - kept.len()) as u64;
+        deleted.blocks += 1;
+        delete_block(transaction, meta.id)?;
+        if !kept.is_empty() {
+            let mut table = Table::new(keys, secret);
+            kept.iter().for_each(|event| table.push(event));
+            insert_block(transaction, site, &codec::encode(&table))?;
+        }
+    }
+    Ok(())
+}
+
+/// The events that stay of a block, if any goes.
+fn kept_of_block(
+    connection: &Connection,
+    meta: &BlockMeta,
+    doomed: &Doomed,
+) -> Result<Option<Vec<Event>>, StoreError> {
+    let mut chunk = Chunk::block(connection, meta);
+    if !doomed.may_be_in(&mut chunk, meta)? {
+        return Ok(None);
+    }
+    let mut events = chunk.events(0..meta.rows)?;
+    events.retain(|event| !doomed.includes(event));
+    Ok((events.len() < meta.rows).then_some(events))
+}
+
+/// Takes events out of the batches of a table. Returns what stays of it, if any goes.
+fn delete_in_hot(
+    transaction: &Transaction<'_>,
+    table: &HotTable,
+    doomed: &Doomed,
+    deleted: &mut Deleted,
+) -> Result<Option<Vec<Event>>, StoreError> {
+    let events = (0..table.table.rows()).filter_map(|row| table.table.event(row));
+    let (gone, kept): (Vec<Event>, Vec<Event>) = events.partition(|event| doomed.includes(event));
+    if gone.is_empty() {
+        return Ok(None);
+    }
+    deleted.events += gone.len() as u64;
+    for row in &table.rows_in_file {
+        let sql = "SELECT events FROM hot WHERE id = ?1";
+        let bytes: Vec<u8> = transaction.prepare_cached(sql)?.query_row([row], |row| row.get(0))?;
+        let Some(mut events) = hot::decode(&bytes) else { continue };
+        let before = events.len();
+        events.retain(|event| !doomed.includes(event));
+        if events.len() == before {
+            continue;
+        }
+        // Empty ones stay: they end with their table.
+        let sql = "UPDATE hot SET events = ?2 WHERE id = ?1";
+        transaction.prepare_cached(sql)?.execute(params![row, hot::encode(events.iter())])?;
+    }
+    Ok(Some(kept))
+}
+
+impl SqliteStore {
+    /// Makes blocks of all that came, and waits for it. A store that is closed or killed
+    /// needs no such thing.
+    pub async fn seal(&self) -> Result<(), StoreError> {
+        self.write(|writer| {
+            writer.close_all();
+            Ok(())
+        })
+        .await?;
+        while self.write(|writer| Ok(writer.is_sealing())).await? {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// What is done once a night: what came before a time and is no block yet becomes one,
+    /// and small neighbours are merged. Returns how many blocks went into others.
+    pub async fn tidy(&self, hot_before_ms: i64) -> Result<u64, StoreError> {
+        self.write(move |writer| {
+            writer.close_older(hot_before_ms);
+            Ok(())
+        })
+        .await?;
+        while self.write(|writer| Ok(writer.is_sealing())).await? {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let rows_max = self.shared.settings.block_rows;
+        let groups = self.read(move |_, readers| small_neighbours(&readers.first, rows_max)).await?;
+        let mut merged = 0;
+        // As many at once as make a block of full size, and one group at least.
+        for some in groups.chunk_by({
+            let mut rows = 0;
+            move |one: &Group, next: &Group| {
+                rows = if rows == 0 { one.rows() } else { rows } + next.rows();
+                let fits = rows <= rows_max;
+                rows = if fits { rows } else { 0 };
+                fits
+            }
+        }) {
+            merged += self.merge(some.to_vec()).await?;
+        }
+        self.shared.counters.merged.fetch_add(merged, Ordering::Relaxed);
+        Ok(merged)
+    }
+
+    /// Makes a block of each group. Returns how many blocks went into others.
+    async fn merge(&self, groups: Vec<Group>) -> Result<u64, StoreError> {
+        let made = self
+            .read(move |shared, readers| {
+                let secret = schema::secrets(&readers.first)?.1;
+                let made = groups.into_iter().map(|group| {
+                    let block = merged_block(&readers.first, &group, shared.keys, secret);
+                    match block {
+                        // What is damaged, or was rewritten meanwhile, stays as it is.
+                        Err(StoreError::Damaged(_)) => Ok(None),
+                        block => block.map(|block| Some((group, block))),
+                    }
+                });
+                made.collect::<Result<Vec<_>, _>>()
+            })
+            .await?;
+        self.write(move |writer| {
+            let (mut transaction, mut merged) = (begin(&mut writer.connection)?, 0);
+            for (group, block) in made.iter().flatten() {
+                let savepoint = transaction.savepoint()?;
+                let mut are_there = true;
+                for meta in &group.blocks {
+                    are_there &= delete_block(&savepoint, meta.id)?;
+                }
+                // Else one was rewritten meanwhile: the next night sees what it is now.
+                if are_there {
+                    insert_block(&savepoint, group.site, block)?;
+                    savepoint.commit()?;
+                    merged += group.blocks.len() as u64 - 1;
+                }
+            }
+            transaction.commit()?;
+            Ok(merged)
+        })
+        .await
+    }
+
+    /// What is in the store, and what happened since it was opened.
+    pub async fn stats(&self) -> Result<Stats, StoreError> {
+        self.read(|shared, readers| {
+            let (hot_events, hot_bytes) = {
+                let hot = shared.door.read();
+                let bytes: usize = hot.tables().map(|(_, table)| table.table.bytes()).sum();
+                (hot.rows() as u64, bytes as u64)
+            };
+            let mut stats = file_stats(&readers.first)?;
+            let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            stats.events += hot_events;
+            (stats.hot_events, stats.hot_bytes) = (hot_events, hot_bytes);
+            stats.appended = count(&shared.counters.appended);
+            stats.sealed = count(&shared.counters.sealed);
+            stats.seals_failed = count(&shared.counters.seals_failed);
+            stats.merged = count(&shared.counters.merged);
+            stats.damaged_reads = count(&shared.counters.damaged_reads);
+            stats.damaged_batches = count(&shared.counters.damaged_batches);
+            Ok(stats)
+        })
+        .await
+    }
+
+    /// Gives free pages back to the file system. Writes the whole file anew, for which
+    /// there must be room, and appends wait meanwhile.
+    pub async fn vacuum(&self) -> Result<(), StoreError> {
+        self.write(|writer| {
+            writer.connection.execute_batch("VACUUM")?;
+            checkpoint(&writer.connection);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes in what [`export`] wrote: an event a line. Those that are there are not taken
+    /// twice; lines that are no event are counted.
+    pub async fn import(&self, mut lines: impl BufRead + Send) -> Result<ImportReport, StoreError> {
+        let mut report = ImportReport::default();
+        let mut batch = Vec::with_capacity(IMPORT_BATCH);
+        loop {
+            let line = next_line(&mut lines).map_err(|error| {
+                StoreError::Unavailable(format!("what is imported cannot be read: {error}"))
+            })?;
+            let is_end = line.is_none();
+            match line {
+                Some(Line::Event(event)) => batch.push(*event),
+                Some(Line::Damaged) => report.damaged += 1,
+                Some(Line::Empty) | None => {}
+            }
+            if batch.len() == IMPORT_BATCH || is_end {
+                for appended in self.append(&batch).await? {
+                    match appended {
+                        Appended::New => report.new += 1,
+                        Appended::Duplicate => report.duplicates += 1,
+                        Appended::Unstorable(_) => report.damaged += 1,
+                    }
+                }
+                batch.clear();
+            }
+            if is_end {
+                return Ok(report);
+            }
+        }
+    }
+}
+
+/// What became of the lines of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImportReport {
+    /// Events that were not there.
+    pub new: u64,
+    /// Events that were.
+    pub duplicates: u64,
+    /// Lines that are no event.
+    pub damaged: u64,
+}
+
+/// A line of a file that is imported.
+pub(crate) enum Line {
+    Event(Box<Event>),
+    Damaged,
+    Empty,
+}
+
+/// Reads a line, whatever it is, into memory that is bounded; `None` at the end.
+pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<Line>> {
+    let mut line = Vec::new();
+    lines.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.last() != Some(&b'\n') && line.len() as u64 == LINE_BYTES_MAX {
+        lines.skip_until(b'\n')?;
+        return Ok(Some(Line::Damaged));
+    }
+    if line.trim_ascii().is_empty() {
+        return Ok(Some(Line::Empty));
+    }
+    let event = Event::from_json(&line);
+    Ok(Some(event.map_or(Line::Damaged, |event| Line::Event(Box::new(event)))))
+}
+
+fn file_stats(connection: &Connection) -> Result<Stats, StoreError> {
+    let number =
+        |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|n| n.max(0) as u64);
+    let page_bytes = number("PRAGMA page_size")?;
+    let sql = "SELECT count(*), ifnull(sum(rows), 0), min(first_ms), max(last_ms) FROM block";
+    let (blocks, events, first_ms, last_ms): (i64, i64, _, _) =
+        connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+    Ok(Stats {
+        events: events.max(0) as u64,
+        blocks: blocks.max(0) as u64,
+        sites: number("SELECT count(*) FROM site")?,
+        file_bytes: number("PRAGMA page_count")? * page_bytes,
+        free_bytes: number("PRAGMA freelist_count")? * page_bytes,
+        first_ms,
+        last_ms,
+        ..Stats::default()
+    })
+}
+
+/// Small blocks of one site that follow each other.
+#[derive(Debug, Clone)]
+struct Group {
+    site: i64,
+    blocks: Vec<BlockMeta>,
+}
+
+impl Group {
+    fn rows(&self) -> usize {
+        self.blocks.iter().map(|meta| meta.rows).sum()
+    }
+}
+
+fn small_neighbours(connection: &Connection, rows_max: usize) -> Result<Vec<Group>, StoreError> {
+    let mut all = Vec::new();
+    for site in sites(connection, None)? {
+        let mut blocks = Vec::new();
+        blocks_of(connection, site, &mut blocks)?;
+        all.extend(
+            groups(&blocks, rows_max).into_iter().map(|blocks| Group { site, blocks: blocks.to_vec() }),
+        );
+    }
+    Ok(all)
+}
+
+/// What the blocks of a group become together.
+fn merged_block(
+    connection: &Connection,
+    group: &Group,
+    keys: Keys,
+    secret: [u8; 16],
+) -> Result<codec::Encoded, StoreError> {
+    let mut table = Table::new(keys, secret);
+    for meta in &group.blocks {
+        let events = Chunk::block(connection, meta).events(0..meta.rows)?;
+        events.iter().for_each(|event| table.push(event));
+    }
+    Ok(codec::encode(&table))
+}
+
+/// Blocks of less than half of what a block may have, that together are no more than one.
+fn groups(blocks: &[BlockMeta], rows_max: usize) -> Vec<&[BlockMeta]> {
+    let (mut groups, mut start) = (Vec::new(), 0);
+    while start < blocks.len() {
+        let (mut end, mut rows) = (start, 0);
+        while end < blocks.len() && blocks[end].rows < rows_max / 2 && rows + blocks[end].rows <= rows_max {
+            rows += blocks[end].rows;
+            end += 1;
+        }
+        if end - start > 1 {
+            groups.push(&blocks[start..end]);
+        }
+        start = end.max(start + 1);
+    }
+    groups
+}
+
+/// Copies a store into a new file, also beside a process that writes to it.
+pub fn backup(path: &Path, to: &Path) -> Result<(), StoreError> {
+    if to.exists() {
+        return Err(StoreError::invalid("backup", to.display(), "a file that is not there yet"));
+    }
+    let connection = schema::open_reader(path)?;
+    connection.execute_batch("PRAGMA query_only=OFF")?;
+    let to_text =
+        to.to_str().ok_or_else(|| StoreError::invalid("backup", to.display(), "a name that is text"))?;
+    connection.execute("VACUUM INTO ?1", [to_text])?;
+    let copy = std::fs::File::open(to).and_then(|file| file.sync_all());
+    copy.map_err(|error| StoreError::Unavailable(format!("{}: {error}", to.display())))
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// What SQLite says about its pages; empty if all is well.
+    pub pages: Vec<String>,
+    /// Blocks that were read.
+    pub blocks: u64,
+    /// Events in them, and in batches that are no blocks yet.
+    pub events: u64,
+    /// Blocks that cannot be read, by their numbers.
+    pub damaged_blocks: Vec<i64>,
+    /// Batches that cannot be read, by their numbers.
+    pub damaged_batches: Vec<i64>,
+}
+
+impl CheckReport {
+    /// True if nothing is damaged.
+    pub fn is_whole(&self) -> bool {
+        self.pages.is_empty() && self.damaged_blocks.is_empty() && self.damaged_batches.is_empty()
+    }
+}
+
+/// Reads all of a store, also beside a process that writes to it.
+pub fn check(path: &Path) -> Result<CheckReport, StoreError> {
+    let connection = schema::open_reader(path)?;
+    connection.execute_batch("BEGIN")?;
+    let mut report = CheckReport::default();
+    let mut statement = connection.prepare("PRAGMA quick_check(20)")?;
+    for line in statement.query_map([], |row| row.get::<_, String>(0))? {
+        report.pages.push(line?);
+    }
+    report.pages.retain(|line| line != "ok");
+    each_block(&connection, |_, meta, events| {
+        match events {
+            Ok(events) => {
+                (report.blocks, report.events) = (report.blocks + 1, report.events + events.len() as u64)
+            }
+            Err(_) => report.damaged_blocks.push(meta.id),
+        }
+        Ok(())
+    })?;
+    each_batch(&connection, |n, _, events| {
+        match events {
+            Some(events) => report.events += events.len() as u64,
+            None => report.damaged_batches.push(n),
+        }
+        Ok(())
+    })?;
+    Ok(report)
+}
+
+/// Writes every event of a tenant, or of all, as a line of JSON, also beside a process that
+/// writes to the store: what was there when it began. Returns how many, and how many blocks
+/// and batches could not be read.
+pub fn export(path: &Path, tenant: Option<&str>, out: &mut impl Write) -> Result<(u64, u64), StoreError> {
+    let connection = schema::open_reader(path)?;
+    connection.execute_batch("BEGIN")?;
+    let sites = sites(&connection, tenant)?;
+    let (mut written, mut damaged) = (0, 0);
+    let mut write = |events: Option<Vec<Event>>| {
+        let Some(events) = events else {
+            damaged += 1;
+            return Ok(());
+        };
+        for event in &events {
+            let mut line = event.to_json();
+            // What a file of another relay had over several lines stands on one here.
+            line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+            line.push(b'\n');
+            out.write_all(&line).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        }
+        written += events.len() as u64;
+        Ok(())
+    };
+    each_block(
+        &connection,
+        |site, _, events| {
+            if sites.contains(&site) { write(events.ok()) } else { Ok(()) }
+        },
+    )?;
+    each_batch(&connection, |_, site, events| if sites.contains(&site) { write(events) } else { Ok(()) })?;
+    out.flush().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    Ok((written, damaged))
+}
+
+fn sites(connection: &Connection, tenant: Option<&str>) -> Result<HashSet<i64>, StoreError> {
+    let sql = "SELECT site.id FROM site JOIN tenant ON tenant.id = tenant WHERE ?1 IS NULL OR name = ?1";
+    let mut statement = connection.prepare(sql)?;
+    Ok(statement.query_map([tenant], |row| row.get(0))?.collect::<Result<_, _>>()?)
+}
+
+fn each_block(
+    connection: &Connection,
+    mut each: impl FnMut(i64, &BlockMeta, Result<Vec<Event>, StoreError>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut sites: Vec<i64> = sites(connection, None)?.into_iter().collect();
+    sites.sort_unstable();
+    for site in sites {
+        let mut blocks = Vec::new();
+        blocks_of(connection, site, &mut blocks)?;
+        for meta in &blocks {
+            let events = match Chunk::block(connection, meta).events(0..meta.rows) {
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Closed)) => return Err(error),
+                events => events,
+            };
+            each(site, meta, events)?;
+        }
+    }
+    Ok(())
+}
+
+fn each_batch(
+    connection: &Connection,
+    mut each: impl FnMut(i64, i64, Option<Vec<Event>>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare("SELECT n, site, events FROM hot ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let bytes: Vec<u8> = row.get(2)?;
+        each(row.get(0)?, row.get(1)?, hot::decode(&bytes))?;
+    }
+    Ok(())
+}
