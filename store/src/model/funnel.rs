@@ -31,37 +31,51 @@ pub fn walk(acts: &[Act], steps: usize, range_ms: &Range<i64>, window_ms: i64, o
     }
 }
 
+/// The times of a walk, without an allocation: there is one for each step of each visitor.
+#[derive(Clone, Copy)]
+struct Steps {
+    times: [i64; STEPS_MAX],
+    count: usize,
+}
+
+impl Steps {
+    const NONE: Self = Self { times: [0; STEPS_MAX], count: 0 };
+
+    fn and(mut self, time_ms: i64) -> Self {
+        self.times[self.count] = time_ms;
+        self.count += 1;
+        self
+    }
+}
+
 /// Of each step the walk to it that started last is kept: what goes on from an earlier
 /// start goes on from a later one.
 fn in_order(acts: &[Act], steps: usize, range_ms: &Range<i64>, window_ms: i64, strict: bool) -> Walk {
-    let mut walks: Vec<Walk> = vec![Vec::new(); steps];
-    let mut best = Walk::new();
+    let steps = steps.min(STEPS_MAX);
+    let (mut walks, mut best) = ([Steps::NONE; STEPS_MAX], Steps::NONE);
     for act in acts {
         for step in (0..steps).rev() {
-            let fits = act.steps & 1 << step != 0;
             let before = match step {
-                0 => range_ms.contains(&act.time_ms).then(Walk::new),
-                _ => Some(&walks[step - 1])
-                    .filter(|walk| walk.first().is_some_and(|start| act.time_ms - start <= window_ms))
-                    .cloned(),
+                0 => range_ms.contains(&act.time_ms).then_some(Steps::NONE),
+                _ => Some(walks[step - 1])
+                    .filter(|walk| walk.count > 0 && act.time_ms - walk.times[0] <= window_ms),
             };
-            match before.filter(|_| fits) {
-                Some(mut walk) => {
-                    walk.push(act.time_ms);
-                    if walk.len() > best.len() {
-                        best.clone_from(&walk);
+            match before.filter(|_| act.steps & 1 << step != 0) {
+                Some(before) => {
+                    walks[step] = before.and(act.time_ms);
+                    if walks[step].count > best.count {
+                        best = walks[step];
                     }
-                    walks[step] = walk;
                 }
-                None if strict => walks[step].clear(),
+                None if strict => walks[step] = Steps::NONE,
                 None => {}
             }
         }
-        if best.len() == steps {
+        if best.count == steps {
             break;
         }
     }
-    best
+    best.times[..best.count].to_vec()
 }
 
 /// Each act counts as the step among its own that was taken the longest ago.

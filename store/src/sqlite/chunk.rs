@@ -51,6 +51,8 @@ pub(crate) enum Chunk<'c> {
 pub(crate) struct Read {
     times: OnceCell<Rc<Vec<i64>>>,
     classes: OnceCell<Rc<Classes>>,
+    /// Each field once, whatever number of filters and steps ask for it.
+    fields: Vec<(Field, Rc<Values>)>,
 }
 
 /// Of each row a code, and of each code the class and whether it is a machine's.
@@ -177,7 +179,20 @@ impl<'c> Chunk<'c> {
     }
 
     /// The values of a field.
-    pub(crate) fn field(&mut self, field: &Field) -> Result<Values, StoreError> {
+    pub(crate) fn field(&mut self, field: &Field) -> Result<Rc<Values>, StoreError> {
+        if let Self::Block { read, .. } = self
+            && let Some((_, values)) = read.fields.iter().find(|(one, _)| one == field)
+        {
+            return Ok(values.clone());
+        }
+        let values = Rc::new(self.decode_field(field)?);
+        if let Self::Block { read, .. } = self {
+            read.fields.push((field.clone(), values.clone()));
+        }
+        Ok(values)
+    }
+
+    fn decode_field(&mut self, field: &Field) -> Result<Values, StoreError> {
         if *field == Field::Name {
             return Ok(Values { column: self.what()?, is_json: false });
         }

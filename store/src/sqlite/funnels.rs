@@ -10,10 +10,14 @@ use super::{
     snapshot::{Fold, Seen, Snapshot},
 };
 use crate::{
-    Funnel, FunnelAnswer, Order, Scope, StoreError, Unit,
+    Field, Filter, Funnel, FunnelAnswer, Order, Scope, StoreError, Unit,
     model::{Act, Class, funnel, funnel::STEPS_MAX, funnel::WINDOW_MS_MAX},
     scope::check_filters,
 };
+
+/// Acts are kept apart by the first bits of whose they are: what is sorted together fits the
+/// processor's cache.
+const DRAWERS: usize = 64;
 
 /// What all did.
 struct Acts<'q> {
@@ -21,7 +25,8 @@ struct Acts<'q> {
     funnel: &'q Funnel,
     range_ms: Range<i64>,
     limits: &'q Limits,
-    acts: Vec<(u64, Act)>,
+    count: usize,
+    drawers: Vec<Vec<(u64, Act)>>,
 }
 
 /// Answers how far they came.
@@ -34,16 +39,26 @@ pub(crate) fn answer(
     check(funnel)?;
     let end_ms = scope.range_ms.end.saturating_add(funnel.window_ms).saturating_add(1);
     let range_ms = scope.range_ms.start..end_ms;
-    let new = || Acts { scope, funnel, range_ms: range_ms.clone(), limits, acts: Vec::new() };
-    let mut acts = snapshot.scan(&range_ms, new)?.acts;
-    acts.sort_unstable();
+    let new = || Acts {
+        scope,
+        funnel,
+        range_ms: range_ms.clone(),
+        limits,
+        count: 0,
+        drawers: vec![Vec::new(); DRAWERS],
+    };
+    let acts = snapshot.scan(&range_ms, new)?;
     let (mut walks, mut one) = (Vec::new(), Vec::new());
-    for of_one in acts.chunk_by(|(a, _), (b, _)| a == b) {
-        one.clear();
-        one.extend(of_one.iter().map(|(_, act)| *act));
-        let walk = funnel::walk(&one, funnel.steps.len(), &scope.range_ms, funnel.window_ms, funnel.order);
-        if !walk.is_empty() {
-            walks.push(walk);
+    for mut acts in acts.drawers {
+        acts.sort_unstable();
+        for of_one in acts.chunk_by(|(a, _), (b, _)| a == b) {
+            one.clear();
+            one.extend(of_one.iter().map(|(_, act)| *act));
+            let walk =
+                funnel::walk(&one, funnel.steps.len(), &scope.range_ms, funnel.window_ms, funnel.order);
+            if !walk.is_empty() {
+                walks.push(walk);
+            }
         }
     }
     let steps = funnel::count(&walks, funnel.steps.len());
@@ -64,18 +79,7 @@ fn check(funnel: &Funnel) -> Result<(), StoreError> {
 impl Fold for Acts<'_> {
     fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
         let Some(rows) = Rows::of(chunk, self.scope, &self.range_ms)? else { return Ok(()) };
-        let mut steps = vec![0_u16; rows.times.len()];
-        for (index, step) in self.funnel.steps.iter().enumerate() {
-            match passing(chunk, &step.filters)? {
-                None => steps.iter_mut().for_each(|steps| *steps |= 1 << index),
-                Some(passing) => {
-                    steps
-                        .iter_mut()
-                        .zip(passing)
-                        .for_each(|(steps, passes)| *steps |= u16::from(passes) << index);
-                }
-            }
-        }
+        let steps = steps_of(chunk, self.funnel, rows.times.len())?;
         let who = match self.funnel.unit {
             Unit::Visitor | Unit::User => chunk.who(true)?,
             Unit::Session => chunk.sessions()?,
@@ -98,21 +102,60 @@ impl Fold for Acts<'_> {
                 Unit::User | Unit::Session => 0,
             };
             if unit != 0 {
-                self.acts.push((unit, Act { time_ms, steps }));
+                self.count += 1;
+                self.drawers[(unit >> 58) as usize].push((unit, Act { time_ms, steps }));
             }
         }
         self.check()
     }
 
     fn merge(&mut self, other: Self) -> Result<(), StoreError> {
-        self.acts.extend(other.acts);
+        self.count += other.count;
+        self.drawers.iter_mut().zip(other.drawers).for_each(|(ours, theirs)| ours.extend(theirs));
         self.check()
     }
 }
 
+/// Of each row the steps that it passes, a bit for each. Steps of one filter on one field
+/// are asked together: each value once, and each row once.
+fn steps_of(chunk: &mut Chunk<'_>, funnel: &Funnel, rows: usize) -> Result<Vec<u16>, StoreError> {
+    let mut steps = vec![0_u16; rows];
+    let mut by_field: Vec<(&Field, Vec<(usize, &Filter)>)> = Vec::new();
+    for (index, step) in funnel.steps.iter().enumerate() {
+        if let [filter] = &step.filters[..] {
+            match by_field.iter_mut().find(|(field, _)| **field == filter.field) {
+                Some((_, filters)) => filters.push((index, filter)),
+                None => by_field.push((&filter.field, vec![(index, filter)])),
+            }
+            continue;
+        }
+        match passing(chunk, &step.filters)? {
+            None => steps.iter_mut().for_each(|steps| *steps |= 1 << index),
+            Some(passing) => {
+                steps
+                    .iter_mut()
+                    .zip(passing)
+                    .for_each(|(steps, passes)| *steps |= u16::from(passes) << index);
+            }
+        }
+    }
+    for (field, filters) in by_field {
+        let values = chunk.field(field)?;
+        let bits = |code| {
+            let value = values.get(code);
+            let passed = filters.iter().filter(|(_, filter)| filter.passes(value.as_deref()));
+            passed.fold(0, |bits, (index, _)| bits | 1 << index)
+        };
+        let bits: Vec<u16> = (0..values.codes() as u32).map(bits).collect();
+        let codes = values.column.codes.iter();
+        steps.iter_mut().zip(codes).for_each(|(steps, code)| *steps |= bits[*code as usize]);
+    }
+    Ok(steps)
+}
+
 impl Acts<'_> {
     fn check(&self) -> Result<(), StoreError> {
-        if self.acts.len() > self.limits.acts_max {
+        if self.count > self.limits.acts_max {
             return Err(StoreError::TooExpensive(format!(
                 "over {} events are a step; narrow the range or the steps",
                 self.limits.acts_max

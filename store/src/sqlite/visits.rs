@@ -1,5 +1,7 @@
 //! Sessions, put together from what blocks have of them.
 
+use std::rc::Rc;
+
 use super::{
     Limits,
     chunk::{Chunk, Values},
@@ -146,7 +148,7 @@ fn renumber(part: &mut Visit, ranks: &[u32]) {
 }
 
 /// Of each code of a chunk's values the number of its text.
-fn numbers(values: &mut Interner, of_chunk: &Option<Values>, limits: &Limits) -> Vec<u32> {
+fn numbers(values: &mut Interner, of_chunk: &Option<Rc<Values>>, limits: &Limits) -> Vec<u32> {
     let Some(of_chunk) = of_chunk else { return Vec::new() };
     let codes = &of_chunk.column.codes;
     let mut is_there = vec![false; of_chunk.codes()];
@@ -175,8 +177,8 @@ struct Columns {
     sessions: super::codec::KeyColumn,
     who: super::codec::KeyColumn,
     visitors: Vec<(u64, i64)>,
-    by: Option<Values>,
-    pages: Option<Values>,
+    by: Option<Rc<Values>>,
+    pages: Option<Rc<Values>>,
 }
 
 impl Columns {
@@ -191,7 +193,7 @@ impl Columns {
     }
 
     fn event(&self, row: usize, by: &[u32], pages: &[u32]) -> SessionEvent<u32> {
-        let number = |values: &Option<Values>, numbers: &[u32]| match values {
+        let number = |values: &Option<Rc<Values>>, numbers: &[u32]| match values {
             Some(values) => numbers[values.column.codes[row] as usize],
             None => 0,
         };
