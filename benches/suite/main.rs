@@ -24,6 +24,7 @@ mod callers;
 mod durability;
 mod echo;
 mod enrichment;
+mod enrichment_accept;
 mod enrichment_geo;
 mod enrichment_whole;
 mod floors;
@@ -51,7 +52,7 @@ use report::Report;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const GROUPS: [&str; 14] = [
+const GROUPS: [&str; 15] = [
     "instructions",
     "http_instructions",
     "throughput",
@@ -64,6 +65,7 @@ const GROUPS: [&str; 14] = [
     "growth",
     "durability",
     "enrichment",
+    "enrichment_accept",
     "sealing",
     "callers",
 ];
@@ -113,6 +115,7 @@ async fn run(groups: &[&str], check: bool, record: bool) -> anyhow::Result<()> {
                 enrichment_geo::run(&mut report)?;
                 enrichment_whole::run(&mut report)?;
             }
+            "enrichment_accept" => enrichment_accept::run(&mut report).await?,
             "sealing" => durability::sealing(&mut report).await?,
             _ => callers::run(&mut report).await?,
         }

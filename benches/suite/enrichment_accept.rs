@@ -1,0 +1,85 @@
+//! How long a caller waits for the answer to an event of a browser's with everything found
+//! out about it, beside the same relay that finds out nothing.
+
+use analytics_relay::providers::sandbox::Vendor;
+use anyhow::ensure;
+use bytes::Bytes;
+use serde_json::json;
+
+use crate::{
+    enrichment::USER_AGENTS,
+    enrichment_geo::{address, write_cities},
+    http::TRACK,
+    open_loop::{OpenCall, Round, Timetable},
+    report::{Report, median},
+    sink::Sink,
+    support::Relay,
+};
+
+const ROUNDS: usize = 9;
+const TIMETABLE: Timetable = Timetable { rate: 10_000, seconds: 2.0 };
+/// Devices that send in turn.
+const DEVICES: u32 = 1_000;
+
+pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let database = dir.path().join("cities.mmdb");
+    write_cities(&database)?;
+    let database = database.to_string_lossy();
+    let all = [("ENRICH", "all"), ("PII_MODE", "standard"), ("GEO_DATABASE", &*database)];
+    let none = [("ENRICH", "none"), ("PII_MODE", "off"), ("GEO_DATABASE", "")];
+    let mut rounds = Vec::new();
+    for number in 0..ROUNDS {
+        // What comes second meets a machine that is warm: each comes first in its turn.
+        let (first, second) = if number % 2 == 0 { (&none, &all) } else { (&all, &none) };
+        let (first, second) = (round(first).await?, round(second).await?);
+        rounds.push(if number % 2 == 0 { (first, second) } else { (second, first) });
+    }
+    for (share, label) in [(0.5, "p50"), (0.99, "p99")] {
+        let mut add = |name: &str, unit: &'static str, value: &dyn Fn(&(Round, Round)) -> f64| {
+            let name = format!("accept_enriched.{}.{label}{name}", TIMETABLE.rate);
+            report.add(&name, median(rounds.iter().map(value).collect()), unit);
+        };
+        add(".off", "us", &|(off, _)| off.micros(share));
+        add("", "us", &|(_, on)| on.micros(share));
+        add(".to_off_of_the_round", "ratio", &|(off, on)| on.micros(share) / off.micros(share));
+    }
+    Ok(())
+}
+
+async fn round(settings: &[(&str, &str)]) -> anyhow::Result<Round> {
+    let (sink, data) = (Sink::start().await?, tempfile::tempdir()?);
+    let settings = [&[("ANALYTICS_PROVIDER", "segment")], settings].concat();
+    let relay = Relay::start_pinned(&sink.url, data.path(), &settings).await?;
+    let bodies: Vec<Bytes> = (0..DEVICES).map(|device| event(device).to_string().into()).collect();
+    // What is asked once a run, and whom it sees for the first time, is no caller's wait.
+    let warm_up = Timetable { rate: TIMETABLE.rate / 2, seconds: 1.0 };
+    warm_up.over_h2(&relay.http_addr, OpenCall::json(TRACK), bodies.clone()).await?;
+    let round = TIMETABLE.over_h2(&relay.http_addr, OpenCall::json(TRACK), bodies).await?;
+    let balance = relay.terminate().await?;
+    let sent = warm_up.events() + TIMETABLE.events();
+    ensure!(balance["delivered"] == sent, "not all were delivered: {balance}");
+    ensure!(sink.taken(Vendor::Segment) == sent, "not all arrived");
+    Ok(round)
+}
+
+/// As a server passes on what analytics.js has sent it.
+fn event(device: u32) -> serde_json::Value {
+    json!({
+        "type": "track",
+        "anonymousId": format!("0f1e2d3c-0000-4000-8000-{device:012}"),
+        "event": "Order Placed",
+        "properties": {"sku": format!("SKU-{device:04}"), "currency": "EUR", "total": 19.5, "quantity": 3},
+        "context": {
+            "ip": address(device).to_string(),
+            "userAgent": USER_AGENTS[device as usize % 5],
+            "library": {"name": "analytics.js", "version": "next-1.70.0"},
+            "locale": "de-DE",
+            "page": {
+                "path": "/shoes", "referrer": "https://www.google.com/", "title": "Shoes",
+                "search": "?utm_source=news&utm_medium=email",
+                "url": "https://shop.example/shoes?utm_source=news&utm_medium=email",
+            },
+        },
+    })
+}
