@@ -58,6 +58,12 @@ pub(crate) fn stored_ip(ip: IpAddr, is_connections: bool, policy: IpPolicy) -> O
     }
 }
 
+/// What a line of the log may tell of a connection's other end: of an address on the Internet,
+/// which may be a user's, what may be kept of it; one inside is a machine's.
+pub(crate) fn told_ip(ip: IpAddr, policy: IpPolicy) -> Option<IpAddr> {
+    if is_public(ip.to_canonical()) { stored_ip(ip, true, policy) } else { Some(ip) }
+}
+
 fn cut(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << (32 - V4_BITS_KEPT))).into(),
@@ -124,6 +130,21 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_log_is_told_of_who_connects_what_may_be_kept_of_users() {
+        let told = |text, policy| told_ip(ip(text), policy).map(|ip| ip.to_string());
+        for (policy, want) in [
+            (IpPolicy::ByOrigin, Some("81.2.69.0")),
+            (IpPolicy::Truncate, Some("81.2.69.0")),
+            (IpPolicy::Full, Some("81.2.69.142")),
+            (IpPolicy::None, None),
+        ] {
+            assert_eq!(told("81.2.69.142", policy).as_deref(), want, "{policy:?}");
+            assert_eq!(told("10.1.2.3", policy).as_deref(), Some("10.1.2.3"), "{policy:?}");
+        }
+        assert_eq!(told("::ffff:81.2.69.142", IpPolicy::ByOrigin).as_deref(), Some("81.2.69.0"));
     }
 
     #[test]

@@ -47,11 +47,12 @@ impl DoorPorts {
         };
         let grpc_limits = part(grpc.connections_max, grpc.connections_of_peer_max);
         let http_limits = part(of_http, http.connections_of_peer_max);
+        let port = |listener, tls, limits| Port { listener, tls, limits, ip_policy: config.ip_policy };
         let http_addr = http_listener.as_ref().map(|(_, addr)| *addr);
         Ok(Self {
-            grpc: Port { listener: grpc_listener, tls: grpc_tls, limits: grpc_limits },
+            grpc: port(grpc_listener, grpc_tls, grpc_limits),
             grpc_addr,
-            http: http_listener.map(|(listener, _)| Port { listener, tls: http_tls, limits: http_limits }),
+            http: http_listener.map(|(listener, _)| port(listener, http_tls, http_limits)),
             http_addr,
             connections_max,
         })

@@ -25,6 +25,7 @@ use super::{
     tls::{RENEWAL_INTERVAL, Tls},
 };
 use crate::{
+    address::{IpPolicy, told_ip},
     admission::Admission,
     health::Health,
     listener::{Connection, ConnectionLimits, Connections},
@@ -36,6 +37,8 @@ pub(crate) struct Port {
     pub(crate) listener: TcpListener,
     pub(crate) tls: Option<Tls>,
     pub(crate) limits: ConnectionLimits,
+    /// What the log may tell of who connects.
+    pub(crate) ip_policy: IpPolicy,
 }
 
 /// What all doors lead to and count with.
@@ -81,6 +84,7 @@ pub(super) trait Door: Clone + Send + 'static {
 struct Entrance<D> {
     tls: Option<Arc<Tls>>,
     handshakes_failed: Counter,
+    ip_policy: IpPolicy,
     budget: Arc<ReceiveBudget>,
     lifetime: Lifetime,
     door: D,
@@ -100,7 +104,8 @@ impl Port {
         let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
         let connections = Connections::new(self.listener, self.limits, open, refused);
         let handshakes_failed = metrics.handshakes_failed.clone();
-        let entrance = Entrance { tls: self.tls.map(Arc::new), handshakes_failed, budget, lifetime, door };
+        let (tls, ip_policy) = (self.tls.map(Arc::new), self.ip_policy);
+        let entrance = Entrance { tls, handshakes_failed, ip_policy, budget, lifetime, door };
         entrance.serve(connections, stop).await;
     }
 }
@@ -144,7 +149,8 @@ impl<D: Door> Entrance<D> {
             Ok(connection) => self.door.serve(connection, tending).await,
             Err(error) => {
                 self.handshakes_failed.inc();
-                debug!(%peer, %error, "TLS handshake failed");
+                let peer = told_ip(peer.ip(), self.ip_policy).map(tracing::field::display);
+                debug!(peer, %error, "TLS handshake failed");
             }
         }
     }

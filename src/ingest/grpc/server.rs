@@ -155,6 +155,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        address::IpPolicy,
         admission::Admission,
         ingest::budget::ReceiveBudget,
         listener::ConnectionLimits,
@@ -193,7 +194,7 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let port = Port { listener, tls: None, limits: LIMITS };
+        let port = Port { listener, tls: None, limits: LIMITS, ip_policy: IpPolicy::default() };
         let behind = Behind { admission, health, budget: budget(), metrics: metrics.clone() };
         let server = serve(port, behind, std::future::pending());
         tokio::spawn(server);
@@ -229,7 +230,7 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let door = FrontDoor::new(admission, health, Counter::default());
         let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
-        let port = Port { listener, tls: None, limits: LIMITS };
+        let port = Port { listener, tls: None, limits: LIMITS, ip_policy: IpPolicy::default() };
         let counts = metrics.clone();
         tokio::spawn(async move {
             // Nobody takes the events, and they find room.

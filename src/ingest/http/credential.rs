@@ -37,8 +37,14 @@ impl WriteKeys {
     }
 
     /// Takes the key, or tells why not; whether there has to be one is not known before
-    /// the body is read. The path is a label: one of settings has a key in it.
-    pub(super) fn check(&self, key: Option<&str>, peer: IpAddr, path: &str) -> Result<(), Problem> {
+    /// the body is read. The peer is told
+    /// in the log, as much of it as may be; the path is a label: one of settings has a key in it.
+    pub(super) fn check(
+        &self,
+        key: Option<&str>,
+        peer: impl FnOnce() -> Option<IpAddr>,
+        path: &str,
+    ) -> Result<(), Problem> {
         let Some(keys) = &self.keys else { return Ok(()) };
         let why = match key {
             Some(key) if keys.contains(key) => return Ok(()),
@@ -51,10 +57,14 @@ impl WriteKeys {
 
     /// Says it loudly, and who the last one is: SDKs take it for final and drop what they
     /// hold.
-    fn note_refused(&self, why: &str, peer: IpAddr, path: &str) {
+    fn note_refused(&self, why: &str, peer: impl FnOnce() -> Option<IpAddr>, path: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(calls) = refused.takes(1, Instant::now()) {
-            warn!(calls, why, %peer, path, "calls are refused for their write key, and SDKs drop their events");
+            let peer = peer().map(tracing::field::display);
+            warn!(
+                calls,
+                why, peer, path, "calls are refused for their write key, and SDKs drop their events"
+            );
         }
     }
 }
@@ -107,7 +117,7 @@ mod tests {
 
     #[test]
     fn without_keys_all_are_taken_and_with_some_those() {
-        let check = |keys: &WriteKeys, key| keys.check(key, [127, 0, 0, 1].into(), "/v1/t");
+        let check = |keys: &WriteKeys, key| keys.check(key, || None, "/v1/t");
         assert!(check(&WriteKeys::new(&[]), None).is_ok());
         let keys = WriteKeys::new(&["a".into(), "b".into()]);
         assert!(check(&keys, Some("b")).is_ok());

@@ -34,7 +34,7 @@ use super::{
     snippet,
 };
 use crate::{
-    address::{is_public, stored_ip},
+    address::told_ip,
     admission::{
         Accepted, Admission,
         context::{CallContext, Credential, Door},
@@ -261,7 +261,7 @@ impl HttpDoor {
     }
 
     fn check_key(&self, key: Option<&str>, head: &Head) -> Result<(), Problem> {
-        self.keys.check(key, head.address, head.label)
+        self.keys.check(key, || told_ip(head.address, self.admission.ip_policy()), head.label)
     }
 
     /// Before the body is read, who cannot be taken is told.
@@ -423,9 +423,7 @@ impl HttpDoor {
     #[cold]
     fn warn_of_unnamed_proxy(&self, peer: IpAddr) {
         self.unnamed_proxy.call_once(|| {
-            let policy = self.admission.ip_policy();
-            let peer = if is_public(peer) { stored_ip(peer, true, policy) } else { Some(peer) };
-            let peer = peer.map(tracing::field::display);
+            let peer = told_ip(peer, self.admission.ip_policy()).map(tracing::field::display);
             warn!(peer, "calls come through a proxy that TRUSTED_PROXIES does not name: the addresses of its callers are not known");
         });
     }
