@@ -7,16 +7,17 @@
 
 use std::{
     borrow::Cow,
-    fmt, fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::{Arc, LazyLock},
+    fmt, io,
+    path::PathBuf,
+    str,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use arc_swap::ArcSwapOption;
 use smallvec::SmallVec;
 
 use super::{host, referrer::APP};
+use crate::watched::WatchedFile;
 
 /// Of what month ours are.
 pub(super) const STAMP: &str = "2026-11";
@@ -108,7 +109,7 @@ impl Source {
 /// The tables. Their own file may be replaced while they are in use.
 #[derive(Debug)]
 pub(super) struct Sources {
-    path: Option<PathBuf>,
+    file: Option<Mutex<WatchedFile>>,
     theirs: ArcSwapOption<Theirs>,
 }
 
@@ -117,41 +118,24 @@ pub(super) struct Sources {
 struct Theirs {
     table: Table,
     stamp: String,
-    file: FileState,
-}
-
-/// What tells a file that was replaced from one that was not.
-#[derive(Debug, PartialEq, Eq)]
-struct FileState {
-    modified: (i64, i64),
-    bytes: u64,
-    inode: u64,
 }
 
 impl Sources {
     /// Ours, and those of a file, which is read at once.
     pub(super) fn new(path: Option<PathBuf>) -> Result<Self, SourcesError> {
-        let sources = Self { path, theirs: ArcSwapOption::empty() };
-        sources.reload()?;
-        Ok(sources)
+        let Some(path) = path else { return Ok(Self { file: None, theirs: ArcSwapOption::empty() }) };
+        let mut file = WatchedFile::new(path, FILE_BYTES_MAX);
+        let theirs = Theirs::of(&file.read_first(), &file)?;
+        Ok(Self { file: Some(Mutex::new(file)), theirs: ArcSwapOption::from_pointee(theirs) })
     }
 
     /// Reads the operator's file if it is another one now; says if it was. If it cannot be
-    /// used, what was read last stays. Waits for the disk.
+    /// used, which is told once, what was read last stays. Waits for the disk.
     pub(super) fn reload(&self) -> Result<bool, SourcesError> {
-        let Some(path) = &self.path else { return Ok(false) };
-        let error = |why| SourcesError { path: path.clone(), why };
-        let file = FileState::of(path).map_err(|why| error(why.into()))?;
-        if self.theirs.load().as_ref().is_some_and(|theirs| theirs.file == file) {
-            return Ok(false);
-        }
-        if file.bytes > FILE_BYTES_MAX {
-            return Err(error(BadTable::TooLarge { bytes: file.bytes }));
-        }
-        let text = fs::read_to_string(path).map_err(|why| error(why.into()))?;
-        let stamp = format!("{STAMP}+{:08x}", crc32fast::hash(text.as_bytes()));
-        let table = Table::parse(text.into()).map_err(error)?;
-        self.theirs.store(Some(Arc::new(Theirs { table, stamp, file })));
+        let Some(file) = &self.file else { return Ok(false) };
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(read) = file.read_if_changed() else { return Ok(false) };
+        self.theirs.store(Some(Arc::new(Theirs::of(&read, &file)?)));
         Ok(true)
     }
 
@@ -186,10 +170,14 @@ impl Sources {
     }
 }
 
-impl FileState {
-    fn of(path: &Path) -> io::Result<Self> {
-        let file = fs::metadata(path)?;
-        Ok(Self { modified: (file.mtime(), file.mtime_nsec()), bytes: file.len(), inode: file.ino() })
+impl Theirs {
+    fn of(read: &io::Result<Vec<u8>>, file: &WatchedFile) -> Result<Self, SourcesError> {
+        let error = |why| SourcesError { path: file.path().to_owned(), why };
+        let bytes = read.as_ref().map_err(|why| error(BadTable::Unreadable(why.to_string())))?;
+        let text = str::from_utf8(bytes).map_err(|why| error(BadTable::Unreadable(why.to_string())))?;
+        let stamp = format!("{STAMP}+{:08x}", crc32fast::hash(bytes));
+        let table = Table::parse(text.to_owned().into()).map_err(error)?;
+        Ok(Self { table, stamp })
     }
 }
 
@@ -390,23 +378,15 @@ pub struct SourcesError {
 /// Why a text is no table.
 #[derive(Debug)]
 pub(super) enum BadTable {
-    Unreadable(io::Error),
-    TooLarge { bytes: u64 },
+    Unreadable(String),
     Row { line: usize, why: String },
     Twice { key: String },
-}
-
-impl From<io::Error> for BadTable {
-    fn from(error: io::Error) -> Self {
-        Self::Unreadable(error)
-    }
 }
 
 impl fmt::Display for BadTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable(error) => write!(f, "cannot be read: {error}"),
-            Self::TooLarge { bytes } => write!(f, "got {bytes} bytes, want at most {FILE_BYTES_MAX}"),
             Self::Row { line, why } => write!(f, "line {line}: {why}"),
             Self::Twice { key } => write!(f, "{key} stands there twice, want it once"),
         }
@@ -415,7 +395,7 @@ impl fmt::Display for BadTable {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, fs};
 
     use super::*;
 
@@ -577,6 +557,7 @@ mod tests {
 
         fs::write(&path, "nonsense").unwrap();
         assert!(sources.reload().unwrap_err().to_string().contains("line 1: got 1 columns"));
+        assert!(!sources.reload().unwrap(), "it is told once");
         assert_eq!(name("google.com").as_deref(), Some("Ourselves"), "what was read stays");
         fs::write(&path, vec![b'#'; FILE_BYTES_MAX as usize + 1]).unwrap();
         assert!(
