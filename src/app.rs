@@ -12,13 +12,14 @@
 //! 4. A little before the deadline, or at a second signal, requests under way
 //!    are abandoned and what is left goes to spill files.
 //! 5. The log is closed, if there is one: what it holds is delivered after the
-//!    next start.
+//!    next start. So is the store.
 //! 6. The server stops, and the balance is taken.
 //!
 //! If any of this hangs, a thread beside it ends the process two seconds after
 //! the deadline.
 
 use std::{
+    collections::HashSet,
     convert::Infallible,
     io,
     net::SocketAddr,
@@ -64,10 +65,11 @@ use crate::{
             log::LogKeys,
         },
     },
-    reasons::{Outcome, RefusalReason},
+    reasons::{Outcome, RefusalReason, STORE},
     refused::{RefusedDir, RefusedKeeper},
     sealing::{Kek, Sealing},
     shutdown::{DrainReport, Signals, Stop},
+    store::{OpenError, OpenStore},
     telemetry::{PrivacyMetrics, Telemetry, VERSION},
     time::Clock,
     watched::{self, Reload},
@@ -78,6 +80,7 @@ mod doors;
 mod edge;
 mod erasing;
 mod gauges;
+mod keeping;
 mod lanes;
 mod watch;
 mod watchdog;
@@ -115,8 +118,13 @@ pub enum StartError {
     #[error(transparent)]
     Provider(#[from] BuildError),
     /// There is nothing to deliver to.
-    #[error("no provider: ANALYTICS_PROVIDER is \"none\" and the program adds none")]
+    #[error(
+        "no provider: ANALYTICS_PROVIDER is \"none\", STORE_URL names no store, and the program adds none"
+    )]
     NoProvider,
+    /// The store cannot be opened without a person.
+    #[error(transparent)]
+    Store(#[from] OpenError),
     /// Two providers have the same name.
     #[error("two providers are named {0:?}, want each name once")]
     SameName(&'static str),
@@ -192,6 +200,7 @@ pub struct App {
     drain_timeout: Duration,
     lanes: Vec<LaneHandle>,
     spool: Option<RunningSpool>,
+    store: Option<OpenStore>,
     /// They look after what the log holds for providers that are not named.
     unnamed: JoinSet<()>,
     batch_worker: JoinHandle<()>,
@@ -212,7 +221,7 @@ impl App {
     /// Starts a relay to the vendors that the configuration names, and to
     /// providers of your own.
     pub async fn start_with(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Self, StartError> {
-        let providers = providers(config, own)?;
+        let mut providers = providers(config, own)?;
         let data_dir = &config.data_dir;
         let unusable = |source| StartError::DataDir { dir: data_dir.display().to_string(), source };
         let lock = DataDirLock::acquire(data_dir).map_err(unusable)?;
@@ -226,6 +235,8 @@ impl App {
         let stop = Stop::default();
         let (watch, ended) = StageWatch::new();
         let mut telemetry = Telemetry::new(clock.now_ms());
+        let store = keeping::open(config, &mut telemetry, &clock).await?;
+        providers.extend(store.iter().map(|store| (store.provider(), config.store_delivery())));
         let privacy = open_privacy(config, &providers, telemetry.privacy())?;
         let providers = guarded(providers, privacy.as_ref());
 
@@ -305,7 +316,8 @@ impl App {
         let statuses: Vec<_> = lanes.iter().map(|lane| lane.status.clone()).collect();
         let spool_status = spool.as_ref().map(|spool| spool.status.clone());
         let health = Health::new(stop.clone(), queue_in.clone(), statuses.clone(), spool_status.clone());
-        let health = Arc::new(health.with_list(suppressed.clone()).with_enricher(edge.enricher.clone()));
+        let health = health.with_list(suppressed.clone()).with_enricher(edge.enricher.clone());
+        let health = Arc::new(health.with_store(store.as_ref().map(|store| store.status.clone())));
         let ingest_metrics = telemetry.ingest();
         let messages_refused = admission.refusals(RefusalReason::ReceivingTooMuch).clone();
         let budget = ReceiveBudget::new(config.grpc.receive_bytes_max, messages_refused);
@@ -316,6 +328,9 @@ impl App {
         telemetry.gauge("relay_connections_max", move || gauges::to_i64(connections_max));
         gauges::of_queue(&mut telemetry, &queue_in, &stop);
         gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock, spool_status.as_ref());
+        if let Some(store) = &store {
+            gauges::of_store(&mut telemetry, &store.status, &lanes, &clock);
+        }
 
         let stop_servers = CancellationToken::new();
         let mut servers = JoinSet::new();
@@ -346,6 +361,10 @@ impl App {
                 ingest::http::server::serve(port, behind, &settings, names, refused, stopped).await;
             }));
         }
+        if let Some(store) = &store {
+            let kept = store.keep(data_dir, clock.clone(), config.enrich.time_zone.clone(), stop.clone());
+            servers.spawn(watch.over("store upkeep", kept));
+        }
         servers.spawn(watch.over("suspensions", suspensions.watch(switches)));
         if let Some(keeping) = edge.keep_salts(&clock) {
             servers.spawn(watch.over("salts of visitors", async { match keeping.await {} }));
@@ -373,6 +392,7 @@ impl App {
             drain_timeout: config.stop.drain_timeout,
             lanes,
             spool,
+            store,
             unnamed,
             batch_worker,
             servers,
@@ -453,6 +473,7 @@ impl App {
         }
         watcher.abort();
         self.close_spool(deadline).await;
+        keeping::close(self.store.take(), deadline).await;
         self.edge.save().await;
 
         // Last, so that callers could be told until now.
@@ -595,10 +616,10 @@ fn providers(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Vec<Configu
         providers.push((provider, vendor.delivery));
     }
     providers.extend(own.into_iter().map(|provider| (provider, config.delivery)));
-    if providers.is_empty() {
+    if providers.is_empty() && !config.store.is_on() {
         return Err(StartError::NoProvider);
     }
-    let mut names = std::collections::HashSet::new();
+    let mut names: HashSet<&str> = config.store.is_on().then_some(STORE).into_iter().collect();
     match providers.iter().find(|(provider, _)| !names.insert(provider.name())) {
         Some((provider, _)) => Err(StartError::SameName(provider.name())),
         None => Ok(providers),

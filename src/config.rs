@@ -40,10 +40,12 @@ pub use crate::{
     sealing::settings::{NoKeys, SealingSettings},
     settings::{ConfigError, SETTINGS, SettingInfo, Shown, Source, known_names},
     shutdown::StopSettings,
+    store::settings::{StorePlace, StoreSettings},
     telemetry::LogSettings,
 };
 use crate::{
     queue::spool,
+    reasons::STORE,
     settings::{Reader, name_for},
 };
 
@@ -86,6 +88,8 @@ pub struct Config {
     pub pages: PageSettings,
     /// The log, and what an OK means.
     pub spool: SpoolConfig,
+    /// Where events are kept and asked about, if they are.
+    pub store: StoreSettings,
     /// Whether what is kept on disk is sealed.
     pub sealing: SealingSettings,
     /// Send nothing, show what would be sent.
@@ -179,6 +183,7 @@ impl Config {
         let mut spool = SpoolConfig::read(reader, &base_dir, delivery.spool_bytes_max);
         let data_dir = own_dir(base_dir, test_mode);
         spool.dir = own_dir(spool.dir, test_mode);
+        let store = StoreSettings::read(reader, test_mode);
         let sealing = SealingSettings::read(reader);
         let providers = providers(reader, test_mode);
         Self {
@@ -200,11 +205,25 @@ impl Config {
             privacy,
             pages,
             spool,
+            store,
             sealing,
             test_mode,
             shown: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+}
+
+impl Config {
+    /// The names of all providers that the settings name, in the order of their lanes.
+    pub(crate) fn provider_names(&self) -> impl Iterator<Item = &'static str> {
+        let vendors = self.providers.iter().map(|vendor| vendor.settings.vendor.name());
+        vendors.chain(self.store.is_on().then_some(STORE))
+    }
+
+    /// How events go to the store: in batches of its own, and else as to all.
+    pub(crate) fn store_delivery(&self) -> DeliveryConfig {
+        DeliveryConfig { batch: self.store.batch, ..self.delivery }
     }
 }
 

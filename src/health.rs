@@ -13,6 +13,7 @@ use crate::{
         spool::{SharedStatus, WhenFull},
     },
     shutdown::Stop,
+    store::status::StoreStatus,
 };
 
 /// Share of the queue's limits above which the relay calls itself degraded.
@@ -27,6 +28,7 @@ pub(crate) struct Health {
     spool: Option<Arc<SharedStatus>>,
     suppressed: Option<Arc<Suppressed>>,
     enricher: Option<Arc<Enricher>>,
+    store: Option<Arc<StoreStatus>>,
 }
 
 impl Health {
@@ -36,7 +38,7 @@ impl Health {
         lanes: Vec<Arc<LaneStatus>>,
         spool: Option<Arc<SharedStatus>>,
     ) -> Self {
-        Self { stop, queue, lanes, spool, suppressed: None, enricher: None }
+        Self { stop, queue, lanes, spool, suppressed: None, enricher: None, store: None }
     }
 
     /// Steps of enrichment that are switched off are told.
@@ -47,6 +49,11 @@ impl Health {
     /// The list of erased users is looked at too.
     pub(crate) fn with_list(self, suppressed: Arc<Suppressed>) -> Self {
         Self { suppressed: Some(suppressed), ..self }
+    }
+
+    /// A store that is damaged, or not open, is told.
+    pub(crate) fn with_store(self, store: Option<Arc<StoreStatus>>) -> Self {
+        Self { store, ..self }
     }
 
     /// `SERVING`, `DRAINING` or `DEGRADED: <why>`.
@@ -97,6 +104,7 @@ impl Health {
             .chain(unreadable)
             .chain(self.list_trouble())
             .chain(self.enrichment_trouble())
+            .chain(self.store.iter().flat_map(|store| store.troubles()))
             .chain(self.queue_trouble())
             .chain(self.spool_trouble())
             .chain(self.spool_backlogs())

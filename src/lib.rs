@@ -7,8 +7,9 @@
 //! ```text
 //!  ingest ──► admission ──► queue ──► batch worker ──┬─► lane ─► mixpanel
 //!    │ reply      │ refuse    │ bounded              ├─► lane ─► amplitude
-//!    ▼            ▼           │ (events and bytes)   └─► lane ─► segment
-//!  caller      outcome        │                           │  ▲
+//!    ▼            ▼           │ (events and bytes)   ├─► lane ─► segment
+//!  caller      outcome        │                      └─► lane ─► store
+//!                             │                           │  ▲
 //!                             │                           │  └ what it fell behind with
 //!                             ▼                           └─► dead letters, spill
 //!                       spool, if durable: a log that is written before the answer
@@ -47,6 +48,7 @@
 //! | add a metric | [`telemetry`] and the line that records it |
 //! | add a way for an event to end, or to be refused | [`reasons`] |
 //! | change the bytes of the log | `queue::spool::{frame, cursor}`, with a new version |
+//! | put the store elsewhere | a backend in the crate `store`, its arm in `store::front` |
 //! | put the queue elsewhere | a variant of `queue::Queue`, [`app`] |
 
 pub mod proto;
@@ -62,6 +64,8 @@ mod queue;
 mod batch_worker;
 
 mod delivery;
+
+pub mod store;
 
 pub mod ledger;
 pub mod reasons;

@@ -6,6 +6,9 @@ use std::{borrow::Cow, fmt};
 use analytics_relay_providers::{NotFor, Rejection, pii::RED_KEYS};
 use serde::{Deserialize, Serialize};
 
+/// The provider that keeps what vendors do not get.
+pub(crate) const STORE: &str = "store";
+
 /// Why an event is refused: the closed list of replies, logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum RefusalReason {

@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 80] = [
+pub const SETTINGS: [SettingInfo; 88] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -127,6 +127,14 @@ pub const SETTINGS: [SettingInfo; 80] = [
     setting("UA_REGEXES", ""),
     setting("UA_DEVICE", "class"),
     setting("BOT_LIST", ""),
+    setting("STORE_URL", ""),
+    setting("RETENTION_DAYS", ""),
+    setting("STORE_BATCH_SIZE", "1000"),
+    setting("STORE_FLUSH_INTERVAL_SECONDS", "1"),
+    setting("STORE_HOT_MAX_BYTES", "67108864"),
+    setting("STORE_IDS_MAX", "1000000"),
+    setting("STORE_QUESTIONS_MAX", "2"),
+    setting("STORE_QUESTION_TIMEOUT_SECONDS", "5"),
     setting("RELAY_KEK", ""),
     setting("RELAY_KEK_FILE", ""),
     setting("RELAY_KEK_COMMAND", ""),
@@ -425,9 +433,10 @@ pub(crate) fn name_for(vendor: Option<Vendor>, setting: &str) -> String {
 fn general(name: &str) -> &'static SettingInfo {
     let is_for = |info: &&SettingInfo| {
         let prefix = name.strip_suffix(info.name);
-        info.name == name || !info.providers.is_empty() && prefix.is_some_and(|prefix| prefix.ends_with('_'))
+        !info.providers.is_empty() && prefix.is_some_and(|prefix| prefix.ends_with('_'))
     };
-    SETTINGS.iter().find(is_for).expect("every setting that is read is in SETTINGS")
+    let own = SETTINGS.iter().find(|info| info.name == name);
+    own.or_else(|| SETTINGS.iter().find(is_for)).expect("every setting that is read is in SETTINGS")
 }
 
 /// Names of all variables, those for one provider included.

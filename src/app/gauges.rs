@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
+use analytics_relay_store::sqlite::Stats;
+
 use super::lanes::LaneHandle;
 use crate::{
     batch_worker::Gathering,
@@ -12,7 +14,9 @@ use crate::{
         memory::QueueSender,
         spool::{CursorStatus, SharedStatus, Spool},
     },
+    reasons::STORE,
     shutdown::Stop,
+    store::status::StoreStatus,
     telemetry::{Probe, Telemetry},
     time::Clock,
 };
@@ -117,6 +121,37 @@ pub(super) fn of_lanes(
         (status.provider, Box::new(move || status.state().name()))
     };
     telemetry.provider_states(&ProviderState::NAMES, lanes.iter().map(state).collect());
+}
+
+/// The store: what is in it, and how far it is behind.
+pub(super) fn of_store(
+    telemetry: &mut Telemetry,
+    status: &Arc<StoreStatus>,
+    lanes: &[LaneHandle],
+    clock: &Clock,
+) {
+    let live = |value: fn(&Stats) -> u64| {
+        let status = status.clone();
+        move || to_i64(value(&status.stats()))
+    };
+    telemetry.gauge("relay_store_events", live(|stats| stats.events));
+    telemetry.gauge("relay_store_hot_events", live(|stats| stats.hot_events));
+    telemetry.gauge("relay_store_blocks", live(|stats| stats.blocks));
+    telemetry.gauge("relay_store_file_bytes", live(|stats| stats.file_bytes));
+    telemetry.gauge("relay_store_free_bytes", live(|stats| stats.free_bytes));
+    telemetry.gauge("relay_store_damaged", live(|stats| stats.damaged_batches + stats.damaged_reads));
+    telemetry.gauge("relay_store_blocks_failed", live(|stats| stats.seals_failed));
+    let (open, aside) = (status.clone(), status.clone());
+    telemetry.gauge("relay_store_open", move || i64::from(open.is_open()));
+    telemetry.gauge("relay_store_set_aside", move || i64::from(aside.is_set_aside()));
+    if let Some(lane) = lanes.iter().find(|lane| lane.status.provider == STORE) {
+        let (kept, clock) = (status.clone(), clock.clone());
+        let (ledger, lane) = (lane.ledger.clone(), lane.status.clone());
+        telemetry.gauge("relay_store_lag_seconds", move || {
+            let is_behind = in_flight(&ledger) > 0;
+            kept.lag_ms(is_behind, lane.oldest_accepted_ms(), clock.now_ms()) / 1000
+        });
+    }
 }
 
 fn of_status(lane: &LaneHandle, value: fn(&LaneStatus) -> usize) -> Probe<i64> {

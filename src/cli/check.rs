@@ -14,6 +14,7 @@ use crate::{
     enrich::{geo::Geo, page::Pages, senders::Agents},
     ingest::tls::Tls,
     sealing::Kek,
+    store,
 };
 
 /// Longest time for one provider: more than its own limits add up to.
@@ -47,14 +48,14 @@ pub(super) fn check(config: Result<Config, ConfigError>) -> anyhow::Result<Confi
 /// Tries the way to each provider, all at once, and prints each step.
 pub(super) async fn connect(config: Config) -> anyhow::Result<ExitCode> {
     ensure!(!config.test_mode, "TEST_MODE=true: nothing is sent, so there is nothing to connect to");
-    if config.providers.is_empty() {
+    if config.provider_names().next().is_none() {
         println!("no provider is named: nothing to connect to");
         return Ok(ExitCode::SUCCESS);
     }
     let tries = join_all(config.providers.iter().map(try_provider)).await;
+    let of_store = config.store.is_on().then(|| store::look(&config.store, &config.data_dir));
     let mut failed = 0;
-    for (provider, steps) in config.providers.iter().zip(tries) {
-        let name = provider.settings.vendor.name();
+    for (name, steps) in config.provider_names().zip(tries.into_iter().chain(of_store)) {
         for Step { what, finding, why } in steps {
             let how = match finding {
                 Finding::Ok => "ok",
@@ -83,7 +84,7 @@ async fn try_provider(provider: &ProviderConfig) -> Vec<Step> {
 
 /// Logs what differs from the defaults.
 pub(super) fn log(config: &Config) {
-    let providers: Vec<_> = config.providers.iter().map(|provider| provider.settings.vendor.name()).collect();
+    let providers: Vec<_> = config.provider_names().collect();
     let set: Vec<_> = config
         .shown
         .iter()

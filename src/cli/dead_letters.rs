@@ -9,14 +9,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use analytics_relay_providers::{EventId, registry};
+use analytics_relay_providers::{EventId, Provider, registry};
+use analytics_relay_store::sqlite;
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 
 use super::{DeleteArgs, Filter, ReplayArgs, keys, print_each, privacy::open as open_privacy};
 use crate::{
     app::lane_settings,
-    config::{Config, ProviderConfig, TEST_MODE_DIR},
+    config::{Config, DeliveryConfig, TEST_MODE_DIR},
     delivery::{
         dead_letter::{DeadLetter, DeadLetterDir, DeadLetterHead, ReplayedLog, Seen, Stored},
         replay::{ReplayReport, Sent, replay as replay_letters},
@@ -24,12 +25,13 @@ use crate::{
     files,
     letter_files::Letter,
     privacy::{Privacy, secret::DataSecret, suppression::Suppressed},
-    reasons::DeadLetterReason,
+    reasons::{DeadLetterReason, STORE},
     refused::RefusedDir,
     sealing::Sealing,
     shutdown::{self, Stop},
+    store::OpenStore,
     telemetry::{self, Telemetry},
-    time::rfc_3339,
+    time::{Clock, rfc_3339},
 };
 
 impl Filter {
@@ -319,16 +321,17 @@ pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<E
     // What is sent again obeys the rules of today.
     let privacy = open_privacy(&config)?;
     for name in names {
-        let vendor = config.providers.iter().find(|vendor| vendor.settings.vendor.name() == name);
-        let Some(vendor) = vendor else {
-            let why = "it is not among the vendors in ANALYTICS_PROVIDER";
+        let Some(to) = Recipient::open(&config, &name).await? else {
+            let why = "it is not among the vendors in ANALYTICS_PROVIDER, nor the store of STORE_URL";
             if args.filter.provider.is_some() {
                 bail!("{name}: {why}");
             }
             println!("{name:<12} skipped: {why}");
             continue;
         };
-        let report = replay_provider(&config, vendor, &args, (&sealing, privacy.as_ref()), &stop).await?;
+        let report = replay_provider(&config, &to, &args, (&sealing, privacy.as_ref()), &stop).await;
+        to.close().await;
+        let report = report?;
         clean &=
             report.failed.is_empty() && report.left == 0 && report.unnoted == 0 && report.others.is_empty();
         print(&name, &report);
@@ -337,15 +340,55 @@ pub(super) async fn replay(config: Config, args: ReplayArgs) -> anyhow::Result<E
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Who gets letters again.
+struct Recipient {
+    provider: Arc<dyn Provider>,
+    delivery: DeliveryConfig,
+    /// If it is that.
+    store: Option<OpenStore>,
+}
+
+impl Recipient {
+    /// Nothing if the settings name none of that name. The store is opened, which it cannot be
+    /// while a relay has it open.
+    async fn open(config: &Config, name: &str) -> anyhow::Result<Option<Self>> {
+        let vendor = config.providers.iter().find(|vendor| vendor.settings.vendor.name() == name);
+        if let Some(vendor) = vendor {
+            let (provider, delivery) = (registry::build(&vendor.settings)?, vendor.delivery);
+            return Ok(Some(Self { provider, delivery, store: None }));
+        }
+        if name != STORE || !config.store.is_on() {
+            return Ok(None);
+        }
+        if config.store.file(&config.data_dir).is_some_and(|file| sqlite::is_in_use(&file)) {
+            bail!("{name}: a running relay has it open: stop that first; the letters stay as they are");
+        }
+        let (metrics, clock) = (Telemetry::new(0).store(), Clock::system());
+        let store = OpenStore::open(&config.store, &config.data_dir, metrics, clock).await?;
+        let (provider, delivery) = (store.provider(), config.store_delivery());
+        Ok(Some(Self { provider, delivery, store: Some(store) }))
+    }
+
+    /// The store goes by when identifies were sent, not by when they come.
+    fn takes_any_order(&self) -> bool {
+        self.store.is_some()
+    }
+
+    async fn close(&self) {
+        if let Some(store) = &self.store {
+            store.close().await;
+        }
+    }
+}
+
 async fn replay_provider(
     config: &Config,
-    vendor: &ProviderConfig,
+    to: &Recipient,
     args: &ReplayArgs,
     (sealing, privacy): (&Sealing, Option<&Arc<Privacy>>),
     stop: &Stop,
 ) -> anyhow::Result<ReplayReport> {
-    let name = vendor.settings.vendor.name();
-    let provider = registry::build(&vendor.settings)?;
+    let (name, provider) = (to.provider.name(), to.provider.clone());
     let provider = match privacy {
         None => provider,
         Some(privacy) => privacy.guard(provider),
@@ -358,7 +401,7 @@ async fn replay_provider(
     let log = Arc::new(Mutex::new(dir.open_replayed().with_context(|| format!("{name}: cannot replay"))?));
     let metrics = Telemetry::new(0).lanes();
     // A file is a bounded part of all letters, and all of it has to fit.
-    let mut settings = lane_settings(config, vendor.delivery);
+    let mut settings = lane_settings(config, to.delivery);
     settings.capacity.events_max = usize::MAX;
     settings.capacity.bytes_max = usize::MAX;
 
@@ -374,7 +417,8 @@ async fn replay_provider(
         let mut asked: Vec<_> =
             stored.letters.into_iter().filter(|letter| args.filter.takes(&letter.head())).collect();
         total.erased += asked.extract_if(.., |letter| suppressed.covers_event(&letter.event)).count() as u64;
-        let (letters, skipped): (Vec<_>, Vec<_>) = asked.into_iter().partition(|letter| args.sends(letter));
+        let (letters, skipped): (Vec<_>, Vec<_>) =
+            asked.into_iter().partition(|letter| to.takes_any_order() || args.sends(letter));
         total.skipped += skipped.len() as u64;
         if letters.is_empty() {
             continue;

@@ -28,12 +28,19 @@ use crate::{
     queue::Durability,
     refused::{RefusedDir, RefusedItem},
     sealing::Sealing,
-    time::rfc_3339,
+    store::{
+        self, OpenStore,
+        erasures::{Erased, Erasure, Erasures},
+    },
+    telemetry::StoreMetrics,
+    time::{Clock, rfc_3339},
 };
 
 /// How long a running relay has to say that it keeps to the list: requests under way may
 /// take their whole time.
 const CONFIRM_TIME: Duration = Duration::from_secs(30);
+/// A large store is rewritten in part.
+const STORE_TIME: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The user is suppressed, and no running relay has said so in time.
 const UNCONFIRMED: u8 = 2;
@@ -99,6 +106,7 @@ pub(super) fn erase(config: &Config, args: &EraseArgs) -> anyhow::Result<ExitCod
     let replays = erasing.letters(data_dir)?;
     erasing.refused(data_dir)?;
     erasing.spilled(data_dir)?;
+    let is_gone_from_store = erasing.stored(config, data_dir)?;
     tell_of_log(config);
     println!("what providers have is theirs to erase: ask each of them");
     for provider in &replays {
@@ -109,7 +117,7 @@ pub(super) fn erase(config: &Config, args: &EraseArgs) -> anyhow::Result<ExitCod
     for left in &erasing.left {
         println!("not judged: {left}");
     }
-    let is_whole = confirmed && replays.is_empty() && erasing.left.is_empty();
+    let is_whole = confirmed && is_gone_from_store && replays.is_empty() && erasing.left.is_empty();
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::from(UNCONFIRMED) })
 }
 
@@ -176,6 +184,48 @@ impl Erasing<'_> {
         Ok(())
     }
 
+    /// Asks whoever has the store open, or opens it. False if it is not done in time: it stays
+    /// asked.
+    fn stored(&mut self, config: &Config, data_dir: &Path) -> anyhow::Result<bool> {
+        if !config.store.is_on() {
+            println!("the store: none (STORE_URL)");
+            return Ok(true);
+        }
+        if let Some(file) = config.store.file(data_dir) {
+            for path in store::set_aside(&file).with_context(|| file.display().to_string())? {
+                self.left.push(format!("{}: a damaged store that was set aside", path.display()));
+            }
+            if !file.exists() {
+                println!("the store: nothing is in it yet");
+                return Ok(true);
+            }
+        }
+        let erasures = Erasures::new(data_dir);
+        let asked = erasures.ask(&Erasure {
+            user_ids: self.ids.user_ids.clone(),
+            anonymous_ids: self.ids.anonymous_ids.clone(),
+        })?;
+        let until = Instant::now() + STORE_TIME;
+        loop {
+            if let Some(Erased { events, facts }) = erasures.outcome(&asked)? {
+                println!("the store: events deleted: {events}, facts about who is who: {facts}");
+                return Ok(true);
+            }
+            if Instant::now() > until {
+                println!(
+                    "the store: they are not deleted within {} s; it is done as soon as a relay has it open: \
+                     see its log",
+                    STORE_TIME.as_secs()
+                );
+                return Ok(false);
+            }
+            match DataDirLock::acquire(data_dir) {
+                Ok(_nobody_runs) => work_off(config, data_dir, &erasures)?,
+                Err(_) => thread::sleep(LOOK_AGAIN),
+            }
+        }
+    }
+
     /// One file after the other, also if one cannot be rewritten; how many there were.
     fn files<L: Letter>(&mut self, paths: Vec<PathBuf>, is_theirs: impl Fn(&L) -> bool) -> usize {
         let mut deleted = 0;
@@ -200,6 +250,19 @@ impl Erasing<'_> {
         }
         deleted
     }
+}
+
+/// Does what is asked of the store while no relay runs.
+fn work_off(config: &Config, data_dir: &Path, erasures: &Erasures) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (metrics, clock) = (StoreMetrics::default(), Clock::system());
+        let store = OpenStore::open(&config.store, data_dir, metrics, clock).await?;
+        let done = erasures.work_off(&*store.store).await;
+        store.close().await;
+        done.map(|_| ())
+            .context("the store: they are not deleted yet; it stays asked, and the next relay does it")
+    })
 }
 
 /// Until when bytes of the user may stand in the log, whose frames are never rewritten.

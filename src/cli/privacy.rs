@@ -52,7 +52,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Option<Arc<Privacy>>> {
 
 /// A program of which the relay is a part may have providers that no command knows.
 fn rules(config: &Config) -> anyhow::Result<Option<Arc<Privacy>>> {
-    let names = Named::at_least(config.providers.iter().map(|it| it.settings.vendor.name()));
+    let names = Named::at_least(config.provider_names());
     Ok(Privacy::open(&config.privacy, names, PrivacyMetrics::default())?)
 }
 
@@ -79,8 +79,8 @@ fn show(
     let logged = privacy.map(|privacy| privacy.preview_log(event));
     let event = show_done(out, logged, event)?;
     writeln!(out, "  {}", json(&String::from_utf8_lossy(&event.to_json())))?;
-    for provider in &config.providers {
-        let name = provider.settings.vendor.name();
+    let vendors = config.providers.iter().map(Some).chain([None]);
+    for (name, vendor) in config.provider_names().zip(vendors) {
         writeln!(out, "{name}")?;
         if let Some(why) = event.why_not_for(name) {
             writeln!(out, "  gets nothing: {}", why.name())?;
@@ -88,7 +88,10 @@ fn show(
         }
         let left = privacy.map(|privacy| privacy.preview_for(name, &event));
         let left = show_done(out, left, &event)?;
-        show_request(out, provider, &left, now_ms)?;
+        match vendor {
+            Some(vendor) => show_request(out, vendor, &left, now_ms)?,
+            None => writeln!(out, "  keeps {}", json(&String::from_utf8_lossy(&left.to_json())))?,
+        }
     }
     Ok(())
 }
@@ -143,7 +146,7 @@ fn read_event(config: &Config, path: &Path, now_ms: i64) -> anyhow::Result<Event
         }
         return Ok(event);
     }
-    let providers: Vec<_> = config.providers.iter().map(|it| it.settings.vendor.name()).collect();
+    let providers: Vec<_> = config.provider_names().collect();
     let shaping = Shaping { ip_policy: config.ip_policy, ..Shaping::default() };
     let read = read_message(&text, &providers, now_ms, |draft| admission::event_of(draft, &shaping, now_ms));
     match read {

@@ -9,7 +9,10 @@ use analytics_relay_providers::{
     view::{GroupType, View, ViewName},
 };
 
-use crate::settings::{Reader, name_for};
+use crate::{
+    reasons::STORE,
+    settings::{Reader, name_for},
+};
 
 /// How pages, screens and groups look to who has none.
 const VIEW: [&str; 3] = ["PAGE_NAME", "SCREEN_NAME", "GROUP_TYPE"];
@@ -23,6 +26,9 @@ pub(super) fn named(reader: &mut Reader) -> Vec<Vendor> {
         match Vendor::from_name(&name.to_ascii_lowercase()) {
             Some(vendor) if vendors.contains(&vendor) => reader.wrong(SETTING, name, "each provider once"),
             Some(vendor) => vendors.push(vendor),
+            None if name.eq_ignore_ascii_case(STORE) => {
+                reader.wrong(SETTING, name, "vendors alone: STORE_URL names the store");
+            }
             None => {
                 let known = Vendor::ALL.map(Vendor::name).join(", ");
                 reader.wrong(SETTING, name, &format!("none, or some of {known}"));

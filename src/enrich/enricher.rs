@@ -33,14 +33,16 @@ use super::{
     told::Told,
     visitor::{Seen, Visitors},
 };
-use crate::{reasons::Step, telemetry::EnrichMetrics, watched::Reload};
+use crate::{
+    reasons::{STORE, Step},
+    telemetry::EnrichMetrics,
+    watched::Reload,
+};
 
 /// After so many panics a step is switched off.
 const PANICS_MAX: u32 = 10;
 /// The version of what is written.
 const VERSION: u32 = 1;
-/// The provider that keeps what vendors do not get.
-const STORE: &str = "store";
 
 /// What was found out about an event, and is to become part of it.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -70,6 +70,11 @@ pub enum NoKeys {
 }
 
 impl SealingSettings {
+    /// True if keys are named.
+    pub(crate) fn is_on(&self) -> bool {
+        self.source.is_some()
+    }
+
     pub(crate) fn read(reader: &mut Reader) -> Self {
         let [text, file, command] = [reader.secret(TEXT), reader.text(FILE), reader.secret(COMMAND)];
         let set = [(TEXT, &text), (FILE, &file), (COMMAND, &command)];

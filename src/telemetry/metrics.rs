@@ -42,7 +42,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 70] = [
+pub const METRICS: [MetricInfo; 83] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -333,6 +333,54 @@ pub const METRICS: [MetricInfo; 70] = [
         "0 or 1",
         "1 for the state the spool is in: writing, full (events are refused) or failed (the disk fails, events are refused)",
     ),
+    metric("relay_store_open", "", "0 or 1", "1 while the store is open"),
+    metric("relay_store_events", "", "events", "Events in the store"),
+    metric("relay_store_hot_events", "", "events", "Those of them that are in no block yet"),
+    metric("relay_store_blocks", "", "blocks", "Blocks of the embedded store"),
+    metric("relay_store_file_bytes", "", "bytes", "Bytes of the embedded store's file, without its log"),
+    metric("relay_store_free_bytes", "", "bytes", "Those of them that are used again before the file grows"),
+    metric(
+        "relay_store_lag_seconds",
+        "",
+        "seconds",
+        "How far the newest event in the store is behind now, while events are accepted that it has not got",
+    ),
+    metric(
+        "relay_store_append_duration_seconds",
+        "",
+        "seconds",
+        "Time of keeping a batch, from handing it over to its commit",
+    ),
+    metric(
+        "relay_store_question_duration_seconds",
+        "question",
+        "seconds",
+        "Time of a question to the store, from asking to the answer",
+    ),
+    metric(
+        "relay_store_duplicates_total",
+        "",
+        "events",
+        "Events that the store had already, by their ids: they count as delivered",
+    ),
+    metric(
+        "relay_store_damaged",
+        "",
+        "reads",
+        "Batches and reads of blocks that were damaged since the start: what they hold is in no figure",
+    ),
+    metric(
+        "relay_store_set_aside",
+        "",
+        "0 or 1",
+        "1 if the file was damaged at the start, and was set aside",
+    ),
+    metric(
+        "relay_store_blocks_failed",
+        "",
+        "blocks",
+        "Blocks that could not be written since the start: their events stay as they came for now",
+    ),
 ];
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -490,6 +538,16 @@ impl Telemetry {
             duplicate_risk: self.register("relay_duplicate_risk_total"),
             delivery: self.register_as("relay_delivery_duration_seconds", Family::new_with_constructor(slow)),
             request: self.register_as("relay_request_duration_seconds", Family::new_with_constructor(slow)),
+        }
+    }
+
+    /// Registers what is counted of the store.
+    pub(crate) fn store(&mut self) -> StoreMetrics {
+        StoreMetrics {
+            append: self.register_as("relay_store_append_duration_seconds", fast()),
+            questions: self
+                .register_as("relay_store_question_duration_seconds", Family::new_with_constructor(slow)),
+            duplicates: self.register("relay_store_duplicates_total"),
         }
     }
 
@@ -747,6 +805,27 @@ impl SpoolMetrics {
 impl Default for SpoolMetrics {
     fn default() -> Self {
         Telemetry::new(0).spool(Counter::default())
+    }
+}
+
+/// What is counted of the store.
+#[derive(Debug, Clone)]
+pub(crate) struct StoreMetrics {
+    pub(crate) append: Histogram,
+    questions: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    pub(crate) duplicates: Counter,
+}
+
+impl StoreMetrics {
+    /// The times of a question, whose name is of a closed list.
+    pub(crate) fn question(&self, question: &'static str) -> Histogram {
+        self.questions.get_or_create_owned(&[("question", question)])
+    }
+}
+
+impl Default for StoreMetrics {
+    fn default() -> Self {
+        Telemetry::new(0).store()
     }
 }
 

@@ -1,6 +1,7 @@
 //! A disk that is really full: the log on a small file system in memory.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::Write,
     path::Path,
@@ -9,11 +10,12 @@ use std::{
 };
 
 use analytics_relay::{proto::v1::Durability, providers::sandbox::Vendor};
+use analytics_relay_store::sqlite;
 use tokio::time::sleep;
 use tonic::Code;
 
 use crate::{
-    harness::{eventually, not_run},
+    harness::{Observer, eventually, not_run, taken},
     oracle::{Answer, Draft, Oracle},
     relays::{Figures, Mount, all, durable, fault, is_apart, is_long, settle},
 };
@@ -99,4 +101,65 @@ async fn a_full_disk_refuses_and_is_used_again_without_a_restart() {
         took[took.len() - 1],
         figures.text()
     );
+}
+
+/// The store's disk is another one than the log's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_of_the_store_is_nobody_elses_trouble_and_heals() {
+    if !is_apart("disk_full::a_full_disk_of_the_store_is_nobody_elses_trouble_and_heals") {
+        return;
+    }
+    let mut setup = durable("written").await;
+    let dir = setup.data.path().join("disk");
+    fs::create_dir(&dir).unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=4M,mode=700", "tmpfs"]).arg(&dir);
+    let Some(_mounted) = Mount::with(mount, &dir) else {
+        return not_run("a file system in memory: the right to mount one");
+    };
+    let (file, filler) = (dir.join("store.db"), dir.join("filler"));
+    setup.set("STORE_URL", &format!("sqlite:{}", file.display())).set("ANALYTICS_PROVIDER", "segment");
+    setup.set("STORE_FLUSH_INTERVAL_SECONDS", "0.02");
+    let (mut observer, mut figures) = (Observer::default(), Figures::default());
+    let relay = figures.start(&setup).await;
+    observer.tracks(&mut relay.client(), 50).await;
+    relay.metric_is("relay_spool_backlog_events", &["\"store\""], 0.0).await;
+
+    // In the middle of a run: nobody is refused, and the vendor gets everything.
+    fill(&filler);
+    observer.tracks(&mut relay.client(), 300).await;
+    taken(&setup, Vendor::Segment, 350).await;
+    relay.metric_is("relay_provider_state", &["\"store\"", "\"failing\""], 1.0).await;
+    let health = relay.page("/healthz").await.1;
+    assert!(
+        health.contains("store does not take events: unavailable") || health.contains("full"),
+        "{health}"
+    );
+    assert_eq!(relay.page("/readyz").await.0, 200);
+    fs::remove_file(&filler).unwrap();
+    relay.metric_is("relay_spool_backlog_events", &["\"store\""], 0.0).await;
+    relay.metric_is("relay_provider_state", &["\"store\"", "\"sending\""], 1.0).await;
+
+    // And at a start, after a kill in the middle of it.
+    fill(&filler);
+    observer.tracks(&mut relay.client(), 50).await;
+    figures.kill(relay).await;
+    let relay = figures.start(&setup).await;
+    observer.tracks(&mut relay.client(), 50).await;
+    taken(&setup, Vendor::Segment, 450).await;
+    fs::remove_file(&filler).unwrap();
+    relay.metric_is("relay_spool_backlog_events", &["\"store\""], 0.0).await;
+    let ended = figures.terminate(relay).await;
+    assert_eq!(ended.code, 0, "{:#?}", ended.logs);
+
+    let mut out = Vec::new();
+    let (events, damaged) = sqlite::export(&file, None, &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let id = |line: &str| {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        event["id"].as_str().unwrap().to_owned()
+    };
+    let ids: HashSet<String> = text.lines().map(id).collect();
+    assert_eq!((events, damaged), (450, 0));
+    assert_eq!(ids, observer.accepted, "each once");
 }

@@ -354,11 +354,16 @@ impl Relay {
 impl Ended {
     /// A provider's balance as the relay printed it.
     pub(crate) fn balance(&self, vendor: Vendor) -> Balance {
+        self.balance_of(vendor.name())
+    }
+
+    /// The same of a provider that is no vendor.
+    pub(crate) fn balance_of(&self, provider: &str) -> Balance {
         let line = self
             .logs
             .iter()
-            .find(|line| line["message"] == "balance" && line["provider"] == vendor.name())
-            .unwrap_or_else(|| panic!("no balance of {} in {:#?}", vendor.name(), self.logs));
+            .find(|line| line["message"] == "balance" && line["provider"] == provider)
+            .unwrap_or_else(|| panic!("no balance of {provider} in {:#?}", self.logs));
         let number = |field: &str| line[field].as_u64().unwrap();
         Balance {
             accepted: number("accepted"),

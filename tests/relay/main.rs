@@ -36,6 +36,7 @@ mod sealing;
 mod secrets;
 mod sigterm;
 mod spool_commands;
+mod store;
 mod test_mode;
 mod tls;
 mod trouble;

@@ -70,6 +70,7 @@ use facts::FactTables;
 use snapshot::{Env, OwnerCache, Snapshot};
 use writer::{Closed, Writer};
 
+pub use schema::is_in_use;
 pub use upkeep::{CheckReport, ImportReport, backup, check, export};
 
 /// Batches that wait for the writer.

@@ -1,7 +1,7 @@
 //! The file: its tables, how it is opened, and what becomes of one that is damaged.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -107,6 +107,12 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         StoreError::Unavailable(format!("{}: another process writes to it: {error}", path.display()))
     })?;
     Ok(file)
+}
+
+/// True while some process, this one too, has a file open for writing. Changes nothing.
+pub fn is_in_use(path: &Path) -> bool {
+    let lock = File::options().write(true).open(beside(path, "lock"));
+    lock.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 /// A file beside the store's.

@@ -1,0 +1,397 @@
+//! The store as the rest of the relay has it: it may not be open yet, hides what is older
+//! than its retention, and has its times measured.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use analytics_relay_providers::Event;
+use analytics_relay_store::{
+    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, NamedPoint,
+    NewVisitors, PageRow, Point, Realtime, Scope, SessionRow, Store, StoreError, Subject, Summary,
+    TenantScope, ValueRow, sqlite, sqlite::SqliteStore,
+};
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use thiserror::Error;
+use tokio::{task::spawn_blocking, time::Instant};
+
+use super::{
+    settings::{StorePlace, StoreSettings},
+    status::StoreStatus,
+};
+use crate::{files, telemetry::StoreMetrics, time::Clock};
+
+/// Why the store is not open, named for what the relay does about it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum OpenError {
+    /// It will not be open by itself: the relay does not start.
+    #[error("STORE_URL: {0}")]
+    Wrong(String),
+    /// The disk is full or fails: the relay starts, what the store is to get waits, and it is
+    /// tried again.
+    #[error("the store cannot be opened now: {0}")]
+    NotNow(String),
+}
+
+/// A store that is open.
+#[derive(Clone)]
+struct Opened {
+    store: Arc<dyn Store>,
+    embedded: Option<SqliteStore>,
+}
+
+/// See the module.
+pub(crate) struct Front {
+    settings: StoreSettings,
+    data_dir: PathBuf,
+    opened: ArcSwapOption<Opened>,
+    metrics: StoreMetrics,
+    status: Arc<StoreStatus>,
+    clock: Clock,
+}
+
+impl Front {
+    pub(super) fn new(settings: StoreSettings, data_dir: &Path, metrics: StoreMetrics, clock: Clock) -> Self {
+        Self {
+            settings,
+            data_dir: data_dir.to_owned(),
+            opened: ArcSwapOption::empty(),
+            metrics,
+            status: Arc::default(),
+            clock,
+        }
+    }
+
+    pub(super) fn status(&self) -> &Arc<StoreStatus> {
+        &self.status
+    }
+
+    pub(super) fn settings(&self) -> &StoreSettings {
+        &self.settings
+    }
+
+    pub(super) fn metrics(&self) -> &StoreMetrics {
+        &self.metrics
+    }
+
+    /// The embedded store, if it is that, and open.
+    pub(super) fn embedded(&self) -> Option<SqliteStore> {
+        self.opened.load().as_ref().and_then(|opened| opened.embedded.clone())
+    }
+
+    /// Opens it, unless it is open.
+    pub(super) async fn open(&self) -> Result<(), OpenError> {
+        if self.opened.load().is_some() {
+            return Ok(());
+        }
+        let opened = open(&self.settings, &self.data_dir).await.inspect_err(|error| {
+            self.status.cannot_open(&error.to_string());
+        })?;
+        let aside = opened.embedded.as_ref().and_then(|embedded| embedded.set_aside().map(Path::to_owned));
+        self.status.opened(aside);
+        self.opened.store(Some(Arc::new(opened)));
+        Ok(())
+    }
+
+    /// Commits what is under way, and ends. Calls that come later fail.
+    pub(super) async fn close(&self) {
+        if let Some(embedded) = self.embedded() {
+            embedded.close().await;
+        }
+    }
+
+    fn store(&self) -> Result<Arc<dyn Store>, StoreError> {
+        let opened = self.opened.load();
+        let opened =
+            opened.as_ref().ok_or_else(|| StoreError::Unavailable("it is not open yet".to_owned()))?;
+        Ok(opened.store.clone())
+    }
+
+    /// What of a scope is young enough to be seen.
+    fn seen(&self, scope: &Scope) -> Scope {
+        let mut range = scope.range_ms.clone();
+        if let Some(from_ms) = self.kept_from_ms().filter(|from_ms| *from_ms > range.start) {
+            // A range that is malformed stays so.
+            range.start = from_ms.min(range.end).max(range.start);
+        }
+        scope.over(range)
+    }
+
+    /// Since when events are kept, if not for ever.
+    pub(super) fn kept_from_ms(&self) -> Option<i64> {
+        let retention = i64::try_from(self.settings.retention?.as_millis()).unwrap_or(i64::MAX);
+        Some(self.clock.now_ms().saturating_sub(retention))
+    }
+
+    /// Measures an answer under a name of a closed list.
+    async fn timed<T>(
+        &self,
+        question: &'static str,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        let answer = answer.await;
+        self.metrics.question(question).observe(started.elapsed().as_secs_f64());
+        answer
+    }
+}
+
+async fn open(settings: &StoreSettings, data_dir: &Path) -> Result<Opened, OpenError> {
+    match &settings.place {
+        StorePlace::Nowhere => Err(OpenError::Wrong("got none, want a store".to_owned())),
+        StorePlace::File(path) => {
+            let settings = settings.embedded(&data_dir.join(path));
+            let opening = spawn_blocking(move || open_embedded(settings));
+            let embedded =
+                opening.await.map_err(|error| OpenError::NotNow(format!("a defect: {error}")))??;
+            Ok(Opened { store: Arc::new(embedded.clone()), embedded: Some(embedded) })
+        }
+        StorePlace::Postgres(_) => Err(OpenError::Wrong(
+            "got postgres://***, want sqlite:<file>: this relay is built without the store in PostgreSQL"
+                .to_owned(),
+        )),
+    }
+}
+
+fn open_embedded(settings: sqlite::Settings) -> Result<SqliteStore, OpenError> {
+    let path = settings.path.clone();
+    let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    prepare(&path).map_err(|error| match error.kind() {
+        ErrorKind::PermissionDenied
+        | ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory
+        | ErrorKind::AlreadyExists => OpenError::Wrong(at(&error)),
+        _ => OpenError::NotNow(at(&error)),
+    })?;
+    SqliteStore::open(settings).map_err(|error| match error {
+        _ if sqlite::is_in_use(&path) => {
+            OpenError::Wrong(at(&"another process has it open, want one that is this relay's alone"))
+        }
+        StoreError::Invalid { .. } => OpenError::Wrong(at(&error)),
+        error => OpenError::NotNow(at(&error)),
+    })
+}
+
+/// Makes the file for us alone; what SQLite puts beside it is made as it is.
+fn prepare(path: &Path) -> io::Result<()> {
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        files::create_dir(dir)?;
+    }
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Err(ErrorKind::IsADirectory.into()),
+        Err(error) if error.kind() == ErrorKind::NotFound => files::create_file(path).map(|_| ()),
+        found => found.map(|_| ()),
+    }
+}
+
+#[async_trait]
+impl Store for Front {
+    async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
+        let (store, started) = (self.store()?, Instant::now());
+        let appended = store.append(batch).await;
+        self.metrics.append.observe(started.elapsed().as_secs_f64());
+        appended
+    }
+
+    async fn counts(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<CountPoint>, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("counts", store.counts(&scope, bucket, zone)).await
+    }
+
+    async fn summary(&self, scope: &Scope) -> Result<Summary, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("summary", store.summary(&scope)).await
+    }
+
+    async fn series(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<Point>, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("series", store.series(&scope, bucket, zone)).await
+    }
+
+    async fn series_by_name(
+        &self,
+        scope: &Scope,
+        bucket: Bucket,
+        zone: &str,
+    ) -> Result<Vec<NamedPoint>, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("series_by_name", store.series_by_name(&scope, bucket, zone)).await
+    }
+
+    async fn breakdown(
+        &self,
+        scope: &Scope,
+        by: &Field,
+        limit: usize,
+    ) -> Result<Breakdown<ValueRow>, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("breakdown", store.breakdown(&scope, by, limit)).await
+    }
+
+    async fn sessions_by(
+        &self,
+        scope: &Scope,
+        by: &Field,
+        limit: usize,
+    ) -> Result<Breakdown<SessionRow>, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("sessions_by", store.sessions_by(&scope, by, limit)).await
+    }
+
+    async fn pages(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PageRow>, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("pages", store.pages(&scope, limit)).await
+    }
+
+    async fn funnel(&self, scope: &Scope, funnel: &Funnel) -> Result<FunnelAnswer, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("funnel", store.funnel(&scope, funnel)).await
+    }
+
+    async fn realtime(&self, scope: &Scope, now_ms: i64) -> Result<Realtime, StoreError> {
+        let store = self.store()?;
+        self.timed("realtime", store.realtime(scope, now_ms)).await
+    }
+
+    async fn new_visitors(&self, scope: &Scope) -> Result<NewVisitors, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("new_visitors", store.new_visitors(&scope)).await
+    }
+
+    async fn recent(
+        &self,
+        scope: &Scope,
+        who: Option<&Subject>,
+        limit: usize,
+    ) -> Result<Vec<Event>, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("recent", store.recent(&scope, who, limit)).await
+    }
+
+    async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError> {
+        let store = self.store()?;
+        self.timed("identity", store.identity(of, who)).await
+    }
+
+    async fn link(
+        &self,
+        of: &TenantScope,
+        anonymous: &str,
+        user: &str,
+        joined: bool,
+    ) -> Result<(), StoreError> {
+        self.store()?.link(of, anonymous, user, joined).await
+    }
+
+    async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
+        self.store()?.erase(of, who).await
+    }
+
+    async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
+        self.store()?.retain(of, from_ms).await
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use analytics_relay_providers::{EventParts, event::EventId};
+
+    use super::*;
+    use crate::{config::Config, delivery::test_support::track};
+
+    pub(in crate::store) const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+    /// A front in a directory, by these settings, and the time that it believes in.
+    pub(in crate::store) fn front(dir: &Path, vars: &[(&str, &str)]) -> (Front, Arc<AtomicI64>) {
+        let own = [("ANALYTICS_PROVIDER", "none"), ("STORE_URL", "sqlite:")];
+        let config = Config::from_vars(own.iter().chain(vars).copied()).unwrap();
+        let now_ms = Arc::new(AtomicI64::new(1_767_225_600_000));
+        let shown = now_ms.clone();
+        let clock = Clock::from_fn(move || shown.load(Ordering::Relaxed));
+        (Front::new(config.store, dir, StoreMetrics::default(), clock), now_ms)
+    }
+
+    pub(in crate::store) fn event_at(user: &str, time_ms: i64) -> Event {
+        let event = crate::delivery::test_support::track_of("Order Placed", user);
+        Event::pack(&EventParts { id: EventId::assign(), time_ms, ..event.parts() })
+    }
+
+    pub(in crate::store) async fn events_in(front: &Front, range_ms: std::ops::Range<i64>) -> u64 {
+        front.summary(&Scope::new(TenantScope::tenant(""), range_ms)).await.unwrap().events
+    }
+
+    #[tokio::test]
+    async fn before_it_is_open_everything_is_unavailable_and_afterwards_nothing_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (front, _) = front(dir.path(), &[]);
+        let error = front.append(&[track("a")]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+        assert!(!front.status().is_open());
+        front.open().await.unwrap();
+        front.open().await.unwrap();
+        assert!(front.status().is_open());
+        assert_eq!(front.append(&[track("a")]).await.unwrap(), [Appended::New]);
+        front.close().await;
+        assert_eq!(front.append(&[track("a")]).await.unwrap_err(), StoreError::Closed);
+    }
+
+    #[tokio::test]
+    async fn the_file_is_ours_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (front, _) = front(dir.path(), &[("STORE_URL", "sqlite:deep/er/events.db")]);
+        front.open().await.unwrap();
+        front.append(&[track("a")]).await.unwrap();
+        for end in ["", "-wal"] {
+            let file = dir.path().join(format!("deep/er/events.db{end}"));
+            assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600, "{end}");
+        }
+        front.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_a_person_must_mend_is_told_from_what_passes() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = async |url: &str| front(dir.path(), &[("STORE_URL", url)]).0.open().await;
+        let wrong = |result, says: &str| match result {
+            Err(OpenError::Wrong(why)) => assert!(why.contains(says), "{why}"),
+            other => panic!("{other:?}"),
+        };
+        let (first, _) = front(dir.path(), &[]);
+        first.open().await.unwrap();
+        wrong(opened("sqlite:").await, "another process has it open");
+        wrong(opened("sqlite:store.db/x").await, "store.db/x");
+        fs::create_dir(dir.path().join("dir")).unwrap();
+        wrong(opened("sqlite:dir").await, "directory");
+        wrong(opened("postgres://user:canary@localhost/x").await, "without the store in PostgreSQL");
+        first.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_older_than_the_retention_is_not_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let (front, now) = front(dir.path(), &[("RETENTION_DAYS", "30")]);
+        front.open().await.unwrap();
+        let now_ms = now.load(Ordering::Relaxed);
+        let days_ago = |days: i64| now_ms - days * DAY_MS;
+        let batch = [event_at("a", days_ago(31)), event_at("a", days_ago(29)), event_at("a", days_ago(0))];
+        front.append(&batch).await.unwrap();
+        assert_eq!(events_in(&front, 0..now_ms + 1).await, 2);
+        assert_eq!(events_in(&front, days_ago(40)..days_ago(31) + 1).await, 0);
+        assert_eq!(events_in(&front, days_ago(29)..days_ago(28)).await, 1);
+        let everything = Scope::new(TenantScope::tenant(""), 0..now_ms + 1);
+        assert_eq!(front.recent(&everything, None, 10).await.unwrap().len(), 2);
+        now.fetch_add(2 * DAY_MS, Ordering::Relaxed);
+        assert_eq!(events_in(&front, 0..now_ms + 1).await, 1);
+        // A question that is malformed is not made a good one.
+        let malformed = Scope::new(TenantScope::tenant(""), 5..1);
+        assert!(matches!(front.summary(&malformed).await, Err(StoreError::Invalid { .. })));
+        front.close().await;
+    }
+}

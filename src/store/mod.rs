@@ -1,0 +1,163 @@
+//! The store as a part of the relay: what `STORE_URL` names, delivered to as a provider,
+//! asked through the trait [`Store`].
+//!
+//! ```text
+//!  batch worker ─► lane ─► provider ──┐
+//!                                     ├─► front ─► SQLite │ PostgreSQL
+//!  questions ────────────────────────┘     │
+//!  upkeep: open, count, erase, retain, tidy ┘
+//! ```
+//!
+//! A store that is down, slow or full costs its own lane and nobody else.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`settings`] | what the environment says |
+//! | [`front`] | opening, what is too old to be seen, times |
+//! | [`provider`] | events → the store |
+//! | [`erasures`] | users who are to be deleted |
+//! | [`upkeep`] | what is done beside |
+//! | [`status`] | what is known of it now |
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use analytics_relay_providers::{Provider, Step};
+use analytics_relay_store::{Store, sqlite, sqlite::SqliteStore};
+use jiff::tz::TimeZone;
+use tracing::{error, info};
+
+use crate::{shutdown::Stop, telemetry::StoreMetrics, time::Clock};
+
+pub(crate) mod erasures;
+mod front;
+mod provider;
+pub(crate) mod settings;
+pub(crate) mod status;
+mod upkeep;
+
+use front::Front;
+pub use front::OpenError;
+use settings::{StorePlace, StoreSettings};
+use status::StoreStatus;
+
+/// A store that is there, open or to be opened.
+#[derive(Clone)]
+pub(crate) struct OpenStore {
+    /// For whoever asks it.
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) status: Arc<StoreStatus>,
+    front: Arc<Front>,
+}
+
+impl std::fmt::Debug for OpenStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenStore").field("place", &self.front.settings().place).finish_non_exhaustive()
+    }
+}
+
+impl OpenStore {
+    /// Opens what the settings name. A store that cannot be opened now is opened later, by its
+    /// upkeep; one that cannot be without a person is an error.
+    pub(crate) async fn open(
+        settings: &StoreSettings,
+        data_dir: &Path,
+        metrics: StoreMetrics,
+        clock: Clock,
+    ) -> Result<Self, OpenError> {
+        let store = Self::of(Front::new(settings.clone(), data_dir, metrics, clock));
+        match store.front.open().await {
+            Ok(()) => {}
+            Err(OpenError::NotNow(why)) => {
+                error!(error = why, "the store cannot be opened now: what it is to get waits");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(store)
+    }
+
+    fn of(front: Front) -> Self {
+        let front = Arc::new(front);
+        Self { store: front.clone(), status: front.status().clone(), front }
+    }
+
+    /// The embedded store, for what is done with it beside questions; nothing while it is not
+    /// open, or is another one.
+    pub(crate) fn embedded(&self) -> Option<SqliteStore> {
+        self.front.embedded()
+    }
+
+    /// The store as a lane has it.
+    pub(crate) fn provider(&self) -> Arc<dyn Provider> {
+        let (store, status) = (self.store.clone(), self.status.clone());
+        Arc::new(provider::StoreProvider {
+            store,
+            status,
+            duplicates: self.front.metrics().duplicates.clone(),
+        })
+    }
+
+    /// Looks after it until the relay drains.
+    pub(crate) fn keep(
+        &self,
+        data_dir: &Path,
+        clock: Clock,
+        zone: TimeZone,
+        stop: Stop,
+    ) -> impl Future<Output = ()> + use<> {
+        let erasures = erasures::Erasures::new(data_dir);
+        upkeep::Upkeep { store: self.clone(), erasures, clock, zone, stop }.run()
+    }
+
+    /// Commits what is under way, and ends. Calls that come later fail.
+    pub(crate) async fn close(&self) {
+        self.front.close().await;
+        info!("the store is closed");
+    }
+}
+
+/// Looks where the store is, without opening it: another process may have it.
+pub(crate) fn look(settings: &StoreSettings, data_dir: &Path) -> Vec<Step> {
+    const FILE: &str = "file";
+    let Some(path) = settings.file(data_dir) else {
+        return match settings.place {
+            StorePlace::Postgres(_) => vec![Step::failed("store", "this relay is built without PostgreSQL")],
+            _ => Vec::new(),
+        };
+    };
+    let shown = path.display();
+    let step = match fs::OpenOptions::new().append(true).open(&path) {
+        Ok(_) if sqlite::is_in_use(&path) => Step::ok(FILE, format!("{shown} is open in another process")),
+        Ok(_) => Step::ok(FILE, format!("{shown} can be written")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Step::ok(FILE, format!("{shown} is not there yet: it is made at the start"))
+        }
+        Err(error) => Step::failed(FILE, format!("{shown}: {error}")),
+    };
+    vec![step]
+}
+
+/// Files beside the store that had to be set aside.
+pub(crate) fn set_aside(file: &Path) -> io::Result<Vec<PathBuf>> {
+    let (Some(dir), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else {
+        return Ok(Vec::new());
+    };
+    let prefix = format!("{name}-damaged-");
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| name.starts_with(&prefix)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
