@@ -45,10 +45,10 @@ use tracing::{error, info, warn};
 use crate::{
     admin,
     admission::Admission,
-    batch_worker::{self, BatchGroup, BatchRule, Gathering},
+    batch_worker::{self, Gathering},
     config::{Config, ConfigError, DeliveryConfig, NoKeys, SpoolConfig},
     delivery::{
-        LaneInbox, dead_letter::DeadLetterDir, lane::LaneStatus, spill::LoadError, suspension::Suspensions,
+        dead_letter::DeadLetterDir, lane::LaneStatus, spill::LoadError, suspension::Suspensions,
         unnamed::Unnamed,
     },
     enrich::{geo::GeoError, page::SourcesError},
@@ -265,24 +265,13 @@ impl App {
             suspended,
             suppressed: suppressed.clone(),
         };
-        let mut lanes = Vec::new();
-        let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
-        for (place, (provider, delivery)) in providers.into_iter().enumerate() {
-            let log = opened.as_ref().map(|spool| spool.lane_log(place));
-            let ledger = ledgers[place].clone();
-            let (inbox, lane) =
-                builder.build(provider, delivery, ledger, log).await.map_err(|error| match error {
-                    LoadError::File(source) => unusable(source),
-                    LoadError::Locked { path, locked } => {
-                        StartError::Locked { path: path.display().to_string(), locked: locked.to_string() }
-                    }
-                })?;
-            lanes.push(lane);
-            match groups.iter_mut().find(|(group, _)| *group == delivery.batch) {
-                Some((_, inboxes)) => inboxes.push(inbox),
-                None => groups.push((delivery.batch, vec![inbox])),
-            }
-        }
+        let (lanes, groups) =
+            builder.build_all(providers, &ledgers, opened.as_ref()).await.map_err(|error| match error {
+                LoadError::File(source) => unusable(source),
+                LoadError::Locked { path, locked } => {
+                    StartError::Locked { path: path.display().to_string(), locked: locked.to_string() }
+                }
+            })?;
         let unnamed = opened.as_ref().map(|spool| lanes::of_unnamed(&builder, spool)).unwrap_or_default();
         let (queue, spool) = match opened {
             None => (Queue::Memory(queue_in.clone(), accepted), None),
@@ -308,7 +297,6 @@ impl App {
         let looks_after = |unnamed: Unnamed| watch.over("unnamed provider", unnamed.run(stop.clone()));
         let unnamed = unnamed.into_iter().map(looks_after).collect();
 
-        let groups = groups.into_iter().map(|(rule, inboxes)| BatchGroup::new(rule, inboxes)).collect();
         let gathering = Gathering::default();
         let worker = batch_worker::run(queue_out, groups, gathering.clone(), stop.drain_token());
         let batch_worker = tokio::spawn(watch.over("batch worker", worker));

@@ -17,8 +17,9 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::watch::StageWatch;
+use super::{Configured, watch::StageWatch};
 use crate::{
+    batch_worker::{BatchGroup, BatchRule},
     config::{Config, DeliveryConfig},
     delivery::{
         Batch, LaneInbox,
@@ -77,8 +78,31 @@ pub(super) struct LaneHandle {
 }
 
 impl LaneBuilder<'_> {
+    /// Builds the lanes of all providers, in their order, and the batches that are gathered for
+    /// those of one rule together.
+    pub(super) async fn build_all(
+        &self,
+        providers: Vec<Configured>,
+        ledgers: &[Ledger],
+        spool: Option<&OpenedSpool>,
+    ) -> Result<(Vec<BuiltLane>, Vec<BatchGroup>), LoadError> {
+        let mut lanes = Vec::with_capacity(providers.len());
+        let mut groups: Vec<(BatchRule, Vec<LaneInbox>)> = Vec::new();
+        for (place, (provider, delivery)) in providers.into_iter().enumerate() {
+            let log = spool.map(|spool| spool.lane_log(place));
+            let (inbox, lane) = self.build(provider, delivery, ledgers[place].clone(), log).await?;
+            lanes.push(lane);
+            match groups.iter_mut().find(|(group, _)| *group == delivery.batch) {
+                Some((_, inboxes)) => inboxes.push(inbox),
+                None => groups.push((delivery.batch, vec![inbox])),
+            }
+        }
+        let groups = groups.into_iter().map(|(rule, inboxes)| BatchGroup::new(rule, inboxes)).collect();
+        Ok((lanes, groups))
+    }
+
     /// Builds a provider's lane, with what an earlier run has left.
-    pub(super) async fn build(
+    async fn build(
         &self,
         provider: Arc<dyn Provider>,
         delivery: DeliveryConfig,

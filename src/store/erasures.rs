@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(fs::metadata(&asked).unwrap().permissions().mode() & 0o777, 0o600);
         // Until the store is open it stays asked.
         assert!(erasures.work_off(&front).await.is_err());
-        assert_eq!(erasures.asked().unwrap(), [asked.clone()]);
+        assert_eq!(erasures.asked().unwrap(), std::slice::from_ref(&asked));
         assert_eq!(erasures.outcome(&asked).unwrap(), None);
 
         front.open().await.unwrap();

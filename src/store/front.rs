@@ -18,6 +18,7 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use thiserror::Error;
 use tokio::{task::spawn_blocking, time::Instant};
+use tracing::error;
 
 use super::{
     settings::{StorePlace, StoreSettings},
@@ -37,8 +38,14 @@ pub enum OpenError {
     NotNow(String),
 }
 
+impl OpenError {
+    fn why(&self) -> &str {
+        let (Self::Wrong(why) | Self::NotNow(why)) = self;
+        why
+    }
+}
+
 /// A store that is open.
-#[derive(Clone)]
 struct Opened {
     store: Arc<dyn Store>,
     embedded: Option<SqliteStore>,
@@ -83,14 +90,20 @@ impl Front {
         self.opened.load().as_ref().and_then(|opened| opened.embedded.clone())
     }
 
-    /// Opens it, unless it is open.
+    /// Opens it, unless it is open. Each new reason why it cannot be is told once.
     pub(super) async fn open(&self) -> Result<(), OpenError> {
         if self.opened.load().is_some() {
             return Ok(());
         }
-        let opened = open(&self.settings, &self.data_dir).await.inspect_err(|error| {
-            self.status.cannot_open(&error.to_string());
-        })?;
+        let opened = match open(&self.settings, &self.data_dir).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                if self.status.cannot_open(error.why()) {
+                    error!(error = error.why(), "the store cannot be opened now: what it is to get waits");
+                }
+                return Err(error);
+            }
+        };
         let aside = opened.embedded.as_ref().and_then(|embedded| embedded.set_aside().map(Path::to_owned));
         self.status.opened(aside);
         self.opened.store(Some(Arc::new(opened)));
@@ -390,7 +403,7 @@ pub(super) mod tests {
         now.fetch_add(2 * DAY_MS, Ordering::Relaxed);
         assert_eq!(events_in(&front, 0..now_ms + 1).await, 1);
         // A question that is malformed is not made a good one.
-        let malformed = Scope::new(TenantScope::tenant(""), 5..1);
+        let malformed = Scope::new(TenantScope::tenant(""), std::ops::Range { start: 5, end: 1 });
         assert!(matches!(front.summary(&malformed).await, Err(StoreError::Invalid { .. })));
         front.close().await;
     }

@@ -28,7 +28,7 @@ use std::{
 use analytics_relay_providers::{Provider, Step};
 use analytics_relay_store::{Store, sqlite, sqlite::SqliteStore};
 use jiff::tz::TimeZone;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::{shutdown::Stop, telemetry::StoreMetrics, time::Clock};
 
@@ -70,13 +70,9 @@ impl OpenStore {
     ) -> Result<Self, OpenError> {
         let store = Self::of(Front::new(settings.clone(), data_dir, metrics, clock));
         match store.front.open().await {
-            Ok(()) => {}
-            Err(OpenError::NotNow(why)) => {
-                error!(error = why, "the store cannot be opened now: what it is to get waits");
-            }
-            Err(error) => return Err(error),
+            Ok(()) | Err(OpenError::NotNow(_)) => Ok(store),
+            Err(error) => Err(error),
         }
-        Ok(store)
     }
 
     fn of(front: Front) -> Self {
