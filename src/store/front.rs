@@ -6,6 +6,8 @@ use std::{
     io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use analytics_relay_providers::Event;
@@ -25,6 +27,10 @@ use super::{
     status::StoreStatus,
 };
 use crate::{files, telemetry::StoreMetrics, time::Clock};
+
+/// A process that ends, or a command that only looks, lets go of the file within this time.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why the store is not open, named for what the relay does about it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -180,13 +186,20 @@ fn open_embedded(settings: sqlite::Settings) -> Result<SqliteStore, OpenError> {
         | ErrorKind::AlreadyExists => OpenError::Wrong(at(&error)),
         _ => OpenError::NotNow(at(&error)),
     })?;
-    SqliteStore::open(settings).map_err(|error| match error {
-        _ if sqlite::is_in_use(&path) => {
-            OpenError::Wrong(at(&"another process has it open, want one that is this relay's alone"))
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match SqliteStore::open(settings.clone()) {
+            Ok(store) => return Ok(store),
+            Err(error) if sqlite::is_in_use(&path) => {
+                if Instant::now() > until {
+                    return Err(OpenError::Wrong(at(&error)));
+                }
+                thread::sleep(LOOK_AGAIN);
+            }
+            Err(error @ StoreError::Invalid { .. }) => return Err(OpenError::Wrong(at(&error))),
+            Err(error) => return Err(OpenError::NotNow(at(&error))),
         }
-        StoreError::Invalid { .. } => OpenError::Wrong(at(&error)),
-        error => OpenError::NotNow(at(&error)),
-    })
+    }
 }
 
 /// Makes the file for us alone; what SQLite puts beside it is made as it is.
@@ -378,7 +391,7 @@ pub(super) mod tests {
         };
         let (first, _) = front(dir.path(), &[]);
         first.open().await.unwrap();
-        wrong(opened("sqlite:").await, "another process has it open");
+        wrong(opened("sqlite:").await, "another process writes to it");
         wrong(opened("sqlite:store.db/x").await, "store.db/x");
         fs::create_dir(dir.path().join("dir")).unwrap();
         wrong(opened("sqlite:dir").await, "directory");

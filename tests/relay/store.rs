@@ -260,7 +260,7 @@ async fn two_relays_cannot_have_one_file() {
     let relay = first.start().await;
     let mut second = stored("none").await;
     second.set("STORE_URL", &url);
-    refused_start(&second, "another process has it open").await;
+    refused_start(&second, "another process writes to it").await;
     Observer::default().tracks(&mut relay.client(), 5).await;
     delivered(&relay, 5).await;
     relay.terminate().await;
