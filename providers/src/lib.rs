@@ -35,6 +35,7 @@ pub mod http;
 mod json;
 mod key_hints;
 pub mod mixpanel;
+mod nobody;
 pub mod pii;
 pub mod registry;
 pub mod sandbox;
@@ -44,6 +45,7 @@ pub mod test_mode;
 pub mod view;
 
 pub use event::{Event, EventId, EventKind, EventParts, MoreParts};
+pub use nobody::means_nobody;
 pub use probe::{Finding, Step};
 pub use properties::Properties;
 pub use provider::{BatchLimits, Endpoint, NotFor, Provider, Rejection, SendError, Verdict};

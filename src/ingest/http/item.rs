@@ -6,6 +6,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 use analytics_relay_providers::{
     Properties,
     event::{Audience, JsonObject},
+    means_nobody,
 };
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
@@ -20,7 +21,6 @@ use crate::{
     admission::{
         denied::{Violation, shown, shown_value},
         draft::{BadProperties, Draft, DraftKind, More, View},
-        lenient::means_nobody,
     },
     enrich::{agent::Hints, edge::Edge},
     ingest::limits::{HTTP_EVENT_BYTES_MAX, HTTP_PROPERTIES},
