@@ -265,8 +265,117 @@ pub struct Identity {
     pub anonymous: Vec<String>,
     /// A JSON object; of each key the latest value.
     pub traits: String,
-    /// The time of the earliest event under one of the user ids: Unix milliseconds.
+    /// The time of the earliest event under one of the user ids; of a device that is
+    /// nobody's, of its events that are kept: Unix milliseconds.
     pub first_seen_ms: Option<i64>,
+    /// The latest, to the hour; of a device that is nobody's exactly: Unix milliseconds.
+    pub last_seen_ms: Option<i64>,
+    /// What says so of these ids, also what does not count as an operator has put them
+    /// apart, and of these devices also those with other users. Sorted.
+    pub ties: Vec<Tie>,
+}
+
+impl Identity {
+    /// Of a device that is nobody's.
+    pub(crate) fn of_device(device: &str) -> Self {
+        Self {
+            root: device.to_owned(),
+            anonymous: vec![device.to_owned()],
+            traits: "{}".to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// What says that a device or an id of before is a user's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tie {
+    /// A device or browser; or, by an alias, another id.
+    pub from: String,
+    /// The user.
+    pub user: String,
+    /// An alias said so; else events with both ids.
+    pub by_alias: bool,
+    /// The time of the first event that says so: Unix milliseconds.
+    pub first_ms: i64,
+    /// Of the last, to the hour; of an alias of the first.
+    pub last_ms: i64,
+    /// An operator has put them apart.
+    pub is_apart: bool,
+}
+
+/// One decision about who is who.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEntry {
+    /// When it was made, by the relay's clock: Unix milliseconds.
+    pub at_ms: i64,
+    /// Why.
+    pub by: By,
+    /// What.
+    pub what: Decision,
+    /// The device, or the id of before.
+    pub from: String,
+    /// The user.
+    pub user: String,
+    /// Under whom `from` counted before, if that was another id.
+    pub before: Option<String>,
+}
+
+/// What was decided about two ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// A device was used by a user for the first time.
+    Linked,
+    /// Not noted: the device has too many users who used it earlier.
+    DeviceHasTooManyUsers,
+    /// Not noted: the user has too many devices.
+    UserHasTooManyDevices,
+    /// An alias said for the first time that they are one.
+    Aliased,
+    /// Not noted: too many ids would be one.
+    TooManyAliases,
+    /// An operator put them apart.
+    PutApart,
+    /// An operator took that back.
+    Rejoined,
+}
+
+impl Decision {
+    /// All, in the order of their numbers, which stand in files.
+    pub const ALL: [Self; 7] = [
+        Self::Linked,
+        Self::DeviceHasTooManyUsers,
+        Self::UserHasTooManyDevices,
+        Self::Aliased,
+        Self::TooManyAliases,
+        Self::PutApart,
+        Self::Rejoined,
+    ];
+}
+
+/// Why something was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// An event says it; its id.
+    Event(String),
+    /// An operator wants it.
+    Operator {
+        /// Who.
+        name: String,
+        /// Why; may be empty.
+        reason: String,
+    },
+}
+
+/// An operator who decides something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Operator {
+    /// Who.
+    pub name: String,
+    /// Why; may be empty.
+    pub reason: String,
+    /// When: Unix milliseconds.
+    pub at_ms: i64,
 }
 
 /// What a deletion did.

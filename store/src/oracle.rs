@@ -11,14 +11,14 @@ use analytics_relay_providers::{Event, event::JsonObject};
 use async_trait::async_trait;
 
 use crate::{
-    Appended, Breakdown, Bucket, Count, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity,
-    NamedPoint, NewVisitors, PageRow, Point, Realtime, Scope, SessionRow, Store, StoreError, Subject,
-    Summary, TenantScope, Unit, ValueRow,
+    Appended, Breakdown, Bucket, By, Count, CountPoint, Decision, Deleted, Field, Funnel, FunnelAnswer,
+    Identity, LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, Realtime, Scope, SessionRow,
+    Store, StoreError, Subject, Summary, TenantScope, Tie, Unit, ValueRow,
     model::{
-        Act, Buckets, Class, Facts, Keys, Owners, SessionPart, Walk,
+        Act, Buckets, Class, Facts, Keys, Known, KnownFact, Owners, Seen, SessionPart, Walk,
         event::{ENGAGEMENT_SECONDS, TIME_ON_PAGE, looked_ms, shown, source_of, what},
         funnel,
-        identity::{Visitor, facts_of},
+        identity::{Fact, LOG_MAX, Visitor, facts_of_batch},
         sessions::{SessionEvent, goes_on, look, sessions, times_on_pages},
         traits::{self, Traits},
     },
@@ -43,6 +43,7 @@ struct Kept {
 struct Tenant {
     facts: Facts,
     traits: BTreeMap<Subject, Traits>,
+    log: Vec<LogEntry>,
 }
 
 /// An event of a question, with all that is asked of it.
@@ -246,20 +247,20 @@ impl Store for Oracle {
     async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
         let mut kept = self.kept();
         let kept = &mut *kept;
-        let keep = |event: &Event| {
-            let tenant_name = event.tenant().unwrap_or_default().to_owned();
-            if !kept.seen.insert((tenant_name.clone(), event.id().as_str().to_owned())) {
-                return Appended::Duplicate;
+        let (mut verdicts, mut new) = (Vec::new(), BTreeMap::<String, Vec<&Event>>::new());
+        for event in batch {
+            let tenant = event.tenant().unwrap_or_default().to_owned();
+            let is_new = kept.seen.insert((tenant.clone(), event.id().as_str().to_owned()));
+            verdicts.push(if is_new { Appended::New } else { Appended::Duplicate });
+            if is_new {
+                new.entry(tenant).or_default().push(event);
+                kept.events.push(event.clone());
             }
-            let tenant = kept.tenants.entry(tenant_name).or_default();
-            facts_of(event).for_each(|fact| tenant.facts.note(fact, event.time_ms()));
-            if let Some(subject) = subject_of(event).filter(|_| traits::tells(event)) {
-                tenant.traits.entry(subject).or_default().tell(event);
-            }
-            kept.events.push(event.clone());
-            Appended::New
-        };
-        Ok(batch.iter().map(keep).collect())
+        }
+        for (tenant, events) in new {
+            kept.tenants.entry(tenant).or_default().note(&events);
+        }
+        Ok(verdicts)
     }
 
     async fn counts(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<CountPoint>, StoreError> {
@@ -475,24 +476,42 @@ impl Store for Oracle {
 
     async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError> {
         let kept = self.kept();
-        Ok(kept.tenants.get(&of.tenant).and_then(|tenant| tenant.identity(who)))
+        Ok(kept.tenants.get(&of.tenant).and_then(|tenant| tenant.identity(who, of, &kept.events)))
+    }
+
+    async fn identity_log(
+        &self,
+        of: &TenantScope,
+        who: &Subject,
+        limit: usize,
+    ) -> Result<Vec<LogEntry>, StoreError> {
+        let kept = self.kept();
+        let Some(tenant) = kept.tenants.get(&of.tenant) else { return Ok(Vec::new()) };
+        let identity = tenant.identity(who, of, &kept.events).unwrap_or_default();
+        let (Subject::User(id) | Subject::Anonymous(id)) = who;
+        let ids: BTreeSet<&String> = identity.users.iter().chain(&identity.anonymous).chain([id]).collect();
+        let names = |entry: &&LogEntry| ids.contains(&entry.from) || ids.contains(&entry.user);
+        Ok(tenant.log.iter().rev().filter(names).take(limit).cloned().collect())
     }
 
     async fn link(
         &self,
         of: &TenantScope,
-        anonymous: &str,
+        from: &str,
         user: &str,
         joined: bool,
+        by: &Operator,
     ) -> Result<(), StoreError> {
         let mut kept = self.kept();
-        let apart = &mut kept.tenants.entry(of.tenant.clone()).or_default().facts.apart;
-        let link = (anonymous.to_owned(), user.to_owned());
-        if joined {
-            apart.remove(&link)
-        } else {
-            apart.insert(link)
-        };
+        kept.tenants.entry(of.tenant.clone()).or_default().link(from, user, joined, by);
+        Ok(())
+    }
+
+    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
+        let mut kept = self.kept();
+        for KnownFact { tenant, what } in facts {
+            kept.tenants.entry(tenant.clone()).or_default().know(what);
+        }
         Ok(())
     }
 
@@ -531,21 +550,75 @@ fn subject_of(event: &Event) -> Option<Subject> {
 }
 
 impl Tenant {
-    fn identity(&self, who: &Subject) -> Option<Identity> {
+    /// Notes what new events of a batch tell.
+    fn note(&mut self, events: &[&Event]) {
+        for (fact, seen, event) in facts_of_batch(events.iter().copied()) {
+            let (what, from, user) = match fact {
+                Fact::User(_) => {
+                    self.facts.note(fact, seen);
+                    continue;
+                }
+                Fact::Link { device, user } => (Decision::Linked, device, user),
+                Fact::Alias { previous, user } => (Decision::Aliased, previous, user),
+            };
+            let before = self.counted_under(from);
+            if self.facts.note(fact, seen) {
+                let (at_ms, by) = (event.accepted_ms(), By::Event(event.id().as_str().to_owned()));
+                self.write_log(LogEntry { at_ms, by, what, from: from.into(), user: user.into(), before });
+            }
+        }
+        for event in events.iter().filter(|event| traits::tells(event)) {
+            if let Some(subject) = subject_of(event) {
+                self.traits.entry(subject).or_default().tell(event);
+            }
+        }
+    }
+
+    fn counted_under(&self, id: &str) -> Option<String> {
+        self.facts.resolve().counted_under(id).map(str::to_owned)
+    }
+
+    fn write_log(&mut self, entry: LogEntry) {
+        self.log.push(entry);
+        let over = self.log.len().saturating_sub(LOG_MAX);
+        self.log.drain(..over);
+    }
+
+    fn link(&mut self, from: &str, user: &str, joined: bool, by: &Operator) {
+        let (link, before) = ((from.to_owned(), user.to_owned()), self.counted_under(from));
+        let apart = &mut self.facts.apart;
+        let is_news = if joined { apart.remove(&link) } else { apart.insert(link) };
+        if is_news {
+            let what = if joined { Decision::Rejoined } else { Decision::PutApart };
+            let Operator { name, reason, at_ms } = by.clone();
+            let (by, from, user) = (By::Operator { name, reason }, from.into(), user.into());
+            self.write_log(LogEntry { at_ms, by, what, from, user, before });
+        }
+    }
+
+    fn know(&mut self, what: &Known) {
+        match what {
+            Known::User { user, seen } => drop(self.facts.note(Fact::User(user), *seen)),
+            Known::Link { anonymous, user, seen } => {
+                self.facts.note(Fact::Link { device: anonymous, user }, *seen);
+            }
+            Known::Alias { previous, user, first_ms } => {
+                self.facts.note(Fact::Alias { previous, user }, Seen::at(*first_ms));
+            }
+            Known::Apart { from, user, by } => self.link(from, user, false, by),
+            Known::Traits { who, traits } => {
+                self.traits.entry(who.clone()).or_default().merge(traits.clone());
+            }
+        }
+    }
+
+    fn identity(&self, who: &Subject, of: &TenantScope, events: &[Event]) -> Option<Identity> {
         let owners = self.facts.resolve();
         let root = match who {
             Subject::User(user) => owners.root(user).to_owned(),
             Subject::Anonymous(device) => match owners.devices.get(device) {
                 Some(owner) => owner.root.clone(),
-                None => {
-                    let traits = self.traits.get(who)?;
-                    return Some(Identity {
-                        root: device.clone(),
-                        anonymous: vec![device.clone()],
-                        traits: traits.shown(),
-                        ..Identity::default()
-                    });
-                }
+                None => return self.lone_device(device, of, events),
             },
         };
         let theirs = |user: &&String| owners.root(user) == root;
@@ -553,22 +626,53 @@ impl Tenant {
         let users: BTreeSet<String> =
             self.facts.users.keys().chain(aliases).filter(theirs).cloned().collect();
         let owned = owners.devices.iter().filter(|(_, owner)| owner.root == root);
-        let anonymous: Vec<String> = owned.map(|(device, _)| device.clone()).collect();
+        let anonymous: BTreeSet<String> = owned.map(|(device, _)| device.clone()).collect();
         if users.is_empty() && anonymous.is_empty() {
             return None;
         }
-        let mut traits = Traits::default();
+        let (mut traits, mut devices) = (Traits::default(), Traits::default());
         let of = |subject: Subject| self.traits.get(&subject).cloned().unwrap_or_default();
         users.iter().for_each(|user| traits.merge(of(Subject::User(user.clone()))));
-        anonymous.iter().for_each(|device| traits.fill(of(Subject::Anonymous(device.clone()))));
-        let first_seen_ms = users.iter().filter_map(|user| self.facts.users.get(user)).min().copied();
+        anonymous.iter().for_each(|device| devices.merge(of(Subject::Anonymous(device.clone()))));
+        traits.fill(devices);
+        let seen = || users.iter().filter_map(|user| self.facts.users.get(user));
         Some(Identity {
             root,
-            users: users.into_iter().collect(),
-            anonymous,
             traits: traits.shown(),
-            first_seen_ms,
+            first_seen_ms: seen().map(|seen| seen.first_ms).min(),
+            last_seen_ms: seen().map(Seen::last_shown_ms).max(),
+            ties: self.ties(&users, &anonymous),
+            users: users.into_iter().collect(),
+            anonymous: anonymous.into_iter().collect(),
         })
+    }
+
+    /// A device that is nobody's: what it says itself, and its events.
+    fn lone_device(&self, device: &str, of: &TenantScope, events: &[Event]) -> Option<Identity> {
+        let is_its = |event: &&Event| {
+            (event.user_id(), event.anonymous_id()) == (None, Some(device))
+                && event.tenant().unwrap_or_default() == of.tenant
+                && of.includes(&source_of(event))
+        };
+        let times = || events.iter().filter(is_its).map(Event::time_ms);
+        let ties = self.ties(&BTreeSet::new(), &BTreeSet::from([device.to_owned()]));
+        let traits = self.traits.get(&Subject::Anonymous(device.to_owned())).filter(|one| !one.is_empty());
+        if times().next().is_none() && ties.is_empty() && traits.is_none() {
+            return None;
+        }
+        Some(Identity {
+            root: device.to_owned(),
+            users: Vec::new(),
+            anonymous: vec![device.to_owned()],
+            traits: traits.cloned().unwrap_or_default().shown(),
+            first_seen_ms: times().min(),
+            last_seen_ms: times().max(),
+            ties,
+        })
+    }
+
+    fn ties(&self, users: &BTreeSet<String>, devices: &BTreeSet<String>) -> Vec<Tie> {
+        self.facts.ties(|from| users.contains(from) || devices.contains(from), |user| users.contains(user))
     }
 
     /// Takes away every fact about somebody.
@@ -582,6 +686,7 @@ impl Tenant {
                 }
                 facts.apart.retain(|(one, _)| one != device);
                 self.traits.remove(who);
+                self.log.retain(|entry| entry.from != *device);
             }
             Subject::User(user) => {
                 let root = owners.root(user);
@@ -589,7 +694,11 @@ impl Tenant {
                 facts.users.retain(|user, _| !is_theirs(user));
                 facts.links.retain(|(_, user), _| !is_theirs(user));
                 facts.aliases.retain(|(previous, user), _| !is_theirs(previous) && !is_theirs(user));
-                facts.apart.retain(|(_, user)| !is_theirs(user));
+                facts.apart.retain(|(from, user)| !is_theirs(from) && !is_theirs(user));
+                self.log.retain(|entry| !is_theirs(&entry.from) && !is_theirs(&entry.user));
+                for entry in &mut self.log {
+                    entry.before.take_if(|before| is_theirs(before));
+                }
                 self.traits.retain(|subject, _| match subject {
                     Subject::User(user) => !is_theirs(user),
                     Subject::Anonymous(device) => {

@@ -4,9 +4,9 @@ use analytics_relay_providers::Event;
 use async_trait::async_trait;
 
 use crate::{
-    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, NamedPoint,
-    NewVisitors, PageRow, Point, Realtime, Scope, SessionRow, StoreError, Subject, Summary, TenantScope,
-    ValueRow,
+    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
+    NamedPoint, NewVisitors, Operator, PageRow, Point, Realtime, Scope, SessionRow, StoreError, Subject,
+    Summary, TenantScope, ValueRow, model::KnownFact,
 };
 
 /// Keeps events and answers questions about them.
@@ -79,15 +79,31 @@ pub trait Store: Send + Sync {
     /// What is known about somebody.
     async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError>;
 
-    /// Says that a device or browser is not this user's (`joined` false), or takes that
-    /// back. What was counted under the link is counted without it from then on.
+    /// What was decided about all ids of somebody, the latest first. Of a tenant the last
+    /// [`LOG_MAX`](crate::model::identity::LOG_MAX) decisions are kept.
+    async fn identity_log(
+        &self,
+        of: &TenantScope,
+        who: &Subject,
+        limit: usize,
+    ) -> Result<Vec<LogEntry>, StoreError>;
+
+    /// Says that a device or browser, or an id that an alias names, is not this user's
+    /// (`joined` false), or takes that back. What was counted under the link is counted
+    /// without it from then on; events that say otherwise, sent again or new, change
+    /// nothing. Of an alias it does not matter which id is named first.
     async fn link(
         &self,
         of: &TenantScope,
-        anonymous: &str,
+        from: &str,
         user: &str,
         joined: bool,
+        by: &Operator,
     ) -> Result<(), StoreError>;
+
+    /// Takes in what another store knows about who is who: what the events that are kept
+    /// do not tell, or not any more. In any order, and any number of times.
+    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError>;
 
     /// Deletes somebody: of a user all events under any of their ids and what is known
     /// about them; of a device all events that name it.

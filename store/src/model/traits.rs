@@ -3,16 +3,20 @@
 //! A value is later than another by (time, event id), so that no order of arrival and no
 //! old import changes what is shown. A time in the future counts as five minutes after the
 //! event was accepted: a clock in 2030 must not win for ever. `null` takes a key away and
-//! is remembered, so that an older value does not bring it back. Objects and lists are
-//! replaced whole.
+//! is remembered, so that an older value does not bring it back, until something is known
+//! that is 90 days newer: an older value that comes later than that does bring it back.
+//! Objects and lists are replaced whole.
 
 use std::collections::BTreeMap;
 
-use analytics_relay_providers::{Event, EventKind, event::JsonObject};
+use analytics_relay_providers::{Event, EventKind, event::JsonObject, means_nobody};
 use serde_json::value::RawValue;
 
 /// Most bytes of somebody's traits as JSON: more keys are refused.
 pub const TRAITS_BYTES_MAX: usize = 10 * 1024;
+/// So long it is remembered that a key was taken away: after it until the newest that is
+/// known, by the times of events, so that it is the same whenever it is looked at.
+const TAKEN_AWAY_MS: i64 = 90 * 86_400_000;
 /// So far into the future an event's clock is believed.
 const AHEAD_MS: i64 = 5 * 60_000;
 
@@ -33,7 +37,7 @@ type Stored = (i64, String, Box<RawValue>);
 
 /// True if the event says something about its user or device.
 pub fn tells(event: &Event) -> bool {
-    matches!(event.kind(), EventKind::Identify) && event.subject().is_some()
+    matches!(event.kind(), EventKind::Identify) && event.subject().is_some_and(|id| !means_nobody(id))
 }
 
 impl Traits {
@@ -48,7 +52,14 @@ impl Traits {
                 Said { time_ms, event_id: event.id().as_str().to_owned(), json: value.get().to_owned() };
             refused += usize::from(!self.say(key, said));
         }
+        self.forget_taken_away();
         refused
+    }
+
+    fn forget_taken_away(&mut self) {
+        let Some(newest_ms) = self.0.values().map(|said| said.time_ms).max() else { return };
+        let from_ms = newest_ms.saturating_sub(TAKEN_AWAY_MS);
+        self.0.retain(|_, said| said.json != "null" || said.time_ms >= from_ms);
     }
 
     fn say(&mut self, key: String, said: Said) -> bool {
@@ -65,20 +76,26 @@ impl Traits {
         true
     }
 
+    /// True if nothing was said, not even that something is gone.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn bytes(&self) -> usize {
         self.0.iter().map(|(key, said)| key.len() + said.json.len()).sum()
     }
 
-    /// Takes in what is known of the same person under another id.
+    /// Takes in what is known of the same person under another id, or in another store.
     pub fn merge(&mut self, other: Self) {
         for (key, said) in other.0 {
             self.say(key, said);
         }
+        self.forget_taken_away();
     }
 
-    /// What is known of a device, where it is not known of its user.
-    pub fn fill(&mut self, device: Self) {
-        for (key, said) in device.0 {
+    /// What is known of a user's devices, where it is not known of the user.
+    pub fn fill(&mut self, devices: Self) {
+        for (key, said) in devices.0 {
             if !self.0.contains_key(&key) {
                 self.say(key, said);
             }
@@ -104,10 +121,15 @@ impl Traits {
 
     /// As it was stored; what cannot be read is none.
     pub fn from_stored(stored: &str) -> Self {
-        let read: Result<BTreeMap<String, Stored>, _> = serde_json::from_str(stored);
+        Self::read(stored).unwrap_or_default()
+    }
+
+    /// As it was stored, if it can be read.
+    pub fn read(stored: &str) -> Option<Self> {
+        let read: BTreeMap<String, Stored> = serde_json::from_str(stored).ok()?;
         let said =
             |(time_ms, event_id, json): Stored| Said { time_ms, event_id, json: json.get().to_owned() };
-        Self(read.unwrap_or_default().into_iter().map(|(key, stored)| (key, said(stored))).collect())
+        Some(Self(read.into_iter().map(|(key, stored)| (key, said(stored))).collect()))
     }
 }
 
@@ -172,5 +194,36 @@ mod tests {
         let mut user = told(&[identify("a", 1, r#"{"plan":"pro","gone":null}"#)]);
         user.fill(told(&[identify("b", 9, r#"{"plan":"free","gone":1,"seen":true}"#)]));
         assert_eq!(user.shown(), r#"{"plan":"pro","seen":true}"#);
+    }
+
+    #[test]
+    fn what_was_taken_away_is_forgotten_after_ninety_days_of_events() {
+        let day = |n: i64| n * 86_400_000;
+        let identify = |id: &str, time_ms: i64, traits: &str| {
+            let json = format!(
+                r#"{{"id":"{id}","kind":"identify","user_id":"u","time_ms":{time_ms},"accepted_ms":{time_ms},"properties":{traits}}}"#
+            );
+            Event::from_json(json.as_bytes()).unwrap()
+        };
+        let mut traits =
+            told(&[identify("a", day(1), r#"{"plan":null}"#), identify("b", day(91), r#"{"n":1}"#)]);
+        traits.tell(&identify("c", day(0), r#"{"plan":"old"}"#));
+        assert_eq!(traits.shown(), r#"{"n":1}"#, "exactly 90 days are remembered");
+        traits.tell(&identify("d", day(91) + 1, r#"{"n":2}"#));
+        assert!(!traits.to_stored().contains("plan"), "{}", traits.to_stored());
+        // So it is, whichever of the two came first.
+        let other =
+            told(&[identify("b", day(91) + 1, r#"{"n":2}"#), identify("a", day(1), r#"{"plan":null}"#)]);
+        assert_eq!(other.to_stored().replace("\"b\"", "\"d\""), traits.to_stored());
+    }
+
+    #[test]
+    fn nobody_has_no_traits() {
+        let of = |user: &str| {
+            let json = identify("a", 1, "{}").to_json();
+            let json = String::from_utf8(json).unwrap().replace("\"u\"", &format!("\"{user}\""));
+            tells(&Event::from_json(json.as_bytes()).unwrap())
+        };
+        assert!(of("u") && !of("null") && !of("0000"));
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 /// Most rows of an answer.
 pub(crate) const ROWS_MAX: usize = 10_000;
 
-fn check_limit(limit: usize) -> Result<(), StoreError> {
+pub(crate) fn check_limit(limit: usize) -> Result<(), StoreError> {
     if limit > ROWS_MAX {
         return Err(StoreError::invalid("limit", limit, format!("at most {ROWS_MAX}")));
     }

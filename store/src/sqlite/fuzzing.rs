@@ -7,7 +7,7 @@ use super::{
     table::Table,
     upkeep::{Line, next_line},
 };
-use crate::model::Keys;
+use crate::model::{Keys, KnownFact};
 
 pub(crate) fn column(bytes: &[u8]) {
     codec::read_anything(bytes);
@@ -25,8 +25,12 @@ pub(crate) fn export(bytes: &[u8]) {
     let mut lines = BufReader::with_capacity(16, bytes);
     let mut events = Vec::new();
     while let Some(line) = next_line(&mut lines).expect("bytes in memory can be read") {
-        if let Line::Event(event) = line {
-            events.push(*event);
+        match line {
+            Line::Event(event) => events.push(*event),
+            Line::Fact(fact) => {
+                assert_eq!(KnownFact::from_line(fact.to_line().as_bytes()).as_ref(), Some(&*fact));
+            }
+            Line::Damaged | Line::Empty => {}
         }
     }
     if events.is_empty() {
@@ -51,7 +55,8 @@ mod tests {
     #[test]
     fn the_fuzzer_s_targets_hold_for_what_they_start_from() {
         let line = r#"{"id":"a","kind":"track","name":"n","user_id":"u","time_ms":1,"accepted_ms":2,"properties":{"x":[{}]}}"#;
-        super::export(format!("{line}\n\nno\n{line}").as_bytes());
+        let fact = r#"{"v":1,"fact":"traits","user":"u","traits":{"a":[1,"i",[2]]}}"#;
+        super::export(format!("{line}\n\nno\n{line}\n{fact}").as_bytes());
         let mut random = fastrand::Rng::with_seed(4);
         for _ in 0..3_000 {
             let mut bytes = line.as_bytes().to_vec();

@@ -16,16 +16,20 @@
 //! | `writer` | the one that writes: batches, blocks |
 //! | `hot` | what came lately, and the door at which readers and the writer meet |
 //! | `late` | whether an event that is remembered no more is in a block |
-//! | `facts` | who is who |
+//! | `facts`, `identity_log` | who is who, and why |
 //! | `shred`, `table` | events taken apart into columns |
 //! | `codec` | the bytes of a column |
 //! | `chunk`, `snapshot` | what questions read |
-//! | `select`, `counts`, `groups`, `sums`, `visits`, `funnels`, `answer` | the questions |
-//! | `upkeep` | erasing, retention, merging, checking, backup, export, import |
+//! | `select`, `counts`, `groups`, `sums`, `visits`, `funnels`, `lone`, `answer` | the questions |
+//! | `upkeep`, `facts_file` | erasing, retention, merging, checking, backup, export, import |
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, mpsc as threads},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc as threads,
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -36,10 +40,10 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
-    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, NamedPoint,
-    NewVisitors, PageRow, Point, Realtime, Scope, SessionRow, Store, StoreError, Subject, Summary,
-    TenantScope, ValueRow,
-    model::{Buckets, Keys},
+    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
+    NamedPoint, NewVisitors, Operator, PageRow, Point, Realtime, Scope, SessionRow, Store, StoreError,
+    Subject, Summary, TenantScope, ValueRow,
+    model::{Buckets, Keys, KnownFact},
 };
 
 mod answer;
@@ -47,12 +51,15 @@ mod chunk;
 mod codec;
 mod counts;
 mod facts;
+mod facts_file;
 mod funnels;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod groups;
 mod hot;
+mod identity_log;
 mod late;
+mod lone;
 mod schema;
 mod select;
 mod shred;
@@ -146,6 +153,17 @@ pub(crate) struct Counters {
     merged: AtomicU64,
     damaged_reads: AtomicU64,
     damaged_batches: AtomicU64,
+    links_refused: AtomicU64,
+    aliases_refused: AtomicU64,
+    traits_refused: AtomicU64,
+}
+
+impl Counters {
+    fn refused(&self, refused: facts::Refused) {
+        self.links_refused.fetch_add(refused.links, Ordering::Relaxed);
+        self.aliases_refused.fetch_add(refused.aliases, Ordering::Relaxed);
+        self.traits_refused.fetch_add(refused.traits, Ordering::Relaxed);
+    }
 }
 
 /// What is in the store, and what happened since it was opened.
@@ -181,6 +199,12 @@ pub struct Stats {
     pub damaged_reads: u64,
     /// Batches that could not be read when the store was opened.
     pub damaged_batches: u64,
+    /// Links of devices and users that were not noted: one had too many.
+    pub links_refused: u64,
+    /// Aliases that were not noted: too many ids would have been one.
+    pub aliases_refused: u64,
+    /// Keys of traits that were not kept: somebody had too much of them.
+    pub traits_refused: u64,
 }
 
 type Job = Box<dyn FnOnce(&mut Writer) + Send>;
@@ -503,8 +527,22 @@ impl Store for SqliteStore {
     async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError> {
         let who = who.clone();
         self.ask(of, move |snapshot, shared| {
-            let Some(tenant) = snapshot.tenant else { return Ok(None) };
-            FactTables { connection: snapshot.connection(), tenant, keys: shared.keys, n: 0 }.identity(&who)
+            snapshot.without_damage(|snapshot| lone::identity(snapshot, &who, shared.keys))
+        })
+        .await
+    }
+
+    async fn identity_log(
+        &self,
+        of: &TenantScope,
+        who: &Subject,
+        limit: usize,
+    ) -> Result<Vec<LogEntry>, StoreError> {
+        answer::check_limit(limit)?;
+        let who = who.clone();
+        self.ask(of, move |snapshot, shared| match snapshot.facts(shared.keys) {
+            Some(facts) => facts.identity_log(&who, limit),
+            None => Ok(Vec::new()),
         })
         .await
     }
@@ -512,18 +550,24 @@ impl Store for SqliteStore {
     async fn link(
         &self,
         of: &TenantScope,
-        anonymous: &str,
+        from: &str,
         user: &str,
         joined: bool,
+        by: &Operator,
     ) -> Result<(), StoreError> {
-        let (tenant, device, user) = (of.tenant.clone(), anonymous.to_owned(), user.to_owned());
+        let (tenant, from, user, by) = (of.tenant.clone(), from.to_owned(), user.to_owned(), by.clone());
         self.write(move |writer| {
             let (tenant, keys) = (writer.tenant_or_new(&tenant)?, writer.keys);
             let (transaction, n) = writer.begin()?;
-            FactTables { connection: &transaction, tenant, keys, n }.link(&device, &user, joined)?;
+            FactTables { connection: &transaction, tenant, keys, n }.link(&from, &user, joined, &by)?;
             Ok(transaction.commit()?)
         })
         .await
+    }
+
+    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
+        let facts = facts.to_vec();
+        self.write(move |writer| upkeep::know(writer, &facts)).await
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {

@@ -11,12 +11,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use crate::StoreError;
 
 /// The tables' version, in `user_version`.
-pub(crate) const VERSION: i64 = 1;
+pub(crate) const VERSION: i64 = 2;
 /// Below this SQLite may lose commits when its log starts over.
 const SQLITE_MIN: i32 = 3_053_000;
 
-/// The tables, as `docs` shows them. `n` counts batches, over all tables.
-const TABLES: &str = "
+/// The tables of version 1, as `docs` shows them. `n` counts batches, over all tables.
+pub(crate) const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v BLOB NOT NULL) STRICT;
 CREATE TABLE tenant(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
 CREATE TABLE site(id INTEGER PRIMARY KEY, tenant INTEGER NOT NULL, source TEXT NOT NULL, UNIQUE(tenant, source)) STRICT;
@@ -45,7 +45,17 @@ CREATE INDEX owner_n ON owner(tenant, n);
 ";
 
 /// What changed since: each text makes a file of its version one of the next.
-const MIGRATIONS: [&str; 0] = [];
+const MIGRATIONS: [&str; VERSION as usize - 1] = ["
+-- When somebody was last seen, to the hour; of what was noted before, never.
+ALTER TABLE user ADD COLUMN last_ms INTEGER NOT NULL DEFAULT -9223372036854775808;
+ALTER TABLE link ADD COLUMN last_ms INTEGER NOT NULL DEFAULT -9223372036854775808;
+-- Who put two ids apart, why and when.
+ALTER TABLE apart ADD COLUMN operator TEXT NOT NULL DEFAULT '';
+ALTER TABLE apart ADD COLUMN reason TEXT NOT NULL DEFAULT '';
+ALTER TABLE apart ADD COLUMN at_ms INTEGER NOT NULL DEFAULT 0;
+-- What was decided about who is who, by an event or an operator. `what` is the place of a decision in `DECISIONS`.
+CREATE TABLE identity_log(tenant INTEGER NOT NULL, seq INTEGER NOT NULL, at_ms INTEGER NOT NULL, event TEXT, operator TEXT, reason TEXT, what INTEGER NOT NULL, origin TEXT NOT NULL, user TEXT NOT NULL, before TEXT, PRIMARY KEY(tenant, seq)) STRICT, WITHOUT ROWID;
+"];
 
 /// `secure_delete`: what goes, be it because it became a block, leaves nothing behind of
 /// somebody who is erased later.
@@ -137,11 +147,14 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     match found {
         0 => {
             transaction.execute_batch(TABLES)?;
+            for migration in MIGRATIONS {
+                transaction.execute_batch(migration)?;
+            }
             let secret = std::array::from_fn::<u8, 32, _>(|_| fastrand::u8(..));
             transaction.execute("INSERT INTO meta(k, v) VALUES ('secret', ?1)", [&secret[..]])?;
         }
         1..=VERSION => {
-            for migration in MIGRATIONS.iter().skip(found as usize - 1) {
+            for migration in &MIGRATIONS[found as usize - 1..] {
                 transaction.execute_batch(migration)?;
             }
         }

@@ -16,9 +16,13 @@ use super::{
     Counters,
     chunk::{BlockMeta, Chunk, GONE},
     codec::KeyColumn,
+    facts::FactTables,
     hot::{Door, HotTable},
 };
-use crate::{Sources, StoreError, TenantScope, model::IdMap};
+use crate::{
+    Sources, StoreError, TenantScope,
+    model::{IdMap, Keys},
+};
 
 /// Fewer chunks are not worth a second thread.
 const CHUNKS_SHARED_MIN: usize = 6;
@@ -232,8 +236,9 @@ pub(crate) fn blocks_of(
 }
 
 impl Snapshot<'_> {
-    pub(crate) fn connection(&self) -> &Connection {
-        self.connection
+    /// What is known about who is who, if the tenant is known.
+    pub(crate) fn facts(&self, keys: Keys) -> Option<FactTables<'_>> {
+        self.tenant.map(|tenant| FactTables { connection: self.connection, tenant, keys, n: 0 })
     }
 
     pub(crate) fn damaged_blocks(&self) -> u64 {

@@ -9,6 +9,7 @@ use super::*;
 use crate::{Filter, Is, Order, Sources, Step, Unit, oracle::Oracle};
 
 mod crash;
+mod people;
 mod upkeep;
 
 /// A Thursday in Berlin's summer, two hours before midnight there.
@@ -49,7 +50,17 @@ impl Spec {
             ],
             self.kind,
         );
-        let user = of(&["", r#","user_id":"u1""#, r#","user_id":"u2""#, r#","user_id":"\"u3\"""#], self.user);
+        let user = of(
+            &[
+                "",
+                r#","user_id":"u1""#,
+                r#","user_id":"u2""#,
+                r#","user_id":"\"u3\"""#,
+                "",
+                r#","user_id":"Null""#,
+            ],
+            self.user,
+        );
         let device = of(
             &[
                 "",
@@ -143,7 +154,7 @@ fn doing(deletes: bool) -> impl Strategy<Value = Do> {
         Just(Do::Seal),
         Just(Do::Tidy),
         Just(Do::Reopen),
-        (0..3_u8, 0..3_u8, any::<bool>()).prop_map(|(device, user, joined)| Do::Link(device, user, joined)),
+        (0..4_u8, 0..3_u8, any::<bool>()).prop_map(|(from, user, joined)| Do::Link(from, user, joined)),
     ];
     if deletes {
         let delete = prop_oneof![
@@ -187,10 +198,12 @@ async fn run(dir: &Path, settings: &Settings, pool: &[Event], all: &[Do]) -> (Sq
                 store.close().await;
                 store = SqliteStore::open(settings.clone()).unwrap();
             }
-            Do::Link(device, user, joined) => {
-                let (device, user) = (DEVICES[usize::from(*device)], USERS[usize::from(*user)]);
-                store.link(&of, device, user, *joined).await.unwrap();
-                oracle.link(&of, device, user, *joined).await.unwrap();
+            Do::Link(from, user, joined) => {
+                let ids = [&DEVICES[..], &USERS[1..2]].concat();
+                let (from, user) = (ids[usize::from(*from)], USERS[usize::from(*user)]);
+                let by = Operator { name: "ann".into(), reason: from.into(), at_ms: 5 };
+                store.link(&of, from, user, *joined, &by).await.unwrap();
+                oracle.link(&of, from, user, *joined, &by).await.unwrap();
             }
             Do::EraseUser(user) => {
                 let who = Subject::User(USERS[usize::from(*user)].into());
@@ -356,6 +369,7 @@ proptest! {
             for scope in scopes(from, length) {
                 compare(&store, &oracle, &scope).await;
             }
+            people::compare_logs(&store, &oracle).await;
             store.close().await;
         });
     }

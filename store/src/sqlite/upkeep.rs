@@ -1,7 +1,7 @@
 //! What is done to a store beside writing and asking.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io::{self, BufRead, Read, Write},
     path::Path,
     sync::{Arc, atomic::Ordering},
@@ -14,7 +14,8 @@ use super::{
     SqliteStore, Stats,
     chunk::{BlockMeta, Chunk},
     codec,
-    facts::{FactTables, Whose},
+    facts::{FactTables, Refused, Whose},
+    facts_file,
     hot::{self, Hot, HotTable},
     schema,
     snapshot::{blocks_of, epoch},
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     Appended, Deleted, Store, StoreError, Subject,
-    model::{Keys, event::shown},
+    model::{Keys, KnownFact, event::shown},
 };
 
 /// Events of one call to [`Store::append`] when a file is imported.
@@ -91,6 +92,23 @@ pub(crate) fn erase(writer: &mut Writer, tenant: &str, who: &Subject) -> Result<
 pub(crate) fn retain(writer: &mut Writer, tenant: &str, from_ms: i64) -> Result<Deleted, StoreError> {
     let Some(tenant) = writer.tenant(tenant) else { return Ok(Deleted::default()) };
     delete(writer, tenant, |_, _| Ok((Doomed::Before(from_ms), 0)))
+}
+
+/// Takes in what another store knows about who is who, in one transaction.
+pub(crate) fn know(writer: &mut Writer, facts: &[KnownFact]) -> Result<(), StoreError> {
+    let mut by_tenant: BTreeMap<i64, Vec<&KnownFact>> = BTreeMap::new();
+    for fact in facts {
+        by_tenant.entry(writer.tenant_or_new(&fact.tenant)?).or_default().push(fact);
+    }
+    let (keys, counters) = (writer.keys, writer.counters.clone());
+    let (transaction, n) = writer.begin()?;
+    let mut refused = Refused::default();
+    for (tenant, facts) in by_tenant {
+        refused.add(FactTables { connection: &transaction, tenant, keys, n }.know(&facts)?);
+    }
+    transaction.commit()?;
+    counters.refused(refused);
+    Ok(())
 }
 
 /// The log of the file starts over, unless somebody reads it.
@@ -329,6 +347,9 @@ impl SqliteStore {
             stats.merged = count(&shared.counters.merged);
             stats.damaged_reads = count(&shared.counters.damaged_reads);
             stats.damaged_batches = count(&shared.counters.damaged_batches);
+            stats.links_refused = count(&shared.counters.links_refused);
+            stats.aliases_refused = count(&shared.counters.aliases_refused);
+            stats.traits_refused = count(&shared.counters.traits_refused);
             Ok(stats)
         })
         .await
@@ -345,11 +366,11 @@ impl SqliteStore {
         .await
     }
 
-    /// Takes in what [`export`] wrote: an event a line. Those that are there are not taken
-    /// twice; lines that are no event are counted.
+    /// Takes in what [`export`] wrote: an event or a fact a line, in any order. What is there
+    /// is not taken twice; lines that are neither are counted.
     pub async fn import(&self, mut lines: impl BufRead + Send) -> Result<ImportReport, StoreError> {
         let mut report = ImportReport::default();
-        let mut batch = Vec::with_capacity(IMPORT_BATCH);
+        let (mut batch, mut facts) = (Vec::with_capacity(IMPORT_BATCH), Vec::new());
         loop {
             let line = next_line(&mut lines).map_err(|error| {
                 StoreError::Unavailable(format!("what is imported cannot be read: {error}"))
@@ -357,6 +378,7 @@ impl SqliteStore {
             let is_end = line.is_none();
             match line {
                 Some(Line::Event(event)) => batch.push(*event),
+                Some(Line::Fact(fact)) => facts.push(*fact),
                 Some(Line::Damaged) => report.damaged += 1,
                 Some(Line::Empty) | None => {}
             }
@@ -369,6 +391,11 @@ impl SqliteStore {
                     }
                 }
                 batch.clear();
+            }
+            if facts.len() == IMPORT_BATCH || is_end && !facts.is_empty() {
+                self.know(&facts).await?;
+                report.facts += facts.len() as u64;
+                facts.clear();
             }
             if is_end {
                 return Ok(report);
@@ -384,13 +411,16 @@ pub struct ImportReport {
     pub new: u64,
     /// Events that were.
     pub duplicates: u64,
-    /// Lines that are no event.
+    /// Facts about who is who, whether they were there or not.
+    pub facts: u64,
+    /// Lines that are neither, or of a newer relay.
     pub damaged: u64,
 }
 
 /// A line of a file that is imported.
 pub(crate) enum Line {
     Event(Box<Event>),
+    Fact(Box<KnownFact>),
     Damaged,
     Empty,
 }
@@ -409,8 +439,11 @@ pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<Line>> {
     if line.trim_ascii().is_empty() {
         return Ok(Some(Line::Empty));
     }
-    let event = Event::from_json(&line);
-    Ok(Some(event.map_or(Line::Damaged, |event| Line::Event(Box::new(event)))))
+    let line = match Event::from_json(&line) {
+        Ok(event) => Line::Event(Box::new(event)),
+        Err(_) => KnownFact::from_line(&line).map_or(Line::Damaged, |fact| Line::Fact(Box::new(fact))),
+    };
+    Ok(Some(line))
 }
 
 fn file_stats(connection: &Connection) -> Result<Stats, StoreError> {
@@ -554,9 +587,10 @@ pub fn check(path: &Path) -> Result<CheckReport, StoreError> {
     Ok(report)
 }
 
-/// Writes every event of a tenant, or of all, as a line of JSON, also beside a process that
-/// writes to the store: what was there when it began. Returns how many, and how many blocks
-/// and batches could not be read.
+/// Writes every event of a tenant, or of all, as a line of JSON, and behind them what is
+/// known about who is who (see [`KnownFact`]), also beside a process that writes to the
+/// store: what was there when it began. Returns how many events, and how many blocks and
+/// batches could not be read.
 pub fn export(path: &Path, tenant: Option<&str>, out: &mut impl Write) -> Result<(u64, u64), StoreError> {
     let connection = schema::open_reader(path)?;
     connection.execute_batch("BEGIN")?;
@@ -584,6 +618,10 @@ pub fn export(path: &Path, tenant: Option<&str>, out: &mut impl Write) -> Result
         },
     )?;
     each_batch(&connection, |_, site, events| if sites.contains(&site) { write(events) } else { Ok(()) })?;
+    facts_file::each_fact(&connection, tenant, |fact| {
+        let line = fact.to_line();
+        writeln!(out, "{line}").map_err(|error| StoreError::Unavailable(error.to_string()))
+    })?;
     out.flush().map_err(|error| StoreError::Unavailable(error.to_string()))?;
     Ok((written, damaged))
 }

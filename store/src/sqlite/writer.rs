@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::{
     Counters, Settings, codec,
-    facts::{FactTables, Known},
+    facts::{FactTables, Known, Refused},
     hot::{self, Door, Hot, HotTable, Window},
     late::Late,
     schema,
@@ -158,6 +158,7 @@ fn check_tables(connection: &Connection) -> Result<(), StoreError> {
         "SELECT count(*) FROM apart",
         "SELECT count(*) FROM traits",
         "SELECT count(*) FROM owner NOT INDEXED",
+        "SELECT count(*) FROM identity_log",
     ] {
         connection.query_row(sql, [], |row| row.get::<_, i64>(0))?;
     }
@@ -377,6 +378,7 @@ impl Writer {
             by_place.entry(*place).or_default().push(event);
         }
         let (mut by_site, mut new_sites) = (BTreeMap::new(), Vec::new());
+        let mut tenants = HashMap::with_capacity(by_place.len());
         for (place, events) in by_place {
             let key = &places.all[place];
             let site = match self.sites.get(key) {
@@ -387,10 +389,11 @@ impl Writer {
                     site
                 }
             };
-            by_site.insert(site.id, (site, events));
+            tenants.insert(place, site.tenant);
+            by_site.insert(site.id, events);
         }
         let mut rows_in_file = Vec::with_capacity(by_site.len());
-        for (site, (_, events)) in &by_site {
+        for (site, events) in &by_site {
             let bytes = hot::encode(events.iter().copied());
             let mut statement =
                 transaction.prepare_cached("INSERT INTO hot(n, site, events) VALUES (?1, ?2, ?3)")?;
@@ -403,16 +406,17 @@ impl Writer {
             transaction.prepare_cached("DELETE FROM seen WHERE n <= ?1")?.execute([up_to])?;
         }
         let mut by_tenant: BTreeMap<i64, Vec<&Event>> = BTreeMap::new();
-        for (site, events) in by_site.values() {
-            by_tenant.entry(site.tenant).or_default().extend(events);
+        for (event, place) in new {
+            by_tenant.entry(tenants[place]).or_default().push(event);
         }
+        let mut refused = Refused::default();
         for (tenant, events) in &by_tenant {
             let tables = FactTables { connection: &transaction, tenant: *tenant, keys: self.keys, n };
-            tables.note(events, &mut self.known)?;
+            refused.add(tables.note(events, &mut self.known)?);
         }
         let mut hot = self.door.write();
         transaction.commit()?;
-        for ((site, (_, events)), row) in by_site.iter().zip(rows_in_file) {
+        for ((site, events), row) in by_site.iter().zip(rows_in_file) {
             let tables = hot.sites.entry(*site).or_default();
             let events = events.iter().copied();
             add_hot(
@@ -428,6 +432,7 @@ impl Writer {
         drop(hot);
         self.tenants.extend(new_sites.iter().map(|(key, site)| (key.0.clone(), site.tenant)));
         self.sites.extend(new_sites);
+        self.counters.refused(refused);
         Ok(by_site.into_keys().collect())
     }
 

@@ -51,7 +51,7 @@ async fn exported(path: &Path) -> Vec<Event> {
     export(path, None, &mut lines).unwrap();
     lines
         .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.starts_with(br#"{"v":"#))
         .map(|line| Event::from_json(line).unwrap())
         .collect()
 }
@@ -349,7 +349,7 @@ fn a_newer_relays_file_is_left_as_it_is() {
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("PRAGMA user_version=99; CREATE TABLE x(y);").unwrap();
     let error = SqliteStore::open(settings(dir.path())).unwrap_err();
-    assert!(error.to_string().contains("got 99, want at most 1"), "{error}");
+    assert!(error.to_string().contains("got 99, want at most 2"), "{error}");
     assert!(path.exists());
 }
 
