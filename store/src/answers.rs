@@ -150,6 +150,26 @@ pub struct ValueRow {
     pub last_ms: i64,
 }
 
+/// The name of a property, and the events that have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PropertyRow {
+    /// The name; none for all those that are no row of their own.
+    pub name: Option<String>,
+    /// Events in which it has a value, which `null` is not.
+    pub events: u64,
+    /// The time of the last one: Unix milliseconds.
+    pub last_ms: i64,
+}
+
+/// Up to when a store knows what happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AsOf {
+    /// Events that were acknowledged and are kept.
+    pub events: u64,
+    /// The time of the latest one: Unix milliseconds.
+    pub last_ms: Option<i64>,
+}
+
 /// A value, and the sessions whose first event has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionRow {

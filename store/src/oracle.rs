@@ -11,9 +11,9 @@ use analytics_relay_providers::{Event, event::JsonObject};
 use async_trait::async_trait;
 
 use crate::{
-    Appended, Breakdown, Bucket, By, Count, CountPoint, Decision, Deleted, Field, Funnel, FunnelAnswer,
-    Identity, LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, Realtime, Scope, SessionRow,
-    Store, StoreError, Subject, Summary, TenantScope, Tie, Unit, ValueRow,
+    Appended, AsOf, Breakdown, Bucket, By, Count, CountPoint, Decision, Deleted, Field, Funnel, FunnelAnswer,
+    Identity, LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope,
+    SessionRow, Store, StoreError, Subject, Summary, TenantScope, Tie, Unit, ValueRow,
     model::{
         Act, Buckets, Class, Facts, Keys, Known, KnownFact, Owners, Seen, SessionPart, Walk,
         event::{ENGAGEMENT_SECONDS, TIME_ON_PAGE, looked_ms, shown, source_of, what},
@@ -223,6 +223,10 @@ fn json_at(event: &Event, path: &str) -> Option<String> {
         "enriched" => event.enriched()?,
         _ => event.context()?,
     };
+    if root == "properties" {
+        // Whatever is in it, it is one name.
+        return entry(object.json(), rest);
+    }
     let mut json = object.json().to_owned();
     for name in rest.split(SEPARATOR) {
         json = entry(&json, name)?;
@@ -261,6 +265,15 @@ impl Store for Oracle {
             kept.tenants.entry(tenant).or_default().note(&events);
         }
         Ok(verdicts)
+    }
+
+    async fn as_of(&self, of: &TenantScope) -> Result<AsOf, StoreError> {
+        let kept = self.kept();
+        let is_its = |event: &&Event| {
+            event.tenant().unwrap_or_default() == of.tenant && of.includes(&source_of(event))
+        };
+        let times = || kept.events.iter().filter(is_its).map(Event::time_ms);
+        Ok(AsOf { events: times().count() as u64, last_ms: times().max() })
     }
 
     async fn counts(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<CountPoint>, StoreError> {
@@ -324,6 +337,34 @@ impl Store for Oracle {
     ) -> Result<Breakdown<ValueRow>, StoreError> {
         let mut rows = self.breakdown_of(scope, by)?;
         rows.sort_by(|a, b| (b.visitors.n, b.events, &a.value).cmp(&(a.visitors.n, a.events, &b.value)));
+        Ok(cut(rows, limit))
+    }
+
+    async fn properties(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PropertyRow>, StoreError> {
+        let rows = self.matching(scope, |asked| {
+            let mut rows: BTreeMap<String, PropertyRow> = BTreeMap::new();
+            for Asked { event, .. } in &asked {
+                let names: BTreeSet<String> = JsonObject::from(event.properties())
+                    .entries()
+                    .into_iter()
+                    .map(|(name, _)| name.into())
+                    .collect();
+                for name in names {
+                    if value(event, &Field::Property(name.clone())).is_some() {
+                        let row = rows.entry(name.clone()).or_insert_with(|| PropertyRow {
+                            name: Some(name),
+                            events: 0,
+                            last_ms: i64::MIN,
+                        });
+                        row.events += 1;
+                        row.last_ms = row.last_ms.max(event.time_ms());
+                    }
+                }
+            }
+            rows.into_values().collect::<Vec<_>>()
+        });
+        let mut rows = rows?;
+        rows.sort_by(|a, b| (b.events, &a.name).cmp(&(a.events, &b.name)));
         Ok(cut(rows, limit))
     }
 

@@ -4,9 +4,9 @@ use analytics_relay_providers::Event;
 use async_trait::async_trait;
 
 use crate::{
-    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
-    NamedPoint, NewVisitors, Operator, PageRow, Point, Realtime, Scope, SessionRow, StoreError, Subject,
-    Summary, TenantScope, ValueRow, model::KnownFact,
+    Appended, AsOf, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
+    NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow, StoreError,
+    Subject, Summary, TenantScope, ValueRow, model::KnownFact,
 };
 
 /// Keeps events and answers questions about them.
@@ -20,6 +20,11 @@ pub trait Store: Send + Sync {
     /// who is who: all of the batch or, if it fails, none of it. Returns when it would
     /// survive a power cut; of each event what became of it.
     async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError>;
+
+    /// How many events of a tenant or some of its sources are kept, and up to when they go.
+    /// Machines too, and whether or not a block turns out to be damaged: nothing is read
+    /// but sizes.
+    async fn as_of(&self, of: &TenantScope) -> Result<AsOf, StoreError>;
 
     /// Events and visitors of each bucket of a range, which costs a tenth of [`Store::series`].
     async fn counts(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<CountPoint>, StoreError>;
@@ -46,6 +51,9 @@ pub trait Store: Send + Sync {
         by: &Field,
         limit: usize,
     ) -> Result<Breakdown<ValueRow>, StoreError>;
+
+    /// The names that properties have at the top level, most frequent first, then by name.
+    async fn properties(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PropertyRow>, StoreError>;
 
     /// The values that a field has in the first events of sessions.
     async fn sessions_by(

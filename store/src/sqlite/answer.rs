@@ -142,7 +142,12 @@ pub(crate) fn breakdown(
     Ok(cut(rows, limit, others, snapshot.damaged_blocks()))
 }
 
-fn cut<Row>(mut rows: Vec<Row>, limit: usize, others: Option<Row>, damaged_blocks: u64) -> Breakdown<Row> {
+pub(crate) fn cut<Row>(
+    mut rows: Vec<Row>,
+    limit: usize,
+    others: Option<Row>,
+    damaged_blocks: u64,
+) -> Breakdown<Row> {
     let total = rows.len() as u64;
     rows.truncate(limit);
     Breakdown { rows, total, others, damaged_blocks }

@@ -231,6 +231,18 @@ impl<'c> Chunk<'c> {
         }
     }
 
+    /// The paths that have a column, and whether there may be more that have none.
+    pub(crate) fn paths(&mut self) -> Result<(Vec<String>, bool), StoreError> {
+        let paths: Vec<String> = match self {
+            Self::Block { .. } => self.directory()?.to_vec(),
+            Self::Hot { table, .. } => {
+                table.table.paths.iter().map(|column| column.path.to_string()).collect()
+            }
+        };
+        let has_more = paths.len() >= PATHS_MAX;
+        Ok((paths, has_more))
+    }
+
     fn directory(&mut self) -> Result<&[String], StoreError> {
         let read = match self {
             Self::Block { directory: None, .. } => {
@@ -266,7 +278,8 @@ impl<'c> Chunk<'c> {
         Ok(TextColumn { codes, texts })
     }
 
-    fn skeletons(&self) -> Result<TextColumn, StoreError> {
+    /// What is left of rows without their values.
+    pub(crate) fn skeletons(&self) -> Result<TextColumn, StoreError> {
         match self {
             Self::Block { meta, .. } => Ok(codec::decode_texts(&self.read(codec::SKELETONS)?, meta.rows)?),
             Self::Hot { table, order } => Ok(ordered(&table.table.skeletons, order)),

@@ -20,7 +20,7 @@
 //! | `shred`, `table` | events taken apart into columns |
 //! | `codec` | the bytes of a column |
 //! | `chunk`, `snapshot` | what questions read |
-//! | `select`, `counts`, `groups`, `sums`, `visits`, `funnels`, `lone`, `answer` | the questions |
+//! | `select`, `counts`, `groups`, `sums`, `visits`, `funnels`, `names`, `lone`, `answer` | the questions |
 //! | `upkeep`, `facts_file` | erasing, retention, merging, checking, backup, export, import |
 
 use std::{
@@ -40,9 +40,9 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
-    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
-    NamedPoint, NewVisitors, Operator, PageRow, Point, Realtime, Scope, SessionRow, Store, StoreError,
-    Subject, Summary, TenantScope, ValueRow,
+    Appended, AsOf, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
+    NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow, Store,
+    StoreError, Subject, Summary, TenantScope, ValueRow,
     model::{Buckets, Keys, KnownFact},
 };
 
@@ -60,6 +60,7 @@ mod hot;
 mod identity_log;
 mod late;
 mod lone;
+mod names;
 mod schema;
 mod select;
 mod shred;
@@ -425,6 +426,10 @@ impl Store for SqliteStore {
         self.write(move |writer| writer.append(&batch)).await
     }
 
+    async fn as_of(&self, of: &TenantScope) -> Result<AsOf, StoreError> {
+        self.ask(of, |snapshot, _| Ok(snapshot.as_of())).await
+    }
+
     async fn counts(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<CountPoint>, StoreError> {
         scope.check()?;
         let buckets = Buckets::new(&scope.range_ms, bucket, zone)?;
@@ -470,6 +475,13 @@ impl Store for SqliteStore {
         let by = by.clone();
         self.ask_scope(scope, move |snapshot, scope, limits| {
             answer::breakdown(snapshot, scope, &by, limit, limits)
+        })
+        .await
+    }
+
+    async fn properties(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PropertyRow>, StoreError> {
+        self.ask_scope(scope, move |snapshot, scope, limits| {
+            names::properties(snapshot, scope, limit, limits)
         })
         .await
     }

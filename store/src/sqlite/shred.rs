@@ -181,6 +181,16 @@ pub(crate) fn put_together(
     all.then_some(json)
 }
 
+/// Calls `each` with the path of each value that was not taken out, and the value.
+pub(crate) fn each_left(skeleton: &str, each: &mut impl FnMut(&str, &str)) {
+    walk(skeleton, &mut |path, place| {
+        let value = &skeleton[place];
+        if !value.starts_with(MARK) {
+            each(path, value);
+        }
+    });
+}
+
 /// The value at a path that was not taken out.
 pub(crate) fn left_at<'a>(skeleton: &'a str, wanted: &str) -> Option<&'a str> {
     let mut left = None;

@@ -20,7 +20,7 @@ use super::{
     hot::{Door, HotTable},
 };
 use crate::{
-    Sources, StoreError, TenantScope,
+    AsOf, Sources, StoreError, TenantScope,
     model::{IdMap, Keys},
 };
 
@@ -239,6 +239,17 @@ impl Snapshot<'_> {
     /// What is known about who is who, if the tenant is known.
     pub(crate) fn facts(&self, keys: Keys) -> Option<FactTables<'_>> {
         self.tenant.map(|tenant| FactTables { connection: self.connection, tenant, keys, n: 0 })
+    }
+
+    /// Up to when it goes.
+    pub(crate) fn as_of(&self) -> AsOf {
+        let blocks = self.blocks.iter().map(|block| (block.rows, Some(block.last_ms)));
+        let tables = self.tables.iter().map(|hot| (hot.table.rows(), hot.table.times.iter().max().copied()));
+        let all = blocks.chain(tables);
+        all.fold(AsOf::default(), |sum, (rows, last_ms)| AsOf {
+            events: sum.events + rows as u64,
+            last_ms: sum.last_ms.max(last_ms),
+        })
     }
 
     pub(crate) fn damaged_blocks(&self) -> u64 {

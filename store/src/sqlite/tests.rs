@@ -278,6 +278,9 @@ pub(crate) async fn compare(store: &SqliteStore, oracle: &dyn Store, scope: &Sco
         same!(sessions_by(scope, by, 100));
     }
     same!(pages(scope, 100));
+    same!(properties(scope, 2));
+    same!(properties(scope, 100));
+    same!(as_of(&scope.of));
     same!(new_visitors(scope));
     same!(realtime(scope, BASE_MS + 12 * MINUTE_MS));
     same!(recent(scope, None, 5));

@@ -196,6 +196,47 @@ fn of_too_many_values_the_rest_is_one_row() {
     });
 }
 
+/// Names that have no column of their own, as callers make too many, and those of which
+/// there are too many for an answer.
+#[test]
+fn all_names_of_properties_are_found_however_many_there_are() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = Settings { block_rows: 1_000, ..Settings::new(dir.path().join("store.db")) };
+        settings.limits.values_max = 300;
+        let store = SqliteStore::open(settings).unwrap();
+        let oracle = Oracle::with_keys(store.shared.keys);
+        let events: Vec<Event> = (0..290)
+            .map(|id| {
+                let json = format!(
+                    r#"{{"id":"{id}","kind":"track","name":"n","time_ms":{id},"accepted_ms":1,"properties":{{"of all":1,"gone":null,"é\u001f{id}":{{"a":1}}}}}}"#
+                );
+                Event::from_json(json.as_bytes()).unwrap()
+            })
+            .collect();
+        store.append(&events).await.unwrap();
+        oracle.append(&events).await.unwrap();
+        for _ in 0..2 {
+            let found = store.properties(&all(""), 1_000).await.unwrap();
+            assert_eq!(found, oracle.properties(&all(""), 1_000).await.unwrap());
+            assert_eq!((found.total, found.rows[0].events, found.rows[0].last_ms), (291, 290, 289));
+            store.seal().await.unwrap();
+        }
+        let more: Vec<Event> = (0..20)
+            .map(|id| {
+                let json = format!(
+                    r#"{{"id":"m{id}","kind":"track","name":"n","time_ms":5,"accepted_ms":1,"properties":{{"more{id}":1}}}}"#
+                );
+                Event::from_json(json.as_bytes()).unwrap()
+            })
+            .collect();
+        store.append(&more).await.unwrap();
+        let found = store.properties(&all(""), 10).await.unwrap();
+        assert_eq!((found.rows.len(), found.total, found.others.map(|others| others.events)), (10, 300, Some(11)));
+        store.close().await;
+    });
+}
+
 #[test]
 fn questions_that_ask_for_too_much_say_what_may_be_asked() {
     runtime().block_on(async {
