@@ -242,6 +242,10 @@ impl SqliteStore {
         let counters = Arc::new(Counters::default());
         let (sealer, closed) = threads::channel();
         let (writer, set_aside) = writer::open(&settings, counters.clone(), sealer)?;
+        // Before any thread has the file: what fails here leaves it at once.
+        let readers = settings.readers.max(1);
+        let connections =
+            (0..=readers).map(|_| schema::open_reader(&settings.path)).collect::<Result<_, _>>()?;
         let (door, keys) = (writer.door.clone(), writer.keys);
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let weak = jobs.downgrade();
@@ -253,9 +257,6 @@ impl SqliteStore {
             spawn("store-writer", Box::new(move || write(writer, queue)))?,
             spawn("store-sealer", Box::new(move || seal(&closed, &weak)))?,
         ];
-        let readers = settings.readers.max(1);
-        let connections =
-            (0..=readers).map(|_| schema::open_reader(&settings.path)).collect::<Result<_, _>>()?;
         Ok(Self {
             shared: Arc::new(Shared {
                 settings,

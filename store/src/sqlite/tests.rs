@@ -9,6 +9,7 @@ use super::*;
 use crate::{Filter, Is, Order, Sources, Step, Unit, oracle::Oracle};
 
 mod crash;
+mod faults;
 mod people;
 mod upkeep;
 
