@@ -9,7 +9,7 @@
 //! | [`scope`] | whose events a question is about, of when, and which |
 //! | [`answers`] | what comes back: integers; rates are made by who asks |
 //! | [`store`] | the trait |
-//! | [`model`] | classes of events, time buckets, sessions, funnels, identity, traits, unique counts |
+//! | [`model`] | classes of events, time buckets, sessions, funnels, identity, traits, unique counts; facts as lines of a file |
 //! | [`oracle`] | every question over a list of events in memory, written to be read |
 //! | [`sqlite`] | the embedded store: column blocks in one SQLite file |
 //!

@@ -20,8 +20,10 @@ pub(crate) fn identity(
 ) -> Result<Option<Identity>, StoreError> {
     let Some(facts) = snapshot.facts(keys) else { return Ok(None) };
     let known = facts.identity(who)?;
+    let is_nobodys =
+        |device| known.as_ref().is_none_or(|known| known.users.is_empty() && known.root == device);
     let device = match who {
-        Subject::Anonymous(device) if known.as_ref().is_none_or(|known| known.users.is_empty()) => device,
+        Subject::Anonymous(device) if is_nobodys(device.as_str()) => device,
         _ => return Ok(known),
     };
     let new = || Device { key: keys.anonymous(device), times: None };
