@@ -407,6 +407,8 @@ pub struct Deleted {
     pub blocks: u64,
     /// Ids, links and traits of somebody that are gone.
     pub facts: u64,
+    /// Blocks that could not be read: what they have is in no figure, and still in the file.
+    pub damaged_blocks: u64,
 }
 
 /// Visitors who are new in a range, and those who were there before.

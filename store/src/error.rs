@@ -34,3 +34,12 @@ impl StoreError {
         Self::Invalid { field, got: got.to_string(), want: want.into() }
     }
 }
+
+/// Does it once more if it finds damage. SQLite says so too when the disk could not read for
+/// a moment; what is damaged is so at the second look.
+pub(crate) fn at_second_look<T>(mut look: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    match look() {
+        Err(StoreError::Damaged(_)) => look(),
+        found => found,
+    }
+}

@@ -347,7 +347,7 @@ impl Store for Oracle {
                 let names: BTreeSet<String> = JsonObject::from(event.properties())
                     .entries()
                     .into_iter()
-                    .map(|(name, _)| name.into())
+                    .map(|(name, _)| name)
                     .collect();
                 for name in names {
                     if value(event, &Field::Property(name.clone())).is_some() {

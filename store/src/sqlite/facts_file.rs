@@ -19,13 +19,16 @@ const APART: &str = "SELECT name, device, user, operator, reason, at_ms
 const TRAITS: &str = "SELECT name, is_user, traits.id, traits
     FROM traits JOIN tenant ON tenant.id = traits.tenant WHERE ?1 IS NULL OR name = ?1";
 
+/// Reads what a row says, from its second value on.
+type Read = fn(&Row<'_>) -> rusqlite::Result<Known>;
+
 /// Calls `each` with every fact of a tenant, or of all.
 pub(crate) fn each_fact(
     connection: &Connection,
     tenant: Option<&str>,
     mut each: impl FnMut(&KnownFact) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let read: [(&str, fn(&Row<'_>) -> rusqlite::Result<Known>); 5] =
+    let read: [(&str, Read); 5] =
         [(USERS, user), (LINKS, link), (ALIASES, alias), (APART, apart), (TRAITS, traits)];
     for (sql, known) in read {
         let mut statement = connection.prepare(sql)?;

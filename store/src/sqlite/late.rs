@@ -10,7 +10,7 @@ use analytics_relay_providers::Event;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Counters, codec};
-use crate::{StoreError, model::event::shown};
+use crate::{StoreError, error::at_second_look, model::event::shown};
 
 /// Blocks whose times are kept: a quarter of a megabyte each.
 const BLOCKS_MAX: usize = 16;
@@ -57,7 +57,7 @@ impl Late {
         let blocks = statement
             .query_map(params![site, time_ms], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as usize)))?;
         for block in blocks.collect::<Result<Vec<_>, _>>()? {
-            match self.has(connection, block, event) {
+            match at_second_look(|| self.has(connection, block, event)) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
                 // What it had is lost, and this may bring it back.

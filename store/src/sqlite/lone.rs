@@ -52,7 +52,7 @@ impl Fold for Device {
         // By time: the first is the earliest.
         let mut its = who.codes.iter().zip(times.iter()).filter(its).map(|(_, time_ms)| *time_ms);
         let first = its.next();
-        let bounds = first.map(|first_ms| (first_ms, its.last().unwrap_or(first_ms)));
+        let bounds = first.map(|first_ms| (first_ms, its.next_back().unwrap_or(first_ms)));
         if let Some((first_ms, last_ms)) = bounds {
             self.note(first_ms, last_ms);
         }

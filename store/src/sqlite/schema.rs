@@ -8,7 +8,7 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::StoreError;
+use crate::{StoreError, error::at_second_look};
 
 /// The tables' version, in `user_version`.
 pub(crate) const VERSION: i64 = 2;
@@ -90,7 +90,7 @@ pub(crate) fn open<T>(
         let loaded = load(&mut writer)?;
         Ok((writer, loaded))
     };
-    match attempt() {
+    match at_second_look(&mut attempt) {
         Ok((writer, loaded)) => Ok((Opened { writer, lock, set_aside: None }, loaded)),
         Err(StoreError::Damaged(why)) => {
             let aside = set_aside(path)?;

@@ -280,14 +280,14 @@ impl Snapshot<'_> {
             self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
         let seen = Seen { owners: &self.owners };
         let (next, damaged, left) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-        let work = |connection: &Connection, is_helper: bool| -> Result<F, StoreError> {
+        let work = |connection: &Connection| -> Result<F, StoreError> {
             let mut fold = new();
             while let Some(meta) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 check(self.deadline)?;
                 match fold.take(&mut Chunk::block(connection, meta), &seen) {
-                    // The helper's moment is another: it was there a moment ago.
-                    Err(StoreError::Damaged(_)) if is_helper => lock(&left).push(*meta),
-                    Err(StoreError::Damaged(why)) => note_damage(&damaged, meta, &why),
+                    // It is looked at once more: the helper's moment is another, and the
+                    // disk may have failed for a moment.
+                    Err(StoreError::Damaged(_)) => lock(&left).push(*meta),
                     result => result?,
                 }
             }
@@ -295,7 +295,7 @@ impl Snapshot<'_> {
         };
         let helper = self.helper.take_if(|_| blocks.len() >= CHUNKS_SHARED_MIN);
         let mut fold = match helper {
-            None => work(self.connection, false)?,
+            None => work(self.connection)?,
             Some(helper) => {
                 let (its, work) = (&mut *helper, &work);
                 let (ours, theirs) = std::thread::scope(|scope| {
@@ -303,9 +303,9 @@ impl Snapshot<'_> {
                     let theirs = thread.spawn_scoped(scope, move || {
                         its.execute_batch("BEGIN")?;
                         let _reading = Reading(its);
-                        work(its, true)
+                        work(its)
                     });
-                    let ours = work(self.connection, false);
+                    let ours = work(self.connection);
                     (ours, theirs.ok().map(|thread| thread.join()))
                 });
                 self.helper = Some(helper);

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     Appended, Deleted, Store, StoreError, Subject,
+    error::at_second_look,
     model::{Keys, KnownFact, event::shown},
 };
 
@@ -179,13 +180,14 @@ fn delete_in_blocks(
             (deleted.events, deleted.blocks) = (deleted.events + meta.rows as u64, deleted.blocks + 1);
             continue;
         }
-        let kept = match kept_of_block(transaction, &meta, doomed) {
+        let kept = match at_second_look(|| kept_of_block(transaction, &meta, doomed)) {
             Err(StoreError::Damaged(why)) => {
                 tracing::error!(
                     block = meta.id,
                     why,
                     "a block is damaged: what it has cannot be deleted from it"
                 );
+                deleted.damaged_blocks += 1;
                 continue;
             }
             kept => kept?,

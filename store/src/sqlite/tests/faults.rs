@@ -18,8 +18,6 @@ use super::*;
 const DIR: &str = "STORE_FAULT_DIR";
 /// So long a child may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Points of each call, but for the long form.
-const FEW: usize = 3;
 
 /// What is done to a store, in this order, each until it is done.
 #[derive(Debug, Clone)]
@@ -127,6 +125,7 @@ fn child() {
 
 /// A child that waits.
 struct Running {
+    what: String,
     child: Child,
     input: ChildStdin,
     lines: std::sync::mpsc::Receiver<String>,
@@ -135,7 +134,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(dir: &Path) -> Self {
+    fn start(dir: &Path, what: String) -> Self {
         let errors = dir.join("errors");
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "sqlite::tests::faults::child", "--ignored", "--nocapture", "--test-threads=1"])
@@ -151,7 +150,7 @@ impl Running {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
             lines.map(|line| sender.send(line)).all(|sent| sent.is_ok())
         });
-        let running = Self { child, input, lines, since: Instant::now(), errors };
+        let running = Self { what, child, input, lines, since: Instant::now(), errors };
         running.until("waits");
         running
     }
@@ -170,7 +169,7 @@ impl Running {
     }
 
     fn errors(&self) -> String {
-        fs::read_to_string(&self.errors).unwrap_or_default()
+        format!("{}: {}", self.what, fs::read_to_string(&self.errors).unwrap_or_default())
     }
 
     fn go_on(&mut self) {
@@ -227,7 +226,7 @@ const WRITING: &str = "store-writer";
 /// Runs a child whose calls are traced while it opens or writes. Returns how often something
 /// was refused.
 fn run_traced(dir: &Path, phase: &str, args: &[&str]) -> u64 {
-    let mut running = Running::start(dir);
+    let mut running = Running::start(dir, format!("{phase} {args:?}"));
     let mut tracer = (phase == OPENING).then(|| running.trace(phase, args));
     running.go_on();
     running.until("waits");
@@ -284,7 +283,8 @@ fn points(count: usize) -> Vec<usize> {
     if std::env::var_os("RELAY_LONG").is_some() {
         return (1..=count).collect();
     }
-    let mut few: Vec<usize> = (0..FEW).map(|n| 1 + n * count.saturating_sub(1) / (FEW - 1)).collect();
+    let mut few = vec![1, 2, count.div_ceil(2), count];
+    few.sort_unstable();
     few.dedup();
     few.retain(|at| *at <= count);
     few
