@@ -12,9 +12,9 @@ use std::{
 
 use analytics_relay_providers::Event;
 use analytics_relay_store::{
-    Appended, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, NamedPoint,
-    NewVisitors, PageRow, Point, Realtime, Scope, SessionRow, Store, StoreError, Subject, Summary,
-    TenantScope, ValueRow, sqlite, sqlite::SqliteStore,
+    Appended, AsOf, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
+    NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow, Store,
+    StoreError, Subject, Summary, TenantScope, ValueRow, model::KnownFact, sqlite, sqlite::SqliteStore,
 };
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
@@ -223,6 +223,16 @@ impl Store for Front {
         appended
     }
 
+    async fn as_of(&self, of: &TenantScope) -> Result<AsOf, StoreError> {
+        let store = self.store()?;
+        self.timed("as_of", store.as_of(of)).await
+    }
+
+    async fn properties(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PropertyRow>, StoreError> {
+        let (store, scope) = (self.store()?, self.seen(scope));
+        self.timed("properties", store.properties(&scope, limit)).await
+    }
+
     async fn counts(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<CountPoint>, StoreError> {
         let (store, scope) = (self.store()?, self.seen(scope));
         self.timed("counts", store.counts(&scope, bucket, zone)).await
@@ -303,14 +313,29 @@ impl Store for Front {
         self.timed("identity", store.identity(of, who)).await
     }
 
+    async fn identity_log(
+        &self,
+        of: &TenantScope,
+        who: &Subject,
+        limit: usize,
+    ) -> Result<Vec<LogEntry>, StoreError> {
+        let store = self.store()?;
+        self.timed("identity_log", store.identity_log(of, who, limit)).await
+    }
+
     async fn link(
         &self,
         of: &TenantScope,
-        anonymous: &str,
+        from: &str,
         user: &str,
         joined: bool,
+        by: &Operator,
     ) -> Result<(), StoreError> {
-        self.store()?.link(of, anonymous, user, joined).await
+        self.store()?.link(of, from, user, joined, by).await
+    }
+
+    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
+        self.store()?.know(facts).await
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
