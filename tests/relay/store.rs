@@ -30,9 +30,12 @@ fn file(setup: &Setup) -> PathBuf {
 /// Every event of a store's file, read by the library.
 fn events(path: &Path) -> Vec<Value> {
     let mut out = Vec::new();
-    let (_, damaged) = sqlite::export(path, None, &mut out).unwrap();
-    assert_eq!(damaged, 0, "parts of {} are damaged", path.display());
-    String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let report = sqlite::export(path, &sqlite::Wanted::default(), &mut out).unwrap();
+    assert_eq!(report.damaged, 0, "parts of {} are damaged", path.display());
+    let out = String::from_utf8(out).unwrap();
+    let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    // Behind them stands what is known about who is who.
+    lines.filter(|line| line["fact"].is_null()).collect()
 }
 
 /// The ids of all events; each is there once.

@@ -79,7 +79,7 @@ use snapshot::{Env, OwnerCache, Snapshot};
 use writer::{Closed, Writer};
 
 pub use schema::is_in_use;
-pub use upkeep::{CheckReport, ImportReport, backup, check, export};
+pub use upkeep::{CheckReport, ExportReport, ImportReport, Wanted, backup, check, export, look, unfinished};
 
 /// Batches that wait for the writer.
 const JOBS_MAX: usize = 2;

@@ -2,13 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    fs::{self, File},
     io::{self, BufRead, Read, Write},
-    path::Path,
-    sync::{Arc, atomic::Ordering},
+    ops::RangeInclusive,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, atomic::Ordering},
 };
 
 use analytics_relay_providers::Event;
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, Transaction, params};
 
 use super::{
     SqliteStore, Stats,
@@ -17,7 +20,7 @@ use super::{
     facts::{FactTables, Refused, Whose},
     facts_file,
     hot::{self, Hot, HotTable},
-    schema,
+    lock, schema,
     snapshot::{blocks_of, epoch},
     table::{Table, TextColumn},
     writer::{Writer, begin, delete_block, insert_block},
@@ -358,12 +361,27 @@ impl SqliteStore {
     }
 
     /// Gives free pages back to the file system. Writes the whole file anew, for which
-    /// there must be room, and appends wait meanwhile.
+    /// there must be room, and appends wait meanwhile. Dropped, it is given up, and the
+    /// file stays as it was: nobody who stops waits for it.
     pub async fn vacuum(&self) -> Result<(), StoreError> {
-        self.write(|writer| {
-            writer.connection.execute_batch("VACUUM")?;
-            checkpoint(&writer.connection);
-            Ok(())
+        let turn = Arc::new(Mutex::new(Turn::Waits));
+        let _given_up = GiveUp(turn.clone());
+        self.write(move |writer| {
+            if !lock(&turn).begin(&writer.connection) {
+                return Ok(());
+            }
+            let done = writer.connection.execute_batch("VACUUM");
+            // From here on nothing else of the writer's can be interrupted.
+            *lock(&turn) = Turn::Over;
+            match done {
+                // The file is as it was, and so is what is in memory.
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(()),
+                done => {
+                    done?;
+                    checkpoint(&writer.connection);
+                    Ok(())
+                }
+            }
         })
         .await
     }
@@ -403,6 +421,37 @@ impl SqliteStore {
                 return Ok(report);
             }
         }
+    }
+}
+
+/// How far something is that can be given up.
+enum Turn {
+    Waits,
+    Runs(InterruptHandle),
+    Over,
+}
+
+impl Turn {
+    /// False if nobody waits for it any more.
+    fn begin(&mut self, connection: &Connection) -> bool {
+        let waits = matches!(self, Self::Waits);
+        if waits {
+            *self = Self::Runs(connection.get_interrupt_handle());
+        }
+        waits
+    }
+}
+
+/// Gives something up when it is dropped, unless it is over.
+struct GiveUp(Arc<Mutex<Turn>>);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        let mut turn = lock(&self.0);
+        if let Turn::Runs(handle) = &*turn {
+            handle.interrupt();
+        }
+        *turn = Turn::Over;
     }
 }
 
@@ -524,18 +573,124 @@ fn groups(blocks: &[BlockMeta], rows_max: usize) -> Vec<&[BlockMeta]> {
     groups
 }
 
-/// Copies a store into a new file, also beside a process that writes to it.
+/// Copies a store into a new file, also beside a process that writes to it: all that was
+/// there when it began, whole or, under its name, not at all. It is for the owner alone.
 pub fn backup(path: &Path, to: &Path) -> Result<(), StoreError> {
+    let taken = || StoreError::invalid("backup", to.display(), "a file that is not there yet");
     if to.exists() {
-        return Err(StoreError::invalid("backup", to.display(), "a file that is not there yet"));
+        return Err(taken());
     }
-    let connection = schema::open_reader(path)?;
+    let connection = open_store(path)?;
     connection.execute_batch("PRAGMA query_only=OFF")?;
-    let to_text =
-        to.to_str().ok_or_else(|| StoreError::invalid("backup", to.display(), "a name that is text"))?;
-    connection.execute("VACUUM INTO ?1", [to_text])?;
-    let copy = std::fs::File::open(to).and_then(|file| file.sync_all());
-    copy.map_err(|error| StoreError::Unavailable(format!("{}: {error}", to.display())))
+    let unfinished = unfinished(to);
+    let name = unfinished
+        .to_str()
+        .ok_or_else(|| StoreError::invalid("backup", to.display(), "a name that is text"))?;
+    // Nobody else writes the same one, and its mode is not what the umask says.
+    create_new(&unfinished)?;
+    let copied = connection.execute("VACUUM INTO ?1", [name]).map_err(StoreError::from).and_then(|_| {
+        let named = File::open(&unfinished).and_then(|copy| {
+            copy.sync_all()?;
+            name_new(&unfinished, to)?;
+            sync_dir_of(to)
+        });
+        named.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => taken(),
+            _ => unavailable(to, &error),
+        })
+    });
+    if copied.is_err() {
+        // What cannot be removed either says so by being there.
+        let _ = fs::remove_file(&unfinished);
+    }
+    copied
+}
+
+/// Where a backup grows before it has its name: how big it is tells how far it has come.
+pub fn unfinished(to: &Path) -> PathBuf {
+    let mut name = to.as_os_str().to_owned();
+    name.push(".unfinished");
+    name.into()
+}
+
+fn create_new(path: &Path) -> Result<(), StoreError> {
+    let made = File::options().write(true).create_new(true).mode(0o600).open(path);
+    made.map(drop).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => StoreError::invalid(
+            "backup",
+            format!("{} that is there already", path.display()),
+            "none: another backup is being made, or one was killed and its file has to be removed",
+        ),
+        _ => unavailable(path, &error),
+    })
+}
+
+/// Gives a file its name, which must be free.
+fn name_new(unfinished: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(unfinished, to) {
+        Ok(()) => fs::remove_file(unfinished),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+        // A file system without links.
+        Err(_) if to.exists() => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(unfinished, to),
+    }
+}
+
+fn sync_dir_of(path: &Path) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(dir)?.sync_all() {
+        // Some file systems cannot.
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+fn unavailable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Unavailable(format!("{}: {error}", path.display()))
+}
+
+/// Looks whether a file is a store that can be read here, without changing it.
+pub fn look(path: &Path) -> Result<(), StoreError> {
+    open_store(path).map(drop)
+}
+
+/// Opens for reading what is a store; anything else is left as it is.
+fn open_store(path: &Path) -> Result<Connection, StoreError> {
+    let not_one = |got: &dyn std::fmt::Display| {
+        StoreError::invalid("store", format!("{}: {got}", path.display()), "a store's file")
+    };
+    if let Err(error) = File::open(path) {
+        return Err(match error.kind() {
+            io::ErrorKind::NotFound => not_one(&"no such file"),
+            _ => unavailable(path, &error),
+        });
+    }
+    let connection = schema::open_reader(path).map_err(|error| match error {
+        StoreError::Damaged(why) => not_one(&why),
+        error => error,
+    })?;
+    match connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)) {
+        Ok(version @ 1..=schema::VERSION) => {
+            let sql = "SELECT count(*) FROM sqlite_schema WHERE name IN ('meta', 'hot', 'block', 'col')";
+            match connection.query_row(sql, [], |row| row.get::<_, i64>(0)) {
+                Ok(4) => Ok(connection),
+                Ok(_) => Err(not_one(&format_args!("tables of something else, version {version}"))),
+                Err(error) => Err(error.into()),
+            }
+        }
+        Ok(0) => Err(not_one(&"a file of something else")),
+        Ok(newer) => Err(StoreError::invalid(
+            "the store's version",
+            newer,
+            format!("at most {}: it was written by a newer relay", schema::VERSION),
+        )),
+        Err(error) => match StoreError::from(error) {
+            StoreError::Damaged(why) => Err(not_one(&why)),
+            error => Err(error),
+        },
+    }
 }
 
 /// What a check found.
@@ -560,9 +715,10 @@ impl CheckReport {
     }
 }
 
-/// Reads all of a store, also beside a process that writes to it.
-pub fn check(path: &Path) -> Result<CheckReport, StoreError> {
-    let connection = schema::open_reader(path)?;
+/// Reads all of a store, also beside a process that writes to it; tells how many events it
+/// has read so far.
+pub fn check(path: &Path, mut progress: impl FnMut(u64)) -> Result<CheckReport, StoreError> {
+    let connection = open_store(path)?;
     connection.execute_batch("BEGIN")?;
     let mut report = CheckReport::default();
     let mut statement = connection.prepare("PRAGMA quick_check(20)")?;
@@ -570,15 +726,20 @@ pub fn check(path: &Path) -> Result<CheckReport, StoreError> {
         report.pages.push(line?);
     }
     report.pages.retain(|line| line != "ok");
-    each_block(&connection, |_, meta, events| {
-        match events {
-            Ok(events) => {
-                (report.blocks, report.events) = (report.blocks + 1, report.events + events.len() as u64)
+    each_block(
+        &connection,
+        |_, _| true,
+        |meta, events| {
+            match events {
+                Ok(events) => {
+                    (report.blocks, report.events) = (report.blocks + 1, report.events + events.len() as u64)
+                }
+                Err(_) => report.damaged_blocks.push(meta.id),
             }
-            Err(_) => report.damaged_blocks.push(meta.id),
-        }
-        Ok(())
-    })?;
+            progress(report.events);
+            Ok(())
+        },
+    )?;
     each_batch(&connection, |n, _, events| {
         match events {
             Some(events) => report.events += events.len() as u64,
@@ -589,43 +750,71 @@ pub fn check(path: &Path) -> Result<CheckReport, StoreError> {
     Ok(report)
 }
 
-/// Writes every event of a tenant, or of all, as a line of JSON, and behind them what is
-/// known about who is who (see [`KnownFact`]), also beside a process that writes to the
-/// store: what was there when it began. Returns how many events, and how many blocks and
-/// batches could not be read.
-pub fn export(path: &Path, tenant: Option<&str>, out: &mut impl Write) -> Result<(u64, u64), StoreError> {
-    let connection = schema::open_reader(path)?;
+/// Which events are exported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Of one tenant; the empty one is that of a relay that has one.
+    pub tenant: Option<String>,
+    /// Of when: Unix milliseconds, from the first to the last.
+    pub range_ms: RangeInclusive<i64>,
+}
+
+impl Default for Wanted {
+    /// All.
+    fn default() -> Self {
+        Self { tenant: None, range_ms: i64::MIN..=i64::MAX }
+    }
+}
+
+/// What was exported.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExportReport {
+    /// Events.
+    pub events: u64,
+    /// What is known about who is who.
+    pub facts: u64,
+    /// Blocks and batches that could not be read.
+    pub damaged: u64,
+}
+
+/// Writes events, each as a line of JSON, also beside a process that writes to the store:
+/// what was there when it began. Behind all events of a tenant, or of all, stands what is
+/// known about who is who (see [`KnownFact`]); a part of them has nothing of that.
+pub fn export(path: &Path, wanted: &Wanted, out: &mut impl Write) -> Result<ExportReport, StoreError> {
+    let connection = open_store(path)?;
     connection.execute_batch("BEGIN")?;
-    let sites = sites(&connection, tenant)?;
-    let (mut written, mut damaged) = (0, 0);
+    let sites = sites(&connection, wanted.tenant.as_deref())?;
+    let mut report = ExportReport::default();
+    let range_ms = &wanted.range_ms;
     let mut write = |events: Option<Vec<Event>>| {
         let Some(events) = events else {
-            damaged += 1;
+            report.damaged += 1;
             return Ok(());
         };
-        for event in &events {
+        for event in events.iter().filter(|event| range_ms.contains(&event.time_ms())) {
             let mut line = event.to_json();
             // What a file of another relay had over several lines stands on one here.
             line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
             line.push(b'\n');
             out.write_all(&line).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+            report.events += 1;
         }
-        written += events.len() as u64;
         Ok(())
     };
-    each_block(
-        &connection,
-        |site, _, events| {
-            if sites.contains(&site) { write(events.ok()) } else { Ok(()) }
-        },
-    )?;
+    let is_wanted = |site: i64, meta: &BlockMeta| {
+        sites.contains(&site) && meta.first_ms <= *range_ms.end() && *range_ms.start() <= meta.last_ms
+    };
+    each_block(&connection, is_wanted, |_, events| write(events.ok()))?;
     each_batch(&connection, |_, site, events| if sites.contains(&site) { write(events) } else { Ok(()) })?;
-    facts_file::each_fact(&connection, tenant, |fact| {
-        let line = fact.to_line();
-        writeln!(out, "{line}").map_err(|error| StoreError::Unavailable(error.to_string()))
-    })?;
+    if *wanted == (Wanted { tenant: wanted.tenant.clone(), ..Wanted::default() }) {
+        facts_file::each_fact(&connection, wanted.tenant.as_deref(), |fact| {
+            report.facts += 1;
+            let line = fact.to_line() + "\n";
+            out.write_all(line.as_bytes()).map_err(|error| StoreError::Unavailable(error.to_string()))
+        })?;
+    }
     out.flush().map_err(|error| StoreError::Unavailable(error.to_string()))?;
-    Ok((written, damaged))
+    Ok(report)
 }
 
 fn sites(connection: &Connection, tenant: Option<&str>) -> Result<HashSet<i64>, StoreError> {
@@ -636,19 +825,20 @@ fn sites(connection: &Connection, tenant: Option<&str>) -> Result<HashSet<i64>, 
 
 fn each_block(
     connection: &Connection,
-    mut each: impl FnMut(i64, &BlockMeta, Result<Vec<Event>, StoreError>) -> Result<(), StoreError>,
+    is_wanted: impl Fn(i64, &BlockMeta) -> bool,
+    mut each: impl FnMut(&BlockMeta, Result<Vec<Event>, StoreError>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut sites: Vec<i64> = sites(connection, None)?.into_iter().collect();
     sites.sort_unstable();
     for site in sites {
         let mut blocks = Vec::new();
         blocks_of(connection, site, &mut blocks)?;
-        for meta in &blocks {
+        for meta in blocks.iter().filter(|meta| is_wanted(site, meta)) {
             let events = match Chunk::block(connection, meta).events(0..meta.rows) {
                 Err(error @ (StoreError::Unavailable(_) | StoreError::Closed)) => return Err(error),
                 events => events,
             };
-            each(site, meta, events)?;
+            each(meta, events)?;
         }
     }
     Ok(())

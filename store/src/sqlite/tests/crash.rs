@@ -48,7 +48,7 @@ async fn oracle_of(store: &SqliteStore, events: &[Event]) -> Oracle {
 
 async fn exported(path: &Path) -> Vec<Event> {
     let mut lines = Vec::new();
-    export(path, None, &mut lines).unwrap();
+    export(path, &Wanted::default(), &mut lines).unwrap();
     lines
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty() && !line.starts_with(br#"{"v":"#))
@@ -230,7 +230,7 @@ fn a_full_disk_refuses_and_what_is_sent_again_is_kept_once() {
         store.seal().await.unwrap();
         assert_eq!(count(&store).await, 600);
         store.close().await;
-        assert!(check(&dir.path().join("store.db")).unwrap().is_whole());
+        assert!(check(&dir.path().join("store.db"), |_| ()).unwrap().is_whole());
     });
 }
 
@@ -268,7 +268,7 @@ fn a_damaged_block_costs_itself_and_is_counted() {
         assert_eq!(breakdown.damaged_blocks, 1);
         assert_eq!(store.recent(&all(), None, 1_000).await.unwrap().len(), 120 - rows as usize);
         assert!(store.stats().await.unwrap().damaged_reads >= 2);
-        let report = check(&dir.path().join("store.db")).unwrap();
+        let report = check(&dir.path().join("store.db"), |_| ()).unwrap();
         assert_eq!((report.damaged_blocks, report.events), (vec![block], 120 - rows as u64));
         // Appending, erasing and tidying go on.
         assert_eq!(store.append(&events[..3]).await.unwrap(), vec![Appended::Duplicate; 3]);
@@ -295,7 +295,7 @@ fn a_damaged_batch_that_is_no_block_yet_costs_itself() {
         assert_eq!(count(&store).await, 20);
         assert_eq!(store.stats().await.unwrap().damaged_batches, 3, "one of each of its sites");
         store.close().await;
-        assert_eq!(check(&dir.path().join("store.db")).unwrap().damaged_batches.len(), 3);
+        assert_eq!(check(&dir.path().join("store.db"), |_| ()).unwrap().damaged_batches.len(), 3);
     });
 }
 

@@ -247,7 +247,7 @@ proptest! {
             let pool: Vec<Event> = pool.iter().enumerate().map(|(id, spec)| spec.event(id)).collect();
             let (store, oracle) = run(dir.path(), &settings(dir.path()), &pool, &all).await;
             let mut lines = Vec::new();
-            export(&dir.path().join("store.db"), None, &mut lines).unwrap();
+            export(&dir.path().join("store.db"), &Wanted::default(), &mut lines).unwrap();
             let path = dir.path().join("moved.db");
             let moved = SqliteStore::open(Settings { path, ..settings(dir.path()) }).unwrap();
             // In any order, and twice.

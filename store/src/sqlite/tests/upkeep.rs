@@ -100,7 +100,7 @@ fn somebody_who_is_erased_leaves_no_trace_in_the_file() {
         let store = SqliteStore::open(Settings::new(&path)).unwrap();
         assert_eq!(store.summary(&all("")).await.unwrap().events, 36);
         store.close().await;
-        assert!(check(&path).unwrap().is_whole());
+        assert!(check(&path, |_| ()).unwrap().is_whole());
     });
 }
 
@@ -133,8 +133,11 @@ fn a_copy_and_an_export_are_the_same_store() {
         backup(&path, &copy).unwrap();
         assert!(backup(&path, &copy).unwrap_err().to_string().contains("not there yet"));
         let mut lines = Vec::new();
-        assert_eq!(export(&path, None, &mut lines).unwrap(), (90, 0));
-        assert_eq!(check(&path).unwrap().events, 90);
+        let report = export(&path, &Wanted::default(), &mut lines).unwrap();
+        assert_eq!((report.events, report.damaged, report.facts > 0), (90, 0, true));
+        let part = Wanted { tenant: None, range_ms: BASE_MS..=i64::MAX };
+        assert_eq!(export(&path, &part, &mut Vec::new()).unwrap().facts, 0);
+        assert_eq!(check(&path, |_| ()).unwrap().events, 90);
         let copied = SqliteStore::open(Settings { path: copy, ..settings(dir.path()) }).unwrap();
         compare(&copied, &oracle, &scopes(0, 600)[1]).await;
         let imported =
@@ -304,6 +307,103 @@ fn questions_see_whole_batches_while_others_are_written_and_sealed() {
         writing.await.unwrap();
         assert!(seen.len() > 5, "{seen:?}");
         assert_eq!(store.summary(&all("")).await.unwrap().events, 1_500);
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_vacuum_that_nobody_waits_for_is_given_up_and_costs_nothing() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let store = SqliteStore::open(Settings { block_rows: 500, ..Settings::new(&path) }).unwrap();
+        for part in 0..2 {
+            let batch: Vec<Event> =
+                (0..1_000).map(|n| event(part * 1_000 + n, "", &format!("u{n}"), n as i64)).collect();
+            store.append(&batch).await.unwrap();
+        }
+        store.seal().await.unwrap();
+        store.erase(&TenantScope::tenant(""), &Subject::User("u1".into())).await.unwrap();
+        let free_bytes = async || store.stats().await.unwrap().free_bytes;
+        let before = free_bytes().await;
+        assert!(before > 0);
+        // One that waits for its turn is not begun.
+        let (begun, has_begun) = oneshot::channel();
+        let (go_on, goes_on) = threads::channel::<()>();
+        let other = store.clone();
+        let busy = tokio::spawn(async move {
+            let wait = move |_: &mut Writer| {
+                begun.send(()).unwrap();
+                goes_on.recv().unwrap();
+                Ok(())
+            };
+            other.write(wait).await
+        });
+        has_begun.await.unwrap();
+        let waits = tokio::time::timeout(Duration::from_millis(20), store.vacuum()).await;
+        assert!(waits.is_err());
+        go_on.send(()).unwrap();
+        busy.await.unwrap().unwrap();
+        assert_eq!(free_bytes().await, before);
+        // One that runs ends soon, wherever it is; nothing else of the writer's is hit.
+        for micros in [0, 200, 1_000, 3_000, 10_000] {
+            let _ = tokio::time::timeout(Duration::from_micros(micros), store.vacuum()).await;
+            let id = 100_000 + micros as usize;
+            assert_eq!(store.append(&[event(id, "", "late", 0)]).await.unwrap(), [Appended::New]);
+        }
+        store.vacuum().await.unwrap();
+        assert_eq!(free_bytes().await, 0);
+        store.close().await;
+        let report = check(&path, |_| ()).unwrap();
+        assert!(report.is_whole());
+        assert_eq!(report.events, 2_000 - 2 + 5);
+    });
+}
+
+#[test]
+fn what_is_no_store_is_told_apart_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let wrong = |name: &str| {
+        let before = fs::read(path(name)).ok();
+        let why = look(&path(name)).unwrap_err().to_string();
+        assert_eq!(check(&path(name), |_| ()).unwrap_err().to_string(), why);
+        assert_eq!(fs::read(path(name)).ok(), before);
+        why
+    };
+    assert!(wrong("nothing").contains("no such file"));
+    fs::write(path("text"), "some text, and more than a page of it".repeat(300)).unwrap();
+    assert!(wrong("text").contains("want a store's file"));
+    fs::write(path("empty"), "").unwrap();
+    assert!(wrong("empty").contains("want a store's file"));
+    Connection::open(path("else"))
+        .unwrap()
+        .execute_batch("CREATE TABLE a(b); PRAGMA user_version=1")
+        .unwrap();
+    assert!(wrong("else").contains("tables of something else"));
+    Connection::open(path("newer")).unwrap().execute_batch("PRAGMA user_version=99").unwrap();
+    assert!(wrong("newer").contains("newer relay"));
+}
+
+#[test]
+fn a_backup_is_its_owners_whole_or_not_there_and_overwrites_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let store = SqliteStore::open(Settings::new(&path)).unwrap();
+        store.append(&[event(1, "", "u", 0)]).await.unwrap();
+        let copy = dir.path().join("copy");
+        fs::write(unfinished(&copy), "of one that was killed").unwrap();
+        let why = backup(&path, &copy).unwrap_err().to_string();
+        assert!(why.contains("copy.unfinished") && why.contains("removed"), "{why}");
+        assert!(!copy.exists());
+        fs::remove_file(unfinished(&copy)).unwrap();
+        backup(&path, &copy).unwrap();
+        assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!unfinished(&copy).exists());
+        assert!(backup(&path, &dir.path().join("no/where")).is_err());
+        assert_eq!(check(&copy, |_| ()).unwrap().events, 1);
         store.close().await;
     });
 }
