@@ -47,6 +47,7 @@ use crate::{
     admission::Admission,
     batch_worker::{self, Gathering},
     config::{Config, ConfigError, DeliveryConfig, NoKeys, SpoolConfig},
+    control::{self, Control, socket::ControlSocket},
     delivery::{
         dead_letter::DeadLetterDir, lane::LaneStatus, spill::LoadError, suspension::Suspensions,
         unnamed::Unnamed,
@@ -338,7 +339,9 @@ impl App {
             ingest_metrics.refused_kept.clone(),
             ingest_metrics.refused_lost.clone(),
         );
-        servers.spawn(watch.over("suppression", erasing::keep_to(suppressed, statuses, refused.clone())));
+        servers.spawn(
+            watch.over("suppression", erasing::keep_to(suppressed.clone(), statuses, refused.clone())),
+        );
         let behind = Behind { admission: admission.clone(), health, budget, metrics: ingest_metrics };
         let grpc = ingest::grpc::server::serve(doors.grpc, behind.clone(), stopped);
         servers.spawn(watch.over("gRPC server", grpc));
@@ -348,6 +351,19 @@ impl App {
             servers.spawn(watch.over("HTTP server", async move {
                 ingest::http::server::serve(port, behind, &settings, names, refused, stopped).await;
             }));
+        }
+        if let Some(store) = &store
+            && let Some(socket) = ControlSocket::open(data_dir)
+        {
+            let control = Control {
+                open: store.clone(),
+                file: config.store.file(data_dir),
+                suppressed: Some(suppressed.clone()),
+                draining: stop.drain_token(),
+                clock: clock.clone(),
+            };
+            let stopped = stop_servers.clone().cancelled_owned();
+            servers.spawn(watch.over("control socket", socket.serve(control::router(control), stopped)));
         }
         if let Some(store) = &store {
             let kept = store.keep(data_dir, clock.clone(), config.enrich.time_zone.clone(), stop.clone());

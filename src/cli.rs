@@ -28,15 +28,18 @@ use crate::{
 const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
 
 mod check;
+mod control;
 mod dead_letters;
 mod erase;
 mod explain;
+mod identity;
 mod privacy;
 mod providers;
 mod refused;
 mod sandbox;
 mod secrets;
 mod spool;
+mod store;
 mod terminal;
 
 /// Relays product-analytics events to Mixpanel, Amplitude and Segment.
@@ -65,6 +68,12 @@ enum Command {
     /// Look at the spool, check it, take events out of it and repair it
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Look at the store, check it, back it up, take events out of it and into it
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Look at who is who in the store, and decide whose a device is
+    #[command(subcommand)]
+    Identity(IdentityCommand),
     /// Tell what became of an event
     Explain(ExplainArgs),
     /// Take nothing more of a user, deliver nothing more, and delete what is kept of them
@@ -369,6 +378,163 @@ struct ForgetArgs {
     yes: bool,
 }
 
+/// All of these work beside a running relay. What is in the store is not sealed, and neither
+/// is what they write: keep it where nobody else reads.
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Read all of the file; fails if anything is damaged
+    Check(CheckStoreArgs),
+    /// Copy the store into a new file: all that is in it now
+    Backup(BackupStoreArgs),
+    /// Write the events, one JSON object a line; fails if some could not be read
+    Export(ExportStoreArgs),
+    /// Take in what export wrote; events that are there are not taken twice. Fails if a line
+    /// is no event
+    Import(ImportStoreArgs),
+    /// Give free pages of the file back to the file system; what is to be stored waits meanwhile
+    Vacuum(StoreAt),
+    /// Show how much is in it
+    Stats(StatsStoreArgs),
+}
+
+#[derive(Debug, Args)]
+struct StoreAt {
+    /// Where the relay keeps its files, instead of DATA_DIR
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct CheckStoreArgs {
+    /// A backup, instead of the file that STORE_URL names
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    at: StoreAt,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BackupStoreArgs {
+    /// The file, which must not be there
+    to: PathBuf,
+    #[command(flatten)]
+    at: StoreAt,
+}
+
+#[derive(Debug, Args)]
+struct ExportStoreArgs {
+    /// A backup, instead of the file that STORE_URL names
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// Of one tenant; "" is that of events that name none. All without it
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Events of this time or later, as in 2026-01-31T08:00:00Z
+    #[arg(long, value_parser = parse_time, visible_alias = "since")]
+    from: Option<jiff::Timestamp>,
+    /// Events before this time
+    #[arg(long, value_parser = parse_time, visible_alias = "until")]
+    to: Option<jiff::Timestamp>,
+    /// The file, which must not be there; standard output without it
+    #[arg(long, value_name = "FILE", visible_alias = "out")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    at: StoreAt,
+}
+
+#[derive(Debug, Args)]
+struct ImportStoreArgs {
+    /// What export wrote; - is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    #[command(flatten)]
+    at: StoreAt,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatsStoreArgs {
+    #[command(flatten)]
+    at: StoreAt,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// All of these work beside a running relay.
+#[derive(Debug, Subcommand)]
+enum IdentityCommand {
+    /// Show what is known about somebody: all their ids and traits
+    Show(ShowIdentityArgs),
+    /// Say that a device is not this user's: what was counted so no more is
+    Split(PairArgs),
+    /// Take a split back
+    Join(PairArgs),
+    /// Show what was decided about somebody's ids, and why, the latest first
+    Log(IdentityLogArgs),
+}
+
+#[derive(Debug, Args)]
+struct ShowIdentityArgs {
+    /// The id of a user
+    id: String,
+    /// It is the id of a device or browser
+    #[arg(long, visible_alias = "device")]
+    anonymous: bool,
+    #[command(flatten)]
+    of: OfTenant,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct IdentityLogArgs {
+    /// The id of a user
+    id: String,
+    /// It is the id of a device or browser
+    #[arg(long, visible_alias = "device")]
+    anonymous: bool,
+    #[command(flatten)]
+    of: OfTenant,
+    /// Show at most this many
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    limit: u16,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct PairArgs {
+    /// The device or browser, by the anonymous id that its events name; or an id that an
+    /// alias names
+    device: String,
+    /// The user, by their id
+    user: String,
+    /// Why, for the log
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
+    /// Who decides, for the log; the user of this terminal without it
+    #[arg(long, value_name = "NAME")]
+    operator: Option<String>,
+    #[command(flatten)]
+    of: OfTenant,
+}
+
+#[derive(Debug, Args)]
+struct OfTenant {
+    /// Whose; that of events that name none without it
+    #[arg(long, default_value = "", hide_default_value = true)]
+    tenant: String,
+    #[command(flatten)]
+    at: StoreAt,
+}
+
 #[derive(Debug, Args)]
 struct ExplainArgs {
     /// The id that the caller gave the event, or got for it
@@ -412,6 +578,8 @@ pub fn run() -> ExitCode {
         Command::Explain(ExplainArgs { event_id, at, json }) => reading(at, |config, dir| {
             explain::explain(dir, &config.data_dir, &keys_if_any(config), &event_id, json)
         }),
+        Command::Store(command) => with_files(|config| store::run(config, command)),
+        Command::Identity(command) => with_files(|config| Ok(in_runtime(identity::run(config, command)))),
         Command::Secrets(command) => secrets(command),
         Command::Erase(args) => with_files(|config| erase::erase(config, &args)),
         Command::Suppression(SuppressionCommand::Check(ids)) => {

@@ -45,6 +45,7 @@
 //! | find out something else about an event | a file in `enrich`, its step in [`reasons`] and `enrich::enricher` |
 //! | change what is kept of it, or who gets it | `privacy`, and `admission::shaping` for the order |
 //! | change the batching rule | `batch_worker` |
+//! | let operators ask a running relay for something | a call in `control`, its command in `cli` |
 //! | add a metric | [`telemetry`] and the line that records it |
 //! | add a way for an event to end, or to be refused | [`reasons`] |
 //! | change the bytes of the log | `queue::spool::{frame, cursor}`, with a new version |
@@ -78,6 +79,7 @@ mod characters;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod control;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -37,6 +37,7 @@ mod secrets;
 mod sigterm;
 mod spool_commands;
 mod store;
+mod store_commands;
 mod test_mode;
 mod tls;
 mod trouble;
