@@ -373,7 +373,12 @@ fn print_stats(out: &mut impl Write, file: &Path, stats: &StoreStats) -> io::Res
         stats.sealed, stats.seals_failed, stats.merged
     )?;
     let (reads, batches) = (stats.damaged_reads, stats.damaged_batches);
-    writeln!(out, "  damaged         {reads} read(s) of blocks, {batches} batch(es)")
+    writeln!(out, "  damaged         {reads} read(s) of blocks, {batches} batch(es)")?;
+    let StoreStats { links_refused: links, aliases_refused: aliases, traits_refused: traits, .. } = stats;
+    writeln!(
+        out,
+        "  not noted       {links} link(s), {aliases} alias(es), {traits} trait(s): too many of one"
+    )
 }
 
 /// Shows on a terminal how far something is that takes long.

@@ -104,6 +104,9 @@ pub(crate) struct StoreStats {
     pub(crate) merged: u64,
     pub(crate) damaged_reads: u64,
     pub(crate) damaged_batches: u64,
+    pub(crate) links_refused: u64,
+    pub(crate) aliases_refused: u64,
+    pub(crate) traits_refused: u64,
 }
 
 impl From<Stats> for StoreStats {
@@ -125,6 +128,9 @@ impl From<Stats> for StoreStats {
             merged: stats.merged,
             damaged_reads: stats.damaged_reads,
             damaged_batches: stats.damaged_batches,
+            links_refused: stats.links_refused,
+            aliases_refused: stats.aliases_refused,
+            traits_refused: stats.traits_refused,
         }
     }
 }
