@@ -48,14 +48,7 @@ pub(super) async fn import(
     mut body: Body,
     progress: Progress,
 ) -> Result<Imported, Failure> {
-    let mut importing = Importing {
-        control,
-        lines: Lines::default(),
-        batch: Vec::new(),
-        facts: Vec::new(),
-        bytes: 0,
-        progress,
-    };
+    let mut importing = Importing { control, lines: Lines::default(), waiting: Waiting::default(), progress };
     loop {
         let piece = timeout(SILENCE_MAX, body.frame())
             .await
@@ -65,18 +58,18 @@ pub(super) async fn import(
         if let Ok(bytes) = piece.into_data() {
             importing.take(&bytes);
         }
-        while importing.batch.len() >= BATCH_EVENTS || importing.bytes >= BATCH_BYTES {
+        while importing.waiting.has_events() {
             importing.append().await?;
         }
-        while importing.facts.len() >= BATCH_EVENTS {
+        while importing.waiting.has_facts() {
             importing.know().await?;
         }
     }
     importing.finish();
-    while !importing.batch.is_empty() {
+    while !importing.waiting.events.is_empty() {
         importing.append().await?;
     }
-    while !importing.facts.is_empty() {
+    while !importing.waiting.facts.is_empty() {
         importing.know().await?;
     }
     Ok(progress_of(&importing.progress))
@@ -85,28 +78,20 @@ pub(super) async fn import(
 struct Importing {
     control: Control,
     lines: Lines,
-    /// Events that wait, with the numbers of their lines.
-    batch: Vec<(u64, Event)>,
-    /// And what is known about who is who.
-    facts: Vec<KnownFact>,
-    /// Of the events.
-    bytes: usize,
+    waiting: Waiting,
     progress: Progress,
 }
 
 impl Importing {
     fn take(&mut self, bytes: &[u8]) {
-        let (mut bad, before) = (Vec::new(), self.batch.len());
-        let Self { lines, batch, facts, .. } = self;
-        lines.push(bytes, |number, line| sort(number, read(&line), batch, facts, &mut bad));
-        self.bytes += self.batch[before..].iter().map(|(_, event)| event.memory_bytes()).sum::<usize>();
+        let mut bad = Vec::new();
+        self.lines.push(bytes, |number, line| self.waiting.sort(number, &line, &mut bad));
         self.note(bad);
     }
 
     fn finish(&mut self) {
         let mut bad = Vec::new();
-        let Self { lines, batch, facts, .. } = self;
-        lines.finish(|number, line| sort(number, read(&line), batch, facts, &mut bad));
+        self.lines.finish(|number, line| self.waiting.sort(number, &line, &mut bad));
         self.note(bad);
     }
 
@@ -122,15 +107,7 @@ impl Importing {
 
     /// Appends what makes a batch of what waits.
     async fn append(&mut self) -> Result<(), Failure> {
-        let mut bytes = 0;
-        let fits = |(_, event): &&(u64, Event)| {
-            bytes += event.memory_bytes();
-            bytes <= BATCH_BYTES
-        };
-        let events = self.batch.iter().take(BATCH_EVENTS).take_while(fits).count().max(1);
-        let rest = self.batch.split_off(events.min(self.batch.len()));
-        let batch = std::mem::replace(&mut self.batch, rest);
-        self.bytes = self.batch.iter().map(|(_, event)| event.memory_bytes()).sum();
+        let batch = self.waiting.take_events();
         let is_out = |event: &Event| {
             self.control.suppressed.as_ref().is_some_and(|suppressed| suppressed.covers_event(event))
         };
@@ -160,8 +137,7 @@ impl Importing {
 
     /// Takes in what makes a batch of the facts that wait.
     async fn know(&mut self) -> Result<(), Failure> {
-        let rest = self.facts.split_off(self.facts.len().min(BATCH_EVENTS));
-        let mut facts = std::mem::replace(&mut self.facts, rest);
+        let mut facts = self.waiting.take_facts();
         let all = facts.len();
         if let Some(suppressed) = &self.control.suppressed {
             facts.retain(|fact| !is_of_suppressed(fact, suppressed));
@@ -214,40 +190,71 @@ fn is_of_suppressed(fact: &KnownFact, suppressed: &Suppressed) -> bool {
     suppressed.covers(Ids { user_id, anonymous_id, previous_id })
 }
 
-/// What a line is.
-enum Item {
-    Event(Event),
-    Fact(KnownFact),
-    Empty,
-    Bad(String),
+/// What waits to be taken in: a batch of each, and what one more piece brought.
+#[derive(Default)]
+struct Waiting {
+    /// With the numbers of their lines.
+    events: Vec<(u64, Event)>,
+    event_bytes: usize,
+    /// What is known about who is who.
+    facts: Vec<KnownFact>,
+    /// Of their lines.
+    fact_bytes: usize,
 }
 
-fn read(line: &Line<'_>) -> Item {
-    let Line::Whole(line) = line else {
-        return Item::Bad(format!("got more than {LINE_BYTES_MAX} bytes, want an event"));
-    };
-    if line.trim_ascii().is_empty() {
-        return Item::Empty;
+impl Waiting {
+    /// True if there is a batch of events.
+    fn has_events(&self) -> bool {
+        self.events.len() >= BATCH_EVENTS || self.event_bytes >= BATCH_BYTES
     }
-    match Event::from_json(line) {
-        Ok(event) => Item::Event(event),
-        Err(error) => KnownFact::from_line(line)
-            .map_or_else(|| Item::Bad(format!("neither event nor fact: {error}")), Item::Fact),
-    }
-}
 
-fn sort(
-    number: u64,
-    item: Item,
-    batch: &mut Vec<(u64, Event)>,
-    facts: &mut Vec<KnownFact>,
-    bad: &mut Vec<BadLine>,
-) {
-    match item {
-        Item::Event(event) => batch.push((number, event)),
-        Item::Fact(fact) => facts.push(fact),
-        Item::Empty => {}
-        Item::Bad(why) => bad.push(BadLine { line: number, why }),
+    /// True if there is a batch of facts.
+    fn has_facts(&self) -> bool {
+        self.facts.len() >= BATCH_EVENTS || self.fact_bytes >= BATCH_BYTES
+    }
+
+    /// Takes in a line, whatever it is.
+    fn sort(&mut self, number: u64, line: &Line<'_>, bad: &mut Vec<BadLine>) {
+        let why = match line {
+            Line::TooLong => format!("got more than {LINE_BYTES_MAX} bytes, want an event"),
+            Line::Whole(line) if line.trim_ascii().is_empty() => return,
+            Line::Whole(line) => match Event::from_json(line) {
+                Ok(event) => {
+                    self.event_bytes += event.memory_bytes();
+                    return self.events.push((number, event));
+                }
+                Err(error) => match KnownFact::from_line(line) {
+                    Some(fact) => {
+                        self.fact_bytes += line.len();
+                        return self.facts.push(fact);
+                    }
+                    None => format!("neither event nor fact: {error}"),
+                },
+            },
+        };
+        bad.push(BadLine { line: number, why });
+    }
+
+    /// At most one batch, at least one event if there is one.
+    fn take_events(&mut self) -> Vec<(u64, Event)> {
+        let mut bytes = 0;
+        let fits = |(_, event): &&(u64, Event)| {
+            bytes += event.memory_bytes();
+            bytes <= BATCH_BYTES
+        };
+        let count = self.events.iter().take(BATCH_EVENTS).take_while(fits).count().max(1);
+        let rest = self.events.split_off(count.min(self.events.len()));
+        self.event_bytes = rest.iter().map(|(_, event)| event.memory_bytes()).sum();
+        std::mem::replace(&mut self.events, rest)
+    }
+
+    /// At most one batch.
+    fn take_facts(&mut self) -> Vec<KnownFact> {
+        let rest = self.facts.split_off(self.facts.len().min(BATCH_EVENTS));
+        if rest.is_empty() {
+            self.fact_bytes = 0;
+        }
+        std::mem::replace(&mut self.facts, rest)
     }
 }
 
@@ -256,5 +263,61 @@ fn tell(told: &mut Imported, bad: BadLine) {
     if told.first_bad.len() < BAD_SHOWN_MAX {
         let why = bad.why.chars().take(WHY_CHARS_MAX).collect();
         told.first_bad.push(BadLine { why, ..bad });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(id: usize, bytes: usize) -> String {
+        let text = "x".repeat(bytes);
+        format!(
+            r#"{{"id":"{id}","kind":"track","name":"n","user_id":"u","time_ms":1,"accepted_ms":1,"properties":{{"a":"{text}"}}}}"#
+        )
+    }
+
+    fn waiting(lines: impl IntoIterator<Item = String>) -> (Waiting, Vec<BadLine>) {
+        let (mut waiting, mut bad) = (Waiting::default(), Vec::new());
+        for (number, line) in (1..).zip(lines) {
+            waiting.sort(number, &Line::Whole(line.as_bytes()), &mut bad);
+        }
+        (waiting, bad)
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_events_and_in_bytes_and_an_event_that_is_too_big_goes_alone() {
+        let (mut small, _) = waiting((0..2_500).map(|id| event(id, 1)));
+        let batches: Vec<usize> = std::iter::from_fn(|| Some(small.take_events().len())).take(4).collect();
+        assert_eq!((batches, small.event_bytes), (vec![1_000, 1_000, 500, 0], 0));
+        let (mut large, _) = waiting((0..5).map(|id| event(id, 1 << 20)));
+        assert!(large.has_events());
+        assert_eq!(large.take_events().len(), 3);
+        let (mut huge, _) = waiting((0..2).map(|id| event(id, 5 << 20)));
+        assert_eq!((huge.take_events().len(), huge.take_events().len()), (1, 1));
+    }
+
+    #[test]
+    fn facts_of_any_size_wait_in_memory_that_is_bounded() {
+        let fact = |reason: &str| {
+            format!(
+                r#"{{"v":1,"fact":"apart","anonymous":"d","user":"u","operator":"o","reason":"{reason}","at_ms":1}}"#
+            )
+        };
+        let (mut facts, bad) = waiting((0..1_500).map(|_| fact("")));
+        assert!(facts.has_facts() && bad.is_empty());
+        assert_eq!((facts.take_facts().len(), facts.take_facts().len()), (1_000, 500));
+        let (mut large, _) = waiting([fact(&"x".repeat(BATCH_BYTES))]);
+        assert!(large.has_facts());
+        assert_eq!(large.take_facts().len(), 1);
+        assert!(!large.has_facts());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_line_is_told_by_its_number() {
+        let (waiting, bad) =
+            waiting([" ", "no", &event(1, 1), r#"{"v":9,"fact":"user","user":"u"}"#].map(str::to_owned));
+        assert_eq!(waiting.events[0].0, 3);
+        assert_eq!(bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [2, 4]);
     }
 }
