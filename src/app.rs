@@ -59,6 +59,7 @@ use crate::{
     ledger::Ledger,
     listener::{self, Listen},
     privacy::{Named, Privacy, PrivacyError, secret::DataSecret, suppression::Suppressed},
+    query::Query,
     queue::{
         Durability, Queue, memory,
         spool::{
@@ -321,6 +322,14 @@ impl App {
             gauges::of_store(&mut telemetry, &store.status, &lanes, &clock);
         }
 
+        let asked = store.as_ref().map(|store| store.store.clone());
+        let query = Arc::new(Query::new(asked, &config.query, clock.clone(), telemetry.query()));
+        gauges::of_query(&mut telemetry, &query);
+        if let Some(store) = &store {
+            let query = query.clone();
+            store.when_changed(move |tenant| query.forget(tenant));
+        }
+
         let stop_servers = CancellationToken::new();
         let mut servers = JoinSet::new();
         let stopped = stop_servers.clone().cancelled_owned();
@@ -342,7 +351,18 @@ impl App {
         servers.spawn(
             watch.over("suppression", erasing::keep_to(suppressed.clone(), statuses, refused.clone())),
         );
-        let behind = Behind { admission: admission.clone(), health, budget, metrics: ingest_metrics };
+        if query.is_sharing() {
+            let query = query.clone();
+            // Not watched over: whatever ends it costs hits, and not the relay.
+            servers.spawn(async move { match query.tend().await {} });
+        }
+        let behind = Behind {
+            admission: admission.clone(),
+            health,
+            budget,
+            query,
+            metrics: ingest_metrics,
+        };
         let grpc = ingest::grpc::server::serve(doors.grpc, behind.clone(), stopped);
         servers.spawn(watch.over("gRPC server", grpc));
         if let Some(port) = doors.http {
@@ -381,6 +401,11 @@ impl App {
 
         if let Some(files) = &config.grpc.tls {
             info!(client_certificates = files.client_ca.is_some(), "gRPC is served over TLS");
+        }
+        if config.http.is_read_openly() {
+            warn!(
+                "READ_KEYS is not set: whoever reaches the HTTP port in test mode can read what the store says"
+            );
         }
         if config.http.is_open() {
             warn!("HTTP_WRITE_KEYS is not set: whoever reaches the HTTP port can send events");

@@ -33,6 +33,7 @@ pub use crate::{
     },
     listener::Listen,
     privacy::{PiiMode, PrivacySettings},
+    query::settings::QuerySettings,
     queue::{
         QueueLimits,
         spool::{log::LogLimits, settings::SpoolConfig},
@@ -90,6 +91,8 @@ pub struct Config {
     pub spool: SpoolConfig,
     /// Where events are kept and asked about, if they are.
     pub store: StoreSettings,
+    /// How answers of the store are kept.
+    pub query: QuerySettings,
     /// Whether what is kept on disk is sealed.
     pub sealing: SealingSettings,
     /// Send nothing, show what would be sent.
@@ -165,7 +168,7 @@ impl Config {
     fn assemble(reader: &mut Reader) -> Self {
         let test_mode = reader.flag("TEST_MODE");
         let grpc = GrpcSettings::read(reader);
-        let http = HttpSettings::read(reader);
+        let http = HttpSettings::read(reader, test_mode);
         let ip_policy = IpPolicy::read(reader);
         let geo = GeoSettings::read(reader);
         let enrich = EnrichSettings::read(reader);
@@ -184,6 +187,7 @@ impl Config {
         let data_dir = own_dir(base_dir, test_mode);
         spool.dir = own_dir(spool.dir, test_mode);
         let store = StoreSettings::read(reader, test_mode);
+        let query = QuerySettings::read(reader);
         let sealing = SealingSettings::read(reader);
         let providers = providers(reader, test_mode);
         Self {
@@ -206,6 +210,7 @@ impl Config {
             pages,
             spool,
             store,
+            query,
             sealing,
             test_mode,
             shown: Vec::new(),

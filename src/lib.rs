@@ -41,6 +41,7 @@
 //! |---|---|
 //! | add a provider | a file in `providers/src`, its registry, a conformance row, `config::vendors`, [`settings`], `.env.example` |
 //! | add a front door | a folder in `ingest`, its settings, `app::doors`, [`config`] |
+//! | add a report | a file in `query`, its lines in `query::report`, its route in `ingest::http::route`, its row in `openapi.json` |
 //! | add a setting | its row in [`settings`], the stage that reads it, `.env.example` |
 //! | find out something else about an event | a file in `enrich`, its step in [`reasons`] and `enrich::enricher` |
 //! | change what is kept of it, or who gets it | `privacy`, and `admission::shaping` for the order |
@@ -67,6 +68,7 @@ mod batch_worker;
 mod delivery;
 
 pub mod store;
+mod query;
 
 pub mod ledger;
 pub mod reasons;

@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     delivery::{gate::ProviderState, lane::LaneStatus},
     ledger::Ledger,
+    query::Query,
     queue::{
         memory::QueueSender,
         spool::{CursorStatus, SharedStatus, Spool},
@@ -30,6 +31,13 @@ pub(super) fn of_queue(telemetry: &mut Telemetry, queue: &QueueSender, stop: &St
     telemetry.gauge("relay_queue_events_max", move || to_i64(limits.events_max));
     telemetry.gauge("relay_queue_bytes_max", move || to_i64(limits.bytes_max));
     telemetry.gauge("relay_draining", move || i64::from(draining.is_refusing()));
+}
+
+/// What is known of what the store said.
+pub(super) fn of_query(telemetry: &mut Telemetry, query: &Arc<Query>) {
+    let (kept, shared) = (query.clone(), query.clone());
+    telemetry.gauge("relay_query_cache_bytes", move || to_i64(kept.cached_bytes()));
+    telemetry.gauge("relay_redis_connected", move || i64::from(shared.is_connected()));
 }
 
 /// The log against its limits, and how far each provider has come in it.

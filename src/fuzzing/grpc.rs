@@ -27,6 +27,7 @@ use crate::{
         TrackBatchRequest, TrackBatchResponse, TrackEventRequest, TrackEventResponse, property_value::Value,
         track_batch_answer::Answer, track_batch_item::Item as BatchItem,
     },
+    query::Query,
     queue::{
         QueueLimits,
         memory::QueueReceiver,
@@ -183,7 +184,7 @@ impl Served {
     fn new() -> Self {
         let Inside { mut telemetry, admission, health, queue } =
             Inside::of(QueueLimits { events_max: QUEUE_EVENTS_MAX, bytes_max: 1 << 20 });
-        let door = FrontDoor::new(admission, health, Counter::default());
+        let door = FrontDoor::new(admission, health, Query::of_nothing(), Counter::default());
         let service = AnalyticsService::new(door, Routes::default, telemetry.ingest());
         let budget = ReceiveBudget::new(4 << 20, Counter::default());
         Self { service: Arc::new(service), budget, queue }

@@ -75,7 +75,7 @@ impl ClientAddressSettings {
 }
 
 /// True if a call says that a proxy has passed it on.
-fn is_passed_on(headers: &HeaderMap) -> bool {
+pub(super) fn is_passed_on(headers: &HeaderMap) -> bool {
     headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED)
 }
 

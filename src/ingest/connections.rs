@@ -29,6 +29,7 @@ use crate::{
     admission::Admission,
     health::Health,
     listener::{Connection, ConnectionLimits, Connections},
+    query::Query,
     telemetry::IngestMetrics,
 };
 
@@ -47,6 +48,7 @@ pub(crate) struct Behind {
     pub(crate) admission: Arc<Admission>,
     pub(crate) health: Arc<Health>,
     pub(crate) budget: Arc<ReceiveBudget>,
+    pub(crate) query: Arc<Query>,
     pub(crate) metrics: IngestMetrics,
 }
 

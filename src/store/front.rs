@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread,
     time::Duration,
 };
@@ -65,7 +65,11 @@ pub(crate) struct Front {
     metrics: StoreMetrics,
     status: Arc<StoreStatus>,
     clock: Clock,
+    /// Told of which tenant something counts otherwise now.
+    when_changed: OnceLock<WhenChanged>,
 }
+
+type WhenChanged = Box<dyn Fn(&str) + Send + Sync>;
 
 impl Front {
     pub(super) fn new(settings: StoreSettings, data_dir: &Path, metrics: StoreMetrics, clock: Clock) -> Self {
@@ -76,6 +80,20 @@ impl Front {
             metrics,
             status: Arc::default(),
             clock,
+            when_changed: OnceLock::new(),
+        }
+    }
+
+    /// Has somebody told, once, when events or links of a tenant were deleted or undone.
+    pub(super) fn when_changed(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
+        let is_first = self.when_changed.set(Box::new(tell)).is_ok();
+        debug_assert!(is_first, "one keeps answers");
+    }
+
+    /// Says so; also of what failed, of which a part may have been done.
+    fn changed(&self, of: &TenantScope) {
+        if let Some(tell) = self.when_changed.get() {
+            tell(&of.tenant);
         }
     }
 
@@ -331,7 +349,9 @@ impl Store for Front {
         joined: bool,
         by: &Operator,
     ) -> Result<(), StoreError> {
-        self.store()?.link(of, from, user, joined, by).await
+        let done = self.store()?.link(of, from, user, joined, by).await;
+        self.changed(of);
+        done
     }
 
     async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
@@ -339,11 +359,15 @@ impl Store for Front {
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
-        self.store()?.erase(of, who).await
+        let done = self.store()?.erase(of, who).await;
+        self.changed(of);
+        done
     }
 
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
-        self.store()?.retain(of, from_ms).await
+        let done = self.store()?.retain(of, from_ms).await;
+        self.changed(of);
+        done
     }
 }
 

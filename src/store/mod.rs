@@ -86,6 +86,12 @@ impl OpenStore {
         self.front.embedded()
     }
 
+    /// Has somebody told, once, when what the store says of a tenant counts otherwise than
+    /// before.
+    pub(crate) fn when_changed(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
+        self.front.when_changed(tell);
+    }
+
     /// The store as a lane has it.
     pub(crate) fn provider(&self) -> Arc<dyn Provider> {
         let (store, status) = (self.store.clone(), self.status.clone());

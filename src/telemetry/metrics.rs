@@ -4,7 +4,7 @@
 //! it. Labels come from closed sets: what a caller chooses, an event's name
 //! above all, is never a label.
 
-use std::{fmt, ops::Deref, sync::OnceLock};
+use std::{fmt, ops::Deref, sync::OnceLock, time::Duration};
 
 use prometheus_client::{
     encoding::text,
@@ -42,7 +42,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 83] = [
+pub const METRICS: [MetricInfo; 87] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -381,6 +381,15 @@ pub const METRICS: [MetricInfo; 83] = [
         "blocks",
         "Blocks that could not be written since the start: their events stay as they came for now",
     ),
+    metric(
+        "relay_query_cache_total",
+        "cache,outcome",
+        "questions",
+        "Questions by whether an answer was known in the process or in Redis: hit, miss, joined (somebody was asking the same), error or away (not connected)",
+    ),
+    metric("relay_query_cache_bytes", "", "bytes", "Memory of the answers that are known"),
+    metric("relay_query_duration_seconds", "report", "seconds", "Time of one question to the store"),
+    metric("relay_redis_connected", "", "0 or 1", "1 while answers are shared in Redis"),
 ];
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -485,6 +494,14 @@ impl Telemetry {
             salt_gone: self.register("relay_visitor_salt_gone_total"),
             sessions_full: self.register("relay_sessions_full_total"),
         }
+    }
+
+    /// Registers what is counted of questions.
+    pub(crate) fn query(&mut self) -> QueryMetrics {
+        QueryMetrics::of(
+            &self.register("relay_query_cache_total"),
+            self.register_as("relay_query_duration_seconds", Family::new_with_constructor(slow)),
+        )
     }
 
     /// Registers what is counted while addresses are looked up.
@@ -780,6 +797,54 @@ fn of_steps(family: &Family<Labels<1>, Counter>) -> [Counter; Step::ALL.len()] {
 pub(crate) struct GeoMetrics {
     pub(crate) reload_failed: Counter,
     pub(crate) bad_records: Counter,
+}
+
+/// What is counted of questions.
+#[derive(Debug, Clone)]
+pub(crate) struct QueryMetrics {
+    pub(crate) hits: Counter,
+    pub(crate) misses: Counter,
+    pub(crate) joined: Counter,
+    pub(crate) shared: SharedCacheMetrics,
+    duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
+}
+
+/// What is counted of the answers that relays share.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedCacheMetrics {
+    pub(crate) hits: Counter,
+    pub(crate) misses: Counter,
+    pub(crate) errors: Counter,
+    pub(crate) away: Counter,
+}
+
+impl QueryMetrics {
+    fn of(
+        cache: &Family<Labels<2>, Counter>,
+        duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    ) -> Self {
+        let of = |place, outcome| cache.get_or_create_owned(&[("cache", place), ("outcome", outcome)]);
+        let [hits, misses, joined] = ["hit", "miss", "joined"].map(|outcome| of("process", outcome));
+        let shared = SharedCacheMetrics {
+            hits: of("redis", "hit"),
+            misses: of("redis", "miss"),
+            errors: of("redis", "error"),
+            away: of("redis", "away"),
+        };
+        Self { hits, misses, joined, shared, duration }
+    }
+
+    /// Notes how long the store took for a report.
+    pub(crate) fn asked(&self, report: &'static str, took: Duration) {
+        self.duration.get_or_create_owned(&[("report", report)]).observe(took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+impl Default for QueryMetrics {
+    fn default() -> Self {
+        Self::of(&Family::default(), Family::new_with_constructor(slow))
+    }
 }
 
 /// What the spool's thread counts.

@@ -14,7 +14,7 @@ pub(crate) use logs::init_logs_to_stderr;
 pub use logs::{LogFormat, LogSettings, Logs, init_logs, parse_level};
 pub(crate) use metrics::{
     AdmissionMetrics, CountedCall, EnrichMetrics, GeoMetrics, IngestMetrics, LaneFamilies, LaneMetrics,
-    MethodMetrics, PrivacyMetrics, Probe, SpoolMetrics, StoreMetrics,
+    MethodMetrics, PrivacyMetrics, Probe, QueryMetrics, SharedCacheMetrics, SpoolMetrics, StoreMetrics,
 };
 pub use metrics::{METRICS, MetricInfo, Telemetry};
 pub(crate) use stderr::say_on_stderr;

@@ -208,6 +208,7 @@ fn is_bot(event: &Event) -> bool {
 pub(crate) fn value(event: &Event, field: &Field) -> Option<String> {
     match field {
         Field::Name => Some(what(event).1.to_owned()),
+        Field::User => event.user_id().map(str::to_owned),
         _ => field.paths().iter().find_map(|path| {
             let json = json_at(event, path)?;
             shown(&json).map(|text| text.into_owned())

@@ -146,6 +146,8 @@ pub enum Field {
     Device,
     /// The name of a machine.
     Bot,
+    /// The id of the user whom the event names.
+    User,
     /// A property at the top level: texts as they are, anything else as JSON.
     Property(String),
 }
@@ -178,6 +180,7 @@ impl Field {
             Self::OsVersion => &["enriched agent os_version"],
             Self::Device => &["enriched agent device"],
             Self::Bot => &["enriched bot name"],
+            Self::User => &["user_id"],
             Self::Property(name) => return vec![format!("properties{SEPARATOR}{name}")],
         };
         places.iter().map(|place| place.replace(' ', &SEPARATOR.to_string())).collect()
@@ -219,6 +222,11 @@ impl Filter {
     /// The field fits this pattern, where `*` stands for anything.
     pub fn like(field: Field, pattern: impl Into<String>) -> Self {
         Self { is: Is::Like, ..Self::is(field, pattern) }
+    }
+
+    /// The event has the field.
+    pub fn present(field: Field) -> Self {
+        Self { field, is: Is::OneOf, values: Vec::new(), or_absent: true, negated: true }
     }
 
     /// The other way round.
@@ -304,5 +312,7 @@ mod tests {
         assert!(!filter.clone().negate().passes(Some("DE")) && filter.clone().negate().passes(None));
         let absent = Filter { or_absent: true, ..filter };
         assert!(absent.passes(None) && !absent.negate().passes(None));
+        let present = Filter::present(Field::User);
+        assert!(present.passes(Some("")) && present.passes(Some("u")) && !present.passes(None));
     }
 }

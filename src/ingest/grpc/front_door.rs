@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use tonic::Status;
 
 use super::{
+    asking::{event_count, event_count_response, user_count, user_count_response},
     batch::{BadBatch, Items, batch_response, too_large},
     draft::{read_identify, read_item, read_track},
     message::Message,
@@ -24,6 +25,7 @@ use crate::{
         HealthCheckRequest, HealthCheckResponse, IdentifyUserResponse, TrackBatchResponse,
         TrackEventResponse,
     },
+    query::{Known, Query, Question, Unanswered},
     queue,
 };
 
@@ -36,13 +38,19 @@ const STREAM_BATCHES_MAX: usize = 8;
 pub(crate) struct FrontDoor {
     admission: Arc<Admission>,
     health: Arc<Health>,
+    query: Arc<Query>,
     /// Events that were read the long way.
     read_slowly: Counter,
 }
 
 impl FrontDoor {
-    pub(crate) fn new(admission: Arc<Admission>, health: Arc<Health>, read_slowly: Counter) -> Self {
-        Self { admission, health, read_slowly }
+    pub(crate) fn new(
+        admission: Arc<Admission>,
+        health: Arc<Health>,
+        query: Arc<Query>,
+        read_slowly: Counter,
+    ) -> Self {
+        Self { admission, health, query, read_slowly }
     }
 
     pub(super) async fn track_event(
@@ -165,24 +173,33 @@ impl FrontDoor {
         Ok(async move { batch_response(admission.answers(puts).await) })
     }
 
-    pub(super) fn get_event_count(_request: GetEventCountRequest) -> Result<GetEventCountResponse, Status> {
-        Err(needs_store("GetEventCount"))
+    pub(super) async fn get_event_count(
+        &self,
+        request: GetEventCountRequest,
+    ) -> Result<GetEventCountResponse, Status> {
+        let known = self.ask(event_count(request)).await?;
+        event_count_response(&known)
     }
 
-    pub(super) fn get_user_count(_request: GetUserCountRequest) -> Result<GetUserCountResponse, Status> {
-        Err(needs_store("GetUserCount"))
+    pub(super) async fn get_user_count(
+        &self,
+        request: GetUserCountRequest,
+    ) -> Result<GetUserCountResponse, Status> {
+        let known = self.ask(user_count(request)).await?;
+        user_count_response(&known)
+    }
+
+    async fn ask(&self, question: Result<Question, Unanswered>) -> Result<Arc<Known>, Status> {
+        if self.health.is_draining() {
+            return Err(Unanswered::Draining.into());
+        }
+        let (known, _) = self.query.answer(&question?).await?;
+        Ok(known)
     }
 
     pub(super) fn health_check(&self, _request: HealthCheckRequest) -> HealthCheckResponse {
         HealthCheckResponse { status: self.health.status() }
     }
-}
-
-fn needs_store(method: &str) -> Status {
-    Status::unimplemented(format!(
-        "{method} will be served by the event store, a provider of its own that this version does not have; \
-         ask your analytics provider until then"
-    ))
 }
 
 impl From<queue::Durability> for Durability {
@@ -237,7 +254,16 @@ mod tests {
             telemetry.admission(),
         );
         let health = Health::new(stop, queue.clone(), Vec::new(), None);
-        (Arc::new(FrontDoor::new(Arc::new(admission), Arc::new(health), Counter::default())), queue, receiver)
+        (
+            Arc::new(FrontDoor::new(
+                Arc::new(admission),
+                Arc::new(health),
+                Query::of_nothing(),
+                Counter::default(),
+            )),
+            queue,
+            receiver,
+        )
     }
 
     /// The answers to a stream that its caller does not end, and the events that

@@ -1,6 +1,7 @@
 //! The gRPC front door: `analytics.v1.AnalyticsService`.
 
 pub(crate) mod answer;
+mod asking;
 mod batch;
 mod codec;
 mod draft;

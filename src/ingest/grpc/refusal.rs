@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
-const DOMAIN: &str = "analytics-relay";
+pub(super) const DOMAIN: &str = "analytics-relay";
 
 impl From<Denied> for Status {
     fn from(denied: Denied) -> Self {

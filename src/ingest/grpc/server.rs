@@ -62,7 +62,7 @@ const LIFETIME: Lifetime = Lifetime {
 /// Serves until `stop`, then lets calls under way finish; unbounded, so the
 /// caller sets a limit.
 pub(crate) async fn serve(port: Port, behind: Behind, stop: impl Future<Output = ()>) {
-    let Behind { admission, health, budget, metrics } = behind;
+    let Behind { admission, health, budget, query, metrics } = behind;
     let (reporter, standard_health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -78,7 +78,7 @@ pub(crate) async fn serve(port: Port, behind: Behind, stop: impl Future<Output =
             .add_service(v1.max_decoding_message_size(OTHERS_BYTES_MAX))
             .add_service(v1alpha.max_decoding_message_size(OTHERS_BYTES_MAX))
     };
-    let front_door = FrontDoor::new(admission, health.clone(), metrics.read_slowly.clone());
+    let front_door = FrontDoor::new(admission, health.clone(), query, metrics.read_slowly.clone());
     let service = AnalyticsService::new(front_door, others, metrics.clone());
     let door = GrpcDoor(Arc::new(service));
     tokio::select! {
@@ -163,6 +163,7 @@ mod tests {
             TrackBatchItem, TrackBatchRequest, TrackBatchResponse, TrackEventRequest,
             analytics_service_client::AnalyticsServiceClient, track_batch_item,
         },
+        query::Query,
         queue::{Queue, QueueLimits, memory},
         shutdown::Stop,
         telemetry::{IngestMetrics, Telemetry},
@@ -195,7 +196,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let port = Port { listener, tls: None, limits: LIMITS, ip_policy: IpPolicy::default() };
-        let behind = Behind { admission, health, budget: budget(), metrics: metrics.clone() };
+        let query = Query::of_nothing();
+        let behind = Behind { admission, health, budget: budget(), query, metrics: metrics.clone() };
         let server = serve(port, behind, std::future::pending());
         tokio::spawn(server);
 
@@ -228,7 +230,7 @@ mod tests {
         let health = Arc::new(Health::new(Stop::default(), queue, Vec::new(), None));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let door = FrontDoor::new(admission, health, Counter::default());
+        let door = FrontDoor::new(admission, health, Query::of_nothing(), Counter::default());
         let service = Arc::new(AnalyticsService::new(door, Routes::default, metrics.clone()));
         let port = Port { listener, tls: None, limits: LIMITS, ip_policy: IpPolicy::default() };
         let counts = metrics.clone();

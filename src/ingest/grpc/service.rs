@@ -181,12 +181,15 @@ impl AnalyticsService {
                 Ok(self.stream(body, rules, held, context))
             }
             Method::GetEventCount => {
-                unary(body, rules, |message| ready(decoded(message).and_then(FrontDoor::get_event_count)))
-                    .await
+                // What waits for the store.
+                let _held = rules.receiving.hold_call()?;
+                let answer = async |message| door.get_event_count(decoded(message)?).await;
+                unary(body, rules, answer).await
             }
             Method::GetUserCount => {
-                unary(body, rules, |message| ready(decoded(message).and_then(FrontDoor::get_user_count)))
-                    .await
+                let _held = rules.receiving.hold_call()?;
+                let answer = async |message| door.get_user_count(decoded(message)?).await;
+                unary(body, rules, answer).await
             }
             Method::HealthCheck => {
                 let answer = |message| ready(decoded(message).map(|request| door.health_check(request)));

@@ -26,7 +26,9 @@ use super::{
     json::{fields, text},
     keeping::{Keeping, take_newer},
     pixel,
+    reading::Readers,
     reply::{Problem, Reply, bytes, queued, success},
+    reports,
     resend::ids_of,
     route::{Form, Kind, LABELS, Route, query_value, write_key_of_settings},
     scan::Raw,
@@ -51,6 +53,7 @@ use crate::{
         settings::HttpSettings,
     },
     privacy::suppression::Ids,
+    query::{Query, Question, ReportName, Unanswered},
     refused::{RefusedItem, RefusedKeeper},
     telemetry::{CountedCall, IngestMetrics, MethodMetrics},
 };
@@ -79,6 +82,8 @@ pub(super) struct HttpDoor {
     calls_by_schema: Vec<Counter>,
     /// Keeps what is refused and nobody is told of.
     refused: Arc<RefusedKeeper>,
+    query: Arc<Query>,
+    readers: Readers,
     metrics: IngestMetrics,
     /// By the places of their routes.
     routes: [MethodMetrics; LABELS.len()],
@@ -132,11 +137,13 @@ impl HttpDoor {
         settings: &HttpSettings,
         providers: Vec<&'static str>,
         refused: Arc<RefusedKeeper>,
+        query: Arc<Query>,
         metrics: IngestMetrics,
     ) -> Self {
         let routes = LABELS.map(|label| metrics.method(label));
         let (keys, destinations) = (WriteKeys::new(&settings.write_keys), Destinations::new(providers));
         let (clients, unnamed_proxy) = (settings.clients.clone(), Once::new());
+        let readers = Readers::new(&settings.read_keys, settings.is_read_without_key);
         let schemas = Schemas::KNOWN;
         let calls_by_schema = schemas.labels().map(|version| metrics.of_schema(version)).collect();
         Self {
@@ -149,6 +156,8 @@ impl HttpDoor {
             schemas,
             calls_by_schema,
             refused,
+            query,
+            readers,
             metrics,
             routes,
         }
@@ -178,7 +187,7 @@ impl HttpDoor {
         let problem = match AssertUnwindSafe(served).catch_unwind().await {
             Ok(Ok(mut reply)) => {
                 counted.code = code_label(reply.status());
-                cors::allow(&head.headers, &mut reply);
+                finish(route, &head, &mut reply);
                 return reply;
             }
             Ok(Err(problem)) => problem,
@@ -198,7 +207,7 @@ impl HttpDoor {
             }
             _ => problem.reply(form),
         };
-        cors::allow(&head.headers, &mut reply);
+        finish(route, &head, &mut reply);
         if !matches!(problem, Problem::Late) {
             body::throw_away(&head.headers, body).await;
         }
@@ -214,7 +223,10 @@ impl HttpDoor {
         receiving: &Arc<Receiving>,
     ) -> Result<Reply, Problem> {
         if *method == Method::OPTIONS {
-            return Ok(cors::preflight(&head.headers));
+            return Ok(match route {
+                Some(Route::Report(_)) => reports::options(),
+                _ => cors::preflight(&head.headers),
+            });
         }
         let route = route.ok_or(Problem::NotFound)?;
         let is_read = *method == Method::HEAD && route.method() == "GET";
@@ -248,12 +260,31 @@ impl HttpDoor {
                 self.pixel(kind, head).await?;
                 Ok(pixel::image())
             }
+            Route::Report(name) => self.report(name, head, receiving).await,
             Route::Schemas => Ok(self.schemas.listing()),
             Route::OpenApi => Ok(bytes(StatusCode::OK, "application/json", OPENAPI)),
             Route::Health => Ok(self.status(StatusCode::OK)),
             Route::Ready if self.health.is_ready() => Ok(self.status(StatusCode::OK)),
             Route::Ready => Ok(self.status(StatusCode::SERVICE_UNAVAILABLE)),
         }
+    }
+
+    /// Who may read is answered; what waits for the store holds its part of what is received.
+    async fn report(
+        &self,
+        name: ReportName,
+        head: &Head,
+        receiving: &Arc<Receiving>,
+    ) -> Result<Reply, Problem> {
+        let of = self.readers.check(&head.headers, &head.uri, head.address)?;
+        if self.health.is_draining() {
+            return Err(Problem::Unanswered(Unanswered::Draining));
+        }
+        let asked = Question::of_query(of, name, head.query(), self.query.now_ms());
+        let (question, format) = asked.map_err(Problem::Unanswered)?;
+        let _held = receiving.hold_call().map_err(Problem::Denied)?;
+        let (known, cached) = self.query.answer(&question).await.map_err(Problem::Unanswered)?;
+        Ok(reports::reply(&question, &known, cached, format))
     }
 
     fn status(&self, code: StatusCode) -> Reply {
@@ -463,6 +494,15 @@ impl HttpDoor {
     }
 }
 
+/// What stands in every answer: that the page which asks may read it, or, of what the store
+/// says, that none may.
+fn finish(route: Option<Route>, head: &Head, reply: &mut Reply) {
+    match route {
+        Some(Route::Report(_)) => reports::keep_from_pages(reply),
+        _ => cors::allow(&head.headers, reply),
+    }
+}
+
 /// The label of a status.
 fn code_label(status: StatusCode) -> &'static str {
     match status.as_u16() {
@@ -476,8 +516,11 @@ fn code_label(status: StatusCode) -> &'static str {
         408 => "408",
         413 => "413",
         415 => "415",
+        422 => "422",
         429 => "429",
+        501 => "501",
         503 => "503",
+        504 => "504",
         _ => "500",
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     fuzzing::{Inside, check_event},
     ingest::{budget::ReceiveBudget, limits::HTTP_PROPERTIES, settings::HttpSettings},
     listener::Slot,
+    query::Query,
     queue::{QueueLimits, memory::QueueReceiver},
     refused::RefusedKeeper,
     sealing::Sealing,
@@ -246,8 +247,16 @@ impl Served {
             Counter::default(),
         );
         let providers = vec!["mixpanel", "amplitude", "segment"];
-        let settings = HttpSettings::read(&mut Reader::default());
-        let door = HttpDoor::new(admission, health, &settings, providers, kept, telemetry.ingest());
+        let settings = HttpSettings::read(&mut Reader::default(), false);
+        let door = HttpDoor::new(
+            admission,
+            health,
+            &settings,
+            providers,
+            kept,
+            Query::of_nothing(),
+            telemetry.ingest(),
+        );
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         Self { runtime, door, budget: ReceiveBudget::new(16 << 20, Counter::default()), queue }
     }

@@ -7,6 +7,7 @@
 //!                  ├─► body: bytes in time and within the budget, inflated, UTF-8
 //!                  ├─► json, item: one message ─► Draft
 //!                  ├─► batch: many of them
+//!                  ├─► reading, reports: who may ask the store, and what it says
 //!                  └─► reply, cors: the answer in the caller's form
 //! ```
 
@@ -22,7 +23,9 @@ mod item;
 mod json;
 mod keeping;
 mod pixel;
+mod reading;
 mod reply;
+mod reports;
 pub(crate) mod resend;
 mod route;
 pub(crate) mod sample;

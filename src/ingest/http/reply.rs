@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Serialize;
 
@@ -16,6 +16,7 @@ use crate::{
         Accepted,
         denied::{Denied, Violation},
     },
+    query::Unanswered,
     reasons::RefusalReason,
 };
 
@@ -45,6 +46,10 @@ pub(super) enum Problem {
     Unauthorized(&'static str),
     /// Its event was not admitted.
     Denied(Denied),
+    /// It asks what it may not read.
+    MayNotRead { why: &'static str, has_key: bool },
+    /// Its question has no answer.
+    Unanswered(Unanswered),
     /// All connections are taken, and this one is for probes.
     NoConnectionLeft,
     /// A defect of the relay.
@@ -67,7 +72,8 @@ impl Problem {
             Self::Denied(denied) if denied.is_of_suppressed_user() => StatusCode::FORBIDDEN,
             Self::Malformed { .. } | Self::Denied(Denied::Invalid(_)) => StatusCode::BAD_REQUEST,
             Self::Late => StatusCode::REQUEST_TIMEOUT,
-            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized(_) | Self::MayNotRead { .. } => StatusCode::UNAUTHORIZED,
+            Self::Unanswered(why) => status_of(why),
             Self::Denied(Denied::SpoolFailed | Denied::Draining) | Self::NoConnectionLeft => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -87,6 +93,9 @@ impl Problem {
             Self::Malformed { .. } => ("invalid_request", "INVALID_REQUEST"),
             Self::Late => ("request_timeout", "REQUEST_TIMEOUT"),
             Self::Unauthorized(_) => ("invalid_write_key", "INVALID_WRITE_KEY"),
+            Self::MayNotRead { has_key: false, .. } => ("read_key_missing", "KEY_MISSING"),
+            Self::MayNotRead { has_key: true, .. } => ("read_key_invalid", "KEY_INVALID"),
+            Self::Unanswered(why) => ("unanswered", why.reason()),
             Self::Denied(denied @ Denied::Invalid(violations)) => {
                 let of_segment = match violations[0].reason {
                     RefusalReason::EventTooLarge => "payload_too_large",
@@ -116,6 +125,9 @@ impl Problem {
             }
             Self::Malformed { field, .. } => field,
             Self::Unauthorized(_) => "writeKey",
+            Self::Unanswered(Unanswered::Invalid(faults)) => {
+                faults.first().map_or("", |fault| fault.field.as_str())
+            }
             Self::Denied(Denied::Invalid(violations)) => name_here(&violations[0].field),
             _ => "",
         }
@@ -139,7 +151,8 @@ impl Problem {
             }
             Self::Malformed { message, .. } => message.clone(),
             Self::Late => "the body did not come in time".into(),
-            Self::Unauthorized(why) => (*why).into(),
+            Self::Unauthorized(why) | Self::MayNotRead { why, .. } => (*why).into(),
+            Self::Unanswered(why) => why.message(),
             Self::Denied(denied) => said(denied),
             Self::NoConnectionLeft => "all connections are taken".into(),
             Self::Defect => "a defect of the relay; the event may or may not have been accepted".into(),
@@ -149,6 +162,7 @@ impl Problem {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Denied(denied) => denied.retry_delay(),
+            Self::Unanswered(why) => why.retry_delay(),
             Self::NoConnectionLeft | Self::Late => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -172,7 +186,22 @@ impl Problem {
         if let Self::MethodNotAllowed(allowed) = self {
             headers.insert(ALLOW, HeaderValue::from_static(allowed));
         }
+        if let Self::MayNotRead { .. } = self {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         reply
+    }
+}
+
+fn status_of(unanswered: &Unanswered) -> StatusCode {
+    match unanswered {
+        Unanswered::Invalid(_) => StatusCode::BAD_REQUEST,
+        Unanswered::NoStore => StatusCode::NOT_IMPLEMENTED,
+        Unanswered::TooExpensive(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        Unanswered::Late => StatusCode::GATEWAY_TIMEOUT,
+        Unanswered::TooMany => StatusCode::TOO_MANY_REQUESTS,
+        Unanswered::Unavailable | Unanswered::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        Unanswered::Damaged | Unanswered::Defect => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

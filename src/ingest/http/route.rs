@@ -1,5 +1,7 @@
 //! What a path stands for.
 
+use crate::query::ReportName;
+
 /// What is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
@@ -13,6 +15,8 @@ pub(super) enum Route {
     SdkSettings,
     /// An event in the address of an image, of that kind if it is one.
     Pixel(Option<Kind>),
+    /// What the store is asked.
+    Report(ReportName),
     /// Which schema versions are taken.
     Schemas,
     /// The door's description, as OpenAPI has it.
@@ -84,8 +88,14 @@ impl Route {
             };
         }
         if let Some(of_website) = path.strip_prefix("/api/v1/") {
-            let is_any = matches!(of_website, "analytics/event" | "analytics/event/batch" | "events/track");
-            return is_any.then_some(Self::Batch(Form::Website));
+            return match of_website {
+                "analytics/event" | "analytics/event/batch" | "events/track" => {
+                    Some(Self::Batch(Form::Website))
+                }
+                "events/count" => Some(Self::Report(ReportName::EventCount)),
+                "users/count" => Some(Self::Report(ReportName::UserCount)),
+                _ => None,
+            };
         }
         match path {
             "/health" | "/healthz" => return Some(Self::Health),
@@ -113,6 +123,7 @@ impl Route {
             Self::One(..) | Self::Batch(_) | Self::SdkMetrics => "POST",
             Self::SdkSettings
             | Self::Pixel(_)
+            | Self::Report(_)
             | Self::Schemas
             | Self::OpenApi
             | Self::Health
@@ -124,6 +135,7 @@ impl Route {
     pub(super) fn form(self) -> Form {
         match self {
             Self::One(_, form) | Self::Batch(form) => form,
+            Self::Report(_) => Form::Website,
             _ => Form::Segment,
         }
     }
@@ -144,13 +156,15 @@ impl Route {
             Self::Health => 13,
             Self::Ready => 14,
             Self::Schemas => 15,
+            Self::Report(ReportName::EventCount) => 18,
+            Self::Report(ReportName::UserCount) => 19,
         }
     }
 }
 
 /// The labels of all routes in metrics, by their places; behind them that of a path that
 /// is none.
-pub(super) const LABELS: [&str; 19] = [
+pub(super) const LABELS: [&str; 21] = [
     "/v1/track",
     "/v1/identify",
     "/v1/page",
@@ -169,6 +183,8 @@ pub(super) const LABELS: [&str; 19] = [
     "/v1/schemas",
     "/api/v1/analytics/event",
     "/openapi.json",
+    "/api/v1/events/count",
+    "/api/v1/users/count",
     "other",
 ];
 
@@ -186,6 +202,14 @@ pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_report_has_its_own_label() {
+        for report in [ReportName::EventCount, ReportName::UserCount] {
+            let route = Route::Report(report);
+            assert_eq!(Route::of_path(LABELS[route.place()]), Some(route));
+        }
+    }
 
     #[test]
     fn every_path_has_its_route_with_and_without_a_slash_behind_it() {
@@ -213,6 +237,8 @@ mod tests {
             ("/api/v1/analytics/event", Route::Batch(Form::Website)),
             ("/api/v1/analytics/event/batch", Route::Batch(Form::Website)),
             ("/api/v1/events/track", Route::Batch(Form::Website)),
+            ("/api/v1/events/count", Route::Report(ReportName::EventCount)),
+            ("/api/v1/users/count", Route::Report(ReportName::UserCount)),
             ("/health", Route::Health),
             ("/readyz", Route::Ready),
         ] {

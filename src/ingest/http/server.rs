@@ -52,9 +52,9 @@ pub(crate) async fn serve(
     refused: Arc<RefusedKeeper>,
     stop: impl Future<Output = ()>,
 ) {
-    let Behind { admission, health, budget, metrics } = behind;
+    let Behind { admission, health, budget, query, metrics } = behind;
     let is_tls = port.tls.is_some();
-    let door = HttpDoor::new(admission, health, settings, providers, refused, metrics.clone());
+    let door = HttpDoor::new(admission, health, settings, providers, refused, query, metrics.clone());
     port.serve(ServedDoor { door: Arc::new(door), is_tls }, LIFETIME, budget, &metrics, stop).await;
 }
 

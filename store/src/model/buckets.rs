@@ -6,8 +6,8 @@ use jiff::{Timestamp, ToSpan, Zoned, civil::Weekday, tz::TimeZone};
 
 use crate::{Bucket, StoreError};
 
-/// Most buckets of one question.
-pub const BUCKETS_MAX: usize = 2_000;
+/// Most buckets of one question: the hours of 90 days, and some.
+pub const BUCKETS_MAX: usize = 2_200;
 
 /// Where the buckets of a range start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,7 +205,7 @@ mod tests {
             assert_eq!((buckets.index(range.start - 1), buckets.index(range.end)), (None, None));
         }
         assert!(
-            Buckets::new(&range, Bucket::Minute, "UTC").unwrap_err().to_string().contains("at most 2000")
+            Buckets::new(&range, Bucket::Minute, "UTC").unwrap_err().to_string().contains("at most 2200")
         );
         assert!(Buckets::new(&range, Bucket::Day, "Mars/Olympus").unwrap_err().to_string().contains("IANA"));
         assert!(Buckets::new(&(i64::MIN..i64::MAX), Bucket::Day, "UTC").is_err());

@@ -243,6 +243,7 @@ fn scopes(from: i64, length: i64) -> Vec<Scope> {
         all.over(range.clone()).with(Filter::like(Field::Page, "/*")),
         Scope { of: TenantScope { tenant: "".into(), sources }, ..some.clone() }.with(not_german),
         some.with(Filter::is(Field::Property("n".into()), "1")),
+        all.clone().with(Filter::present(Field::User)),
         all.clone().with(Filter { is: Is::Containing, ..Filter::is(Field::Name, "n") }),
         Scope::new(TenantScope::tenant("t2"), all.range_ms.clone()),
         Scope::new(TenantScope::tenant("nobody"), all.range_ms),
@@ -273,7 +274,7 @@ pub(crate) async fn compare(store: &SqliteStore, oracle: &dyn Store, scope: &Sco
         same!(series_by_name(scope, bucket, zone));
     }
     let property = Field::Property("n".into());
-    for by in [&Field::Name, &Field::Page, &Field::Source, &Field::Country, &property] {
+    for by in [&Field::Name, &Field::Page, &Field::Source, &Field::Country, &Field::User, &property] {
         same!(breakdown(scope, by, 3));
         same!(breakdown(scope, by, 100));
         same!(sessions_by(scope, by, 100));
