@@ -122,6 +122,11 @@ impl Query {
         Arc::new(Self::new(None, &QuerySettings::default(), Clock::system(), metrics))
     }
 
+    /// That there is something to ask, which is told before what is wrong with a question.
+    pub(crate) fn check(&self) -> Result<(), Unanswered> {
+        self.store.as_ref().map(drop).ok_or(Unanswered::NoStore)
+    }
+
     /// Answers a question; whether the answer was known. Whoever asks what is being asked
     /// already waits for the same answer. When it is dropped, and nobody else waits, the work
     /// ends.
@@ -129,9 +134,7 @@ impl Query {
         self: &Arc<Self>,
         question: &Question,
     ) -> Result<(Arc<Known>, bool), Unanswered> {
-        if self.store.is_none() {
-            return Err(Unanswered::NoStore);
-        }
+        self.check()?;
         let key = question.key();
         if let Some(known) = self.kept().cache.get(&key, Instant::now()) {
             self.metrics.hits.inc();

@@ -27,6 +27,7 @@ use ::redis::{
 };
 use analytics_relay_providers::Secret;
 use arc_swap::ArcSwapOption;
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, mpsc},
@@ -235,7 +236,12 @@ impl SharedCache {
     /// Writes until the connection is given up.
     async fn serve(&self, connection: &MultiplexedConnection, writes: &mut mpsc::Receiver<Write>) {
         self.failures.store(0, Ordering::Relaxed);
+        // What was said of the connection before this one.
+        let _ = self.broken.notified().now_or_never();
         self.pay(connection).await;
+        if !lock(&self.owed).is_empty() {
+            return;
+        }
         while writes.try_recv().is_ok() {
             // It waited for a connection before this one.
         }

@@ -201,7 +201,7 @@ async fn what_is_too_large_or_cannot_be_decoded_is_refused_and_the_connection_li
 }
 
 #[tokio::test]
-async fn counts_are_unimplemented_and_say_what_will_serve_them() {
+async fn without_a_store_counts_are_unimplemented_and_say_what_serves_them() {
     let setup = Setup::new().await;
     let relay = setup.start().await;
     let mut client = relay.client();
@@ -209,7 +209,7 @@ async fn counts_are_unimplemented_and_say_what_will_serve_them() {
     let users = client.get_user_count(GetUserCountRequest::default()).await.unwrap_err();
     for status in [events, users] {
         assert_eq!(status.code(), Code::Unimplemented);
-        assert!(status.message().contains("event store"), "{status:?}");
+        assert!(status.message().contains("STORE_URL"), "{status:?}");
     }
 }
 

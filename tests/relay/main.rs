@@ -30,6 +30,7 @@ mod logs;
 mod official_sdks;
 mod openapi;
 mod privacy;
+mod query;
 mod raw;
 mod refused;
 mod sealing;

@@ -193,6 +193,7 @@ impl FrontDoor {
         if self.health.is_draining() {
             return Err(Unanswered::Draining.into());
         }
+        self.query.check()?;
         let (known, _) = self.query.answer(&question?).await?;
         Ok(known)
     }

@@ -280,6 +280,7 @@ impl HttpDoor {
         if self.health.is_draining() {
             return Err(Problem::Unanswered(Unanswered::Draining));
         }
+        self.query.check().map_err(Problem::Unanswered)?;
         let asked = Question::of_query(of, name, head.query(), self.query.now_ms());
         let (question, format) = asked.map_err(Problem::Unanswered)?;
         let _held = receiving.hold_call().map_err(Problem::Denied)?;

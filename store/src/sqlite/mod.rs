@@ -75,7 +75,7 @@ mod writer;
 mod tests;
 
 use facts::FactTables;
-use snapshot::{Env, OwnerCache, Snapshot};
+use snapshot::{Env, OwnerCache, Patience, Snapshot};
 use writer::{Closed, Writer};
 
 pub use schema::is_in_use;
@@ -330,17 +330,21 @@ impl SqliteStore {
         ask: impl FnOnce(&mut Snapshot<'_>, &Shared) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let of = of.clone();
-        self.read(move |shared, readers| {
+        // Whoever drops this waits no more.
+        let (waiting, gone) = snapshot::waiting();
+        let answer = self.read(move |shared, readers| {
             let env = Env {
                 door: &shared.door,
                 owners: &shared.owners,
                 counters: &shared.counters,
-                deadline: Instant::now() + shared.settings.deadline,
+                patience: Patience::new(Instant::now() + shared.settings.deadline, gone),
             };
             let Readers { first, second, .. } = readers;
             snapshot::with_snapshot(first, second.as_mut(), &of, &env, |snapshot| ask(snapshot, shared))
-        })
-        .await
+        });
+        let answer = answer.await;
+        drop(waiting);
+        answer
     }
 
     async fn ask_scope<T: Send + 'static>(

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -101,7 +101,7 @@ pub(crate) struct Snapshot<'r> {
     blocks: Vec<BlockMeta>,
     tables: Vec<Arc<HotTable>>,
     pub(crate) owners: Arc<OwnerMap>,
-    deadline: Instant,
+    patience: Patience,
     counters: &'r Counters,
     /// Blocks of the last scans that could not be read.
     damaged: std::collections::HashSet<i64>,
@@ -171,7 +171,7 @@ pub(crate) fn with_snapshot<T>(
         blocks,
         tables,
         owners,
-        deadline: env.deadline,
+        patience: env.patience.clone(),
         counters: env.counters,
         damaged: Default::default(),
     })
@@ -182,7 +182,7 @@ pub(crate) struct Env<'e> {
     pub(crate) door: &'e Door,
     pub(crate) owners: &'e OwnerCache,
     pub(crate) counters: &'e Counters,
-    pub(crate) deadline: Instant,
+    pub(crate) patience: Patience,
 }
 
 /// A tenant and those of its sites that may be seen.
@@ -283,7 +283,7 @@ impl Snapshot<'_> {
         let work = |connection: &Connection| -> Result<F, StoreError> {
             let mut fold = new();
             while let Some(meta) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                check(self.deadline)?;
+                self.patience.check()?;
                 match fold.take(&mut Chunk::block(connection, meta), &seen) {
                     // It is looked at once more: the helper's moment is another, and the
                     // disk may have failed for a moment.
@@ -327,7 +327,7 @@ impl Snapshot<'_> {
             }
         }
         for table in &self.tables {
-            check(self.deadline)?;
+            self.patience.check()?;
             fold.take(&mut Chunk::hot(table), &seen)?;
         }
         for block in std::mem::take(&mut *lock(&damaged)) {
@@ -355,7 +355,7 @@ impl Snapshot<'_> {
         blocks.sort_by_key(|block| std::cmp::Reverse(block.last_ms));
         let mut damaged = None;
         for meta in blocks {
-            check(self.deadline)?;
+            self.patience.check()?;
             match take(&mut Chunk::block(self.connection, meta), meta.last_ms, &seen) {
                 Err(StoreError::Damaged(why)) => {
                     tracing::error!(block = meta.id, why, "a block is damaged: its events are in no figure");
@@ -401,13 +401,66 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn check(deadline: Instant) -> Result<(), StoreError> {
-    if Instant::now() > deadline {
-        return Err(StoreError::TooExpensive("it took too long; ask for a shorter range".into()));
+/// How long a question is worked on: until its time is over, or nobody waits for it.
+#[derive(Debug, Clone)]
+pub(crate) struct Patience {
+    until: Instant,
+    gone: Arc<AtomicBool>,
+}
+
+/// Somebody who waits for an answer.
+#[derive(Debug)]
+pub(crate) struct Waiting(Arc<AtomicBool>);
+
+/// Somebody who waits until this is dropped, and what tells whether they have gone.
+pub(crate) fn waiting() -> (Waiting, Arc<AtomicBool>) {
+    let gone = Arc::<AtomicBool>::default();
+    (Waiting(gone.clone()), gone)
+}
+
+impl Patience {
+    /// Until then, or as long as nobody has gone.
+    pub(crate) fn new(until: Instant, gone: Arc<AtomicBool>) -> Self {
+        Self { until, gone }
     }
-    Ok(())
+
+    fn check(&self) -> Result<(), StoreError> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(StoreError::TooExpensive("nobody waits for it any more".into()));
+        }
+        if Instant::now() > self.until {
+            return Err(StoreError::TooExpensive("it took too long; ask for a shorter range".into()));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn overlaps(first_ms: i64, last_ms: i64, range_ms: &Range<i64>) -> bool {
     first_ms < range_ms.end && last_ms >= range_ms.start
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_question_is_given_up_when_its_time_is_over_and_when_nobody_waits() {
+        let soon = Instant::now() + Duration::from_secs(600);
+        let (somebody, gone) = waiting();
+        let patience = Patience::new(soon, gone);
+        assert_eq!(patience.check(), Ok(()));
+        drop(somebody);
+        assert!(patience.check().is_err());
+        let (_somebody, gone) = waiting();
+        let patience = Patience::new(Instant::now() - Duration::from_millis(1), gone);
+        assert!(patience.check().is_err());
+    }
 }
