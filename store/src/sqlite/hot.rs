@@ -32,9 +32,30 @@ pub(crate) struct Hot {
     pub(crate) sites: HashMap<i64, Vec<Arc<HotTable>>>,
 }
 
+/// Rows, and bytes of memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Size {
+    pub(crate) rows: usize,
+    pub(crate) bytes: usize,
+}
+
+impl std::ops::AddAssign for Size {
+    fn add_assign(&mut self, other: Self) {
+        (self.rows, self.bytes) = (self.rows + other.rows, self.bytes + other.bytes);
+    }
+}
+
+impl std::ops::SubAssign for Size {
+    fn sub_assign(&mut self, other: Self) {
+        (self.rows, self.bytes) = (self.rows - other.rows, self.bytes - other.bytes);
+    }
+}
+
 impl Hot {
-    pub(crate) fn rows(&self) -> usize {
-        self.tables().map(|(_, table)| table.table.rows()).sum()
+    pub(crate) fn size(&self) -> Size {
+        let mut size = Size::default();
+        self.tables().for_each(|(_, table)| size += table.size());
+        size
     }
 
     pub(crate) fn tables(&self) -> impl Iterator<Item = (i64, &Arc<HotTable>)> {
@@ -42,7 +63,35 @@ impl Hot {
     }
 }
 
+/// A table that is to become a block.
+pub(crate) struct Closed {
+    pub(crate) site: i64,
+    pub(crate) table: Arc<HotTable>,
+}
+
+impl Hot {
+    /// True if a table is there as it was.
+    pub(crate) fn has(&self, closed: &Closed) -> bool {
+        let mut tables = self.sites.get(&closed.site).into_iter().flatten();
+        tables.any(|table| Arc::ptr_eq(table, &closed.table))
+    }
+
+    /// Takes out a table that became a block.
+    pub(crate) fn remove(&mut self, closed: &Closed) {
+        if let Some(tables) = self.sites.get_mut(&closed.site) {
+            tables.retain(|table| !Arc::ptr_eq(table, &closed.table));
+            if tables.is_empty() {
+                self.sites.remove(&closed.site);
+            }
+        }
+    }
+}
+
 impl HotTable {
+    pub(crate) fn size(&self) -> Size {
+        Size { rows: self.table.rows(), bytes: self.table.bytes() }
+    }
+
     /// True if it has an event, by its time and id.
     pub(crate) fn has(&self, event: &Event) -> bool {
         let times = self.table.times.iter().enumerate();

@@ -75,14 +75,17 @@ mod writer;
 mod tests;
 
 use facts::FactTables;
+use hot::Closed;
 use snapshot::{Env, OwnerCache, Patience, Snapshot};
-use writer::{Closed, Writer};
+use writer::Writer;
 
 pub use schema::is_in_use;
 pub use upkeep::{CheckReport, ExportReport, ImportReport, Wanted, backup, check, export, look, unfinished};
 
 /// Batches that wait for the writer.
 const JOBS_MAX: usize = 2;
+/// Tables that wait for the sealer: more are handed over when it is done with one.
+const SEALS_MAX: usize = 1;
 
 /// How the store is kept.
 #[derive(Debug, Clone)]
@@ -240,7 +243,7 @@ impl SqliteStore {
     /// second at most. A file that cannot be read is set aside, and an empty one begun.
     pub fn open(settings: Settings) -> Result<Self, StoreError> {
         let counters = Arc::new(Counters::default());
-        let (sealer, closed) = threads::channel();
+        let (sealer, closed) = threads::sync_channel(SEALS_MAX);
         let (writer, set_aside) = writer::open(&settings, counters.clone(), sealer)?;
         // Before any thread has the file: what fails here leaves it at once.
         let readers = settings.readers.max(1);
@@ -255,7 +258,10 @@ impl SqliteStore {
         };
         let handles = vec![
             spawn("store-writer", Box::new(move || write(writer, queue)))?,
-            spawn("store-sealer", Box::new(move || seal(&closed, &weak)))?,
+            spawn("store-sealer", {
+                let door = door.clone();
+                Box::new(move || seal(&closed, &door, &weak))
+            })?,
         ];
         Ok(Self {
             shared: Arc::new(Shared {
@@ -408,16 +414,16 @@ fn write(mut writer: Writer, mut jobs: mpsc::Receiver<Job>) {
     }
 }
 
-/// The sealer's thread: makes blocks of tables.
-fn seal(closed: &threads::Receiver<Closed>, jobs: &mpsc::WeakSender<Job>) {
+/// The sealer's thread: makes blocks of tables. What it was given and is not there any more
+/// it leaves alone.
+fn seal(closed: &threads::Receiver<Closed>, door: &hot::Door, jobs: &mpsc::WeakSender<Job>) {
     while let Ok(closed) = closed.recv() {
-        let encoded = codec::encode(&closed.table.table);
+        let is_there = door.read().has(&closed);
+        let encode = || is_there.then(|| codec::encode(&closed.table.table));
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(encode))
+            .map_err(|_| StoreError::Unavailable("making a block panicked".into()));
         let Some(jobs) = jobs.upgrade() else { return };
-        let job: Job = Box::new(move |writer| {
-            if let Err(error) = writer.attempt(|writer| writer.sealed(&closed, &encoded)) {
-                writer.not_sealed(&error);
-            }
-        });
+        let job: Job = Box::new(move |writer| writer.take_block(&closed, made));
         if jobs.blocking_send(job).is_err() {
             return;
         }

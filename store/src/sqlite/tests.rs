@@ -11,6 +11,7 @@ use crate::{Filter, Is, Order, Sources, Step, Unit, oracle::Oracle};
 mod crash;
 mod faults;
 mod people;
+mod strain;
 mod upkeep;
 
 /// A Thursday in Berlin's summer, two hours before midnight there.

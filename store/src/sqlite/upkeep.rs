@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use analytics_relay_providers::Event;
@@ -33,6 +34,8 @@ use crate::{
 
 /// Events of one call to [`Store::append`] when a file is imported.
 const IMPORT_BATCH: usize = 1_000;
+/// So long is waited for one more block.
+const SEAL_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Longest line of a file that is imported.
 const LINE_BYTES_MAX: u64 = 16 << 20;
 
@@ -256,28 +259,37 @@ impl SqliteStore {
     /// Makes blocks of all that came, and waits for it. A store that is closed or killed
     /// needs no such thing.
     pub async fn seal(&self) -> Result<(), StoreError> {
-        self.write(|writer| {
-            writer.close_all();
-            Ok(())
-        })
-        .await?;
-        while self.write(|writer| Ok(writer.is_sealing())).await? {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        self.close_tables(|_| true).await
+    }
+
+    /// Makes blocks of the tables that pass a test, with all that came before; waits for it,
+    /// but no longer than some make progress.
+    async fn close_tables(
+        &self,
+        test: impl Fn(&HotTable) -> bool + Clone + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let before_n = self.write(|writer| Ok(writer.try_again())).await?;
+        let (mut last, mut since) = (usize::MAX, Instant::now());
+        loop {
+            let test = test.clone();
+            let left = self.write(move |writer| writer.close_where(before_n, test)).await?;
+            if left == 0 {
+                return Ok(());
+            }
+            if left < last {
+                (last, since) = (left, Instant::now());
+            } else if since.elapsed() > SEAL_WAIT_MAX {
+                return Err(StoreError::Unavailable(format!("{left} tables do not become blocks")));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Ok(())
     }
 
     /// What is done once a night: what came before a time and is no block yet becomes one,
     /// and small neighbours are merged. Returns how many blocks went into others.
     pub async fn tidy(&self, hot_before_ms: i64) -> Result<u64, StoreError> {
-        self.write(move |writer| {
-            writer.close_older(hot_before_ms);
-            Ok(())
-        })
-        .await?;
-        while self.write(|writer| Ok(writer.is_sealing())).await? {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+        self.close_tables(move |table| table.table.times.iter().all(|time_ms| *time_ms < hot_before_ms))
+            .await?;
         let rows_max = self.shared.settings.block_rows;
         let groups = self.read(move |_, readers| small_neighbours(&readers.first, rows_max)).await?;
         let mut merged = 0;
@@ -337,11 +349,8 @@ impl SqliteStore {
     /// What is in the store, and what happened since it was opened.
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         self.read(|shared, readers| {
-            let (hot_events, hot_bytes) = {
-                let hot = shared.door.read();
-                let bytes: usize = hot.tables().map(|(_, table)| table.table.bytes()).sum();
-                (hot.rows() as u64, bytes as u64)
-            };
+            let size = shared.door.read().size();
+            let (hot_events, hot_bytes) = (size.rows as u64, size.bytes as u64);
             let mut stats = file_stats(&readers.first)?;
             let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
             stats.events += hot_events;

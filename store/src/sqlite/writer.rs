@@ -3,6 +3,8 @@
 //! A batch is one transaction: its events as they are (`hot`), their ids (`seen`) and what
 //! they tell about who is who. Nothing in memory changes before it is committed; after one
 //! that failed all of it is read again, as nobody knows what a commit that failed has done.
+//! What was refused before anything was written changes nothing: an overloaded store must
+//! not lose the blocks that are being made.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,7 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use super::{
     Counters, Settings, codec,
     facts::{FactTables, Known, Refused},
-    hot::{self, Door, Hot, HotTable, Window},
+    hot::{self, Closed, Door, Hot, HotTable, Size, Window},
     late::Late,
     schema,
     table::Table,
@@ -31,6 +33,8 @@ use crate::{
 const TABLE_BYTES_MAX: usize = 16 << 20;
 /// So long no block is made after one could not be written.
 const PAUSE: Duration = Duration::from_secs(10);
+/// So many times what may wait in memory appends are refused until blocks were made of it.
+const OVERFULL: usize = 4;
 
 /// A website or app of a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,14 +70,19 @@ pub(crate) struct Writer {
     late: Late,
     next_n: i64,
     next_table: u64,
-    /// Rows and bytes of open tables, by site.
-    open: HashMap<i64, (usize, usize)>,
-    /// Tables that are becoming blocks.
+    /// The sizes of open tables, by site, and what they add up to.
+    open: HashMap<i64, Size>,
+    open_sum: Size,
+    /// The sites and sizes of closed tables, by their ids, and what they add up to.
+    closed: BTreeMap<u64, (i64, Size)>,
+    closed_sum: Size,
+    /// Those of them that are becoming blocks.
     sealing: HashSet<u64>,
-    no_seal_before: Option<Instant>,
+    /// Why the last block could not be written, and until when none is tried.
+    not_sealed: Option<(Instant, StoreError)>,
     /// A transaction failed: what is in memory may not be what is in the file.
     is_stale: bool,
-    sealer: mpsc::Sender<Closed>,
+    sealer: mpsc::SyncSender<Closed>,
     _lock: std::fs::File,
 }
 
@@ -99,17 +108,11 @@ impl Places {
     }
 }
 
-/// A table that is to become a block.
-pub(crate) struct Closed {
-    pub(crate) site: i64,
-    pub(crate) table: Arc<HotTable>,
-}
-
 /// Opens a file for writing. Returns where a damaged one went.
 pub(crate) fn open(
     settings: &Settings,
     counters: Arc<Counters>,
-    sealer: mpsc::Sender<Closed>,
+    sealer: mpsc::SyncSender<Closed>,
 ) -> Result<(Writer, Option<PathBuf>), StoreError> {
     let (opened, loaded) = schema::open(&settings.path, |connection| {
         check_tables(connection)?;
@@ -134,14 +137,17 @@ pub(crate) fn open(
         next_n,
         next_table,
         open: HashMap::new(),
+        open_sum: Size::default(),
+        closed: BTreeMap::new(),
+        closed_sum: Size::default(),
         sealing: HashSet::new(),
-        no_seal_before: None,
+        not_sealed: None,
         is_stale: false,
         sealer,
         _lock: opened.lock,
     };
     writer.connection.set_prepared_statement_cache_capacity(64);
-    writer.measure_open();
+    writer.measure_all();
     writer.seal_what_is_due();
     Ok((writer, opened.set_aside))
 }
@@ -245,7 +251,8 @@ fn add_hot<'a>(
 }
 
 impl Writer {
-    /// Does something that writes. After an error what is in memory is read again.
+    /// Does something that writes. After an error what is in memory is read again, if
+    /// anything had been written.
     pub(crate) fn attempt<T>(
         &mut self,
         write: impl FnOnce(&mut Self) -> Result<T, StoreError>,
@@ -253,10 +260,12 @@ impl Writer {
         if self.is_stale {
             self.reload()?;
         }
+        // Rows that were changed, be it that they were changed back.
+        let before = self.connection.total_changes();
         let done = write(self);
         if done.is_err() {
             self.known.rolled_back();
-            self.is_stale = true;
+            self.is_stale = self.connection.total_changes() != before || !self.connection.is_autocommit();
         }
         done
     }
@@ -282,26 +291,62 @@ impl Writer {
         }
         drop(hot);
         self.next_table += loaded.next_table;
+        // Blocks that are being made of tables of before are of no use any more.
+        self.sealing.clear();
         self.known.clear();
         self.late = Late::default();
-        self.measure_open();
+        self.measure_all();
         self.is_stale = false;
         Ok(())
     }
 
-    fn measure_open(&mut self) {
+    /// Measures all tables anew.
+    fn measure_all(&mut self) {
+        (self.open, self.closed) = Default::default();
+        (self.open_sum, self.closed_sum) = Default::default();
         let hot = self.door.read();
-        let open = hot.tables().filter(|(_, table)| !table.is_closed);
-        self.open = open.map(|(site, table)| (site, (table.table.rows(), table.table.bytes()))).collect();
+        for (site, table) in hot.tables().filter(|(_, table)| table.table.rows() > 0) {
+            let size = table.size();
+            if table.is_closed {
+                self.closed.insert(table.id, (site, size));
+                self.closed_sum += size;
+            } else {
+                self.open.insert(site, size);
+                self.open_sum += size;
+            }
+        }
+    }
+
+    /// Measures the tables of a site anew, of which only the last can have grown.
+    fn measure(&mut self, site: i64) {
+        self.open_sum -= self.open.remove(&site).unwrap_or_default();
+        let hot = self.door.read();
+        let Some(last) = hot.sites.get(&site).and_then(|tables| tables.last()) else { return };
+        let size = last.size();
+        if !last.is_closed {
+            self.open.insert(site, size);
+            self.open_sum += size;
+        } else if size.rows > 0 && self.closed.insert(last.id, (site, size)).is_none() {
+            self.closed_sum += size;
+        }
+    }
+
+    /// Refuses more as long as too much waits in memory.
+    fn check_room(&mut self) -> Result<(), StoreError> {
+        let Settings { hot_rows_max, hot_bytes_max, .. } = self.settings;
+        let mut waiting = self.open_sum;
+        waiting += self.closed_sum;
+        if waiting.rows <= OVERFULL * hot_rows_max && waiting.bytes <= OVERFULL * hot_bytes_max {
+            return Ok(());
+        }
+        self.seal_what_is_due();
+        let Size { rows, bytes } = waiting;
+        Err(StoreError::Unavailable(format!("{rows} events of {bytes} bytes wait to become blocks")))
     }
 
     /// Keeps a batch, or none of it.
     pub(crate) fn append(&mut self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
-        let hot_rows = self.door.read().rows();
-        if hot_rows > 4 * self.settings.hot_rows_max {
-            self.seal_what_is_due();
-            return Err(StoreError::Unavailable(format!("{hot_rows} events wait to become blocks")));
-        }
+        self.check_room()?;
         let places = Places::of(batch);
         let (verdicts, ids) = self.judge(batch, &places)?;
         let new: Vec<(&Event, usize)> = batch
@@ -436,28 +481,15 @@ impl Writer {
         Ok(by_site.into_keys().collect())
     }
 
-    fn measure(&mut self, site: i64) {
-        let hot = self.door.read();
-        let last = hot.sites.get(&site).and_then(|tables| tables.last());
-        match last.filter(|table| !table.is_closed) {
-            Some(table) => self.open.insert(site, (table.table.rows(), table.table.bytes())),
-            None => self.open.remove(&site),
-        };
-    }
-
     /// Closes open tables that are too many, the largest first, and hands over what is
     /// closed.
     pub(crate) fn seal_what_is_due(&mut self) {
-        let sum = |open: &HashMap<i64, (usize, usize)>| {
-            open.values().fold((0, 0), |(rows, bytes), (more, more_bytes)| (rows + more, bytes + more_bytes))
-        };
-        let (mut rows, mut bytes) = sum(&self.open);
-        if rows > self.settings.hot_rows_max || bytes > self.settings.hot_bytes_max {
+        let Settings { hot_rows_max, hot_bytes_max, .. } = self.settings;
+        if self.open_sum.rows > hot_rows_max || self.open_sum.bytes > hot_bytes_max {
             let mut largest: Vec<_> = self.open.iter().map(|(site, size)| (*size, *site)).collect();
             largest.sort_unstable();
-            while rows > self.settings.hot_rows_max / 2 || bytes > self.settings.hot_bytes_max / 2 {
-                let Some(((of_it, its_bytes), site)) = largest.pop() else { break };
-                (rows, bytes) = (rows - of_it, bytes - its_bytes);
+            while self.open_sum.rows > hot_rows_max / 2 || self.open_sum.bytes > hot_bytes_max / 2 {
+                let Some((_, site)) = largest.pop() else { break };
                 self.close(site);
             }
         }
@@ -465,49 +497,85 @@ impl Writer {
     }
 
     /// Closes the open table of a site.
-    pub(crate) fn close(&mut self, site: i64) {
+    fn close(&mut self, site: i64) {
         if let Some(table) = self.door.write().sites.get_mut(&site).and_then(|tables| tables.last_mut()) {
             Arc::make_mut(table).is_closed = true;
         }
-        self.open.remove(&site);
+        self.measure(site);
     }
 
-    /// Closes all tables.
-    pub(crate) fn close_all(&mut self) {
-        for site in self.open.keys().copied().collect::<Vec<_>>() {
-            self.close(site);
+    /// Closes all tables that have events of batches before one and pass a test. Returns how
+    /// many of what is closed are no blocks yet; or why the last could not be written.
+    pub(crate) fn close_where(
+        &mut self,
+        before_n: i64,
+        test: impl Fn(&HotTable) -> bool,
+    ) -> Result<usize, StoreError> {
+        if let Some((_, error)) = &self.not_sealed {
+            return Err(error.clone());
         }
-        self.no_seal_before = None;
+        let is_due = |table: &HotTable| table.first_batch < before_n && table.table.rows() > 0;
+        let due: Vec<i64> = {
+            let hot = self.door.read();
+            let open = hot.tables().filter(|(_, table)| !table.is_closed && is_due(table) && test(table));
+            open.map(|(site, _)| site).collect()
+        };
+        due.into_iter().for_each(|site| self.close(site));
         self.hand_over();
+        let hot = self.door.read();
+        Ok(hot.tables().filter(|(_, table)| table.is_closed && is_due(table)).count())
     }
 
-    /// True while tables become blocks.
-    pub(crate) fn is_sealing(&self) -> bool {
-        !self.sealing.is_empty()
+    /// What could not be written is tried again now. Returns the number of the next batch.
+    pub(crate) fn try_again(&mut self) -> i64 {
+        self.not_sealed = None;
+        self.next_n
     }
 
+    /// Gives the sealer as much of what is closed as it takes now; after each it gets more.
     fn hand_over(&mut self) {
-        if self.no_seal_before.is_some_and(|before| Instant::now() < before) {
+        if self.not_sealed.as_ref().is_some_and(|(until, _)| Instant::now() < *until) {
             return;
         }
         let hot = self.door.read();
-        for (site, table) in hot.tables().filter(|(_, table)| table.is_closed && table.table.rows() > 0) {
-            if self.sealing.insert(table.id) {
-                // Nobody takes it any more when the store is being closed.
-                let _ = self.sealer.send(Closed { site, table: table.clone() });
+        for (id, (site, _)) in &self.closed {
+            if self.sealing.contains(id) {
+                continue;
             }
+            let tables = hot.sites.get(site).into_iter().flatten();
+            let Some(table) = tables.clone().find(|table| table.id == *id) else { continue };
+            // It is full; or nobody takes any, as the store is being closed.
+            if self.sealer.try_send(Closed { site: *site, table: table.clone() }).is_err() {
+                break;
+            }
+            self.sealing.insert(*id);
         }
     }
 
-    /// Puts a block in the place of a table, if that is still as it was.
-    pub(crate) fn sealed(&mut self, closed: &Closed, block: &codec::Encoded) -> Result<(), StoreError> {
-        self.sealing.remove(&closed.table.id);
-        let is_there = |hot: &Hot| {
-            let tables = hot.sites.get(&closed.site);
-            tables.is_some_and(|tables| tables.iter().any(|table| Arc::ptr_eq(table, &closed.table)))
+    /// After the sealer is done with a table: it made a block, or found that the table is
+    /// not there any more, or failed.
+    pub(crate) fn take_block(&mut self, closed: &Closed, made: Result<Option<codec::Encoded>, StoreError>) {
+        let done = match made {
+            Ok(Some(block)) => self.attempt(|writer| writer.sealed(closed, &block)),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
         };
-        if !is_there(&self.door.read()) {
-            self.hand_over();
+        // Whatever came of it, nobody works at it any more.
+        self.sealing.remove(&closed.table.id);
+        match done {
+            Ok(()) => self.not_sealed = None,
+            Err(error) => {
+                self.counters.seals_failed.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, "a block could not be written; its events stay as they came for now");
+                self.not_sealed = Some((Instant::now() + PAUSE, error));
+            }
+        }
+        self.hand_over();
+    }
+
+    /// Puts a block in the place of a table, if that is still as it was.
+    fn sealed(&mut self, closed: &Closed, block: &codec::Encoded) -> Result<(), StoreError> {
+        if !self.door.read().has(closed) {
             return Ok(());
         }
         let transaction = begin(&mut self.connection)?;
@@ -519,20 +587,14 @@ impl Writer {
         drop(delete);
         let mut hot = self.door.write();
         transaction.commit()?;
-        if let Some(tables) = hot.sites.get_mut(&closed.site) {
-            tables.retain(|table| !Arc::ptr_eq(table, &closed.table));
-        }
+        hot.remove(closed);
         drop(hot);
+        if let Some((_, size)) = self.closed.remove(&closed.table.id) {
+            self.closed_sum -= size;
+        }
         self.late.block_came(closed.site, block.last_ms);
         self.counters.sealed.fetch_add(1, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// After a block could not be written.
-    pub(crate) fn not_sealed(&mut self, error: &StoreError) {
-        self.no_seal_before = Some(Instant::now() + PAUSE);
-        self.counters.seals_failed.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(%error, "a block could not be written; its events stay as they came for now");
     }
 
     /// A transaction, its number, and the tenant that it is about.
@@ -568,26 +630,13 @@ impl Writer {
     pub(crate) fn forget_known(&mut self) {
         self.known.clear();
         self.late = Late::default();
-        self.measure_open();
+        self.measure_all();
     }
 
     /// Numbers for new tables; the first of them.
     pub(crate) fn reserve_tables(&mut self, count: usize) -> u64 {
         self.next_table += count as u64;
         self.next_table - count as u64
-    }
-
-    /// Closes tables that have nothing after a time.
-    pub(crate) fn close_older(&mut self, before_ms: i64) {
-        let is_old = |table: &HotTable| table.table.times.iter().all(|time_ms| *time_ms < before_ms);
-        let old: Vec<i64> = {
-            let hot = self.door.read();
-            let old = hot.tables().filter(|(_, table)| !table.is_closed && is_old(table));
-            old.map(|(site, _)| site).collect()
-        };
-        old.into_iter().for_each(|site| self.close(site));
-        self.no_seal_before = None;
-        self.hand_over();
     }
 }
 

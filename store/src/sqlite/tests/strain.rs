@@ -1,0 +1,158 @@
+//! What overload, failing disks and odd callers may do to a store, and what not.
+
+use std::{fs, time::Instant as Clock};
+
+use super::*;
+use crate::sqlite::hot::Closed;
+
+fn of() -> TenantScope {
+    TenantScope::tenant("")
+}
+
+pub(super) fn all(tenant: &str) -> Scope {
+    Scope { include_bots: true, ..Scope::new(TenantScope::tenant(tenant), i64::MIN..i64::MAX) }
+}
+
+/// A page at a time, with more of its JSON.
+pub(super) fn page(id: &str, time_ms: i64, more: &str) -> Event {
+    let json = format!(r#"{{"id":"{id}","kind":"page","time_ms":{time_ms},"accepted_ms":{time_ms}{more}}}"#);
+    Event::from_json(json.as_bytes()).unwrap_or_else(|error| panic!("{error}: {json}"))
+}
+
+fn pages(ids: Range<i64>, more: &str) -> Vec<Event> {
+    ids.map(|id| page(&id.to_string(), BASE_MS + id, more)).collect()
+}
+
+const USER: &str = r#","user_id":"u""#;
+
+/// As if the sealer could not make a block just now.
+async fn no_blocks_for_now(store: &SqliteStore) {
+    let pause = |writer: &mut Writer| {
+        let table = writer.door.read().tables().next().map(|(site, table)| (site, table.clone()));
+        let (site, table) = table.expect("something is in memory");
+        writer.take_block(&Closed { site, table }, Err(StoreError::Unavailable("not now".into())));
+        Ok(())
+    };
+    store.write(pause).await.unwrap();
+}
+
+#[test]
+fn what_is_refused_in_overload_costs_no_block_that_is_being_made() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let large =
+            Settings { block_rows: 10_000, hot_rows_max: 10_000, ..Settings::new(dir.path().join("store.db")) };
+        let store = SqliteStore::open(large.clone()).unwrap();
+        for part in 0..6 {
+            store.append(&pages(part * 1_000..part * 1_000 + 1_000, USER)).await.unwrap();
+        }
+        store.close().await;
+        let store = SqliteStore::open(Settings { block_rows: 500, hot_rows_max: 500, ..large }).unwrap();
+        // A caller who tries again at once, as long as it takes.
+        let (start, mut refused) = (Clock::now(), 0);
+        let one_more = [page("one more", BASE_MS, USER)];
+        while let Err(error) = store.append(&one_more).await {
+            assert!(error.to_string().contains("wait to become blocks"), "{error}");
+            assert!(start.elapsed() < Duration::from_secs(30), "no block is made in overload");
+            refused += 1;
+        }
+        assert!(refused > 0);
+        store.seal().await.unwrap();
+        let stats = store.stats().await.unwrap();
+        assert_eq!((stats.events, stats.hot_events, stats.sealed), (6_001, 0, stats.blocks));
+        store.close().await;
+    });
+}
+
+#[test]
+fn too_many_bytes_in_memory_are_refused_as_too_many_rows_are() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { hot_bytes_max: 100_000, ..Settings::new(dir.path().join("store.db")) };
+        let store = SqliteStore::open(settings).unwrap();
+        store.append(&pages(0..1, USER)).await.unwrap();
+        no_blocks_for_now(&store).await;
+        let pad = "x".repeat(2_000);
+        let large = |id: i64| page(&id.to_string(), BASE_MS, &format!(r#","properties":{{"p":"{pad}{id}"}}"#));
+        let mut refused = None;
+        for id in 1..1_000 {
+            if let Err(error) = store.append(&[large(id)]).await {
+                refused = Some((id, error.to_string()));
+                break;
+            }
+        }
+        let (id, why) = refused.expect("memory is bounded in bytes");
+        assert!((100..400).contains(&id) && why.contains("bytes wait to become blocks"), "{id}: {why}");
+        store.close().await;
+    });
+}
+
+#[test]
+fn who_waits_for_blocks_is_told_why_there_are_none() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(Settings::new(dir.path().join("store.db"))).unwrap();
+        store.append(&pages(0..500, r#","user_id":"u","properties":{"p":[1,2,3]}"#)).await.unwrap();
+        let limit = |pages: u32| {
+            let sql = format!("PRAGMA max_page_count={pages}");
+            store.write(move |writer| Ok(writer.connection.query_row(&sql, [], |_| Ok(()))?))
+        };
+        limit(1).await.unwrap();
+        for _ in 0..2 {
+            let error = store.seal().await.unwrap_err();
+            assert!(error.to_string().contains("full"), "{error}");
+        }
+        limit(1 << 20).await.unwrap();
+        store.seal().await.unwrap();
+        assert_eq!(store.stats().await.unwrap().hot_events, 0);
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_block_that_cannot_be_made_keeps_nobody_waiting() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        store.append(&pages(0..5, USER)).await.unwrap();
+        for table in store.shared.door.write().sites.values_mut().flatten() {
+            std::sync::Arc::make_mut(table).table.accepted.clear();
+        }
+        let sealed = tokio::time::timeout(Duration::from_secs(20), store.seal()).await;
+        let error = sealed.expect("it does not wait for ever").unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+        store.write(|writer| Ok(writer.doubt())).await.unwrap();
+        store.seal().await.unwrap();
+        assert_eq!(store.stats().await.unwrap().blocks, 1);
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_block_that_comes_while_the_file_cannot_be_read_keeps_nobody_waiting() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let events = pages(0..6, USER);
+        store.append(&events[..5]).await.unwrap();
+        let spoil = |writer: &mut Writer| {
+            let before_n = writer.try_again();
+            writer.close_where(before_n, |_| true)?;
+            writer.connection.execute_batch("ALTER TABLE seen RENAME TO unseen")?;
+            writer.doubt();
+            Ok(())
+        };
+        store.write(spoil).await.unwrap();
+        // The block comes, and what is in memory cannot be read again.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(store.append(&events[5..]).await.is_err());
+        let other = Connection::open(dir.path().join("store.db")).unwrap();
+        other.execute_batch("ALTER TABLE unseen RENAME TO seen").unwrap();
+        drop(other);
+        store.append(&events[5..]).await.unwrap();
+        let sealed = tokio::time::timeout(Duration::from_secs(20), store.seal()).await;
+        sealed.expect("it does not wait for ever").unwrap();
+        assert_eq!(store.stats().await.unwrap().hot_events, 0);
+        store.close().await;
+    });
+}
