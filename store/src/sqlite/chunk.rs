@@ -26,6 +26,8 @@ pub(crate) struct BlockMeta {
     pub(crate) last_ms: i64,
     pub(crate) bots: usize,
     pub(crate) sessions: usize,
+    /// Of memory, that its events take, about.
+    pub(crate) bytes: usize,
 }
 
 /// A block, or a table that is none yet.

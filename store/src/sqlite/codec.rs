@@ -71,48 +71,66 @@ pub(crate) struct Encoded {
     pub(crate) first_ms: i64,
     pub(crate) last_ms: i64,
     pub(crate) bots: usize,
-    /// Different visitors, and sessions.
-    pub(crate) who: usize,
+    /// Different sessions.
     pub(crate) sessions: usize,
+    /// Bytes of memory that its events take, about.
+    pub(crate) bytes: usize,
     pub(crate) columns: Vec<(u8, Vec<u8>)>,
 }
 
-/// Encodes a table that has rows.
-pub(crate) fn encode(table: &Table) -> Encoded {
+/// Encodes a table that has rows. Fails if it could not be read again.
+pub(crate) fn encode(table: &Table) -> Result<Encoded, Damaged> {
     let order = table.order();
     let times: Vec<i64> = order.iter().map(|row| table.times[*row as usize]).collect();
     let delays = order.iter().map(|row| {
         let (accepted, time) = (table.accepted[*row as usize], table.times[*row as usize]);
         accepted.wrapping_sub(time)
     });
-    let (who, who_count) = keys(order.iter().map(|row| table.who[*row as usize]));
+    let (who, _) = keys(order.iter().map(|row| table.who[*row as usize]));
     let (sessions, session_count) = keys(order.iter().map(|row| table.sessions[*row as usize]));
     let mut columns = vec![
         (DIRECTORY, directory(table)),
         (TIMES, encode_times(&times)),
         (WHO, who),
         (SESSIONS, sessions),
-        (WHAT, texts(&table.what, &order)),
-        (IDS, unique_texts(&table.ids, &order)),
+        (WHAT, texts(&table.what, &order)?),
+        (IDS, unique_texts(&table.ids, &order)?),
         (ACCEPTED, encode_delays(delays)),
-        (SKELETONS, texts(&table.skeletons, &order)),
+        (SKELETONS, texts(&table.skeletons, &order)?),
     ];
-    let values = (VALUES..).zip(&table.paths).map(|(number, column)| (number, texts(&column.values, &order)));
-    columns.extend(values);
+    for (number, column) in (VALUES..).zip(&table.paths) {
+        columns.push((number, texts(&column.values, &order)?));
+    }
     for (_, column) in &mut columns {
         column.insert(0, VERSION);
         let crc = crc32fast::hash(column);
         column.extend(crc.to_le_bytes());
     }
     let (first_ms, last_ms) = (times[0], times[times.len() - 1]);
-    Encoded {
+    Ok(Encoded {
         rows: times.len(),
         first_ms,
         last_ms,
         bots: table.bots,
-        who: who_count,
         sessions: session_count,
+        bytes: table.bytes(),
         columns,
+    })
+}
+
+impl Encoded {
+    /// Reads all of it, as nothing may be deleted for a block that cannot be read.
+    pub(crate) fn check(&self) -> Result<(), Damaged> {
+        for (number, column) in &self.columns {
+            match *number {
+                DIRECTORY => drop(decode_directory(column)?),
+                TIMES => drop(decode_times(column, self.rows)?),
+                ACCEPTED => drop(decode_delays(column, self.rows)?),
+                WHO | SESSIONS => drop(decode_keys(column, self.rows, true)?),
+                _ => drop(decode_texts(column, self.rows)?),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -164,7 +182,7 @@ fn keys(keys: impl Iterator<Item = u64>) -> (Vec<u8>, usize) {
 }
 
 /// A column of texts, which are sorted, so that like ones lie together.
-fn texts(column: &TextColumn, order: &[u32]) -> Vec<u8> {
+fn texts(column: &TextColumn, order: &[u32]) -> Result<Vec<u8>, Damaged> {
     let mut sorted: Vec<u32> = (1..=column.texts.len() as u32).collect();
     sorted.sort_unstable_by_key(|code| column.texts.get(*code));
     let mut renumbered = vec![0; sorted.len() + 1];
@@ -173,17 +191,17 @@ fn texts(column: &TextColumn, order: &[u32]) -> Vec<u8> {
     let codes: Vec<u32> = order.iter().map(code).collect();
     let mut body = Vec::new();
     let is_cold = sorted.len() * 8 > order.len();
-    encode_dictionary(&mut body, sorted.iter().map(|code| column.texts.get(*code)), sorted.len(), is_cold);
+    encode_dictionary(&mut body, sorted.iter().map(|code| column.texts.get(*code)), sorted.len(), is_cold)?;
     encode_codes(&mut body, &codes, sorted.len() + 1);
-    body
+    Ok(body)
 }
 
 /// A text for each row.
-fn unique_texts(texts: &Dictionary, order: &[u32]) -> Vec<u8> {
+fn unique_texts(texts: &Dictionary, order: &[u32]) -> Result<Vec<u8>, Damaged> {
     let mut body = Vec::new();
-    encode_dictionary(&mut body, order.iter().map(|row| texts.get(row + 1)), order.len(), true);
+    encode_dictionary(&mut body, order.iter().map(|row| texts.get(row + 1)), order.len(), true)?;
     body.push(255);
-    body
+    Ok(body)
 }
 
 fn encode_dictionary<'a>(
@@ -191,18 +209,22 @@ fn encode_dictionary<'a>(
     texts: impl Iterator<Item = &'a str> + Clone,
     count: usize,
     is_cold: bool,
-) {
+) -> Result<(), Damaged> {
     body.extend((count as u32).to_le_bytes());
     if let Some(uuids) = texts.clone().map(uuid).collect::<Option<Vec<_>>>() {
         body.push(2);
         uuids.iter().for_each(|uuid| body.extend(uuid));
-        return;
+        return Ok(());
     }
     let mut all = Vec::new();
     texts.clone().for_each(|text| varint(&mut all, text.len() as u64));
     texts.for_each(|text| all.extend(text.as_bytes()));
+    if all.len() > TEXT_BYTES_MAX {
+        return Err(Damaged("it would be too large"));
+    }
     body.push(u8::from(is_cold));
     pack(body, &all, is_cold);
+    Ok(())
 }
 
 /// The bytes of a UUID as JSON, if it is the text that is made of them again.
@@ -514,7 +536,9 @@ mod tests {
     fn a_block_reads_as_it_was_written() {
         for rows in [1, 2, 1_000] {
             let table = table(rows);
-            let (encoded, order) = (encode(&table), table.order());
+            let (encoded, order) = (encode(&table).unwrap(), table.order());
+            encoded.check().unwrap();
+            assert!(Encoded { rows: rows + 1, ..encode(&table).unwrap() }.check().is_err());
             assert_eq!(decode_directory(column(&encoded, DIRECTORY)).unwrap().len(), table.paths.len());
             let times = decode_times(column(&encoded, TIMES), rows).unwrap();
             let delays = decode_delays(column(&encoded, ACCEPTED), rows).unwrap();
@@ -535,7 +559,7 @@ mod tests {
 
     #[test]
     fn a_bit_that_tips_is_noticed() {
-        let encoded = encode(&table(50));
+        let encoded = encode(&table(50)).unwrap();
         for (number, bytes) in &encoded.columns {
             for at in 0..bytes.len() {
                 let mut bytes = bytes.clone();
@@ -555,7 +579,7 @@ mod tests {
     /// With sums that are right: what a fuzzer finds, in small.
     #[test]
     fn no_bytes_make_reading_panic() {
-        let encoded = encode(&table(40));
+        let encoded = encode(&table(40)).unwrap();
         let mut random = fastrand::Rng::with_seed(3);
         for _ in 0..20_000 {
             let (number, bytes) = &encoded.columns[random.usize(..encoded.columns.len())];

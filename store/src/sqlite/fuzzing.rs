@@ -41,7 +41,8 @@ pub(crate) fn export(bytes: &[u8]) {
     for (row, event) in events.iter().enumerate() {
         assert_eq!(table.event(row).as_ref(), Some(event));
     }
-    let encoded = codec::encode(&table);
+    let encoded = codec::encode(&table).expect("the bytes of a fuzzer are few");
+    encoded.check().expect("what was written can be read");
     for (row, at) in table.order().into_iter().zip(0..) {
         let (_, ids) =
             encoded.columns.iter().find(|(number, _)| *number == codec::IDS).expect("all have ids");

@@ -39,6 +39,13 @@ pub(crate) struct Size {
     pub(crate) bytes: usize,
 }
 
+impl Size {
+    /// True if it is no more than another.
+    pub(crate) fn fits(self, max: Self) -> bool {
+        self.rows <= max.rows && self.bytes <= max.bytes
+    }
+}
+
 impl std::ops::AddAssign for Size {
     fn add_assign(&mut self, other: Self) {
         (self.rows, self.bytes) = (self.rows + other.rows, self.bytes + other.bytes);

@@ -94,6 +94,8 @@ pub struct Settings {
     pub path: PathBuf,
     /// Rows of a block.
     pub block_rows: usize,
+    /// Bytes of memory at which events become a block, however few they are.
+    pub block_bytes: usize,
     /// Rows that wait in memory to become blocks, over all sites.
     pub hot_rows_max: usize,
     /// Bytes of memory that they may take.
@@ -131,6 +133,7 @@ impl Settings {
         Self {
             path: path.into(),
             block_rows: 32_768,
+            block_bytes: 16 << 20,
             hot_rows_max: 200_000,
             hot_bytes_max: 64 << 20,
             window: 1_000_000,
@@ -419,9 +422,11 @@ fn write(mut writer: Writer, mut jobs: mpsc::Receiver<Job>) {
 fn seal(closed: &threads::Receiver<Closed>, door: &hot::Door, jobs: &mpsc::WeakSender<Job>) {
     while let Ok(closed) = closed.recv() {
         let is_there = door.read().has(&closed);
-        let encode = || is_there.then(|| codec::encode(&closed.table.table));
-        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(encode))
-            .map_err(|_| StoreError::Unavailable("making a block panicked".into()));
+        let encode = || is_there.then(|| codec::encode(&closed.table.table)).transpose();
+        let made = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(encode)) {
+            Ok(made) => made.map_err(StoreError::from),
+            Err(_) => Err(StoreError::Unavailable("making a block panicked".into())),
+        };
         let Some(jobs) = jobs.upgrade() else { return };
         let job: Job = Box::new(move |writer| writer.take_block(&closed, made));
         if jobs.blocking_send(job).is_err() {

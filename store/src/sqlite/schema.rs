@@ -26,8 +26,8 @@ CREATE TABLE hot(id INTEGER PRIMARY KEY, n INTEGER NOT NULL, site INTEGER NOT NU
 -- The ids of the last events: a row for each batch, 8 bytes an event.
 CREATE TABLE seen(n INTEGER PRIMARY KEY, ids BLOB NOT NULL) STRICT;
 
--- Events by columns. Ids of blocks are never used twice.
-CREATE TABLE block(id INTEGER PRIMARY KEY AUTOINCREMENT, site INTEGER NOT NULL, rows INTEGER NOT NULL, first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, bots INTEGER NOT NULL, visitors INTEGER NOT NULL, sessions INTEGER NOT NULL, version INTEGER NOT NULL) STRICT;
+-- Events by columns; bytes: of memory, about. Ids of blocks are never used twice.
+CREATE TABLE block(id INTEGER PRIMARY KEY AUTOINCREMENT, site INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, bots INTEGER NOT NULL, sessions INTEGER NOT NULL) STRICT;
 CREATE INDEX block_site ON block(site, last_ms);
 -- k = block id << 8 | number of the column.
 CREATE TABLE col(k INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;

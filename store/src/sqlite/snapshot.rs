@@ -216,7 +216,7 @@ pub(crate) fn blocks_of(
     blocks: &mut Vec<BlockMeta>,
 ) -> Result<(), StoreError> {
     let sql =
-        "SELECT id, rows, first_ms, last_ms, bots, sessions FROM block WHERE site = ?1 ORDER BY last_ms, id";
+        "SELECT id, rows, first_ms, last_ms, bots, sessions, bytes FROM block WHERE site = ?1 ORDER BY last_ms, id";
     let mut statement = connection.prepare_cached(sql)?;
     let found = statement.query_map([site], |row| {
         let size = |at| row.get::<_, i64>(at).map(|size| size.max(0) as usize);
@@ -227,6 +227,7 @@ pub(crate) fn blocks_of(
             last_ms: row.get(3)?,
             bots: size(4)?,
             sessions: size(5)?,
+            bytes: size(6)?,
         })
     })?;
     for block in found {

@@ -15,12 +15,12 @@ use analytics_relay_providers::Event;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, Transaction, params};
 
 use super::{
-    SqliteStore, Stats,
+    Settings, SqliteStore, Stats,
     chunk::{BlockMeta, Chunk},
     codec,
     facts::{FactTables, Refused, Whose},
     facts_file,
-    hot::{self, Hot, HotTable},
+    hot::{self, Hot, HotTable, Size},
     lock, schema,
     snapshot::{blocks_of, epoch},
     table::{Table, TextColumn},
@@ -205,7 +205,7 @@ fn delete_in_blocks(
         if !kept.is_empty() {
             let mut table = Table::new(keys, secret);
             kept.iter().for_each(|event| table.push(event));
-            insert_block(transaction, site, &codec::encode(&table))?;
+            insert_block(transaction, site, &codec::encode(&table)?)?;
         }
     }
     Ok(())
@@ -290,16 +290,22 @@ impl SqliteStore {
     pub async fn tidy(&self, hot_before_ms: i64) -> Result<u64, StoreError> {
         self.close_tables(move |table| table.table.times.iter().all(|time_ms| *time_ms < hot_before_ms))
             .await?;
-        let rows_max = self.shared.settings.block_rows;
-        let groups = self.read(move |_, readers| small_neighbours(&readers.first, rows_max)).await?;
+        let Settings { block_rows, block_bytes, .. } = self.shared.settings;
+        let max = Size { rows: block_rows, bytes: block_bytes };
+        let groups = self.read(move |_, readers| small_neighbours(&readers.first, max, hot_before_ms)).await?;
         let mut merged = 0;
         // As many at once as make a block of full size, and one group at least.
         for some in groups.chunk_by({
-            let mut rows = 0;
+            let mut size = Size::default();
             move |one: &Group, next: &Group| {
-                rows = if rows == 0 { one.rows() } else { rows } + next.rows();
-                let fits = rows <= rows_max;
-                rows = if fits { rows } else { 0 };
+                if size.rows == 0 {
+                    size = one.size();
+                }
+                size += next.size();
+                let fits = size.fits(max);
+                if !fits {
+                    size = Size::default();
+                }
                 fits
             }
         }) {
@@ -533,19 +539,26 @@ struct Group {
 }
 
 impl Group {
-    fn rows(&self) -> usize {
-        self.blocks.iter().map(|meta| meta.rows).sum()
+    fn size(&self) -> Size {
+        size_of(&self.blocks)
     }
 }
 
-fn small_neighbours(connection: &Connection, rows_max: usize) -> Result<Vec<Group>, StoreError> {
+fn size_of(blocks: &[BlockMeta]) -> Size {
+    let mut size = Size::default();
+    blocks.iter().for_each(|meta| size += Size { rows: meta.rows, bytes: meta.bytes });
+    size
+}
+
+/// Those that have nothing behind a time: what a clock that is ahead has made does not
+/// become one with what is now.
+fn small_neighbours(connection: &Connection, max: Size, before_ms: i64) -> Result<Vec<Group>, StoreError> {
     let mut all = Vec::new();
     for site in sites(connection, None)? {
         let mut blocks = Vec::new();
         blocks_of(connection, site, &mut blocks)?;
-        all.extend(
-            groups(&blocks, rows_max).into_iter().map(|blocks| Group { site, blocks: blocks.to_vec() }),
-        );
+        blocks.retain(|meta| meta.last_ms < before_ms);
+        all.extend(groups(blocks, max).into_iter().map(|blocks| Group { site, blocks }));
     }
     Ok(all)
 }
@@ -562,24 +575,40 @@ fn merged_block(
         let events = Chunk::block(connection, meta).events(0..meta.rows)?;
         events.iter().for_each(|event| table.push(event));
     }
-    Ok(codec::encode(&table))
+    let block = codec::encode(&table)?;
+    block.check()?;
+    Ok(block)
 }
 
-/// Blocks of less than half of what a block may have, that together are no more than one.
-fn groups(blocks: &[BlockMeta], rows_max: usize) -> Vec<&[BlockMeta]> {
-    let (mut groups, mut start) = (Vec::new(), 0);
-    while start < blocks.len() {
-        let (mut end, mut rows) = (start, 0);
-        while end < blocks.len() && blocks[end].rows < rows_max / 2 && rows + blocks[end].rows <= rows_max {
-            rows += blocks[end].rows;
-            end += 1;
-        }
-        if end - start > 1 {
-            groups.push(&blocks[start..end]);
-        }
-        start = end.max(start + 1);
+/// Blocks of less than half of what a block may have that follow each other, whatever large
+/// ones lie between, and together are no more than one.
+fn groups(mut blocks: Vec<BlockMeta>, max: Size) -> Vec<Vec<BlockMeta>> {
+    blocks.retain(|meta| size_of(std::slice::from_ref(meta)).fits(Size { rows: max.rows / 2, bytes: max.bytes / 2 }));
+    let (mut groups, mut rest) = (Vec::new(), &blocks[..]);
+    while !rest.is_empty() {
+        let mut size = Size::default();
+        let fitting = rest.iter().take_while(|meta| {
+            size += size_of(std::slice::from_ref(meta));
+            size.fits(max)
+        });
+        let (group, behind) = rest.split_at(fitting.count().max(1));
+        worthwhile(group, &mut groups);
+        rest = behind;
     }
     groups
+}
+
+/// Of neighbours those that are worth it: together at least twice the largest. So a row is
+/// written anew as often as its block doubles, and not each night.
+fn worthwhile(blocks: &[BlockMeta], groups: &mut Vec<Vec<BlockMeta>>) {
+    let largest = blocks.iter().enumerate().max_by_key(|(_, meta)| meta.rows);
+    let Some((place, largest)) = largest.filter(|_| blocks.len() > 1) else { return };
+    if size_of(blocks).rows >= 2 * largest.rows {
+        groups.push(blocks.to_vec());
+        return;
+    }
+    worthwhile(&blocks[..place], groups);
+    worthwhile(&blocks[place + 1..], groups);
 }
 
 /// Copies a store into a new file, also beside a process that writes to it: all that was

@@ -29,8 +29,6 @@ use crate::{
     model::{IdSet, Keys, event::source_of},
 };
 
-/// Bytes of a table in memory at which it becomes a block, however few its rows are.
-const TABLE_BYTES_MAX: usize = 16 << 20;
 /// So long no block is made after one could not be written.
 const PAUSE: Duration = Duration::from_secs(10);
 /// So many times what may wait in memory appends are refused until blocks were made of it.
@@ -222,8 +220,8 @@ fn load_hot(connection: &Connection, settings: &Settings, loaded: &mut Loaded) -
             continue;
         };
         let tables = loaded.hot.sites.entry(site).or_default();
-        let rows_max = settings.block_rows;
-        add_hot(tables, (id, n), &events, rows_max, loaded.keys, loaded.secret, &mut loaded.next_table);
+        let block_max = (settings.block_rows, settings.block_bytes);
+        add_hot(tables, (id, n), &events, block_max, loaded.keys, loaded.secret, &mut loaded.next_table);
     }
     Ok(())
 }
@@ -233,7 +231,7 @@ fn add_hot<'a>(
     tables: &mut Vec<Arc<HotTable>>,
     (row, n): (i64, i64),
     events: impl IntoIterator<Item = &'a Event>,
-    rows_max: usize,
+    (rows_max, bytes_max): (usize, usize),
     keys: Keys,
     secret: [u8; 16],
     next_table: &mut u64,
@@ -247,7 +245,7 @@ fn add_hot<'a>(
     let last = Arc::make_mut(tables.last_mut().expect("one was made"));
     last.rows_in_file.push(row);
     events.into_iter().for_each(|event| last.table.push(event));
-    last.is_closed = last.table.rows() >= rows_max || last.table.bytes() >= TABLE_BYTES_MAX;
+    last.is_closed = last.table.rows() >= rows_max || last.table.bytes() >= bytes_max;
 }
 
 impl Writer {
@@ -336,7 +334,7 @@ impl Writer {
         let Settings { hot_rows_max, hot_bytes_max, .. } = self.settings;
         let mut waiting = self.open_sum;
         waiting += self.closed_sum;
-        if waiting.rows <= OVERFULL * hot_rows_max && waiting.bytes <= OVERFULL * hot_bytes_max {
+        if waiting.fits(Size { rows: OVERFULL * hot_rows_max, bytes: OVERFULL * hot_bytes_max }) {
             return Ok(());
         }
         self.seal_what_is_due();
@@ -468,7 +466,7 @@ impl Writer {
                 tables,
                 (row, n),
                 events,
-                self.settings.block_rows,
+                (self.settings.block_rows, self.settings.block_bytes),
                 self.keys,
                 self.secret,
                 &mut self.next_table,
@@ -665,19 +663,18 @@ pub(crate) fn insert_block(
     site: i64,
     block: &codec::Encoded,
 ) -> Result<i64, StoreError> {
-    let sql = "INSERT INTO block(site, rows, first_ms, last_ms, bots, visitors, sessions, version)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-    let codec::Encoded { rows, first_ms, last_ms, bots, who, sessions, .. } = block;
+    let sql = "INSERT INTO block(site, rows, bytes, first_ms, last_ms, bots, sessions)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    let codec::Encoded { rows, bytes, first_ms, last_ms, bots, sessions, .. } = block;
     let mut statement = transaction.prepare_cached(sql)?;
     statement.execute(params![
         site,
         *rows as i64,
+        *bytes as i64,
         first_ms,
         last_ms,
         *bots as i64,
-        *who as i64,
-        *sessions as i64,
-        codec::VERSION
+        *sessions as i64
     ])?;
     let id = transaction.last_insert_rowid();
     let mut statement = transaction.prepare_cached("INSERT INTO col(k, data) VALUES (?1, ?2)")?;

@@ -156,3 +156,64 @@ fn a_block_that_comes_while_the_file_cannot_be_read_keeps_nobody_waiting() {
         store.close().await;
     });
 }
+
+#[test]
+fn blocks_of_few_large_events_are_not_merged_into_one_that_is_larger_than_a_block_may_be() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { block_bytes: 200_000, ..Settings::new(dir.path().join("store.db")) };
+        let store = SqliteStore::open(settings).unwrap();
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut large = |id: i64, length: usize| {
+            let text: String = std::iter::repeat_with(|| random.alphanumeric()).take(length).collect();
+            page(&id.to_string(), BASE_MS + id, &format!(r#","user_id":"u","properties":{{"text":"{text}"}}"#))
+        };
+        for part in 0..20 {
+            let batch: Vec<Event> = (0..5).map(|n| large(part * 5 + n, 6_000)).collect();
+            store.append(&batch).await.unwrap();
+            store.seal().await.unwrap();
+        }
+        assert!(store.tidy(i64::MAX).await.unwrap() > 0, "what fits is merged");
+        let (blocks, largest): (i64, i64) = store
+            .write(|writer| {
+                let sql = "SELECT (SELECT count(*) FROM block), (SELECT max(length(data)) FROM col)";
+                Ok(writer.connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
+            })
+            .await
+            .unwrap();
+        assert!((3..20).contains(&blocks) && largest < 200_000, "{blocks} blocks, a column of {largest} bytes");
+        assert_eq!(store.summary(&all("")).await.unwrap().events, 100);
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_block_that_grows_is_not_written_anew_each_night() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(Settings::new(dir.path().join("store.db"))).unwrap();
+        let (mut merged, mut id) = (0, 0);
+        let mut nightly = async |events: i64| {
+            store.append(&pages(id..id + events, USER)).await.unwrap();
+            id += events;
+            let before = store.stats().await.unwrap();
+            merged += store.tidy(i64::MAX).await.unwrap();
+            (before.free_bytes, store.stats().await.unwrap().blocks)
+        };
+        nightly(1_000).await;
+        let largest = "SELECT min(id) FROM block WHERE rows >= 1000";
+        let block = || store.write(|writer| Ok(writer.connection.query_row(largest, [], |row| row.get::<_, i64>(0))?));
+        let first = block().await.unwrap();
+        for _ in 0..60 {
+            nightly(10).await;
+        }
+        assert_eq!(block().await.unwrap(), first, "600 events more are not worth it yet");
+        for _ in 0..60 {
+            nightly(10).await;
+        }
+        assert_ne!(block().await.unwrap(), first, "once they are as many they are");
+        let stats = store.stats().await.unwrap();
+        assert!(stats.blocks < 12 && stats.events == 2_200, "{stats:?}");
+        store.close().await;
+    });
+}
