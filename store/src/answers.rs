@@ -407,8 +407,13 @@ pub struct Deleted {
     pub blocks: u64,
     /// Ids, links and traits of somebody that are gone.
     pub facts: u64,
-    /// Blocks that could not be read: what they have is in no figure, and still in the file.
+    /// Blocks that are damaged: what was to go and is in them is still there.
     pub damaged_blocks: u64,
+    /// Batches that are no blocks yet, likewise.
+    pub damaged_batches: u64,
+    /// What is gone is still in the log of the file, as somebody was reading: the log is cut
+    /// behind a later write, or when the store is closed.
+    pub is_in_log: bool,
 }
 
 /// Visitors who are new in a range, and those who were there before.

@@ -517,8 +517,9 @@ impl Store for Oracle {
     }
 
     async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError> {
+        let tenant = of.whole()?;
         let kept = self.kept();
-        Ok(kept.tenants.get(&of.tenant).and_then(|tenant| tenant.identity(who, of, &kept.events)))
+        Ok(kept.tenants.get(tenant).and_then(|tenant| tenant.identity(who, of, &kept.events)))
     }
 
     async fn identity_log(
@@ -527,8 +528,9 @@ impl Store for Oracle {
         who: &Subject,
         limit: usize,
     ) -> Result<Vec<LogEntry>, StoreError> {
+        let tenant = of.whole()?;
         let kept = self.kept();
-        let Some(tenant) = kept.tenants.get(&of.tenant) else { return Ok(Vec::new()) };
+        let Some(tenant) = kept.tenants.get(tenant) else { return Ok(Vec::new()) };
         let identity = tenant.identity(who, of, &kept.events).unwrap_or_default();
         let (Subject::User(id) | Subject::Anonymous(id)) = who;
         let ids: BTreeSet<&String> = identity.users.iter().chain(&identity.anonymous).chain([id]).collect();
@@ -544,8 +546,9 @@ impl Store for Oracle {
         joined: bool,
         by: &Operator,
     ) -> Result<(), StoreError> {
+        let tenant = of.whole()?;
         let mut kept = self.kept();
-        kept.tenants.entry(of.tenant.clone()).or_default().link(from, user, joined, by);
+        kept.tenants.entry(tenant.to_owned()).or_default().link(from, user, joined, by);
         Ok(())
     }
 
@@ -558,6 +561,7 @@ impl Store for Oracle {
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
+        of.whole()?;
         let mut kept = self.kept();
         let kept = &mut *kept;
         let tenant = kept.tenants.entry(of.tenant.clone()).or_default();
@@ -578,6 +582,7 @@ impl Store for Oracle {
     }
 
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
+        of.whole()?;
         let mut kept = self.kept();
         let before = kept.events.len();
         kept.events

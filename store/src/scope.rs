@@ -39,6 +39,17 @@ impl TenantScope {
         Self { tenant: tenant.into(), sources: Sources::Only(vec![source.into()]) }
     }
 
+    /// The tenant, of whom all may be seen: what is known about who is who, and what is
+    /// deleted, is a whole tenant's.
+    pub(crate) fn whole(&self) -> Result<&str, StoreError> {
+        match &self.sources {
+            Sources::All => Ok(&self.tenant),
+            Sources::Only(sources) => {
+                Err(StoreError::invalid("sources", format!("{} of them", sources.len()), "all of the tenant"))
+            }
+        }
+    }
+
     /// True if events of that website or app may be seen.
     pub fn includes(&self, source: &str) -> bool {
         match &self.sources {

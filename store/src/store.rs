@@ -84,7 +84,9 @@ pub trait Store: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Event>, StoreError>;
 
-    /// What is known about somebody.
+    /// What is known about somebody, of whichever websites and apps of the tenant: so one
+    /// who may see some of them gets [`StoreError::Invalid`], here and wherever else the
+    /// sources are not looked at.
     async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError>;
 
     /// What was decided about all ids of somebody, the latest first. Of a tenant the last
@@ -114,9 +116,10 @@ pub trait Store: Send + Sync {
     async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError>;
 
     /// Deletes somebody: of a user all events under any of their ids and what is known
-    /// about them; of a device all events that name it.
+    /// about them; of a device all events that name it. The answer says what could not be
+    /// reached. Of all websites and apps of the tenant.
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError>;
 
-    /// Deletes events of a tenant before a time.
+    /// Deletes events before a time, of all websites and apps of the tenant.
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError>;
 }

@@ -290,6 +290,8 @@ impl SqliteStore {
     /// Ends what runs, and waits for it. Calls that come later fail.
     pub async fn close(&self) {
         drop(lock(&self.shared.jobs).take());
+        // The last connection that is closed cuts the log.
+        lock(&self.shared.readers).clear();
         let threads = std::mem::take(&mut *lock(&self.shared.threads));
         let ended =
             tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
@@ -553,6 +555,7 @@ impl Store for SqliteStore {
     }
 
     async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError> {
+        of.whole()?;
         let who = who.clone();
         self.ask(of, move |snapshot, shared| {
             snapshot.without_damage(|snapshot| lone::identity(snapshot, &who, shared.keys))
@@ -567,6 +570,7 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<Vec<LogEntry>, StoreError> {
         answer::check_limit(limit)?;
+        of.whole()?;
         let who = who.clone();
         self.ask(of, move |snapshot, shared| match snapshot.facts(shared.keys) {
             Some(facts) => facts.identity_log(&who, limit),
@@ -583,7 +587,7 @@ impl Store for SqliteStore {
         joined: bool,
         by: &Operator,
     ) -> Result<(), StoreError> {
-        let (tenant, from, user, by) = (of.tenant.clone(), from.to_owned(), user.to_owned(), by.clone());
+        let (tenant, from, user, by) = (of.whole()?.to_owned(), from.to_owned(), user.to_owned(), by.clone());
         self.write(move |writer| {
             let (tenant, keys) = (writer.tenant_or_new(&tenant)?, writer.keys);
             let (transaction, n) = writer.begin()?;
@@ -599,12 +603,12 @@ impl Store for SqliteStore {
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
-        let (tenant, who) = (of.tenant.clone(), who.clone());
+        let (tenant, who) = (of.whole()?.to_owned(), who.clone());
         self.write(move |writer| upkeep::erase(writer, &tenant, &who)).await
     }
 
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
-        let tenant = of.tenant.clone();
+        let tenant = of.whole()?.to_owned();
         self.write(move |writer| upkeep::retain(writer, &tenant, from_ms)).await
     }
 }

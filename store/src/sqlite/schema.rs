@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -57,15 +57,18 @@ ALTER TABLE apart ADD COLUMN at_ms INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE identity_log(tenant INTEGER NOT NULL, seq INTEGER NOT NULL, at_ms INTEGER NOT NULL, event TEXT, operator TEXT, reason TEXT, what INTEGER NOT NULL, origin TEXT NOT NULL, user TEXT NOT NULL, before TEXT, PRIMARY KEY(tenant, seq)) STRICT, WITHOUT ROWID;
 "];
 
+/// So long is waited for others who lock the file.
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// `secure_delete`: what goes, be it because it became a block, leaves nothing behind of
 /// somebody who is erased later.
 const WRITER: &str = "
 PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-32768; PRAGMA mmap_size=0;
-PRAGMA busy_timeout=5000; PRAGMA wal_autocheckpoint=2000; PRAGMA journal_size_limit=67108864;
+PRAGMA wal_autocheckpoint=2000; PRAGMA journal_size_limit=67108864;
 PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA secure_delete=ON;";
 
 const READER: &str = "
-PRAGMA query_only=ON; PRAGMA cache_size=-8192; PRAGMA mmap_size=0; PRAGMA busy_timeout=5000;
+PRAGMA query_only=ON; PRAGMA cache_size=-8192; PRAGMA mmap_size=0;
 PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF;";
 
 /// A file that is this process's to write.
@@ -134,6 +137,7 @@ fn beside(path: &Path, end: &str) -> PathBuf {
 
 fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     let mut connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     // Before the first page is written.
     connection.execute_batch("PRAGMA page_size=8192;")?;
     connection.execute_batch(WRITER)?;
@@ -172,6 +176,7 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute_batch(READER)?;
     connection.set_prepared_statement_cache_capacity(32);
     connection.set_transaction_behavior(rusqlite::TransactionBehavior::Deferred);

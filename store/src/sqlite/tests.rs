@@ -292,11 +292,13 @@ pub(crate) async fn compare(store: &SqliteStore, oracle: &dyn Store, scope: &Sco
         let who = Subject::User(id.into());
         same!(recent(scope, Some(&who), 3));
         same!(identity(&scope.of, &who));
+        same!(identity(&TenantScope::tenant(&scope.of.tenant), &who));
     }
     for id in DEVICES {
         let who = Subject::Anonymous(id.into());
         same!(recent(scope, Some(&who), 3));
         same!(identity(&scope.of, &who));
+        same!(identity(&TenantScope::tenant(&scope.of.tenant), &who));
     }
     for order in [Order::Ordered, Order::Strict, Order::Unordered] {
         for unit in [Unit::Visitor, Unit::User, Unit::Session] {

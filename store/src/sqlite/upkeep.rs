@@ -91,8 +91,9 @@ pub(crate) fn erase(writer: &mut Writer, tenant: &str, who: &Subject) -> Result<
         let found_by = whose.keys(keys);
         Ok((Doomed::Whose(whose, found_by, who.clone()), facts))
     });
-    checkpoint(&writer.connection);
-    deleted
+    let mut deleted = deleted?;
+    deleted.is_in_log = !writer.cut_log();
+    Ok(deleted)
 }
 
 /// Deletes what is older than a time.
@@ -118,13 +119,6 @@ pub(crate) fn know(writer: &mut Writer, facts: &[KnownFact]) -> Result<(), Store
     Ok(())
 }
 
-/// The log of the file starts over, unless somebody reads it.
-fn checkpoint(connection: &Connection) {
-    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
-        tracing::warn!(%error, "the store's log could not be cut; it is when the next reader ends");
-    }
-}
-
 fn delete(
     writer: &mut Writer,
     tenant: i64,
@@ -132,11 +126,12 @@ fn delete(
 ) -> Result<Deleted, StoreError> {
     let (keys, secret, door) = (writer.keys, writer.secret, writer.door.clone());
     let sites = writer.sites_of(tenant);
+    let damaged = writer.damaged_batches.iter().filter(|(_, site)| sites.contains(site)).count();
     let tables = door.read().tables().filter(|(site, _)| sites.contains(site)).count();
     let mut next_table = writer.reserve_tables(tables);
     let (transaction, n) = writer.begin()?;
     let (doomed, facts) = doom(&transaction, n)?;
-    let mut deleted = Deleted { facts, ..Deleted::default() };
+    let mut deleted = Deleted { facts, damaged_batches: damaged as u64, ..Deleted::default() };
     for site in &sites {
         delete_in_blocks(&transaction, *site, &doomed, keys, secret, &mut deleted)?;
     }
@@ -242,7 +237,10 @@ fn delete_in_hot(
     for row in &table.rows_in_file {
         let sql = "SELECT events FROM hot WHERE id = ?1";
         let bytes: Vec<u8> = transaction.prepare_cached(sql)?.query_row([row], |row| row.get(0))?;
-        let Some(mut events) = hot::decode(&bytes) else { continue };
+        let Some(mut events) = hot::decode(&bytes) else {
+            deleted.damaged_batches += 1;
+            continue;
+        };
         let before = events.len();
         events.retain(|event| !doomed.includes(event));
         if events.len() == before {
@@ -393,7 +391,7 @@ impl SqliteStore {
                 Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(()),
                 done => {
                     done?;
-                    checkpoint(&writer.connection);
+                    writer.cut_log();
                     Ok(())
                 }
             }

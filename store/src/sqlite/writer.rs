@@ -31,6 +31,10 @@ use crate::{
 
 /// So long no block is made after one could not be written.
 const PAUSE: Duration = Duration::from_secs(10);
+/// So long it is waited for readers before the log is cut.
+const LOG_WAIT: Duration = Duration::from_millis(100);
+/// So long it is not tried again.
+const LOG_PAUSE: Duration = Duration::from_secs(1);
 /// So many times what may wait in memory appends are refused until blocks were made of it.
 const OVERFULL: usize = 4;
 
@@ -51,7 +55,8 @@ pub(crate) struct Loaded {
     hot: Hot,
     next_n: i64,
     next_table: u64,
-    damaged_batches: u64,
+    /// Their rows in the table `hot`, and their sites.
+    damaged_batches: Vec<(i64, i64)>,
 }
 
 pub(crate) struct Writer {
@@ -78,6 +83,10 @@ pub(crate) struct Writer {
     sealing: HashSet<u64>,
     /// Why the last block could not be written, and until when none is tried.
     not_sealed: Option<(Instant, StoreError)>,
+    /// Batches that cannot be read: their rows in the table `hot`, and their sites.
+    pub(crate) damaged_batches: Vec<(i64, i64)>,
+    /// From when on it is tried to cut the file's log, which has what must go.
+    cut_log_from: Option<Instant>,
     /// A transaction failed: what is in memory may not be what is in the file.
     is_stale: bool,
     sealer: mpsc::SyncSender<Closed>,
@@ -117,7 +126,7 @@ pub(crate) fn open(
         load(connection, settings)
     })?;
     let Loaded { keys, secret, sites, tenants, window, hot, next_n, next_table, damaged_batches } = loaded;
-    counters.damaged_batches.store(damaged_batches, Ordering::Relaxed);
+    counters.damaged_batches.store(damaged_batches.len() as u64, Ordering::Relaxed);
     let door = Arc::new(Door::default());
     *door.write() = hot;
     let mut writer = Writer {
@@ -140,6 +149,8 @@ pub(crate) fn open(
         closed_sum: Size::default(),
         sealing: HashSet::new(),
         not_sealed: None,
+        damaged_batches,
+        cut_log_from: None,
         is_stale: false,
         sealer,
         _lock: opened.lock,
@@ -180,7 +191,7 @@ fn load(connection: &Connection, settings: &Settings) -> Result<Loaded, StoreErr
         hot: Hot::default(),
         next_n: 1,
         next_table: 1,
-        damaged_batches: 0,
+        damaged_batches: Vec::new(),
     };
     let mut statement = connection.prepare("SELECT name, id FROM tenant")?;
     for row in statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
@@ -215,7 +226,7 @@ fn load_hot(connection: &Connection, settings: &Settings, loaded: &mut Loaded) -
         let bytes: Vec<u8> = row.get(3)?;
         loaded.next_n = loaded.next_n.max(n + 1);
         let Some(events) = hot::decode(&bytes) else {
-            loaded.damaged_batches += 1;
+            loaded.damaged_batches.push((id, site));
             tracing::error!(n, "a batch in the store is damaged: its events are in no figure");
             continue;
         };
@@ -264,8 +275,32 @@ impl Writer {
         if done.is_err() {
             self.known.rolled_back();
             self.is_stale = self.connection.total_changes() != before || !self.connection.is_autocommit();
+        } else if self.cut_log_from.is_some_and(|from| Instant::now() >= from) {
+            self.cut_log();
         }
         done
+    }
+
+    /// Cuts the log of the file, in which what was deleted still stands. As long as somebody
+    /// reads what it has it cannot be; then it is tried again behind a later write. Returns
+    /// whether it was.
+    pub(crate) fn cut_log(&mut self) -> bool {
+        // Appends wait meanwhile.
+        let busy = |connection: &Connection, timeout| connection.busy_timeout(timeout);
+        let cut = busy(&self.connection, LOG_WAIT).and_then(|()| {
+            // That it is busy is an answer and no error.
+            let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+            self.connection.query_row(sql, [], |row| Ok(row.get::<_, i64>(0)? == 0))
+        });
+        let is_cut = match busy(&self.connection, schema::BUSY_TIMEOUT).and(cut) {
+            Ok(is_cut) => is_cut,
+            Err(error) => {
+                tracing::warn!(%error, "the store's log could not be cut for now");
+                false
+            }
+        };
+        self.cut_log_from = (!is_cut).then(|| Instant::now() + LOG_PAUSE);
+        is_cut
     }
 
     /// After a panic.
@@ -280,7 +315,7 @@ impl Writer {
         let loaded = load(&self.connection, &self.settings)?;
         *self.door.write() = loaded.hot;
         (self.sites, self.tenants, self.window) = (loaded.sites, loaded.tenants, loaded.window);
-        self.next_n = loaded.next_n;
+        (self.next_n, self.damaged_batches) = (loaded.next_n, loaded.damaged_batches);
         // Ids of tables that are being made into blocks must not come again.
         let offset = self.next_table;
         let mut hot = self.door.write();

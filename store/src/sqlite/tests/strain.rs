@@ -217,3 +217,87 @@ fn a_block_that_grows_is_not_written_anew_each_night() {
         store.close().await;
     });
 }
+
+/// How often a name stands in the file or its log.
+fn traces(path: &Path, name: &str) -> usize {
+    let bytes = |end: &str| fs::read(format!("{}{end}", path.display())).unwrap_or_default();
+    let count = |bytes: Vec<u8>| bytes.windows(name.len()).filter(|part| *part == name.as_bytes()).count();
+    count(bytes("")) + count(bytes("-wal"))
+}
+
+#[test]
+fn somebody_who_is_erased_while_others_read_is_gone_from_the_log_soon() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let store = SqliteStore::open(Settings::new(&path)).unwrap();
+        let gone = "gone-for-good";
+        store.append(&pages(0..50, &format!(r#","user_id":"{gone}""#))).await.unwrap();
+        let reader = schema::open_reader(&path).unwrap();
+        reader.execute_batch("BEGIN").unwrap();
+        let _: i64 = reader.query_row("SELECT count(*) FROM hot", [], |row| row.get(0)).unwrap();
+        let start = Clock::now();
+        let deleted = store.erase(&of(), &Subject::User(gone.into())).await.unwrap();
+        assert!(deleted.is_in_log && deleted.events == 50, "{deleted:?}");
+        assert!(start.elapsed() < Duration::from_secs(3), "appends do not wait for readers");
+        assert!(traces(&path, gone) > 0, "else this says nothing");
+        reader.execute_batch("ROLLBACK").unwrap();
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        store.append(&pages(100..101, USER)).await.unwrap();
+        assert_eq!(traces(&path, gone), 0);
+        let deleted = store.erase(&of(), &Subject::User("u".into())).await.unwrap();
+        assert!(!deleted.is_in_log, "{deleted:?}");
+        store.close().await;
+    });
+}
+
+#[test]
+fn an_erasure_says_what_it_could_not_reach() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let damage = |sql: &'static str| store.write(move |writer| Ok(writer.connection.execute(sql, [])?));
+        store.append(&pages(0..6, USER)).await.unwrap();
+        store.seal().await.unwrap();
+        store.append(&pages(10..12, USER)).await.unwrap();
+        damage("UPDATE col SET data = zeroblob(9) WHERE k & 255 = 1").await.unwrap();
+        damage("UPDATE hot SET events = zeroblob(9)").await.unwrap();
+        let who = Subject::User("u".into());
+        let deleted = store.erase(&of(), &who).await.unwrap();
+        assert_eq!((deleted.events, deleted.damaged_blocks, deleted.damaged_batches), (2, 1, 1));
+        store.close().await;
+        // And one that was damaged before it was opened.
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let deleted = store.erase(&of(), &who).await.unwrap();
+        assert_eq!((deleted.damaged_blocks, deleted.damaged_batches), (1, 1));
+        let other = store.erase(&TenantScope::tenant("other"), &who).await.unwrap();
+        assert_eq!(other, Deleted::default());
+        store.close().await;
+    });
+}
+
+#[test]
+fn who_may_see_one_website_deletes_nothing_of_another_and_learns_nothing_of_it() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let oracle = Oracle::with_keys(store.shared.keys);
+        let events = ["w1", "w2"].map(|source| page(source, BASE_MS, &format!(r#","user_id":"u","source":"{source}""#)));
+        let (one, who) = (TenantScope::source("", "w1"), Subject::User("u".into()));
+        for store in [&store as &dyn Store, &oracle] {
+            store.append(&events).await.unwrap();
+            let by = Operator::default();
+            let refused = [
+                store.retain(&one, i64::MAX).await.map(drop),
+                store.erase(&one, &who).await.map(drop),
+                store.link(&one, "d", "u", false, &by).await,
+                store.identity(&one, &who).await.map(drop),
+                store.identity_log(&one, &who, 10).await.map(drop),
+            ];
+            assert!(refused.iter().all(|one| matches!(one, Err(StoreError::Invalid { .. }))), "{refused:?}");
+            assert_eq!(store.summary(&all("")).await.unwrap().events, 2);
+            assert_eq!(store.retain(&of(), i64::MAX).await.unwrap().events, 2);
+        }
+        store.close().await;
+    });
+}
