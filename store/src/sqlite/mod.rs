@@ -100,6 +100,9 @@ pub struct Settings {
     pub hot_rows_max: usize,
     /// Bytes of memory that they may take.
     pub hot_bytes_max: usize,
+    /// Websites and apps of a tenant. Events of more that their callers name, and no key, are
+    /// kept as such that name none.
+    pub sites_max: usize,
     /// So many of the last events are known again by their ids alone, whatever their times.
     pub window: usize,
     /// Questions that are answered at once; one that is alone uses two threads.
@@ -136,6 +139,7 @@ impl Settings {
             block_bytes: 16 << 20,
             hot_rows_max: 200_000,
             hot_bytes_max: 64 << 20,
+            sites_max: 1_000,
             window: 1_000_000,
             readers: 2,
             deadline: Duration::from_secs(5),
@@ -163,6 +167,7 @@ pub(crate) struct Counters {
     links_refused: AtomicU64,
     aliases_refused: AtomicU64,
     traits_refused: AtomicU64,
+    sources_refused: AtomicU64,
 }
 
 impl Counters {
@@ -212,6 +217,8 @@ pub struct Stats {
     pub aliases_refused: u64,
     /// Keys of traits that were not kept: somebody had too much of them.
     pub traits_refused: u64,
+    /// Events whose source was not kept: the tenant had too many.
+    pub sources_refused: u64,
 }
 
 type Job = Box<dyn FnOnce(&mut Writer) + Send>;

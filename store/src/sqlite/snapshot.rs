@@ -156,10 +156,18 @@ pub(crate) fn with_snapshot<T>(
         );
     }
     drop(hot);
+    check(env.deadline)?;
     let mut blocks = Vec::new();
-    for site in &sites {
-        blocks_of(connection, *site, &mut blocks)?;
+    match (&of.sources, tenant) {
+        (Sources::All, Some(tenant)) => blocks_where(connection, OF_TENANT, tenant, &mut blocks)?,
+        _ => {
+            for site in &sites {
+                check(env.deadline)?;
+                blocks_of(connection, *site, &mut blocks)?;
+            }
+        }
     }
+    check(env.deadline)?;
     let owners = match tenant {
         Some(tenant) => env.owners.get(connection, tenant)?,
         None => Arc::default(),
@@ -215,10 +223,22 @@ pub(crate) fn blocks_of(
     site: i64,
     blocks: &mut Vec<BlockMeta>,
 ) -> Result<(), StoreError> {
-    let sql =
-        "SELECT id, rows, first_ms, last_ms, bots, sessions, bytes FROM block WHERE site = ?1 ORDER BY last_ms, id";
+    blocks_where(connection, OF_SITE, site, blocks)
+}
+
+const OF_SITE: &str =
+    "SELECT id, rows, first_ms, last_ms, bots, sessions, bytes FROM block WHERE site = ?1 ORDER BY last_ms, id";
+const OF_TENANT: &str = "SELECT block.id, rows, first_ms, last_ms, bots, sessions, bytes
+    FROM site CROSS JOIN block ON block.site = site.id WHERE site.tenant = ?1";
+
+fn blocks_where(
+    connection: &Connection,
+    sql: &str,
+    of: i64,
+    blocks: &mut Vec<BlockMeta>,
+) -> Result<(), StoreError> {
     let mut statement = connection.prepare_cached(sql)?;
-    let found = statement.query_map([site], |row| {
+    let found = statement.query_map([of], |row| {
         let size = |at| row.get::<_, i64>(at).map(|size| size.max(0) as usize);
         Ok(BlockMeta {
             id: row.get(0)?,

@@ -368,6 +368,7 @@ impl SqliteStore {
             stats.links_refused = count(&shared.counters.links_refused);
             stats.aliases_refused = count(&shared.counters.aliases_refused);
             stats.traits_refused = count(&shared.counters.traits_refused);
+            stats.sources_refused = count(&shared.counters.sources_refused);
             Ok(stats)
         })
         .await

@@ -68,6 +68,8 @@ pub(crate) struct Writer {
     pub(crate) secret: [u8; 16],
     sites: HashMap<(String, String), Site>,
     tenants: HashMap<String, i64>,
+    /// How many sites a tenant has.
+    sites_of: HashMap<i64, usize>,
     window: Window,
     known: Known,
     late: Late,
@@ -96,22 +98,53 @@ pub(crate) struct Writer {
 /// The tenants and sources of a batch, and of each event which of them.
 struct Places {
     all: Vec<(String, String)>,
+    /// A key names it; else anybody may have.
+    is_given: Vec<bool>,
     of_each: Vec<usize>,
 }
 
 impl Places {
     fn of(batch: &[Event]) -> Self {
         let mut numbers: HashMap<(&str, String), usize> = HashMap::new();
+        let mut is_given = Vec::new();
         let of_each = batch.iter().map(|event| {
             let next = numbers.len();
-            *numbers.entry((event.tenant().unwrap_or_default(), source_of(event))).or_insert(next)
+            let place = (event.tenant().unwrap_or_default(), source_of(event));
+            let number = *numbers.entry(place).or_insert(next);
+            is_given.resize(numbers.len(), false);
+            is_given[number] |= event.source().is_some();
+            number
         });
         let of_each = of_each.collect();
         let mut all = vec![Default::default(); numbers.len()];
         for ((tenant, source), number) in numbers {
             all[number] = (tenant.to_owned(), source);
         }
-        Self { all, of_each }
+        Self { all, is_given, of_each }
+    }
+
+    /// Puts events of some places where those of their tenants are that name no source.
+    /// Returns how many.
+    fn without_source(&mut self, is_one: impl Fn(usize) -> bool) -> u64 {
+        let (mut renamed, mut none) = (HashMap::new(), HashMap::new());
+        for place in (0..self.all.len()).filter(|place| is_one(*place)) {
+            let tenant = self.all[place].0.clone();
+            let number = *none.entry(tenant).or_insert_with_key(|tenant| {
+                let known = self.all.iter().position(|(one, source)| one == tenant && source.is_empty());
+                known.unwrap_or_else(|| {
+                    self.all.push((tenant.clone(), String::new()));
+                    self.all.len() - 1
+                })
+            });
+            renamed.insert(place, number);
+        }
+        let mut count = 0;
+        for place in &mut self.of_each {
+            if let Some(number) = renamed.get(place) {
+                (*place, count) = (*number, count + 1);
+            }
+        }
+        count
     }
 }
 
@@ -136,6 +169,7 @@ pub(crate) fn open(
         counters,
         keys,
         secret,
+        sites_of: count_sites(&sites),
         sites,
         tenants,
         window,
@@ -178,6 +212,12 @@ fn check_tables(connection: &Connection) -> Result<(), StoreError> {
         connection.query_row(sql, [], |row| row.get::<_, i64>(0))?;
     }
     Ok(())
+}
+
+fn count_sites(sites: &HashMap<(String, String), Site>) -> HashMap<i64, usize> {
+    let mut count = HashMap::new();
+    sites.values().for_each(|site| *count.entry(site.tenant).or_default() += 1);
+    count
 }
 
 fn load(connection: &Connection, settings: &Settings) -> Result<Loaded, StoreError> {
@@ -315,6 +355,7 @@ impl Writer {
         let loaded = load(&self.connection, &self.settings)?;
         *self.door.write() = loaded.hot;
         (self.sites, self.tenants, self.window) = (loaded.sites, loaded.tenants, loaded.window);
+        self.sites_of = count_sites(&self.sites);
         (self.next_n, self.damaged_batches) = (loaded.next_n, loaded.damaged_batches);
         // Ids of tables that are being made into blocks must not come again.
         let offset = self.next_table;
@@ -380,7 +421,8 @@ impl Writer {
     /// Keeps a batch, or none of it.
     pub(crate) fn append(&mut self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
         self.check_room()?;
-        let places = Places::of(batch);
+        let mut places = Places::of(batch);
+        let without_source = self.bound_sites(&mut places);
         let (verdicts, ids) = self.judge(batch, &places)?;
         let new: Vec<(&Event, usize)> = batch
             .iter()
@@ -406,7 +448,34 @@ impl Writer {
         }
         self.seal_what_is_due();
         self.counters.appended.fetch_add(new.len() as u64, Ordering::Relaxed);
+        self.counters.sources_refused.fetch_add(without_source, Ordering::Relaxed);
         Ok(verdicts)
+    }
+
+    /// Takes the source from events of websites that their callers name, where the tenant has
+    /// as many as it may have: each costs a table in memory and blocks of its own. Returns of
+    /// how many.
+    fn bound_sites(&self, places: &mut Places) -> u64 {
+        let is_new = |(key, is_given): (&(String, String), &bool)| {
+            !is_given && !key.1.is_empty() && !self.sites.contains_key(key)
+        };
+        let is_new: Vec<bool> = places.all.iter().zip(&places.is_given).map(is_new).collect();
+        if !is_new.contains(&true) {
+            return 0;
+        }
+        let mut left: HashMap<&str, usize> = HashMap::new();
+        let mut is_refused = vec![false; is_new.len()];
+        for ((refused, (tenant, _)), _) in
+            is_refused.iter_mut().zip(&places.all).zip(&is_new).filter(|(_, is_new)| **is_new)
+        {
+            let left = left.entry(tenant).or_insert_with(|| {
+                let known = self.tenants.get(tenant).and_then(|tenant| self.sites_of.get(tenant));
+                self.settings.sites_max.saturating_sub(known.copied().unwrap_or_default())
+            });
+            *refused = *left == 0;
+            *left = left.saturating_sub(1);
+        }
+        places.without_source(|place| is_refused.get(place) == Some(&true))
     }
 
     /// What is new, and the keys of the ids of that.
@@ -509,6 +578,9 @@ impl Writer {
         }
         drop(hot);
         self.tenants.extend(new_sites.iter().map(|(key, site)| (key.0.clone(), site.tenant)));
+        for (_, site) in &new_sites {
+            *self.sites_of.entry(site.tenant).or_default() += 1;
+        }
         self.sites.extend(new_sites);
         self.counters.refused(refused);
         Ok(by_site.into_keys().collect())

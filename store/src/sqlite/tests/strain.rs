@@ -301,3 +301,41 @@ fn who_may_see_one_website_deletes_nothing_of_another_and_learns_nothing_of_it()
         store.close().await;
     });
 }
+
+#[test]
+fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { sites_max: 10, ..Settings::new(dir.path().join("store.db")) };
+        let store = SqliteStore::open(settings.clone()).unwrap();
+        let of_site = |id: i64| {
+            page(&id.to_string(), BASE_MS, &format!(r#","user_id":"u","properties":{{"website_id":"w{id}"}}"#))
+        };
+        for part in 0..10 {
+            store.append(&(part * 20..part * 20 + 20).map(of_site).collect::<Vec<_>>()).await.unwrap();
+        }
+        let key = r#","user_id":"u","source":"of a key""#;
+        store.append(&[page("by key", BASE_MS, key), page("other tenant", BASE_MS, r#","tenant":"t","properties":{"website_id":"w"}"#)]).await.unwrap();
+        // The ten, those that name none, the key's, the other tenant's.
+        let stats = store.stats().await.unwrap();
+        assert_eq!((stats.sites, stats.sources_refused), (13, 190), "{stats:?}");
+        let events = async |store: &SqliteStore, source: &str| {
+            let scope = Scope { of: TenantScope::source("", source), ..all("") };
+            store.summary(&scope).await.unwrap().events
+        };
+        let of = async |store: &SqliteStore| {
+            (events(store, "w9").await, events(store, "w10").await, events(store, "").await, events(store, "of a key").await)
+        };
+        assert_eq!(of(&store).await, (1, 0, 190, 1));
+        assert_eq!(store.summary(&all("")).await.unwrap().events, 201);
+        // What is there is there once, and the bound is the same after a restart.
+        store.close().await;
+        let store = SqliteStore::open(Settings { window: 1, ..settings }).unwrap();
+        assert_eq!(store.append(&[of_site(150), of_site(5)]).await.unwrap(), [Appended::Duplicate; 2]);
+        store.append(&[of_site(1_000)]).await.unwrap();
+        store.seal().await.unwrap();
+        assert_eq!(store.append(&[of_site(150), of_site(5)]).await.unwrap(), [Appended::Duplicate; 2]);
+        assert_eq!(of(&store).await, (1, 0, 191, 1));
+        store.close().await;
+    });
+}
