@@ -156,18 +156,18 @@ pub(crate) fn with_snapshot<T>(
         );
     }
     drop(hot);
-    check(env.deadline)?;
+    env.patience.check()?;
     let mut blocks = Vec::new();
     match (&of.sources, tenant) {
         (Sources::All, Some(tenant)) => blocks_where(connection, OF_TENANT, tenant, &mut blocks)?,
         _ => {
             for site in &sites {
-                check(env.deadline)?;
+                env.patience.check()?;
                 blocks_of(connection, *site, &mut blocks)?;
             }
         }
     }
-    check(env.deadline)?;
+    env.patience.check()?;
     let owners = match tenant {
         Some(tenant) => env.owners.get(connection, tenant)?,
         None => Arc::default(),

@@ -272,7 +272,7 @@ fn fails_once(phase: &str, call: &str, error: &str, at: usize) -> (bool, u64) {
         compare(&store, &oracle, &scopes(0, 600)[0]).await;
         assert_eq!(store.stats().await.unwrap().damaged_batches, 0);
         store.close().await;
-        let report = check(&dir.path().join("store.db")).unwrap();
+        let report = check(&dir.path().join("store.db"), |_| {}).unwrap();
         assert!(report.is_whole(), "{call} {error} {at}: {report:?}");
     });
     (was_hit, refused)
