@@ -32,6 +32,7 @@ use analytics_relay_providers::{
     Provider,
     registry::{self, BuildError},
 };
+use analytics_relay_store::Store;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
@@ -196,6 +197,7 @@ struct RunningSpool {
 pub struct App {
     stop: Stop,
     admission: Arc<Admission>,
+    query: Arc<Query>,
     grpc_addr: SocketAddr,
     http_addr: Option<SocketAddr>,
     metrics_addr: SocketAddr,
@@ -223,6 +225,16 @@ impl App {
     /// Starts a relay to the vendors that the configuration names, and to
     /// providers of your own.
     pub async fn start_with(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Self, StartError> {
+        Self::start_with_store(config, own, None).await
+    }
+
+    /// The same, and questions are answered by a store of your own, which one of the providers
+    /// fills; whoever deletes from it says so ([`App::forget_answers`]).
+    pub async fn start_with_store(
+        config: &Config,
+        own: Vec<Arc<dyn Provider>>,
+        own_store: Option<Arc<dyn Store>>,
+    ) -> Result<Self, StartError> {
         let mut providers = providers(config, own)?;
         let data_dir = &config.data_dir;
         let unusable = |source| StartError::DataDir { dir: data_dir.display().to_string(), source };
@@ -322,7 +334,7 @@ impl App {
             gauges::of_store(&mut telemetry, &store.status, &lanes, &clock);
         }
 
-        let asked = store.as_ref().map(|store| store.store.clone());
+        let asked = own_store.or_else(|| store.as_ref().map(|store| store.store.clone()));
         let query = Arc::new(Query::new(asked, &config.query, clock.clone(), telemetry.query()));
         gauges::of_query(&mut telemetry, &query);
         if let Some(store) = &store {
@@ -360,7 +372,7 @@ impl App {
             admission: admission.clone(),
             health,
             budget,
-            query,
+            query: query.clone(),
             metrics: ingest_metrics,
         };
         let grpc = ingest::grpc::server::serve(doors.grpc, behind.clone(), stopped);
@@ -415,6 +427,7 @@ impl App {
         Ok(Self {
             stop,
             admission,
+            query,
             grpc_addr,
             http_addr,
             metrics_addr,
@@ -430,6 +443,12 @@ impl App {
             edge,
             _lock: lock,
         })
+    }
+
+    /// Something was deleted from a store of your own: what it said before is not told any
+    /// more.
+    pub fn forget_answers(&self) {
+        self.query.forget("");
     }
 
     /// Where callers are listened for.

@@ -67,8 +67,8 @@ mod batch_worker;
 
 mod delivery;
 
-pub mod store;
 mod query;
+pub mod store;
 
 pub mod ledger;
 pub mod reasons;

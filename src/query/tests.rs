@@ -8,9 +8,9 @@ use std::{
 
 use analytics_relay_providers::Event;
 use analytics_relay_store::{
-    Appended, Breakdown, Bucket, Count, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity,
-    NamedPoint, NewVisitors, PageRow, Point, Realtime, Scope, SessionRow, Store, StoreError, Subject,
-    Summary, TenantScope, ValueRow, oracle::Oracle,
+    Appended, AsOf, Breakdown, Bucket, Count, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity,
+    LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow,
+    Store, StoreError, Subject, Summary, TenantScope, ValueRow, model::KnownFact, oracle::Oracle,
 };
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -123,7 +123,24 @@ impl Store for Moody {
     async fn identity(&self, _: &TenantScope, _: &Subject) -> Result<Option<Identity>, StoreError> {
         unimplemented!()
     }
-    async fn link(&self, _: &TenantScope, _: &str, _: &str, _: bool) -> Result<(), StoreError> {
+    async fn as_of(&self, _: &TenantScope) -> Result<AsOf, StoreError> {
+        unimplemented!()
+    }
+    async fn properties(&self, _: &Scope, _: usize) -> Result<Breakdown<PropertyRow>, StoreError> {
+        unimplemented!()
+    }
+    async fn identity_log(
+        &self,
+        _: &TenantScope,
+        _: &Subject,
+        _: usize,
+    ) -> Result<Vec<LogEntry>, StoreError> {
+        unimplemented!()
+    }
+    async fn know(&self, _: &[KnownFact]) -> Result<(), StoreError> {
+        unimplemented!()
+    }
+    async fn link(&self, _: &TenantScope, _: &str, _: &str, _: bool, _: &Operator) -> Result<(), StoreError> {
         unimplemented!()
     }
     async fn erase(&self, _: &TenantScope, _: &Subject) -> Result<Deleted, StoreError> {

@@ -226,8 +226,7 @@ pub(crate) fn blocks_of(
     blocks_where(connection, OF_SITE, site, blocks)
 }
 
-const OF_SITE: &str =
-    "SELECT id, rows, first_ms, last_ms, bots, sessions, bytes FROM block WHERE site = ?1 ORDER BY last_ms, id";
+const OF_SITE: &str = "SELECT id, rows, first_ms, last_ms, bots, sessions, bytes FROM block WHERE site = ?1 ORDER BY last_ms, id";
 const OF_TENANT: &str = "SELECT block.id, rows, first_ms, last_ms, bots, sessions, bytes
     FROM site CROSS JOIN block ON block.site = site.id WHERE site.tenant = ?1";
 

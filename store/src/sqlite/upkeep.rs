@@ -290,7 +290,8 @@ impl SqliteStore {
             .await?;
         let Settings { block_rows, block_bytes, .. } = self.shared.settings;
         let max = Size { rows: block_rows, bytes: block_bytes };
-        let groups = self.read(move |_, readers| small_neighbours(&readers.first, max, hot_before_ms)).await?;
+        let groups =
+            self.read(move |_, readers| small_neighbours(&readers.first, max, hot_before_ms)).await?;
         let mut merged = 0;
         // As many at once as make a block of full size, and one group at least.
         for some in groups.chunk_by({
@@ -582,7 +583,9 @@ fn merged_block(
 /// Blocks of less than half of what a block may have that follow each other, whatever large
 /// ones lie between, and together are no more than one.
 fn groups(mut blocks: Vec<BlockMeta>, max: Size) -> Vec<Vec<BlockMeta>> {
-    blocks.retain(|meta| size_of(std::slice::from_ref(meta)).fits(Size { rows: max.rows / 2, bytes: max.bytes / 2 }));
+    blocks.retain(|meta| {
+        size_of(std::slice::from_ref(meta)).fits(Size { rows: max.rows / 2, bytes: max.bytes / 2 })
+    });
     let (mut groups, mut rest) = (Vec::new(), &blocks[..]);
     while !rest.is_empty() {
         let mut size = Size::default();

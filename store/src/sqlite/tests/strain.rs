@@ -40,8 +40,11 @@ async fn no_blocks_for_now(store: &SqliteStore) {
 fn what_is_refused_in_overload_costs_no_block_that_is_being_made() {
     runtime().block_on(async {
         let dir = tempfile::tempdir().unwrap();
-        let large =
-            Settings { block_rows: 10_000, hot_rows_max: 10_000, ..Settings::new(dir.path().join("store.db")) };
+        let large = Settings {
+            block_rows: 10_000,
+            hot_rows_max: 10_000,
+            ..Settings::new(dir.path().join("store.db"))
+        };
         let store = SqliteStore::open(large.clone()).unwrap();
         for part in 0..6 {
             store.append(&pages(part * 1_000..part * 1_000 + 1_000, USER)).await.unwrap();
@@ -73,7 +76,8 @@ fn too_many_bytes_in_memory_are_refused_as_too_many_rows_are() {
         store.append(&pages(0..1, USER)).await.unwrap();
         no_blocks_for_now(&store).await;
         let pad = "x".repeat(2_000);
-        let large = |id: i64| page(&id.to_string(), BASE_MS, &format!(r#","properties":{{"p":"{pad}{id}"}}"#));
+        let large =
+            |id: i64| page(&id.to_string(), BASE_MS, &format!(r#","properties":{{"p":"{pad}{id}"}}"#));
         let mut refused = None;
         for id in 1..1_000 {
             if let Err(error) = store.append(&[large(id)]).await {
@@ -121,7 +125,11 @@ fn a_block_that_cannot_be_made_keeps_nobody_waiting() {
         let sealed = tokio::time::timeout(Duration::from_secs(20), store.seal()).await;
         let error = sealed.expect("it does not wait for ever").unwrap_err();
         assert!(error.to_string().contains("panicked"), "{error}");
-        store.write(|writer| Ok(writer.doubt())).await.unwrap();
+        let doubt = |writer: &mut Writer| {
+            writer.doubt();
+            Ok(())
+        };
+        store.write(doubt).await.unwrap();
         store.seal().await.unwrap();
         assert_eq!(store.stats().await.unwrap().blocks, 1);
         store.close().await;
@@ -166,7 +174,11 @@ fn blocks_of_few_large_events_are_not_merged_into_one_that_is_larger_than_a_bloc
         let mut random = fastrand::Rng::with_seed(1);
         let mut large = |id: i64, length: usize| {
             let text: String = std::iter::repeat_with(|| random.alphanumeric()).take(length).collect();
-            page(&id.to_string(), BASE_MS + id, &format!(r#","user_id":"u","properties":{{"text":"{text}"}}"#))
+            page(
+                &id.to_string(),
+                BASE_MS + id,
+                &format!(r#","user_id":"u","properties":{{"text":"{text}"}}"#),
+            )
         };
         for part in 0..20 {
             let batch: Vec<Event> = (0..5).map(|n| large(part * 5 + n, 6_000)).collect();
@@ -181,7 +193,10 @@ fn blocks_of_few_large_events_are_not_merged_into_one_that_is_larger_than_a_bloc
             })
             .await
             .unwrap();
-        assert!((3..20).contains(&blocks) && largest < 200_000, "{blocks} blocks, a column of {largest} bytes");
+        assert!(
+            (3..20).contains(&blocks) && largest < 200_000,
+            "{blocks} blocks, a column of {largest} bytes"
+        );
         assert_eq!(store.summary(&all("")).await.unwrap().events, 100);
         store.close().await;
     });
@@ -202,7 +217,9 @@ fn a_block_that_grows_is_not_written_anew_each_night() {
         };
         nightly(1_000).await;
         let largest = "SELECT min(id) FROM block WHERE rows >= 1000";
-        let block = || store.write(|writer| Ok(writer.connection.query_row(largest, [], |row| row.get::<_, i64>(0))?));
+        let block = || {
+            store.write(|writer| Ok(writer.connection.query_row(largest, [], |row| row.get::<_, i64>(0))?))
+        };
         let first = block().await.unwrap();
         for _ in 0..60 {
             nightly(10).await;
@@ -282,7 +299,8 @@ fn who_may_see_one_website_deletes_nothing_of_another_and_learns_nothing_of_it()
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(settings(dir.path())).unwrap();
         let oracle = Oracle::with_keys(store.shared.keys);
-        let events = ["w1", "w2"].map(|source| page(source, BASE_MS, &format!(r#","user_id":"u","source":"{source}""#)));
+        let events = ["w1", "w2"]
+            .map(|source| page(source, BASE_MS, &format!(r#","user_id":"u","source":"{source}""#)));
         let (one, who) = (TenantScope::source("", "w1"), Subject::User("u".into()));
         for store in [&store as &dyn Store, &oracle] {
             store.append(&events).await.unwrap();
@@ -309,13 +327,23 @@ fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
         let settings = Settings { sites_max: 10, ..Settings::new(dir.path().join("store.db")) };
         let store = SqliteStore::open(settings.clone()).unwrap();
         let of_site = |id: i64| {
-            page(&id.to_string(), BASE_MS, &format!(r#","user_id":"u","properties":{{"website_id":"w{id}"}}"#))
+            page(
+                &id.to_string(),
+                BASE_MS,
+                &format!(r#","user_id":"u","properties":{{"website_id":"w{id}"}}"#),
+            )
         };
         for part in 0..10 {
             store.append(&(part * 20..part * 20 + 20).map(of_site).collect::<Vec<_>>()).await.unwrap();
         }
         let key = r#","user_id":"u","source":"of a key""#;
-        store.append(&[page("by key", BASE_MS, key), page("other tenant", BASE_MS, r#","tenant":"t","properties":{"website_id":"w"}"#)]).await.unwrap();
+        store
+            .append(&[
+                page("by key", BASE_MS, key),
+                page("other tenant", BASE_MS, r#","tenant":"t","properties":{"website_id":"w"}"#),
+            ])
+            .await
+            .unwrap();
         // The ten, those that name none, the key's, the other tenant's.
         let stats = store.stats().await.unwrap();
         assert_eq!((stats.sites, stats.sources_refused), (13, 190), "{stats:?}");
@@ -324,17 +352,28 @@ fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
             store.summary(&scope).await.unwrap().events
         };
         let of = async |store: &SqliteStore| {
-            (events(store, "w9").await, events(store, "w10").await, events(store, "").await, events(store, "of a key").await)
+            (
+                events(store, "w9").await,
+                events(store, "w10").await,
+                events(store, "").await,
+                events(store, "of a key").await,
+            )
         };
         assert_eq!(of(&store).await, (1, 0, 190, 1));
         assert_eq!(store.summary(&all("")).await.unwrap().events, 201);
         // What is there is there once, and the bound is the same after a restart.
         store.close().await;
         let store = SqliteStore::open(Settings { window: 1, ..settings }).unwrap();
-        assert_eq!(store.append(&[of_site(150), of_site(5)]).await.unwrap(), [Appended::Duplicate, Appended::Duplicate]);
+        assert_eq!(
+            store.append(&[of_site(150), of_site(5)]).await.unwrap(),
+            [Appended::Duplicate, Appended::Duplicate]
+        );
         store.append(&[of_site(1_000)]).await.unwrap();
         store.seal().await.unwrap();
-        assert_eq!(store.append(&[of_site(150), of_site(5)]).await.unwrap(), [Appended::Duplicate; 2]);
+        assert_eq!(
+            store.append(&[of_site(150), of_site(5)]).await.unwrap(),
+            [Appended::Duplicate, Appended::Duplicate]
+        );
         assert_eq!(of(&store).await, (1, 0, 191, 1));
         store.close().await;
     });
