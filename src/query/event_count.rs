@@ -13,9 +13,8 @@ use super::{
 
 /// Longest name of an event.
 const NAME_BYTES_MAX: usize = 255;
-/// Largest answer, as gRPC sends it: what its clients take if they are not told otherwise is
-/// 4 MiB.
-const ANSWER_BYTES_MAX: usize = 4_000_000;
+/// Largest answer, as gRPC sends it, whose clients take 4 MiB; each caller gets a copy.
+const ANSWER_BYTES_MAX: usize = 2_000_000;
 /// What a row takes beside its name there.
 const ROW_BYTES: usize = 28;
 

@@ -22,6 +22,7 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, timeout, timeout_at},
 };
+use tracing::{error, warn};
 
 mod cache;
 pub(crate) mod event_count;
@@ -50,7 +51,10 @@ use self::{
     redis::{Found, SharedCache},
     settings::QuerySettings,
 };
-use crate::{telemetry::QueryMetrics, time::Clock};
+use crate::{
+    telemetry::{OnceInAWhile, QueryMetrics},
+    time::Clock,
+};
 
 /// Longest time for an answer, waiting included.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -58,6 +62,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const TURN_TIME: Duration = Duration::from_secs(3);
 /// Most questions that the store is asked at a time; each may take a core.
 const AT_ONCE_MAX: usize = 2;
+/// How often it is said that the store does not answer.
+const SAID_INTERVAL: Duration = Duration::from_secs(10);
 /// How long after its end a period may get events that are late: what a caller keeps back,
 /// a queue, a batch.
 const LATE_MS: i64 = 5 * 60 * 1000;
@@ -76,6 +82,7 @@ pub(crate) struct Query {
     shared: Option<SharedCache>,
     turns: Semaphore,
     clock: Clock,
+    said: Mutex<OnceInAWhile>,
     metrics: QueryMetrics,
 }
 
@@ -111,6 +118,7 @@ impl Query {
             shared,
             turns: Semaphore::new(AT_ONCE_MAX),
             clock,
+            said: Mutex::new(OnceInAWhile::every(SAID_INTERVAL)),
             metrics,
         }
     }
@@ -188,11 +196,11 @@ impl Query {
     ) -> Landed {
         let Some(StoreHandle(store)) = &self.store else { return Err(Unanswered::NoStore) };
         let turn = timeout(TURN_TIME, self.turns.acquire()).await;
-        let _turn = turn.map_err(|_| Unanswered::TooMany)?.map_err(|_| Unanswered::Unavailable)?;
+        let _turn = turn.map_err(|_| Unanswered::TooMany)?.map_err(|_| Unanswered::Defect)?;
         let (begun, as_of_ms) = (Instant::now(), self.clock.now_ms());
         let answered = timeout_at(deadline, question.ask(&**store)).await;
         self.metrics.asked(question.name().label(), begun.elapsed());
-        let answer = answered.map_err(|_| Unanswered::Late)??;
+        let answer = answered.map_err(|_| Unanswered::Late).flatten().inspect_err(|why| self.say(why))?;
         let known = Arc::new(Known { answer, as_of_ms });
         let ttl = ttl(question, as_of_ms);
         if let (Some(shared), Some(generation)) = (&self.shared, generation) {
@@ -200,6 +208,21 @@ impl Query {
         }
         self.keep(key, &known, ttl, deletions);
         Ok((known, false))
+    }
+
+    /// Says why there is no answer, if somebody has to know.
+    fn say(&self, unanswered: &Unanswered) {
+        let (why, is_damaged) = match unanswered {
+            Unanswered::Unavailable(why) => (why, false),
+            Unanswered::Damaged(why) => (why, true),
+            _ => return,
+        };
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match said.takes(1, std::time::Instant::now()) {
+            Some(questions) if is_damaged => error!(questions, why, "what is stored cannot be read"),
+            Some(questions) => warn!(questions, why, "the store does not answer"),
+            None => {}
+        }
     }
 
     /// How long an answer that others have kept is still true.

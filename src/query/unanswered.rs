@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use analytics_relay_store::StoreError;
-use tracing::{error, warn};
 
 /// How long to wait before the question is asked again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -22,10 +21,10 @@ pub(crate) enum Unanswered {
     Late,
     /// Too many others are asked.
     TooMany,
-    /// The store does not answer now.
-    Unavailable,
-    /// What is stored cannot be read: a person is needed.
-    Damaged,
+    /// The store does not answer now; why, for the log alone.
+    Unavailable(String),
+    /// What is stored cannot be read: a person is needed. Why, for the log alone.
+    Damaged(String),
     /// The relay is stopping.
     Draining,
     /// A defect of the relay.
@@ -101,15 +100,14 @@ impl Unanswered {
             Self::TooExpensive(_) => "QUERY_TOO_EXPENSIVE",
             Self::Late => "QUERY_TIMED_OUT",
             Self::TooMany => "TOO_MANY_QUERIES",
-            Self::Unavailable => "STORE_UNAVAILABLE",
-            Self::Damaged => "STORE_DAMAGED",
+            Self::Unavailable(_) => "STORE_UNAVAILABLE",
+            Self::Damaged(_) => "STORE_DAMAGED",
             Self::Draining => "DRAINING",
             Self::Defect => "INTERNAL",
         }
     }
 
-    /// What is wrong, for a person. What goes on inside of the store is told to the log and
-    /// to no caller.
+    /// What is wrong, for a person. What goes on inside of the store is no caller's.
     pub(crate) fn message(&self) -> String {
         match self {
             Self::Invalid(faults) => {
@@ -120,8 +118,8 @@ impl Unanswered {
             Self::TooExpensive(why) => format!("the answer would cost too much: {why}"),
             Self::Late => "the answer did not come in time: ask for a shorter period".into(),
             Self::TooMany => "too many questions are asked at once".into(),
-            Self::Unavailable => "the store does not answer now".into(),
-            Self::Damaged => "what is stored cannot be read; the relay's log says more".into(),
+            Self::Unavailable(_) => "the store does not answer now".into(),
+            Self::Damaged(_) => "what is stored cannot be read; the relay's log says more".into(),
             Self::Draining => "the relay is stopping".into(),
             Self::Defect => "a defect of the relay".into(),
         }
@@ -129,7 +127,7 @@ impl Unanswered {
 
     /// How long to wait before it is asked again; nothing if that would not help.
     pub(crate) fn retry_delay(&self) -> Option<Duration> {
-        matches!(self, Self::TooMany | Self::Unavailable | Self::Draining).then_some(RETRY_DELAY)
+        matches!(self, Self::TooMany | Self::Unavailable(_) | Self::Draining).then_some(RETRY_DELAY)
     }
 }
 
@@ -138,14 +136,9 @@ impl From<StoreError> for Unanswered {
         match store {
             StoreError::Invalid { field, got, want } => Fault::of_parameter(field, got, want).into(),
             StoreError::TooExpensive(why) => Self::TooExpensive(why),
-            StoreError::Unavailable(_) | StoreError::Closed => {
-                warn!(%store, "a question has no answer");
-                Self::Unavailable
-            }
-            StoreError::Damaged(_) => {
-                error!(%store, "a question has no answer");
-                Self::Damaged
-            }
+            StoreError::Unavailable(why) => Self::Unavailable(why),
+            StoreError::Closed => Self::Unavailable("it is closed".into()),
+            StoreError::Damaged(why) => Self::Damaged(why),
         }
     }
 }

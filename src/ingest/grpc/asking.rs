@@ -77,8 +77,8 @@ impl From<Unanswered> for Status {
             Unanswered::NoStore => Code::Unimplemented,
             Unanswered::TooExpensive(_) | Unanswered::TooMany => Code::ResourceExhausted,
             Unanswered::Late => Code::DeadlineExceeded,
-            Unanswered::Unavailable | Unanswered::Draining => Code::Unavailable,
-            Unanswered::Damaged => Code::DataLoss,
+            Unanswered::Unavailable(_) | Unanswered::Draining => Code::Unavailable,
+            Unanswered::Damaged(_) => Code::DataLoss,
             Unanswered::Defect => Code::Internal,
         };
         let mut details = match unanswered.retry_delay() {
@@ -144,16 +144,17 @@ mod tests {
     fn who_may_ask_again_is_told_when() {
         for (unanswered, code, is_to_retry) in [
             (Unanswered::TooMany, Code::ResourceExhausted, true),
-            (Unanswered::Unavailable, Code::Unavailable, true),
+            (Unanswered::Unavailable("canary".into()), Code::Unavailable, true),
             (Unanswered::Draining, Code::Unavailable, true),
             (Unanswered::TooExpensive("x".into()), Code::ResourceExhausted, false),
             (Unanswered::Late, Code::DeadlineExceeded, false),
             (Unanswered::NoStore, Code::Unimplemented, false),
-            (Unanswered::Damaged, Code::DataLoss, false),
+            (Unanswered::Damaged("canary".into()), Code::DataLoss, false),
             (Unanswered::Defect, Code::Internal, false),
         ] {
             let reason = unanswered.reason();
             let status = Status::from(unanswered);
+            assert!(!status.message().contains("canary"), "{status:?}");
             let details = status.get_error_details();
             assert_eq!((status.code(), details.error_info().unwrap().reason.as_str()), (code, reason));
             let delay = details.retry_info().and_then(|info| info.retry_delay);

@@ -2,11 +2,11 @@
 //!
 //! The port is open to browsers, and a write key stands in every page: neither makes a reader.
 //! One who knows a key of `READ_KEYS` reads. Without any such key nobody does, but in test mode
-//! and where the port is this machine's own: there nothing is asked, as long as the call comes
-//! from the machine itself by all that can be told. A page that somebody there looks at can
-//! neither read an answer (no header allows it to) nor have its own name resolved to this
-//! machine (the name that is called must be one that no page can have), and what a proxy
-//! passes on comes from elsewhere.
+//! and where the port is this machine's own: there nothing is asked of a call that neither a
+//! page nor a proxy can have brought. A page that somebody there looks at can neither read an
+//! answer (no header allows it to) nor have its own name resolved to this machine (the name
+//! that is called must be one that no page can have), and what a proxy passes on comes from
+//! elsewhere.
 
 use std::{
     net::IpAddr,

@@ -200,8 +200,8 @@ fn status_of(unanswered: &Unanswered) -> StatusCode {
         Unanswered::TooExpensive(_) => StatusCode::UNPROCESSABLE_ENTITY,
         Unanswered::Late => StatusCode::GATEWAY_TIMEOUT,
         Unanswered::TooMany => StatusCode::TOO_MANY_REQUESTS,
-        Unanswered::Unavailable | Unanswered::Draining => StatusCode::SERVICE_UNAVAILABLE,
-        Unanswered::Damaged | Unanswered::Defect => StatusCode::INTERNAL_SERVER_ERROR,
+        Unanswered::Unavailable(_) | Unanswered::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        Unanswered::Damaged(_) | Unanswered::Defect => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
