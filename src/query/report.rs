@@ -116,6 +116,7 @@ impl Question {
     }
 
     /// True if that is an answer to this: what comes from elsewhere may be anything.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only Redis has use for it"))]
     pub(super) fn fits(&self, answer: &Answer) -> bool {
         matches!(
             (&self.report, answer),
@@ -144,6 +145,7 @@ impl Question {
     }
 
     /// The key of what tells that answers of this tenant are not true any more.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only Redis has use for it"))]
     pub(super) fn generation_key(&self) -> String {
         generation_key(&self.of.tenant)
     }
@@ -175,6 +177,7 @@ impl Answer {
 }
 
 /// See [`Question::generation_key`].
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only Redis has use for it"))]
 pub(super) fn generation_key(tenant: &str) -> String {
     let tenant = if tenant.is_empty() { "default".into() } else { hashed([tenant]) };
     format!("analytics:{tenant}:generation")

@@ -811,6 +811,7 @@ pub(crate) struct QueryMetrics {
 
 /// What is counted of the answers that relays share.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only Redis has use for it"))]
 pub(crate) struct SharedCacheMetrics {
     pub(crate) hits: Counter,
     pub(crate) misses: Counter,
