@@ -23,6 +23,7 @@ async fn held_to_its_document(write_key: Option<&str>) -> Option<Value> {
         return None;
     }
     let mut setup = Setup::new().await;
+    setup.set("STORE_URL", "sqlite:");
     if let Some(key) = write_key {
         setup.set("HTTP_WRITE_KEYS", key);
     }
