@@ -9,8 +9,8 @@ use std::{
 
 use analytics_relay_providers::Event;
 
-use super::table::Table;
-use crate::model::{IdSet, event::shown};
+use super::{late::Wanted, table::Table};
+use crate::{StoreError, model::IdSet};
 
 /// A table, and where its events are in the file.
 #[derive(Debug, Clone)]
@@ -22,11 +22,24 @@ pub(crate) struct HotTable {
     pub(crate) rows_in_file: Vec<i64>,
     /// The first batch that it has something of.
     pub(crate) first_batch: i64,
+    /// What it has is of clocks that are ahead.
+    pub(crate) is_ahead: bool,
     /// It grows no more, and becomes a block.
     pub(crate) is_closed: bool,
 }
 
-/// The tables of each site; only the last of one grows, and only until it is closed.
+/// From so far behind the time at which it was accepted on an event is kept apart: in the
+/// block of the others it would make that cover the time to come, and everything that comes
+/// then would be looked for in it.
+const AHEAD_MS: i64 = 5 * 60_000;
+
+/// True if an event is of a clock that is ahead.
+pub(crate) fn is_ahead(event: &Event) -> bool {
+    event.time_ms() > event.accepted_ms().saturating_add(AHEAD_MS)
+}
+
+/// The tables of each site. Two of one grow, each until it is closed: the last of those that
+/// are of clocks that are ahead, and of the others.
 #[derive(Debug, Default)]
 pub(crate) struct Hot {
     pub(crate) sites: HashMap<i64, Vec<Arc<HotTable>>>,
@@ -83,6 +96,15 @@ impl Hot {
         tables.any(|table| Arc::ptr_eq(table, &closed.table))
     }
 
+    /// The table of a site that grows, or was the last to grow.
+    pub(crate) fn last(&self, site: i64, is_ahead: bool) -> Option<&Arc<HotTable>> {
+        self.sites.get(&site)?.iter().rfind(|table| table.is_ahead == is_ahead)
+    }
+
+    pub(crate) fn last_mut(&mut self, site: i64, is_ahead: bool) -> Option<&mut Arc<HotTable>> {
+        self.sites.get_mut(&site)?.iter_mut().rfind(|table| table.is_ahead == is_ahead)
+    }
+
     /// Takes out a table that became a block.
     pub(crate) fn remove(&mut self, closed: &Closed) {
         if let Some(tables) = self.sites.get_mut(&closed.site) {
@@ -99,12 +121,12 @@ impl HotTable {
         Size { rows: self.table.rows(), bytes: self.table.bytes() }
     }
 
-    /// True if it has an event, by its time and id.
-    pub(crate) fn has(&self, event: &Event) -> bool {
-        let times = self.table.times.iter().enumerate();
-        let mut of_its_time = times.filter(|(_, time_ms)| **time_ms == event.time_ms());
-        of_its_time
-            .any(|(row, _)| shown(self.table.ids.get(row as u32 + 1)).as_deref() == Some(event.id().as_str()))
+    /// Finds those of events that it has.
+    pub(crate) fn find(&self, wanted: &Wanted<'_>, found: &mut Vec<usize>) {
+        let of_their_times = (1..).zip(&self.table.times).filter(|(_, time_ms)| wanted.has_time(**time_ms));
+        found.extend(
+            of_their_times.filter_map(|(row, time_ms)| wanted.find(*time_ms, self.table.ids.get(row))),
+        );
     }
 }
 
@@ -179,22 +201,29 @@ impl Window {
 
 /// Version of the form in which batches are in `hot`.
 const VERSION: u8 = 1;
+/// Most bytes of a batch's events of one site: so no text of a table ever ends behind what
+/// four bytes can say.
+const BATCH_BYTES_MAX: usize = 256 << 20;
 
 /// Events as they are in `hot`: version, CRC-32 of the rest, and, by LZ4 with its length
 /// before it, of each event its length (u32, little endian) and its JSON.
-pub(crate) fn encode<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<u8> {
+pub(crate) fn encode<'a>(events: impl Iterator<Item = &'a Event>) -> Result<Vec<u8>, StoreError> {
     let mut plain = Vec::new();
     for event in events {
         let json = event.to_json();
         plain.extend((json.len() as u32).to_le_bytes());
         plain.extend(json);
+        if plain.len() > BATCH_BYTES_MAX {
+            let want = format!("at most {BATCH_BYTES_MAX} bytes");
+            return Err(StoreError::invalid("batch", format!("{} bytes", plain.len()), want));
+        }
     }
     let packed = lz4_flex::block::compress_prepend_size(&plain);
     let mut bytes = Vec::with_capacity(packed.len() + 5);
     bytes.push(VERSION);
     bytes.extend(crc32fast::hash(&packed).to_le_bytes());
     bytes.extend(packed);
-    bytes
+    Ok(bytes)
 }
 
 /// The events; `None` if the bytes are damaged.
@@ -227,7 +256,7 @@ mod tests {
     fn a_batch_comes_back_and_damage_is_noticed() {
         let json = br#"{"id":"1","kind":"track","name":"a","user_id":"u","time_ms":1,"accepted_ms":2,"properties":{}}"#;
         let events = vec![Event::from_json(json).unwrap(); 3];
-        let bytes = encode(events.iter());
+        let bytes = encode(events.iter()).unwrap();
         assert_eq!(decode(&bytes), Some(events));
         for at in 0..bytes.len() {
             let mut bytes = bytes.clone();

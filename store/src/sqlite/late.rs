@@ -13,53 +13,89 @@ use super::{Counters, codec};
 use crate::{StoreError, error::at_second_look, model::event::shown};
 
 /// Blocks whose times are kept: a quarter of a megabyte each.
-const BLOCKS_MAX: usize = 16;
+const BLOCKS_MAX: usize = 32;
+
+/// Events of one site that are looked for.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted<'e> {
+    /// Ascending, each once.
+    times: Vec<i64>,
+    /// Their times, and their places in their batch, in which no id is twice.
+    by_id: HashMap<&'e str, (i64, usize)>,
+}
+
+impl<'e> Wanted<'e> {
+    pub(crate) fn of(events: impl Iterator<Item = (usize, &'e Event)>) -> Self {
+        let by_id: HashMap<_, _> =
+            events.map(|(at, event)| (event.id().as_str(), (event.time_ms(), at))).collect();
+        let mut times: Vec<i64> = by_id.values().map(|(time_ms, _)| *time_ms).collect();
+        times.sort_unstable();
+        times.dedup();
+        Self { times, by_id }
+    }
+
+    pub(crate) fn has_time(&self, time_ms: i64) -> bool {
+        self.times.binary_search(&time_ms).is_ok()
+    }
+
+    /// The place of the event that has a time, and an id as JSON.
+    pub(crate) fn find(&self, time_ms: i64, id: &str) -> Option<usize> {
+        let (_, at) = self.by_id.get(&*shown(id)?).filter(|(of_it, _)| *of_it == time_ms)?;
+        Some(*at)
+    }
+}
 
 /// What is remembered of blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Late {
     /// The latest time in a block, by site.
-    newest_ms: HashMap<i64, Option<i64>>,
+    last_ms: HashMap<i64, i64>,
     times: VecDeque<(i64, Arc<Vec<i64>>)>,
 }
 
 impl Late {
     /// A block was made.
     pub(crate) fn block_came(&mut self, site: i64, last_ms: i64) {
-        if let Some(newest) = self.newest_ms.get_mut(&site) {
-            *newest = (*newest).max(Some(last_ms));
+        if let Some(last) = self.last_ms.get_mut(&site) {
+            *last = last_ms.max(*last);
         }
     }
 
-    /// True if a block has the event.
-    pub(crate) fn is_there(
+    /// The latest time in a block of a site.
+    pub(crate) fn last_ms(&mut self, connection: &Connection, site: i64) -> Result<i64, StoreError> {
+        if let Some(last) = self.last_ms.get(&site) {
+            return Ok(*last);
+        }
+        let sql = "SELECT max(last_ms) FROM block WHERE site = ?1";
+        let last: Option<i64> = connection.prepare_cached(sql)?.query_row([site], |row| row.get(0))?;
+        let last = last.unwrap_or(i64::MIN);
+        self.last_ms.insert(site, last);
+        Ok(last)
+    }
+
+    /// Finds those of events that are in blocks; each block is asked once for all of them.
+    pub(crate) fn find(
         &mut self,
         connection: &Connection,
         site: i64,
-        event: &Event,
+        wanted: &Wanted<'_>,
         counters: &Counters,
-    ) -> Result<bool, StoreError> {
-        let time_ms = event.time_ms();
-        let newest = match self.newest_ms.get(&site) {
-            Some(newest) => *newest,
-            None => {
-                let sql = "SELECT max(last_ms) FROM block WHERE site = ?1";
-                let newest = connection.prepare_cached(sql)?.query_row([site], |row| row.get(0))?;
-                self.newest_ms.insert(site, newest);
-                newest
-            }
-        };
-        if newest.is_none_or(|newest| newest < time_ms) {
-            return Ok(false);
-        }
-        let sql = "SELECT id, rows FROM block WHERE site = ?1 AND last_ms >= ?2 AND first_ms <= ?2";
+        found: &mut Vec<usize>,
+    ) -> Result<(), StoreError> {
+        let (Some(first), Some(last)) = (wanted.times.first(), wanted.times.last()) else { return Ok(()) };
+        let sql = "SELECT id, rows, first_ms, last_ms FROM block
+            WHERE site = ?1 AND last_ms >= ?2 AND first_ms <= ?3";
         let mut statement = connection.prepare_cached(sql)?;
-        let blocks = statement
-            .query_map(params![site, time_ms], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as usize)))?;
-        for block in blocks.collect::<Result<Vec<_>, _>>()? {
-            match at_second_look(|| self.has(connection, block, event)) {
-                Ok(true) => return Ok(true),
-                Ok(false) => {}
+        let mut blocks = statement.query(params![site, first, last])?;
+        while let Some(row) = blocks.next()? {
+            let block = (row.get(0)?, row.get::<_, i64>(1)?.max(0) as usize);
+            let (first_ms, last_ms): (i64, i64) = (row.get(2)?, row.get(3)?);
+            let its = wanted.times.partition_point(|time_ms| *time_ms < first_ms);
+            if wanted.times.get(its).is_none_or(|time_ms| *time_ms > last_ms) {
+                continue;
+            }
+            match at_second_look(|| self.find_in(connection, block, wanted, found)) {
+                Ok(()) => {}
                 // What it had is lost, and this may bring it back.
                 Err(StoreError::Damaged(_)) => {
                     counters.damaged_reads.fetch_add(1, Ordering::Relaxed);
@@ -67,23 +103,29 @@ impl Late {
                 Err(error) => return Err(error),
             }
         }
-        Ok(false)
+        Ok(())
     }
 
-    fn has(
+    fn find_in(
         &mut self,
         connection: &Connection,
         (block, rows): (i64, usize),
-        event: &Event,
-    ) -> Result<bool, StoreError> {
+        wanted: &Wanted<'_>,
+        found: &mut Vec<usize>,
+    ) -> Result<(), StoreError> {
         let times = self.times(connection, block, rows)?;
-        let first = times.partition_point(|time| *time < event.time_ms());
-        let behind = times.partition_point(|time| *time <= event.time_ms());
-        if first == behind {
-            return Ok(false);
+        let rows_at = |time_ms: &i64| {
+            let first = times.partition_point(|time| time < time_ms);
+            let count = times[first..].iter().take_while(|time| *time == time_ms).count();
+            first..first + count
+        };
+        let mut of_their_times = wanted.times.iter().flat_map(rows_at).peekable();
+        if of_their_times.peek().is_none() {
+            return Ok(());
         }
         let ids = codec::decode_texts(&column(connection, block, codec::IDS)?, rows)?;
-        Ok((first..behind).any(|row| shown(ids.get(row)).as_deref() == Some(event.id().as_str())))
+        found.extend(of_their_times.filter_map(|row| wanted.find(times[row], ids.get(row))));
+        Ok(())
     }
 
     fn times(
@@ -92,15 +134,17 @@ impl Late {
         block: i64,
         rows: usize,
     ) -> Result<Arc<Vec<i64>>, StoreError> {
-        if let Some((_, times)) = self.times.iter().find(|(one, _)| *one == block) {
-            return Ok(times.clone());
-        }
-        let times = Arc::new(codec::decode_times(&column(connection, block, codec::TIMES)?, rows)?);
+        let known = self.times.iter().position(|(one, _)| *one == block);
+        let one = match known.and_then(|place| self.times.remove(place)) {
+            Some(known) => known,
+            None => (block, Arc::new(codec::decode_times(&column(connection, block, codec::TIMES)?, rows)?)),
+        };
         if self.times.len() == BLOCKS_MAX {
             self.times.pop_front();
         }
-        self.times.push_back((block, times.clone()));
-        Ok(times)
+        // What was asked last goes last.
+        self.times.push_back(one.clone());
+        Ok(one.1)
     }
 }
 

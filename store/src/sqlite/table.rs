@@ -40,7 +40,7 @@ impl Dictionary {
     /// Adds a text that is not looked for.
     pub(crate) fn add(&mut self, text: &str) -> u32 {
         self.texts.push_str(text);
-        self.ends.push(u32::try_from(self.texts.len()).expect("a table is closed long before"));
+        self.ends.push(u32::try_from(self.texts.len()).expect("batches and blocks are bounded"));
         self.ends.len() as u32
     }
 

@@ -248,7 +248,7 @@ fn delete_in_hot(
         }
         // Empty ones stay: they end with their table.
         let sql = "UPDATE hot SET events = ?2 WHERE id = ?1";
-        transaction.prepare_cached(sql)?.execute(params![row, hot::encode(events.iter())])?;
+        transaction.prepare_cached(sql)?.execute(params![row, hot::encode(events.iter())?])?;
     }
     Ok(Some(kept))
 }

@@ -7,7 +7,7 @@
 //! not lose the blocks that are being made.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map},
     path::PathBuf,
     sync::{Arc, atomic::Ordering, mpsc},
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use super::{
     Counters, Settings, codec,
     facts::{FactTables, Known, Refused},
     hot::{self, Closed, Door, Hot, HotTable, Size, Window},
-    late::Late,
+    late::{Late, Wanted},
     schema,
     table::Table,
 };
@@ -75,8 +75,9 @@ pub(crate) struct Writer {
     late: Late,
     next_n: i64,
     next_table: u64,
-    /// The sizes of open tables, by site, and what they add up to.
-    open: HashMap<i64, Size>,
+    /// The sizes of open tables, by site and whether they are of clocks that are ahead, and
+    /// what they add up to.
+    open: HashMap<(i64, bool), Size>,
     open_sum: Size,
     /// The sites and sizes of closed tables, by their ids, and what they add up to.
     closed: BTreeMap<u64, (i64, Size)>,
@@ -270,30 +271,31 @@ fn load_hot(connection: &Connection, settings: &Settings, loaded: &mut Loaded) -
             tracing::error!(n, "a batch in the store is damaged: its events are in no figure");
             continue;
         };
-        let tables = loaded.hot.sites.entry(site).or_default();
-        let block_max = (settings.block_rows, settings.block_bytes);
-        add_hot(tables, (id, n), &events, block_max, loaded.keys, loaded.secret, &mut loaded.next_table);
+        let (block_max, secrets) =
+            ((settings.block_rows, settings.block_bytes), (loaded.keys, loaded.secret));
+        let place = (site, events.first().is_some_and(hot::is_ahead));
+        add_hot(&mut loaded.hot, place, (id, n), &events, block_max, secrets, &mut loaded.next_table);
     }
     Ok(())
 }
 
 /// Adds a batch's events of one site to its open table, or to a new one.
 fn add_hot<'a>(
-    tables: &mut Vec<Arc<HotTable>>,
+    hot: &mut Hot,
+    (site, is_ahead): (i64, bool),
     (row, n): (i64, i64),
     events: impl IntoIterator<Item = &'a Event>,
     (rows_max, bytes_max): (usize, usize),
-    keys: Keys,
-    secret: [u8; 16],
+    (keys, secret): (Keys, [u8; 16]),
     next_table: &mut u64,
 ) {
-    if tables.last().is_none_or(|last| last.is_closed) {
-        let table = Table::new(keys, secret);
-        let (id, rows_in_file) = (*next_table, Vec::new());
-        tables.push(Arc::new(HotTable { id, table, rows_in_file, first_batch: n, is_closed: false }));
+    if hot.last(site, is_ahead).is_none_or(|last| last.is_closed) {
+        let (id, table, rows_in_file) = (*next_table, Table::new(keys, secret), Vec::new());
+        let table = HotTable { id, table, rows_in_file, first_batch: n, is_ahead, is_closed: false };
+        hot.sites.entry(site).or_default().push(Arc::new(table));
         *next_table += 1;
     }
-    let last = Arc::make_mut(tables.last_mut().expect("one was made"));
+    let last = Arc::make_mut(hot.last_mut(site, is_ahead).expect("one was made"));
     last.rows_in_file.push(row);
     events.into_iter().for_each(|event| last.table.push(event));
     last.is_closed = last.table.rows() >= rows_max || last.table.bytes() >= bytes_max;
@@ -385,20 +387,20 @@ impl Writer {
                 self.closed.insert(table.id, (site, size));
                 self.closed_sum += size;
             } else {
-                self.open.insert(site, size);
+                self.open.insert((site, table.is_ahead), size);
                 self.open_sum += size;
             }
         }
     }
 
-    /// Measures the tables of a site anew, of which only the last can have grown.
-    fn measure(&mut self, site: i64) {
-        self.open_sum -= self.open.remove(&site).unwrap_or_default();
+    /// Measures the table anew that grew last of a site, or was closed.
+    fn measure(&mut self, (site, is_ahead): (i64, bool)) {
+        self.open_sum -= self.open.remove(&(site, is_ahead)).unwrap_or_default();
         let hot = self.door.read();
-        let Some(last) = hot.sites.get(&site).and_then(|tables| tables.last()) else { return };
+        let Some(last) = hot.last(site, is_ahead) else { return };
         let size = last.size();
         if !last.is_closed {
-            self.open.insert(site, size);
+            self.open.insert((site, is_ahead), size);
             self.open_sum += size;
         } else if size.rows > 0 && self.closed.insert(last.id, (site, size)).is_none() {
             self.closed_sum += size;
@@ -436,15 +438,15 @@ impl Writer {
         }
         let n = self.next_n;
         let forgotten = self.window.outlived_by(ids.len(), self.settings.window);
-        let by_site = self.keep(n, &new, &places, &ids, forgotten)?;
+        let by_table = self.keep(n, &new, &places, &ids, forgotten)?;
         self.next_n = n + 1;
         self.known.committed();
         self.window.add(n, ids);
         if let Some(up_to) = forgotten {
             self.window.forget(up_to);
         }
-        for site in by_site {
-            self.measure(site);
+        for table in by_table {
+            self.measure(table);
         }
         self.seal_what_is_due();
         self.counters.appended.fetch_add(new.len() as u64, Ordering::Relaxed);
@@ -480,37 +482,56 @@ impl Writer {
 
     /// What is new, and the keys of the ids of that.
     fn judge(&mut self, batch: &[Event], places: &Places) -> Result<(Vec<Appended>, Vec<u64>), StoreError> {
-        let (mut verdicts, mut ids) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        let (mut verdicts, mut ids) =
+            (vec![Appended::Duplicate; batch.len()], Vec::with_capacity(batch.len()));
         let mut in_batch = IdSet::default();
-        let sites: Vec<Option<Site>> =
-            places.all.iter().map(|place| self.sites.get(place).copied()).collect();
-        for (event, place) in batch.iter().zip(&places.of_each) {
+        let last_ms: Vec<i64> = places.all.iter().map(|key| self.last_ms(key)).collect::<Result<_, _>>()?;
+        let mut suspects: BTreeMap<usize, Vec<(usize, &Event)>> = BTreeMap::new();
+        for (at, (event, place)) in batch.iter().zip(&places.of_each).enumerate() {
             let id = self.keys.event(&places.all[*place].0, event.id().as_str());
-            let is_known =
-                self.window.contains(id) || !in_batch.insert(id) || self.is_there(event, sites[*place])?;
-            verdicts.push(if is_known { Appended::Duplicate } else { Appended::New });
-            if !is_known {
-                ids.push(id);
+            ids.push(id);
+            if !self.window.contains(id) && in_batch.insert(id) {
+                verdicts[at] = Appended::New;
+                if event.time_ms() <= last_ms[*place] {
+                    suspects.entry(*place).or_default().push((at, event));
+                }
             }
         }
+        for (place, events) in suspects {
+            let Some(site) = self.sites.get(&places.all[place]) else { continue };
+            let wanted = Wanted::of(events.into_iter());
+            self.find(site.id, &wanted)?.into_iter().for_each(|at| verdicts[at] = Appended::Duplicate);
+        }
+        let mut is_new = verdicts.iter().map(|verdict| *verdict == Appended::New);
+        ids.retain(|_| is_new.next() == Some(true));
         Ok((verdicts, ids))
     }
 
-    /// True if an event whose id is not remembered any more is there.
-    fn is_there(&mut self, event: &Event, site: Option<Site>) -> Result<bool, StoreError> {
-        let Some(site) = site else { return Ok(false) };
+    /// Up to when events may be there whose ids are not remembered any more.
+    fn last_ms(&mut self, key: &(String, String)) -> Result<i64, StoreError> {
+        let Some(site) = self.sites.get(key) else { return Ok(i64::MIN) };
         let first_batch = self.window.first_batch().unwrap_or(i64::MAX);
-        let hot = self.door.read();
-        let mut older =
-            hot.sites.get(&site.id).into_iter().flatten().filter(|table| table.first_batch < first_batch);
-        if older.any(|table| table.has(event)) {
-            return Ok(true);
+        let is_older = |table: &Arc<HotTable>| table.first_batch < first_batch;
+        if self.door.read().sites.get(&site.id).is_some_and(|tables| tables.iter().any(is_older)) {
+            return Ok(i64::MAX);
         }
-        drop(hot);
-        self.late.is_there(&self.connection, site.id, event, &self.counters)
+        self.late.last_ms(&self.connection, site.id)
     }
 
-    /// The transaction of a batch. Returns the sites that got something.
+    /// Those of events that are there though their ids are not remembered any more.
+    fn find(&mut self, site: i64, wanted: &Wanted<'_>) -> Result<Vec<usize>, StoreError> {
+        let first_batch = self.window.first_batch().unwrap_or(i64::MAX);
+        let mut found = Vec::new();
+        let hot = self.door.read();
+        let tables = hot.sites.get(&site).into_iter().flatten();
+        let older = tables.filter(|table| table.first_batch < first_batch);
+        older.for_each(|table| table.find(wanted, &mut found));
+        drop(hot);
+        self.late.find(&self.connection, site, wanted, &self.counters, &mut found)?;
+        Ok(found)
+    }
+
+    /// The transaction of a batch. Returns the tables that got something.
     fn keep(
         &mut self,
         n: i64,
@@ -518,33 +539,22 @@ impl Writer {
         places: &Places,
         ids: &[u64],
         forgotten: Option<i64>,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Vec<(i64, bool)>, StoreError> {
+        let (keys, secret, known) = (self.keys, self.secret, &mut self.known);
         let transaction = begin(&mut self.connection)?;
-        let mut by_place: BTreeMap<usize, Vec<&Event>> = BTreeMap::new();
+        let (sites, new_sites) = sites_of(&transaction, &self.sites, new, places)?;
+        let (mut by_table, mut by_tenant) =
+            (BTreeMap::<_, Vec<&Event>>::new(), BTreeMap::<_, Vec<&Event>>::new());
         for (event, place) in new {
-            by_place.entry(*place).or_default().push(event);
+            let site = sites[place];
+            by_table.entry((site.id, hot::is_ahead(event))).or_default().push(event);
+            by_tenant.entry(site.tenant).or_default().push(event);
         }
-        let (mut by_site, mut new_sites) = (BTreeMap::new(), Vec::new());
-        let mut tenants = HashMap::with_capacity(by_place.len());
-        for (place, events) in by_place {
-            let key = &places.all[place];
-            let site = match self.sites.get(key) {
-                Some(site) => *site,
-                None => {
-                    let site = make_site(&transaction, &key.0, &key.1)?;
-                    new_sites.push((key.clone(), site));
-                    site
-                }
-            };
-            tenants.insert(place, site.tenant);
-            by_site.insert(site.id, events);
-        }
-        let mut rows_in_file = Vec::with_capacity(by_site.len());
-        for (site, events) in &by_site {
-            let bytes = hot::encode(events.iter().copied());
-            let mut statement =
-                transaction.prepare_cached("INSERT INTO hot(n, site, events) VALUES (?1, ?2, ?3)")?;
-            statement.execute(params![n, site, bytes])?;
+        let mut rows_in_file = Vec::with_capacity(by_table.len());
+        for ((site, _), events) in &by_table {
+            let bytes = hot::encode(events.iter().copied())?;
+            let sql = "INSERT INTO hot(n, site, events) VALUES (?1, ?2, ?3)";
+            transaction.prepare_cached(sql)?.execute(params![n, site, bytes])?;
             rows_in_file.push(transaction.last_insert_rowid());
         }
         let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
@@ -552,29 +562,20 @@ impl Writer {
         if let Some(up_to) = forgotten {
             transaction.prepare_cached("DELETE FROM seen WHERE n <= ?1")?.execute([up_to])?;
         }
-        let mut by_tenant: BTreeMap<i64, Vec<&Event>> = BTreeMap::new();
-        for (event, place) in new {
-            by_tenant.entry(tenants[place]).or_default().push(event);
-        }
         let mut refused = Refused::default();
         for (tenant, events) in &by_tenant {
-            let tables = FactTables { connection: &transaction, tenant: *tenant, keys: self.keys, n };
-            refused.add(tables.note(events, &mut self.known)?);
+            let tables = FactTables { connection: &transaction, tenant: *tenant, keys, n };
+            refused.add(tables.note(events, known)?);
         }
-        let mut hot = self.door.write();
+        // No question reads what this writes into the file but who is who, and that may be
+        // known a moment before the events: they need not wait for the disk.
         transaction.commit()?;
-        for ((site, events), row) in by_site.iter().zip(rows_in_file) {
-            let tables = hot.sites.entry(*site).or_default();
+        let block_max = (self.settings.block_rows, self.settings.block_bytes);
+        let mut hot = self.door.write();
+        for (((site, is_ahead), events), row) in by_table.iter().zip(rows_in_file) {
             let events = events.iter().copied();
-            add_hot(
-                tables,
-                (row, n),
-                events,
-                (self.settings.block_rows, self.settings.block_bytes),
-                self.keys,
-                self.secret,
-                &mut self.next_table,
-            );
+            let place = (*site, *is_ahead);
+            add_hot(&mut hot, place, (row, n), events, block_max, (keys, secret), &mut self.next_table);
         }
         drop(hot);
         self.tenants.extend(new_sites.iter().map(|(key, site)| (key.0.clone(), site.tenant)));
@@ -583,7 +584,7 @@ impl Writer {
         }
         self.sites.extend(new_sites);
         self.counters.refused(refused);
-        Ok(by_site.into_keys().collect())
+        Ok(by_table.into_keys().collect())
     }
 
     /// Closes open tables that are too many, the largest first, and hands over what is
@@ -601,12 +602,12 @@ impl Writer {
         self.hand_over();
     }
 
-    /// Closes the open table of a site.
-    fn close(&mut self, site: i64) {
-        if let Some(table) = self.door.write().sites.get_mut(&site).and_then(|tables| tables.last_mut()) {
+    /// Closes an open table of a site.
+    fn close(&mut self, (site, is_ahead): (i64, bool)) {
+        if let Some(table) = self.door.write().last_mut(site, is_ahead) {
             Arc::make_mut(table).is_closed = true;
         }
-        self.measure(site);
+        self.measure((site, is_ahead));
     }
 
     /// Closes all tables that have events of batches before one and pass a test. Returns how
@@ -620,10 +621,10 @@ impl Writer {
             return Err(error.clone());
         }
         let is_due = |table: &HotTable| table.first_batch < before_n && table.table.rows() > 0;
-        let due: Vec<i64> = {
+        let due: Vec<(i64, bool)> = {
             let hot = self.door.read();
             let open = hot.tables().filter(|(_, table)| !table.is_closed && is_due(table) && test(table));
-            open.map(|(site, _)| site).collect()
+            open.map(|(site, table)| (site, table.is_ahead)).collect()
         };
         due.into_iter().for_each(|site| self.close(site));
         self.hand_over();
@@ -743,6 +744,34 @@ impl Writer {
         self.next_table += count as u64;
         self.next_table - count as u64
     }
+}
+
+/// A site that a batch made.
+type NewSite = ((String, String), Site);
+
+/// The sites of the events of a batch, by their places; and those that were made.
+fn sites_of(
+    transaction: &Transaction<'_>,
+    known: &HashMap<(String, String), Site>,
+    new: &[(&Event, usize)],
+    places: &Places,
+) -> Result<(HashMap<usize, Site>, Vec<NewSite>), StoreError> {
+    let (mut sites, mut new_sites) = (HashMap::new(), Vec::new());
+    for (_, place) in new {
+        if let hash_map::Entry::Vacant(entry) = sites.entry(*place) {
+            let key = &places.all[*place];
+            let site = match known.get(key) {
+                Some(site) => *site,
+                None => {
+                    let site = make_site(transaction, &key.0, &key.1)?;
+                    new_sites.push((key.clone(), site));
+                    site
+                }
+            };
+            entry.insert(site);
+        }
+    }
+    Ok((sites, new_sites))
 }
 
 pub(crate) fn begin(connection: &mut Connection) -> Result<Transaction<'_>, StoreError> {

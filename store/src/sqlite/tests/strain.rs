@@ -378,3 +378,63 @@ fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
         store.close().await;
     });
 }
+
+#[test]
+fn a_clock_that_is_ahead_does_not_make_everything_be_looked_for_in_blocks() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { block_rows: 50, window: 100, ..Settings::new(dir.path().join("store.db")) };
+        let store = SqliteStore::open(settings).unwrap();
+        let ahead = |id: i64, hours: i64| {
+            let now_ms = BASE_MS + id * 10;
+            let time_ms = now_ms + hours * 3_600_000;
+            let json = format!(
+                r#"{{"id":"{id}","kind":"page","user_id":"u","time_ms":{time_ms},"accepted_ms":{now_ms}}}"#
+            );
+            Event::from_json(json.as_bytes()).unwrap()
+        };
+        let batch = |block: i64| {
+            (0..51).map(|n| ahead(block * 51 + n, if n == 0 { 12 } else { 0 })).collect::<Vec<_>>()
+        };
+        for block in 0..20 {
+            store.append(&batch(block)).await.unwrap();
+            let sealed = async || store.stats().await.unwrap().blocks == block as u64 + 1;
+            while !sealed().await {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        let over = |now_ms: i64| {
+            store.write(move |writer| {
+                let sql = "SELECT count(*) FROM block WHERE last_ms > ?1";
+                Ok(writer.connection.query_row(sql, [now_ms], |row| row.get::<_, i64>(0))?)
+            })
+        };
+        assert_eq!(over(BASE_MS + 20 * 51 * 10).await.unwrap(), 0, "blocks end where they were made");
+        assert_eq!(store.stats().await.unwrap().hot_events, 20, "those of the clock that is ahead");
+        store.seal().await.unwrap();
+        assert_eq!(over(BASE_MS + 20 * 51 * 10).await.unwrap(), 1);
+        // What is not remembered any more is found in either.
+        assert_eq!(store.append(&batch(3)).await.unwrap(), vec![Appended::Duplicate; 51]);
+        assert_eq!(store.summary(&all("")).await.unwrap().events, 20 * 51);
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_batch_of_late_events_is_looked_for_once_in_each_block() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { window: 10, ..Settings::new(dir.path().join("store.db")) };
+        let store = SqliteStore::open(settings).unwrap();
+        let at_once: Vec<Event> = (0..6_000).map(|id| page(&format!("a {id}"), BASE_MS, USER)).collect();
+        store.append(&at_once).await.unwrap();
+        store.seal().await.unwrap();
+        let start = Clock::now();
+        let others: Vec<Event> = (0..1_000).map(|id| page(&format!("b {id}"), BASE_MS, USER)).collect();
+        assert_eq!(store.append(&others).await.unwrap(), vec![Appended::New; 1_000]);
+        assert_eq!(store.append(&at_once[..1_000]).await.unwrap(), vec![Appended::Duplicate; 1_000]);
+        // A second for each thousand if the ids were unpacked for each event, and more.
+        eprintln!("{:?}", start.elapsed());
+        store.close().await;
+    });
+}
