@@ -1,16 +1,19 @@
 //! Each question, over a snapshot.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use analytics_relay_providers::Event;
 
 use super::{
     Limits,
     chunk::Chunk,
-    counts::{Counts, Visitors},
-    groups::{Group, Groups, visitor},
+    counts::{Counts, MINUTE_MS, MINUTES, Minutes, Visitors},
+    groups::{Group, Groups, Interner, Texts, visitor},
     select::Rows,
-    snapshot::Snapshot,
+    snapshot::{Both, Snapshot},
     sums::sessions_and,
     table::TextColumn,
     visits::{Asked, stays, visits},
@@ -161,10 +164,11 @@ pub(crate) fn sessions_by(
     limits: &Limits,
 ) -> Result<Breakdown<SessionRow>, StoreError> {
     check_limit(limit)?;
-    let mut all: HashMap<Option<Box<str>>, (SessionSums, Uniques)> = HashMap::new();
+    let mut all: HashMap<Option<Arc<str>>, (SessionSums, Uniques)> = HashMap::new();
     let mut others: Option<(SessionSums, Uniques)> = None;
     let exact_max = limits.exact_max;
-    visits(snapshot, Asked { scope, limits, by: Some(by), pages: false }, |visits, texts| {
+    let asked = Asked { scope, limits, by: Some(by), pages: false };
+    visits(snapshot, asked, Interner::default(), |visits, texts| {
         // By number first: a text is looked up once.
         let mut rows: Vec<Option<(SessionSums, Uniques)>> = vec![None; texts.len()];
         for visit in visits {
@@ -181,9 +185,14 @@ pub(crate) fn sessions_by(
             known.0.add(&sums);
             known.1.merge(&visitors, exact_max);
         }
+        let bytes: usize = all.values().map(|(_, visitors)| visitors.bytes() + 100).sum();
+        match bytes > limits.group_bytes_max {
+            true => Err(StoreError::TooExpensive("there are too many values with too many visitors".into())),
+            false => Ok(()),
+        }
     })?;
-    let row = |(value, (sums, visitors)): (Option<Box<str>>, (SessionSums, Uniques))| SessionRow {
-        value: value.map(Into::into),
+    let row = |(value, (sums, visitors)): (Option<Arc<str>>, (SessionSums, Uniques))| SessionRow {
+        value: value.as_deref().map(str::to_owned),
         sums,
         visitors: visitors.count(),
     };
@@ -202,7 +211,7 @@ pub(crate) fn pages(
 ) -> Result<Breakdown<PageRow>, StoreError> {
     check_limit(limit)?;
     let found = snapshot.scan(&scope.range_ms, || Groups::new(scope, &Field::Page, None, true, limits))?;
-    let mut all: HashMap<Option<Box<str>>, PageRow> = HashMap::new();
+    let mut all: HashMap<Option<Arc<str>>, PageRow> = HashMap::new();
     for ((number, _), group) in &found.groups {
         let row = all.entry(found.values.texts[*number as usize].clone()).or_default();
         (row.views, row.visitors) = (group.views, group.visitors.count());
@@ -213,23 +222,34 @@ pub(crate) fn pages(
         visitors: group.visitors.count(),
         ..PageRow::default()
     });
+    // What is known of a page is in its row wholly, or with the others wholly.
+    let known = found.values.clone();
     drop(found);
     let asked = Asked { scope, limits, by: None, pages: true };
-    visits(snapshot, asked, |visits, texts| add_visits(visits, texts, &mut all, &mut others))?;
-    stays(snapshot, scope, limits, |page, ms| {
-        let row = all.entry(page.map(Into::into)).or_default();
+    let known = visits(snapshot, asked, known, |visits, texts| {
+        add_visits(visits, texts, &mut all, &mut others);
+        Ok(())
+    })?;
+    stays(snapshot, scope, limits, known, |page, ms| {
+        let row = match page {
+            Some(page) => all.entry(page.clone()).or_default(),
+            None => others.get_or_insert_default(),
+        };
         (row.time_ms, row.timed) = (row.time_ms + ms, row.timed + 1);
     })?;
-    let mut rows: Vec<_> =
-        all.into_iter().map(|(page, row)| PageRow { page: page.map(Into::into), ..row }).collect();
+    let row = |(page, row): (Option<Arc<str>>, PageRow)| PageRow {
+        page: page.as_deref().map(str::to_owned),
+        ..row
+    };
+    let mut rows: Vec<_> = all.into_iter().map(row).collect();
     rows.sort_unstable_by(|a, b| (b.visitors.n, b.views, &a.page).cmp(&(a.visitors.n, a.views, &b.page)));
     Ok(cut(rows, limit, others, snapshot.damaged_blocks()))
 }
 
 fn add_visits(
     visits: &[super::visits::Visit],
-    texts: &[Option<Box<str>>],
-    all: &mut HashMap<Option<Box<str>>, PageRow>,
+    texts: &Texts,
+    all: &mut HashMap<Option<Arc<str>>, PageRow>,
     others: &mut Option<PageRow>,
 ) {
     let mut by_page: BTreeMap<u32, (SessionSums, u64)> = BTreeMap::new();
@@ -257,29 +277,25 @@ pub(crate) fn realtime(
     now_ms: i64,
     limits: &Limits,
 ) -> Result<Realtime, StoreError> {
-    const MINUTE: i64 = 60_000;
-    let minutes = |n: i64| scope.over(now_ms.saturating_sub(n * MINUTE)..now_ms);
-    let mut of_range = |scope: &Scope| {
-        let buckets = Buckets::new(&scope.range_ms, Bucket::All, "UTC")?;
-        let counts = snapshot.scan(&scope.range_ms, || Counts::new(scope, &buckets, true, limits))?;
-        let sum = counts.sums.into_iter().next().unwrap_or_default();
-        Ok::<_, StoreError>((sum.views, sum.visitors.count().n))
+    let minutes = |n: i64| scope.over(now_ms.saturating_sub(n * MINUTE_MS)..now_ms);
+    let (hour, last) = (minutes(MINUTES as i64), minutes(5));
+    let new = || {
+        let pages = Groups::new(&last, &Field::Page, None, false, limits);
+        Both(Minutes::new(&hour, limits.exact_max), Some(pages))
     };
-    let (views_5m, current) = of_range(&minutes(5))?;
-    let (_, active) = of_range(&minutes(30))?;
-    let (views_1h, _) = of_range(&minutes(60))?;
-    let each = (0..30).rev().map(|n| {
-        let (start, end) = (now_ms.saturating_sub((n + 1) * MINUTE), now_ms.saturating_sub(n * MINUTE));
-        Ok(of_range(&scope.over(start..end))?.0)
-    });
-    let minutes_views = each.collect::<Result<Vec<_>, StoreError>>()?;
-    let last = minutes(5);
-    let found = snapshot.scan(&last.range_ms, || Groups::new(&last, &Field::Page, None, false, limits))?;
-    let mut pages = value_rows(&found);
+    let Both(found, pages) = snapshot.scan(&hour.range_ms, new)?;
+    let mut pages = pages.as_ref().map(value_rows).unwrap_or_default();
     pages.retain(|row| row.views > 0);
     pages.sort_unstable_by(|a, b| (b.views, &a.value).cmp(&(a.views, &b.value)));
     pages.truncate(10);
-    Ok(Realtime { current, active, views_5m, views_1h, minutes: minutes_views, pages })
+    Ok(Realtime {
+        current: found.current.count().n,
+        active: found.active.count().n,
+        views_5m: found.views[..5].iter().sum(),
+        views_1h: found.views.iter().sum(),
+        minutes: found.views[..30].iter().rev().copied().collect(),
+        pages,
+    })
 }
 
 pub(crate) fn new_visitors(

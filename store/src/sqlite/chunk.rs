@@ -44,7 +44,7 @@ pub(crate) enum Chunk<'c> {
     Hot {
         table: &'c HotTable,
         /// Rows by time.
-        order: Vec<u32>,
+        order: Arc<[u32]>,
     },
 }
 
@@ -91,7 +91,7 @@ impl<'c> Chunk<'c> {
     }
 
     pub(crate) fn hot(table: &'c Arc<HotTable>) -> Self {
-        Self::Hot { table, order: table.table.order() }
+        Self::Hot { table, order: table.order() }
     }
 
     pub(crate) fn rows(&self) -> usize {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{
     Limits,
     chunk::Chunk,
+    groups::visitor,
     select::Rows,
     snapshot::{Fold, Seen},
 };
@@ -108,6 +109,58 @@ impl Fold for Counts<'_> {
             sum.views += other.views;
             sum.visitors.merge(&other.visitors, self.exact_max);
         }
+        Ok(())
+    }
+}
+
+pub(crate) const MINUTE_MS: i64 = 60_000;
+pub(crate) const MINUTES: usize = 60;
+
+/// What went on in the last hour, which its scope is about.
+pub(crate) struct Minutes<'q> {
+    scope: &'q Scope,
+    exact_max: usize,
+    /// Views of each minute, the last first.
+    pub(crate) views: [u64; MINUTES],
+    /// Visitors of the last 5 minutes.
+    pub(crate) current: Uniques,
+    /// Of the last 30.
+    pub(crate) active: Uniques,
+}
+
+impl<'q> Minutes<'q> {
+    pub(crate) fn new(scope: &'q Scope, exact_max: usize) -> Self {
+        let (current, active) = Default::default();
+        Self { scope, exact_max, views: [0; MINUTES], current, active }
+    }
+}
+
+impl Fold for Minutes<'_> {
+    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+        let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
+        let who = chunk.who(true)?;
+        let visitors = seen.visitors(&who);
+        for row in rows.iter(rows.range.clone()) {
+            let ago = self.scope.range_ms.end.abs_diff(rows.times[row]) - 1;
+            let minute = (ago / MINUTE_MS.unsigned_abs()) as usize;
+            if let Some(views) = self.views.get_mut(minute) {
+                *views += u64::from(rows.class(row) == Class::View);
+            }
+            let visitor = visitor(&who, &visitors, who.codes[row] as usize, rows.times[row]);
+            if minute < 5 {
+                self.current.insert(visitor, self.exact_max);
+            }
+            if minute < 30 {
+                self.active.insert(visitor, self.exact_max);
+            }
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
+        self.views.iter_mut().zip(other.views).for_each(|(ours, theirs)| *ours += theirs);
+        self.current.merge(&other.current, self.exact_max);
+        self.active.merge(&other.active, self.exact_max);
         Ok(())
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn export(bytes: &[u8]) {
     }
     let encoded = codec::encode(&table).expect("the bytes of a fuzzer are few");
     encoded.check().expect("what was written can be read");
-    for (row, at) in table.order().into_iter().zip(0..) {
+    for (row, at) in table.order(&[]).into_iter().zip(0..) {
         let (_, ids) =
             encoded.columns.iter().find(|(number, _)| *number == codec::IDS).expect("all have ids");
         let ids = codec::decode_texts(ids, encoded.rows).expect("it was just encoded");

@@ -1,6 +1,6 @@
 //! Events by value, or by name and bucket.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use super::{
     Limits,
@@ -19,14 +19,19 @@ const PAIR_BITS_MAX: usize = 1 << 24;
 /// From here on a value's visitors are estimated once there are too many in all.
 const EXACT_OF_A_VALUE: usize = 4096;
 
-/// Texts by number, bounded.
-#[derive(Debug, Default)]
+/// Texts by number, bounded. Once there is no room for one there is none for any other: so
+/// each has its number from the first time on, or never.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Interner {
-    numbers: HashMap<Box<str>, u32>,
-    pub(crate) texts: Vec<Option<Box<str>>>,
+    numbers: HashMap<Arc<str>, u32>,
+    pub(crate) texts: Texts,
     none: Option<u32>,
     bytes: usize,
+    pub(crate) is_full: bool,
 }
+
+/// Texts, or the lack of one.
+pub(crate) type Texts = Vec<Option<Arc<str>>>;
 
 impl Interner {
     /// The number of a text or the lack of one; `None` if there is no room for more.
@@ -36,17 +41,25 @@ impl Interner {
             return known;
         }
         let bytes = text.map_or(0, str::len);
-        if self.texts.len() >= limits.values_max || self.bytes + bytes > limits.value_bytes_max {
+        self.is_full |= self.texts.len() >= limits.values_max || self.bytes + bytes > limits.value_bytes_max;
+        if self.is_full {
             return None;
         }
         let number = self.texts.len() as u32;
         self.bytes += bytes;
-        self.texts.push(text.map(Into::into));
-        match text {
+        let text: Option<Arc<str>> = text.map(Into::into);
+        match &text {
             None => self.none = Some(number),
-            Some(text) => drop(self.numbers.insert(text.into(), number)),
+            Some(text) => drop(self.numbers.insert(text.clone(), number)),
         }
+        self.texts.push(text);
         Some(number)
+    }
+
+    /// Takes in the texts of another; of each of its numbers the number here, if there is one.
+    pub(crate) fn take(&mut self, other: &Self, limits: &Limits) -> Vec<Option<u32>> {
+        self.is_full |= other.is_full;
+        other.texts.iter().map(|text| self.number(text.as_deref(), limits)).collect()
     }
 }
 
@@ -126,8 +139,8 @@ impl<'q> Groups<'q> {
         parts
     }
 
-    fn group(&mut self, value: Option<&str>, bucket: u32) -> &mut Group {
-        match self.values.number(value, self.limits) {
+    fn group(&mut self, number: Option<u32>, bucket: u32) -> &mut Group {
+        match number {
             Some(number) => self.groups.entry((number, bucket)).or_default(),
             None => self.others.get_or_insert_default(),
         }
@@ -224,14 +237,18 @@ impl Fold for Groups<'_> {
     fn merge(&mut self, other: Self) -> Result<(), StoreError> {
         let exact_max = self.exact_max.min(other.exact_max);
         self.exact_max = exact_max;
+        let numbers = self.values.take(&other.values, self.limits);
         for ((number, bucket), group) in &other.groups {
-            let value = other.values.texts[*number as usize].as_deref();
-            self.group(value, *bucket).add(group, exact_max);
+            self.group(numbers[*number as usize], *bucket).add(group, exact_max);
         }
         if let Some(others) = other.others {
             self.others.get_or_insert_default().add(&others, exact_max);
         }
         self.bound()
+    }
+
+    fn is_cut(&self) -> bool {
+        self.values.is_full
     }
 }
 
@@ -249,7 +266,8 @@ impl Groups<'_> {
         let exact_max = self.exact_max;
         for (code, local) in (0..).zip(locals).filter(|(_, local)| local.events > 0) {
             let theirs = found.partition_point(|(one, _)| *one <= code);
-            let group = self.group(value(code).as_deref(), bucket);
+            let number = self.values.number(value(code).as_deref(), self.limits);
+            let group = self.group(number, bucket);
             group.last_ms = if group.events == 0 { local.last_ms } else { group.last_ms.max(local.last_ms) };
             group.events += local.events;
             group.views += local.views;

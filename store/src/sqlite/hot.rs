@@ -4,7 +4,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use analytics_relay_providers::Event;
@@ -26,6 +26,9 @@ pub(crate) struct HotTable {
     pub(crate) is_ahead: bool,
     /// It grows no more, and becomes a block.
     pub(crate) is_closed: bool,
+    /// Its rows by time, once a question needs them; and how they stood before it grew.
+    order: OnceLock<Arc<[u32]>>,
+    order_before: Arc<[u32]>,
 }
 
 /// From so far behind the time at which it was accepted on an event is kept apart: in the
@@ -117,12 +120,50 @@ impl Hot {
 }
 
 impl HotTable {
+    /// An empty one.
+    pub(crate) fn new(id: u64, table: Table, first_batch: i64, is_ahead: bool) -> Self {
+        Self {
+            id,
+            table,
+            rows_in_file: Vec::new(),
+            first_batch,
+            is_ahead,
+            is_closed: false,
+            order: OnceLock::new(),
+            order_before: Arc::default(),
+        }
+    }
+
+    /// Another table in the place of this one's.
+    pub(crate) fn with(&self, id: u64, table: Table) -> Self {
+        let rows_in_file = self.rows_in_file.clone();
+        Self {
+            rows_in_file,
+            is_closed: self.is_closed,
+            ..Self::new(id, table, self.first_batch, self.is_ahead)
+        }
+    }
+
+    /// Adds events, which stand in a row of the table `hot`.
+    pub(crate) fn add<'a>(&mut self, row_in_file: i64, events: impl Iterator<Item = &'a Event>) {
+        self.rows_in_file.push(row_in_file);
+        events.for_each(|event| self.table.push(event));
+        if let Some(order) = self.order.take() {
+            self.order_before = order;
+        }
+    }
+
+    /// Its rows by time, those of one time by id.
+    pub(crate) fn order(&self) -> Arc<[u32]> {
+        self.order.get_or_init(|| self.table.order(&self.order_before).into()).clone()
+    }
+
     pub(crate) fn size(&self) -> Size {
         Size { rows: self.table.rows(), bytes: self.table.bytes() }
     }
 
     /// Finds those of events that it has.
-    pub(crate) fn find(&self, wanted: &Wanted<'_>, found: &mut Vec<usize>) {
+    pub(crate) fn find(&self, wanted: &Wanted, found: &mut Vec<usize>) {
         let of_their_times = (1..).zip(&self.table.times).filter(|(_, time_ms)| wanted.has_time(**time_ms));
         found.extend(
             of_their_times.filter_map(|(row, time_ms)| wanted.find(*time_ms, self.table.ids.get(row))),

@@ -17,17 +17,17 @@ const BLOCKS_MAX: usize = 32;
 
 /// Events of one site that are looked for.
 #[derive(Debug, Default)]
-pub(crate) struct Wanted<'e> {
+pub(crate) struct Wanted {
     /// Ascending, each once.
     times: Vec<i64>,
     /// Their times, and their places in their batch, in which no id is twice.
-    by_id: HashMap<&'e str, (i64, usize)>,
+    by_id: HashMap<String, (i64, usize)>,
 }
 
-impl<'e> Wanted<'e> {
-    pub(crate) fn of(events: impl Iterator<Item = (usize, &'e Event)>) -> Self {
+impl Wanted {
+    pub(crate) fn of<'e>(events: impl Iterator<Item = (usize, &'e Event)>) -> Self {
         let by_id: HashMap<_, _> =
-            events.map(|(at, event)| (event.id().as_str(), (event.time_ms(), at))).collect();
+            events.map(|(at, event)| (event.id().as_str().to_owned(), (event.time_ms(), at))).collect();
         let mut times: Vec<i64> = by_id.values().map(|(time_ms, _)| *time_ms).collect();
         times.sort_unstable();
         times.dedup();
@@ -40,8 +40,8 @@ impl<'e> Wanted<'e> {
 
     /// The place of the event that has a time, and an id as JSON.
     pub(crate) fn find(&self, time_ms: i64, id: &str) -> Option<usize> {
-        let (_, at) = self.by_id.get(&*shown(id)?).filter(|(of_it, _)| *of_it == time_ms)?;
-        Some(*at)
+        let (of_it, at) = self.by_id.get(&*shown(id)?)?;
+        (*of_it == time_ms).then_some(*at)
     }
 }
 
@@ -78,7 +78,7 @@ impl Late {
         &mut self,
         connection: &Connection,
         site: i64,
-        wanted: &Wanted<'_>,
+        wanted: &Wanted,
         counters: &Counters,
         found: &mut Vec<usize>,
     ) -> Result<(), StoreError> {
@@ -110,7 +110,7 @@ impl Late {
         &mut self,
         connection: &Connection,
         (block, rows): (i64, usize),
-        wanted: &Wanted<'_>,
+        wanted: &Wanted,
         found: &mut Vec<usize>,
     ) -> Result<(), StoreError> {
         let times = self.times(connection, block, rows)?;

@@ -113,6 +113,32 @@ pub(crate) trait Fold: Send {
     fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError>;
     /// Takes in what another has.
     fn merge(&mut self, other: Self) -> Result<(), StoreError>;
+    /// True if there was no room for all that it should tell apart.
+    fn is_cut(&self) -> bool {
+        false
+    }
+}
+
+/// Two folds that are shown the same chunks.
+pub(crate) struct Both<A, B>(pub(crate) A, pub(crate) Option<B>);
+
+impl<A: Fold, B: Fold> Fold for Both<A, B> {
+    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+        self.0.take(chunk, seen)?;
+        self.1.as_mut().map_or(Ok(()), |other| other.take(chunk, seen))
+    }
+
+    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
+        self.0.merge(other.0)?;
+        match (&mut self.1, other.1) {
+            (Some(ours), Some(theirs)) => ours.merge(theirs),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.0.is_cut() || self.1.as_ref().is_some_and(Fold::is_cut)
+    }
 }
 
 /// What folds need to know of a snapshot.
@@ -272,6 +298,11 @@ impl Snapshot<'_> {
         })
     }
 
+    /// Fails if it takes too long.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.patience.check()
+    }
+
     pub(crate) fn damaged_blocks(&self) -> u64 {
         self.damaged.len() as u64
     }
@@ -296,6 +327,24 @@ impl Snapshot<'_> {
         range_ms: &Range<i64>,
         new: impl Fn() -> F + Sync,
     ) -> Result<F, StoreError> {
+        let mut helper = self.helper.take();
+        let shared = self.scan_with(range_ms, &new, helper.as_deref_mut());
+        let is_shared = helper.is_some();
+        self.helper = helper;
+        let fold = shared?;
+        if is_shared && fold.is_cut() {
+            // Of two who had no room for all each left out what the other may have counted.
+            return self.scan_with(range_ms, &new, None);
+        }
+        Ok(fold)
+    }
+
+    fn scan_with<F: Fold>(
+        &mut self,
+        range_ms: &Range<i64>,
+        new: &(impl Fn() -> F + Sync),
+        helper: Option<&mut Connection>,
+    ) -> Result<F, StoreError> {
         let blocks: Vec<&BlockMeta> =
             self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
         let seen = Seen { owners: &self.owners };
@@ -313,40 +362,15 @@ impl Snapshot<'_> {
             }
             Ok(fold)
         };
-        let helper = self.helper.take_if(|_| blocks.len() >= CHUNKS_SHARED_MIN);
-        let mut fold = match helper {
-            None => work(self.connection)?,
-            Some(helper) => {
-                let (its, work) = (&mut *helper, &work);
-                let (ours, theirs) = std::thread::scope(|scope| {
-                    let thread = std::thread::Builder::new().name("store-scan".into());
-                    let theirs = thread.spawn_scoped(scope, move || {
-                        its.execute_batch("BEGIN")?;
-                        let _reading = Reading(its);
-                        work(its)
-                    });
-                    let ours = work(self.connection);
-                    (ours, theirs.ok().map(|thread| thread.join()))
-                });
-                self.helper = Some(helper);
-                let mut fold = ours?;
-                match theirs {
-                    Some(Ok(theirs)) => fold.merge(theirs?)?,
-                    Some(Err(_)) => {
-                        return Err(StoreError::Unavailable("a question's thread panicked".into()));
-                    }
-                    None => {}
-                }
-                fold
-            }
-        };
+        let helper = helper.filter(|_| blocks.len() >= CHUNKS_SHARED_MIN);
+        let mut fold = in_two(self.connection, helper, work)?;
         for meta in std::mem::take(&mut *lock(&left)) {
             match fold.take(&mut Chunk::block(self.connection, meta), &seen) {
                 Err(StoreError::Damaged(why)) => note_damage(&damaged, meta, &why),
                 result => result?,
             }
         }
-        for table in &self.tables {
+        for table in self.tables.iter().filter(|table| table.table.overlaps(range_ms)) {
             self.patience.check()?;
             fold.take(&mut Chunk::hot(table), &seen)?;
         }
@@ -367,8 +391,9 @@ impl Snapshot<'_> {
     ) -> Result<(), StoreError> {
         let seen = Seen { owners: &self.owners };
         for table in &self.tables {
-            let last_ms = table.table.times.iter().copied().max().unwrap_or(i64::MIN);
-            take(&mut Chunk::hot(table), last_ms, &seen)?;
+            if table.table.overlaps(range_ms) {
+                take(&mut Chunk::hot(table), table.table.last_ms, &seen)?;
+            }
         }
         let mut blocks: Vec<&BlockMeta> =
             self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
@@ -409,6 +434,32 @@ impl Snapshot<'_> {
             }
         }
     }
+}
+
+/// Does the same with one connection, and in another thread with another if there is one.
+fn in_two<F: Fold>(
+    connection: &Connection,
+    helper: Option<&mut Connection>,
+    work: impl Fn(&Connection, bool) -> Result<F, StoreError> + Sync,
+) -> Result<F, StoreError> {
+    let Some(helper) = helper else { return work(connection, false) };
+    let (ours, theirs) = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("store-scan".into());
+        let work = &work;
+        let theirs = thread.spawn_scoped(scope, move || {
+            helper.execute_batch("BEGIN")?;
+            let _reading = Reading(helper);
+            work(helper, true)
+        });
+        (work(connection, false), theirs.ok().map(|thread| thread.join()))
+    });
+    let mut fold = ours?;
+    match theirs {
+        Some(Ok(theirs)) => fold.merge(theirs?)?,
+        Some(Err(_)) => return Err(StoreError::Unavailable("a question's thread panicked".into())),
+        None => {}
+    }
+    Ok(fold)
 }
 
 fn note_damage(damaged: &Mutex<Vec<i64>>, meta: &BlockMeta, why: &str) {
@@ -461,7 +512,7 @@ impl Drop for Waiting {
     }
 }
 
-fn overlaps(first_ms: i64, last_ms: i64, range_ms: &Range<i64>) -> bool {
+pub(crate) fn overlaps(first_ms: i64, last_ms: i64, range_ms: &Range<i64>) -> bool {
     first_ms < range_ms.end && last_ms >= range_ms.start
 }
 

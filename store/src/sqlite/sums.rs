@@ -3,8 +3,9 @@
 
 use super::{
     chunk::Chunk,
+    groups::Interner,
     select::Rows,
-    snapshot::{Fold, Seen, Snapshot},
+    snapshot::{Both, Fold, Seen, Snapshot},
     visits::{AT_ONCE_MAX, Asked, long_visits},
 };
 use crate::{
@@ -77,29 +78,11 @@ pub(crate) fn sessions_and<F: Fold>(
         }
         drop(joined);
         if !long.is_empty() {
-            let (visits, _) = long_visits(snapshot, asked, &long)?;
+            let (visits, _) = long_visits(snapshot, asked, &mut Interner::default(), &long)?;
             visits.iter().for_each(|visit| take(visit.start_ms, &visit.sums()));
         }
     }
     Ok(others.unwrap_or_else(other))
-}
-
-/// Two folds that are shown the same chunks.
-struct Both<A, B>(A, Option<B>);
-
-impl<A: Fold, B: Fold> Fold for Both<A, B> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
-        self.0.take(chunk, seen)?;
-        self.1.as_mut().map_or(Ok(()), |other| other.take(chunk, seen))
-    }
-
-    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
-        self.0.merge(other.0)?;
-        match (&mut self.1, other.1) {
-            (Some(ours), Some(theirs)) => ours.merge(theirs),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Parts are kept apart by the first bits of their keys, so that those that are put

@@ -1,6 +1,6 @@
 //! Events as columns in memory: what came lately, and a block before it is written.
 
-use std::{borrow::Cow, collections::HashMap, hash::Hasher};
+use std::{borrow::Cow, collections::HashMap, hash::Hasher, ops::Range};
 
 use analytics_relay_providers::Event;
 use siphasher::sip::SipHasher13;
@@ -139,6 +139,9 @@ pub(crate) struct Table {
     index: HashMap<Box<str>, usize>,
     /// Rows of machines.
     pub(crate) bots: usize,
+    /// The first and the last time.
+    pub(crate) first_ms: i64,
+    pub(crate) last_ms: i64,
 }
 
 /// The character before a name that says its class and whether it is a machine's.
@@ -169,7 +172,14 @@ impl Table {
             paths: Vec::new(),
             index: HashMap::new(),
             bots: 0,
+            first_ms: i64::MAX,
+            last_ms: i64::MIN,
         }
+    }
+
+    /// True if it may have events of a range.
+    pub(crate) fn overlaps(&self, range_ms: &Range<i64>) -> bool {
+        self.first_ms < range_ms.end && self.last_ms >= range_ms.start
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -220,6 +230,8 @@ impl Table {
         self.what.set(row, &marked, &self.secret);
         self.skeletons.set(row, &skeleton, &self.secret);
         self.times.push(event.time_ms());
+        self.first_ms = self.first_ms.min(event.time_ms());
+        self.last_ms = self.last_ms.max(event.time_ms());
         self.accepted.push(event.accepted_ms());
         self.who.push(self.keys.who(event));
         self.sessions.push(self.keys.session(event).0);
@@ -268,9 +280,11 @@ impl Table {
         Event::from_json(json.as_bytes()).ok()
     }
 
-    /// The rows by time, those of one time by id.
-    pub(crate) fn order(&self) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.rows() as u32).collect();
+    /// The rows by time, those of one time by id. It is quick where many are in their order:
+    /// those of before.
+    pub(crate) fn order(&self, before: &[u32]) -> Vec<u32> {
+        let mut order = before.to_vec();
+        order.extend(before.len() as u32..self.rows() as u32);
         let key = |row: &u32| (self.times[*row as usize], self.ids.get(row + 1));
         order.sort_by(|a, b| key(a).cmp(&key(b)));
         order
@@ -319,7 +333,8 @@ mod tests {
         }
         assert_eq!(table.bots, 1);
         assert_eq!(unmark(table.what.get(1)), (Class::View, true, "pageview"));
-        assert_eq!(table.order(), [0, 1, 2, 3]);
+        assert_eq!(table.order(&[]), [0, 1, 2, 3]);
+        assert_eq!(table.order(&[1, 0]), [0, 1, 2, 3], "whatever stood before");
     }
 
     #[test]

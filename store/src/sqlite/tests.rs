@@ -11,6 +11,7 @@ use crate::{Filter, Is, Order, Sources, Step, Unit, oracle::Oracle};
 mod crash;
 mod faults;
 mod people;
+mod questions;
 mod strain;
 mod upkeep;
 

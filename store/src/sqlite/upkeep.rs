@@ -140,7 +140,7 @@ fn delete(
         if let Some(events) = delete_in_hot(&transaction, table, &doomed, &mut deleted)? {
             let mut new = Table::new(keys, secret);
             events.iter().for_each(|event| new.push(event));
-            let new = HotTable { id: next_table, table: new, ..HotTable::clone(table) };
+            let new = table.with(next_table, new);
             next_table += 1;
             kept.push((site, table.clone(), Arc::new(new)));
         }
@@ -286,8 +286,7 @@ impl SqliteStore {
     /// What is done once a night: what came before a time and is no block yet becomes one,
     /// and small neighbours are merged. Returns how many blocks went into others.
     pub async fn tidy(&self, hot_before_ms: i64) -> Result<u64, StoreError> {
-        self.close_tables(move |table| table.table.times.iter().all(|time_ms| *time_ms < hot_before_ms))
-            .await?;
+        self.close_tables(move |table| table.table.last_ms < hot_before_ms).await?;
         let Settings { block_rows, block_bytes, .. } = self.shared.settings;
         let max = Size { rows: block_rows, bytes: block_bytes };
         let groups =

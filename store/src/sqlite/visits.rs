@@ -1,11 +1,11 @@
 //! Sessions, put together from what blocks have of them.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use super::{
     Limits,
     chunk::{Chunk, Values},
-    groups::{Interner, visitor},
+    groups::{Interner, Texts, visitor},
     select::Rows,
     snapshot::{Fold, Seen, Snapshot},
 };
@@ -19,8 +19,11 @@ use crate::{
     scope::SEPARATOR,
 };
 
-/// Stands for a value for which there was no room, and for one that is not asked for.
+/// Stands for what is not asked for, and for no place.
 const NO_VALUE: u32 = u32::MAX;
+/// From here on numbers are of values for which there was no room: bits of their hashes, as
+/// they must still be told apart within a session.
+const HASHED: u32 = 1 << 31;
 /// Sessions that are put together at once; of more a part after the other.
 pub(crate) const AT_ONCE_MAX: usize = 1_000_000;
 /// Events of sessions that are looked at at once.
@@ -40,34 +43,33 @@ pub(crate) struct Asked<'q> {
 /// Sessions, whose values are numbers that are ordered as their texts are.
 pub(crate) type Visit = SessionPart<u32>;
 
-/// Texts, or the lack of one, in their order.
-pub(crate) type Texts = Vec<Option<Box<str>>>;
-
 /// Calls `take` with the sessions that a question counts, some at a time, and the texts of
-/// their values.
+/// their values. What has a number in `known` has one here too; returned are all that have.
 pub(crate) fn visits(
     snapshot: &mut Snapshot<'_>,
     asked: Asked<'_>,
-    mut take: impl FnMut(&[Visit], &[Option<Box<str>>]),
-) -> Result<(), StoreError> {
+    mut known: Interner,
+    mut take: impl FnMut(&[Visit], &Texts) -> Result<(), StoreError>,
+) -> Result<Interner, StoreError> {
     let range = look(&asked.scope.range_ms);
     let passes = snapshot.sessions_max(&range).div_ceil(AT_ONCE_MAX).max(1) as u64;
     for pass in 0..passes {
-        let new = || Parts { asked, pass: (pass, passes), values: Interner::default(), parts: Vec::new() };
+        let new = || Parts { asked, pass: (pass, passes), values: known.clone(), parts: Vec::new() };
         let Parts { mut parts, values, .. } = snapshot.scan(&range, new)?;
-        let (texts, ranks) = ranked(values);
+        known = values;
+        let (texts, ranks) = ranked(&known);
         parts.iter_mut().for_each(|part| renumber(part, &ranks));
         let mut found = join_parts(parts);
         let long = long_keys(&found);
         found.retain(|visit| !long.contains(visit.key.0) && visit.counts_in(&asked.scope.range_ms));
-        take(&found, &texts);
+        take(&found, &texts)?;
         drop(found);
         if !long.is_empty() {
-            let (found, texts) = long_visits(snapshot, asked, &long)?;
-            take(&found, &texts);
+            let (found, texts) = long_visits(snapshot, asked, &mut known, &long)?;
+            take(&found, &texts)?;
         }
     }
-    Ok(())
+    Ok(known)
 }
 
 /// The sessions of keys that must be cut, for which their events are needed; and the texts
@@ -75,29 +77,35 @@ pub(crate) fn visits(
 pub(crate) fn long_visits(
     snapshot: &mut Snapshot<'_>,
     asked: Asked<'_>,
+    known: &mut Interner,
     keys: &IdSet,
 ) -> Result<(Vec<Visit>, Texts), StoreError> {
-    let events = snapshot.scan(&look(&asked.scope.range_ms), || Events::new(asked, Wanted::Keys(keys)))?;
-    let (events, texts) = events.ranked();
+    let new = || Events::new(asked, known, Wanted::Keys(keys));
+    let events = snapshot.scan(&look(&asked.scope.range_ms), new)?;
+    let (events, texts, values) = events.ranked();
+    *known = values;
     let mut found = sessions(events.into_iter().map(|(event, _)| event).collect());
     found.retain(|visit| visit.counts_in(&asked.scope.range_ms));
     Ok((found, texts))
 }
 
-/// Calls `take` with how long each session stayed on each of its pages.
+/// Calls `take` with how long each session stayed on each of its pages; of a page that has
+/// no number, `None`. What has one in `known` has one here too.
 pub(crate) fn stays(
     snapshot: &mut Snapshot<'_>,
     scope: &Scope,
     limits: &Limits,
-    mut take: impl FnMut(Option<&str>, u64),
+    mut known: Interner,
+    mut take: impl FnMut(Option<&Option<Arc<str>>>, u64),
 ) -> Result<(), StoreError> {
     let range = look(&scope.range_ms);
     let rows = snapshot.rows_max(&range);
     let passes = rows.div_ceil(EVENTS_MAX).max(1) as u64;
     let asked = Asked { scope, limits, by: None, pages: true };
     for pass in 0..passes {
-        let new = || Events::new(asked, Wanted::Pass(pass, passes));
-        let (mut events, texts) = snapshot.scan(&range, new)?.ranked();
+        let new = || Events::new(asked, &known, Wanted::Pass(pass, passes));
+        let (mut events, texts, values) = snapshot.scan(&range, new)?.ranked();
+        known = values;
         events.sort_unstable();
         let mut rest = &events[..];
         while let Some((first, _)) = rest.first() {
@@ -112,7 +120,7 @@ pub(crate) fn stays(
             let count = 1 + more.count();
             if session.counts_in(&scope.range_ms) {
                 for (page, ms) in times_on_pages(&rest[..count]) {
-                    take(texts.get(page as usize).and_then(Option::as_deref), ms);
+                    take(texts.get(page as usize), ms);
                 }
             }
             rest = &rest[count..];
@@ -130,21 +138,40 @@ fn long_keys(visits: &[Visit]) -> IdSet {
 }
 
 /// Texts in their order, and of each number its place there.
-fn ranked(values: Interner) -> (Texts, Vec<u32>) {
+fn ranked(values: &Interner) -> (Texts, Vec<u32>) {
     let mut order: Vec<u32> = (0..values.texts.len() as u32).collect();
     order.sort_unstable_by(|a, b| values.texts[*a as usize].cmp(&values.texts[*b as usize]));
     let mut ranks = vec![0; order.len()];
     (0..).zip(&order).for_each(|(rank, number)| ranks[*number as usize] = rank);
-    let mut texts = values.texts;
-    let texts = order.iter().map(|number| texts[*number as usize].take()).collect();
-    (texts, ranks)
+    (order.iter().map(|number| values.texts[*number as usize].clone()).collect(), ranks)
 }
 
-fn renumber(part: &mut Visit, ranks: &[u32]) {
-    let rank = |number: &mut u32| *number = ranks.get(*number as usize).copied().unwrap_or(NO_VALUE);
-    rank(&mut part.first.0);
-    part.entry.iter_mut().for_each(|(_, page)| rank(page));
-    part.exit.iter_mut().for_each(|(_, page)| rank(page));
+/// Gives a part other numbers: those of values for which there was no room stay.
+fn renumber(part: &mut Visit, numbers: &[u32]) {
+    let renumber = |number: &mut u32| *number = renumbered(*number, numbers);
+    renumber(&mut part.first.0);
+    part.entry.iter_mut().for_each(|(_, page)| renumber(page));
+    part.exit.iter_mut().for_each(|(_, page)| renumber(page));
+}
+
+fn renumbered(number: u32, numbers: &[u32]) -> u32 {
+    numbers.get(number as usize).copied().unwrap_or(number)
+}
+
+/// The number of a text, whether there is room for it or not.
+fn number_of(values: &mut Interner, text: Option<&str>, limits: &Limits) -> u32 {
+    values.number(text, limits).unwrap_or_else(|| HASHED | hash(text) >> 1)
+}
+
+fn hash(text: Option<&str>) -> u32 {
+    crc32fast::hash(text.unwrap_or_default().as_bytes())
+}
+
+/// Of each number of another's texts the number here.
+fn merged(values: &mut Interner, other: &Interner, limits: &Limits) -> Vec<u32> {
+    let numbers = values.take(other, limits);
+    let texts = numbers.into_iter().zip(&other.texts);
+    texts.map(|(number, text)| number.unwrap_or_else(|| HASHED | hash(text.as_deref()) >> 1)).collect()
 }
 
 /// Of each code of a chunk's values the number of its text.
@@ -153,11 +180,9 @@ fn numbers(values: &mut Interner, of_chunk: &Option<Rc<Values>>, limits: &Limits
     let codes = &of_chunk.column.codes;
     let mut is_there = vec![false; of_chunk.codes()];
     codes.iter().for_each(|code| is_there[*code as usize] = true);
-    let number = |(code, is_there): (u32, bool)| {
-        if !is_there {
-            return NO_VALUE;
-        }
-        values.number(of_chunk.get(code).as_deref(), limits).unwrap_or(NO_VALUE)
+    let number = |(code, is_there): (u32, bool)| match is_there {
+        true => number_of(values, of_chunk.get(code).as_deref(), limits),
+        false => NO_VALUE,
     };
     (0..).zip(is_there).map(number).collect()
 }
@@ -247,16 +272,17 @@ impl Fold for Parts<'_> {
     }
 
     fn merge(&mut self, other: Self) -> Result<(), StoreError> {
-        let limits = self.asked.limits;
-        let texts = other.values.texts.iter();
-        let numbers: Vec<u32> =
-            texts.map(|text| self.values.number(text.as_deref(), limits).unwrap_or(NO_VALUE)).collect();
+        let numbers = merged(&mut self.values, &other.values, self.asked.limits);
         let parts = other.parts.into_iter().map(|mut part| {
             renumber(&mut part, &numbers);
             part
         });
         self.parts.extend(parts);
         Ok(())
+    }
+
+    fn is_cut(&self) -> bool {
+        self.values.is_full
     }
 }
 
@@ -310,20 +336,20 @@ struct Events<'q> {
 }
 
 impl<'q> Events<'q> {
-    fn new(asked: Asked<'q>, wanted: Wanted<'q>) -> Self {
-        Self { asked, wanted, values: Interner::default(), events: Vec::new() }
+    fn new(asked: Asked<'q>, known: &Interner, wanted: Wanted<'q>) -> Self {
+        Self { asked, wanted, values: known.clone(), events: Vec::new() }
     }
 
-    /// The events, whose values are numbers that are ordered as their texts are.
-    fn ranked(self) -> (Vec<Looked>, Texts) {
-        let (texts, ranks) = ranked(self.values);
+    /// The events, whose values are numbers that are ordered as their texts are; the texts,
+    /// and what has numbers.
+    fn ranked(self) -> (Vec<Looked>, Texts, Interner) {
+        let (texts, ranks) = ranked(&self.values);
         let mut events = self.events;
-        let rank = |number: &mut u32| *number = ranks.get(*number as usize).copied().unwrap_or(NO_VALUE);
         for (event, _) in &mut events {
-            rank(&mut event.value);
-            rank(&mut event.page);
+            event.value = renumbered(event.value, &ranks);
+            event.page = renumbered(event.page, &ranks);
         }
-        (events, texts)
+        (events, texts, self.values)
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -369,14 +395,15 @@ impl Fold for Events<'_> {
     }
 
     fn merge(&mut self, other: Self) -> Result<(), StoreError> {
-        let limits = self.asked.limits;
-        let texts = other.values.texts.iter();
-        let numbers: Vec<u32> =
-            texts.map(|text| self.values.number(text.as_deref(), limits).unwrap_or(NO_VALUE)).collect();
-        let rank = |number: u32| numbers.get(number as usize).copied().unwrap_or(NO_VALUE);
+        let numbers = merged(&mut self.values, &other.values, self.asked.limits);
         self.events.extend(other.events.into_iter().map(|(event, looked)| {
-            (SessionEvent { value: rank(event.value), page: rank(event.page), ..event }, looked)
+            let (value, page) = (renumbered(event.value, &numbers), renumbered(event.page, &numbers));
+            (SessionEvent { value, page, ..event }, looked)
         }));
         self.check()
+    }
+
+    fn is_cut(&self) -> bool {
+        self.values.is_full
     }
 }

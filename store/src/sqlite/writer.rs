@@ -290,14 +290,12 @@ fn add_hot<'a>(
     next_table: &mut u64,
 ) {
     if hot.last(site, is_ahead).is_none_or(|last| last.is_closed) {
-        let (id, table, rows_in_file) = (*next_table, Table::new(keys, secret), Vec::new());
-        let table = HotTable { id, table, rows_in_file, first_batch: n, is_ahead, is_closed: false };
+        let table = HotTable::new(*next_table, Table::new(keys, secret), n, is_ahead);
         hot.sites.entry(site).or_default().push(Arc::new(table));
         *next_table += 1;
     }
     let last = Arc::make_mut(hot.last_mut(site, is_ahead).expect("one was made"));
-    last.rows_in_file.push(row);
-    events.into_iter().for_each(|event| last.table.push(event));
+    last.add(row, events.into_iter());
     last.is_closed = last.table.rows() >= rows_max || last.table.bytes() >= bytes_max;
 }
 
@@ -519,7 +517,7 @@ impl Writer {
     }
 
     /// Those of events that are there though their ids are not remembered any more.
-    fn find(&mut self, site: i64, wanted: &Wanted<'_>) -> Result<Vec<usize>, StoreError> {
+    fn find(&mut self, site: i64, wanted: &Wanted) -> Result<Vec<usize>, StoreError> {
         let first_batch = self.window.first_batch().unwrap_or(i64::MAX);
         let mut found = Vec::new();
         let hot = self.door.read();

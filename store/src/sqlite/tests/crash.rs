@@ -293,9 +293,9 @@ fn a_damaged_batch_that_is_no_block_yet_costs_itself() {
         let store = SqliteStore::open(settings).unwrap();
         assert_eq!(store.set_aside(), None);
         assert_eq!(count(&store).await, 20);
-        assert_eq!(store.stats().await.unwrap().damaged_batches, 3, "one of each of its sites");
+        assert_eq!(store.stats().await.unwrap().damaged_batches, 6, "two of each of its sites");
         store.close().await;
-        assert_eq!(check(&dir.path().join("store.db"), |_| ()).unwrap().damaged_batches.len(), 3);
+        assert_eq!(check(&dir.path().join("store.db"), |_| ()).unwrap().damaged_batches.len(), 6);
     });
 }
 
