@@ -1,6 +1,6 @@
 //! How far somebody came through the steps of a funnel: one fold for every backend.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use crate::Order;
 
@@ -58,7 +58,7 @@ fn in_order(acts: &[Act], steps: usize, range_ms: &Range<i64>, window_ms: i64, s
             let before = match step {
                 0 => range_ms.contains(&act.time_ms).then_some(Steps::NONE),
                 _ => Some(walks[step - 1])
-                    .filter(|walk| walk.count > 0 && act.time_ms - walk.times[0] <= window_ms),
+                    .filter(|walk| walk.count > 0 && act.time_ms.saturating_sub(walk.times[0]) <= window_ms),
             };
             match before.filter(|_| act.steps & 1 << step != 0) {
                 Some(before) => {
@@ -78,25 +78,40 @@ fn in_order(acts: &[Act], steps: usize, range_ms: &Range<i64>, window_ms: i64, s
     best.times[..best.count].to_vec()
 }
 
-/// Each act counts as the step among its own that was taken the longest ago.
+/// Of each set of steps the walk through them that started last is kept: an act that passes
+/// several is the one or the other of them in different walks.
 fn in_any_order(acts: &[Act], steps: usize, range_ms: &Range<i64>, window_ms: i64) -> Walk {
-    let mut last: Vec<Option<i64>> = vec![None; steps];
-    let mut best = Walk::new();
+    let steps = steps.min(STEPS_MAX);
+    // By the set, as bits.
+    let mut walks: BTreeMap<u16, Steps> = BTreeMap::new();
+    let (mut best, mut next) = (Steps::NONE, Vec::new());
     for act in acts {
-        let fitting = (0..steps).filter(|step| act.steps & 1 << step != 0);
-        let Some(step) = fitting.min_by_key(|step| last[*step]) else { continue };
-        last[step] = Some(act.time_ms);
-        let mut walk: Walk =
-            last.iter().flatten().copied().filter(|at| act.time_ms - at <= window_ms).collect();
-        walk.sort_unstable();
-        if walk.len() > best.len() && range_ms.contains(&walk[0]) {
-            best = walk;
+        let its = act.steps & ((1 << steps) - 1);
+        if its == 0 {
+            continue;
         }
-        if best.len() == steps {
+        walks.retain(|_, walk| act.time_ms.saturating_sub(walk.times[0]) <= window_ms);
+        next.clear();
+        let before = walks.iter().map(|(set, walk)| (*set, *walk));
+        let begun = range_ms.contains(&act.time_ms).then_some((0, Steps::NONE));
+        for (set, walk) in before.chain(begun) {
+            let more = (0..steps).map(|step| 1 << step).filter(|bit| its & !set & bit != 0);
+            next.extend(more.map(|bit| (set | bit, walk.and(act.time_ms))));
+        }
+        for (set, walk) in &next {
+            let known = walks.entry(*set).or_insert(*walk);
+            if walk.times[0] > known.times[0] {
+                *known = *walk;
+            }
+            if walk.count > best.count {
+                best = *walk;
+            }
+        }
+        if best.count == steps {
             break;
         }
     }
-    best
+    best.times[..best.count].to_vec()
 }
 
 /// The answer for many walks.
@@ -172,6 +187,49 @@ mod tests {
     fn without_an_order_any_will_do() {
         assert_eq!(reached(&[(1, C), (2, A), (3, B)], 3, Order::Unordered), [1, 2, 3]);
         assert_eq!(reached(&[(1, C), (2, A), (12, B)], 3, Order::Unordered), [1, 2], "the window");
+    }
+
+    /// Every act as every one of its steps, or as none.
+    fn longest(acts: &[Act], taken: &mut Vec<(i64, usize)>, range_ms: &Range<i64>, window_ms: i64) -> usize {
+        let Some((act, rest)) = acts.split_first() else { return taken.len() };
+        let mut most = longest(rest, taken, range_ms, window_ms);
+        for step in (0..4).filter(|step| act.steps & 1 << step != 0) {
+            let start_ms = taken.first().map_or(act.time_ms, |(start_ms, _)| *start_ms);
+            let fits = range_ms.contains(&start_ms) && act.time_ms - start_ms <= window_ms;
+            if fits && taken.iter().all(|(_, one)| *one != step) {
+                taken.push((act.time_ms, step));
+                most = most.max(longest(rest, taken, range_ms, window_ms));
+                taken.pop();
+            }
+        }
+        most
+    }
+
+    #[test]
+    fn without_an_order_the_longest_walk_is_found() {
+        use Order::Unordered;
+        assert_eq!(reached(&[(1, A | B), (2, A)], 2, Unordered), [1, 2], "the first act is the second step");
+        let mut random = fastrand::Rng::with_seed(8);
+        for _ in 0..3_000 {
+            let mut acts: Vec<Act> = (0..random.usize(0..8))
+                .map(|_| Act { time_ms: random.i64(0..30), steps: random.u16(0..16) })
+                .collect();
+            acts.sort_unstable();
+            let range = 3..random.i64(4..30);
+            let walk = super::walk(&acts, 4, &range, 10, Unordered);
+            assert_eq!(walk.len(), longest(&acts, &mut Vec::new(), &range, 10), "{acts:?} {range:?}");
+            assert!(walk.is_sorted() && walk.first().is_none_or(|start| range.contains(start)));
+            assert!(walk.last().is_none_or(|last| last - walk[0] <= 10), "{walk:?}");
+        }
+    }
+
+    #[test]
+    fn the_ends_of_time_are_times() {
+        for order in [Order::Ordered, Order::Strict, Order::Unordered] {
+            let acts = [(i64::MIN, A), (0, A), (i64::MAX, B)];
+            let acts = acts.map(|(time_ms, steps)| Act { time_ms, steps });
+            assert_eq!(walk(&acts, 2, &(i64::MIN..i64::MAX), 10, order), [i64::MIN], "{order:?}");
+        }
     }
 
     #[test]

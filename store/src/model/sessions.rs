@@ -100,7 +100,7 @@ impl<V: Ord + Clone> SessionPart<V> {
 
     /// True if it must be cut, for which its events are needed.
     pub fn is_long(&self) -> bool {
-        self.end_ms - self.start_ms >= DAY_MS
+        self.end_ms.saturating_sub(self.start_ms) >= DAY_MS
     }
 
     /// What it adds to sums.
@@ -139,11 +139,16 @@ pub fn sessions<V: Ord + Clone>(mut events: Vec<SessionEvent<V>>) -> Vec<Session
     sessions
 }
 
+/// True if no gap lies between a time and one that is not earlier.
+pub fn is_near(before_ms: i64, time_ms: i64) -> bool {
+    time_ms.saturating_sub(before_ms) <= GAP_MS
+}
+
 /// True if an event that is later than all of a session is of it.
 pub fn goes_on<V>(session: &SessionPart<V>, event: &SessionEvent<V>) -> bool {
     session.key == event.key
-        && event.time_ms - session.start_ms < DAY_MS
-        && (!event.key.by_gap() || event.time_ms - session.end_ms <= GAP_MS)
+        && event.time_ms.saturating_sub(session.start_ms) < DAY_MS
+        && (!event.key.by_gap() || is_near(session.end_ms, event.time_ms))
 }
 
 /// Puts parts of sessions together where no gap divides them. What comes out and
@@ -151,7 +156,7 @@ pub fn goes_on<V>(session: &SessionPart<V>, event: &SessionEvent<V>) -> bool {
 pub fn join_parts<V: Ord + Clone>(mut parts: Vec<SessionPart<V>>) -> Vec<SessionPart<V>> {
     parts.sort_unstable_by_key(|part| (part.key, part.start_ms));
     parts.dedup_by(|part, last| {
-        let goes_on = last.key == part.key && (!part.key.by_gap() || part.start_ms - last.end_ms <= GAP_MS);
+        let goes_on = last.key == part.key && (!part.key.by_gap() || is_near(last.end_ms, part.start_ms));
         if goes_on {
             last.join(part.clone());
         }
@@ -173,7 +178,7 @@ pub fn times_on_pages<V: Ord + Clone>(
             *told.entry(event.page.clone()).or_default() += ms;
         }
         if event.class == Class::View {
-            if let Some((at, page)) = last.filter(|(at, _)| event.time_ms - at <= GAP_MS) {
+            if let Some((at, page)) = last.filter(|(at, _)| is_near(*at, event.time_ms)) {
                 *between.entry(page.clone()).or_default() += event.time_ms.abs_diff(at);
             }
             last = Some((event.time_ms, &event.page));
@@ -238,6 +243,17 @@ pub(crate) mod tests {
             let spans: Vec<_> = found.iter().map(|one| (one.start_ms / MINUTE, one.actions)).collect();
             assert_eq!(spans, [(0, 72), (1440, 72), (2880, 7)]);
         }
+    }
+
+    #[test]
+    fn the_ends_of_time_are_times() {
+        let at = |time_ms| SessionEvent { time_ms, ..event(3, 0, Class::View, "/") };
+        let events = [at(i64::MIN), at(0), at(i64::MAX)];
+        assert_eq!(sessions(events.to_vec()).len(), 3);
+        assert_eq!(join_parts(events.iter().map(SessionPart::of).collect()).len(), 3);
+        let joined = SessionPart { end_ms: i64::MAX, ..SessionPart::of(&events[0]) };
+        assert!(joined.is_long() && !goes_on(&joined, &events[1]));
+        assert!(times_on_pages(&events.map(|event| (event, None))).is_empty());
     }
 
     #[test]

@@ -232,6 +232,19 @@ impl Uniques {
         }
     }
 
+    /// How many keys are remembered.
+    pub fn exact(&self) -> usize {
+        match self {
+            Self::Exact(set) => set.len(),
+            Self::Estimated(_) => 0,
+        }
+    }
+
+    /// True if they are estimated.
+    pub fn is_estimated(&self) -> bool {
+        matches!(self, Self::Estimated(_))
+    }
+
     /// Bytes of memory that it takes.
     pub fn bytes(&self) -> usize {
         match self {

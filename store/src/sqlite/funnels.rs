@@ -51,7 +51,10 @@ pub(crate) fn answer(
     let (mut walks, mut one) = (Vec::new(), Vec::new());
     for mut acts in acts.drawers {
         acts.sort_unstable();
-        for of_one in acts.chunk_by(|(a, _), (b, _)| a == b) {
+        for (turn, of_one) in acts.chunk_by(|(a, _), (b, _)| a == b).enumerate() {
+            if turn % 256 == 0 || of_one.len() > 1_000 {
+                snapshot.check()?;
+            }
             one.clear();
             one.extend(of_one.iter().map(|(_, act)| *act));
             let walk =

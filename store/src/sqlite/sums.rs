@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     SessionSums, StoreError,
-    model::{Class, GAP_MS, IdSet, SessionKey, SessionPart, sessions::look},
+    model::{
+        Class, IdSet, SessionKey, SessionPart,
+        sessions::{is_near, look},
+    },
 };
 
 /// A part of a session, or all of it.
@@ -112,7 +115,7 @@ impl<'q> Parts<'q> {
             parts.sort_unstable_by_key(|part| (part.key, part.start_ms));
             parts.dedup_by(|part, last| {
                 let by_gap = SessionKey(part.key).by_gap();
-                let goes_on = part.key == last.key && (!by_gap || part.start_ms - last.end_ms <= GAP_MS);
+                let goes_on = part.key == last.key && (!by_gap || is_near(last.end_ms, part.start_ms));
                 if goes_on {
                     last.join(part);
                 }
@@ -145,7 +148,7 @@ impl Fold for Parts<'_> {
             let by_gap = SessionKey(key).by_gap();
             let drawer = self.drawer(key);
             let part = drawer.get_mut(place as usize);
-            let part = part.filter(|part| !by_gap || time_ms - part.end_ms <= GAP_MS);
+            let part = part.filter(|part| !by_gap || is_near(part.end_ms, time_ms));
             let (views, actions) = (u32::from(class == Class::View), u32::from(class == Class::Action));
             match part {
                 Some(part) => {

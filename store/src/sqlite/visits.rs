@@ -12,9 +12,9 @@ use super::{
 use crate::{
     Field, Scope, StoreError,
     model::{
-        Class, GAP_MS, IdSet, SessionKey, SessionPart,
+        Class, IdSet, SessionKey, SessionPart,
         event::{ENGAGEMENT_SECONDS, TIME_ON_PAGE, looked_ms},
-        sessions::{SessionEvent, goes_on, join_parts, look, sessions, times_on_pages},
+        sessions::{SessionEvent, goes_on, is_near, join_parts, look, sessions, times_on_pages},
     },
     scope::SEPARATOR,
 };
@@ -260,7 +260,7 @@ impl Fold for Parts<'_> {
             }
             let time_ms = columns.rows.times[row];
             let part = self.parts.get_mut(*place as usize);
-            let part = part.filter(|part| !part.key.by_gap() || time_ms - part.end_ms <= GAP_MS);
+            let part = part.filter(|part| !part.key.by_gap() || is_near(part.end_ms, time_ms));
             if part.is_none() {
                 *place = self.parts.len() as u32;
                 self.parts.push(SessionPart::of(&columns.event(row, &by, &pages)));
