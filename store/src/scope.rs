@@ -1,6 +1,6 @@
 //! Whose events a question is about, of when, and which of them.
 
-use std::ops::Range;
+use std::{ops::Range, sync::LazyLock};
 
 use crate::StoreError;
 
@@ -166,7 +166,40 @@ pub enum Field {
 /// Between the names of a path; no JSON text has it raw.
 pub(crate) const SEPARATOR: char = '\u{1f}';
 
+/// Where fields stand that are no properties: whatever names callers make up, what stands
+/// here must be found fast.
+pub(crate) static FIXED_PATHS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let mut paths: Vec<String> = Field::FIXED.iter().flat_map(Field::paths).collect();
+    let more = ["anonymous_id", "user_id", "session_id", "properties seconds", "properties time_on_page"];
+    paths.extend(more.map(|path| path.replace(' ', &SEPARATOR.to_string())));
+    paths
+});
+
 impl Field {
+    /// All but properties.
+    const FIXED: [Self; 20] = [
+        Self::Name,
+        Self::Page,
+        Self::Host,
+        Self::Referrer,
+        Self::Source,
+        Self::Channel,
+        Self::Medium,
+        Self::Campaign,
+        Self::Term,
+        Self::Content,
+        Self::Continent,
+        Self::Country,
+        Self::Region,
+        Self::City,
+        Self::Browser,
+        Self::BrowserVersion,
+        Self::Os,
+        Self::OsVersion,
+        Self::Device,
+        Self::Bot,
+    ];
+
     /// Where its value stands in an event's JSON: the first that is there counts. None for
     /// the name, which is made of more.
     pub(crate) fn paths(&self) -> Vec<String> {

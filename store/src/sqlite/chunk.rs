@@ -10,7 +10,7 @@ use super::{
     codec::{self, KeyColumn},
     hot::HotTable,
     shred::{left_at, put_together},
-    table::{Dictionary, PATHS_MAX, TextColumn, unmark},
+    table::{Dictionary, TextColumn, has_room, unmark},
 };
 use crate::{
     Field, StoreError,
@@ -228,7 +228,7 @@ impl<'c> Chunk<'c> {
         };
         match place {
             Some(place) => Ok(Some(self.values(place)?)),
-            None if columns < PATHS_MAX => Ok(None),
+            None if has_room(path, columns) => Ok(None),
             None => self.left(path).map(Some),
         }
     }

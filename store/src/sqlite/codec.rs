@@ -41,7 +41,7 @@ use std::io::{Read, Write};
 
 use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
 
-use super::table::{Dictionary, PATHS_MAX, Table, TextColumn};
+use super::table::{COLUMNS_MAX, Dictionary, Table, TextColumn};
 use crate::model::IdMap;
 
 /// The version that is written.
@@ -318,7 +318,7 @@ fn body(column: &[u8]) -> Result<Bytes<'_>, Damaged> {
 pub(crate) fn decode_directory(column: &[u8]) -> Result<Vec<String>, Damaged> {
     let mut bytes = body(column)?;
     let count = bytes.varint()? as usize;
-    if count > PATHS_MAX {
+    if count > COLUMNS_MAX {
         return Err(Damaged("it names too many columns"));
     }
     let path = |bytes: &mut Bytes<'_>| {

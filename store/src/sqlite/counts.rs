@@ -18,6 +18,9 @@ use crate::{
 pub(crate) struct Counts<'q> {
     scope: &'q Scope,
     buckets: &'q Buckets,
+    /// Visitors that are told apart, over all buckets; once there are more, those of each
+    /// bucket that has more than its part of them are estimated.
+    budget: usize,
     /// More visitors of a bucket are estimated.
     exact_max: usize,
     /// Whether views are asked for.
@@ -35,8 +38,22 @@ pub(crate) struct Sum {
 
 impl<'q> Counts<'q> {
     pub(crate) fn new(scope: &'q Scope, buckets: &'q Buckets, with_views: bool, limits: &Limits) -> Self {
-        let exact_max = (limits.exact_max / buckets.len().max(1)).max(1024);
-        Self { scope, buckets, exact_max, with_views, sums: vec![Sum::default(); buckets.len()] }
+        let (budget, sums) = (limits.exact_max, vec![Sum::default(); buckets.len()]);
+        Self { scope, buckets, budget, exact_max: budget, with_views, sums }
+    }
+
+    /// Keeps what is remembered in bounds.
+    fn bound(&mut self) {
+        let part = (self.budget / self.sums.len().max(1)).max(1024);
+        if self.exact_max <= part {
+            return;
+        }
+        let exact: usize = self.sums.iter().map(|sum| sum.visitors.exact()).sum();
+        if exact > self.budget || self.sums.iter().any(|sum| sum.visitors.is_estimated()) {
+            self.exact_max = part;
+            let large = self.sums.iter_mut().filter(|sum| sum.visitors.exact() > part);
+            large.for_each(|sum| sum.visitors.estimate());
+        }
     }
 
     /// The buckets that rows fall into, each with its rows.
@@ -76,6 +93,7 @@ impl<'q> Counts<'q> {
 impl Fold for Counts<'_> {
     fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
         if self.take_whole(chunk, seen)? {
+            self.bound();
             return Ok(());
         }
         let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
@@ -100,15 +118,18 @@ impl Fold for Counts<'_> {
                 }
             }
         }
+        self.bound();
         Ok(())
     }
 
     fn merge(&mut self, other: Self) -> Result<(), StoreError> {
+        self.exact_max = self.exact_max.min(other.exact_max);
         for (sum, other) in self.sums.iter_mut().zip(other.sums) {
             sum.events += other.events;
             sum.views += other.views;
             sum.visitors.merge(&other.visitors, self.exact_max);
         }
+        self.bound();
         Ok(())
     }
 }

@@ -148,10 +148,7 @@ impl<'q> Groups<'q> {
 
     /// Keeps what is remembered in bounds.
     fn bound(&mut self) -> Result<(), StoreError> {
-        let exact = |group: &Group| match &group.visitors {
-            Uniques::Exact(set) => set.len(),
-            Uniques::Estimated(_) => 0,
-        };
+        let exact = |group: &Group| group.visitors.exact();
         self.pairs = self.groups.values().map(exact).sum();
         if self.pairs > self.limits.exact_max * 2 && self.exact_max > EXACT_OF_A_VALUE {
             self.exact_max = EXACT_OF_A_VALUE;

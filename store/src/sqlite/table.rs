@@ -8,11 +8,19 @@ use siphasher::sip::SipHasher13;
 use super::shred::{put_together, take_apart};
 use crate::{
     model::{Class, Keys, event::what},
-    scope::SEPARATOR,
+    scope::{FIXED_PATHS, SEPARATOR},
 };
 
-/// Most columns of values: what stands at more paths stays in the skeletons.
+/// Most columns of values that callers can make up: what stands at more paths stays in the
+/// skeletons.
 pub(crate) const PATHS_MAX: usize = 200;
+/// Most columns of values: the rest are for [`FIXED_PATHS`].
+pub(crate) const COLUMNS_MAX: usize = 240;
+
+/// True if a path has a column, should there be so many already and it be in an event.
+pub(crate) fn has_room(path: &str, columns: usize) -> bool {
+    columns < PATHS_MAX || columns < COLUMNS_MAX && FIXED_PATHS.iter().any(|one| one == path)
+}
 
 /// Different texts, found by a number each; 0 is the lack of one.
 #[derive(Debug, Clone, Default)]
@@ -245,7 +253,7 @@ impl Table {
         let place = if hinted { Some(*hint) } else { self.index.get(path).copied() };
         let place = match place {
             Some(place) => place,
-            None if self.paths.len() == PATHS_MAX => return false,
+            None if !has_room(path, self.paths.len()) => return false,
             None => {
                 self.index.insert(path.into(), self.paths.len());
                 self.paths.push(PathColumn { path: path.into(), values: TextColumn::default() });
@@ -345,6 +353,19 @@ mod tests {
             .collect();
         events.iter().for_each(|event| table.push(event));
         assert_eq!(table.paths.len(), PATHS_MAX);
+        assert!(FIXED_PATHS.len() <= COLUMNS_MAX - PATHS_MAX);
+        let late = event(
+            r#"{"id":"x","kind":"page","user_id":"u","time_ms":1,"accepted_ms":2,"enriched":{"v":1,"geo":{"country":"DE"}},"properties":{"x":1}}"#,
+        );
+        table.push(&late);
+        let country = crate::Field::Country.paths().remove(0);
+        assert_eq!(
+            table.path(&country).map(|column| column.get(PATHS_MAX * 2)),
+            Some("\"DE\""),
+            "what is asked for has one"
+        );
+        assert_eq!(table.path(&format!("properties{SEPARATOR}x")).map(|_| ()), None);
+        assert_eq!(table.event(PATHS_MAX * 2).as_ref(), Some(&late));
         assert!((0..events.len()).all(|row| table.event(row).as_ref() == Some(&events[row])));
     }
 }

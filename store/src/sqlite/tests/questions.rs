@@ -63,7 +63,8 @@ fn all_that_is_known_of_a_page_is_in_its_row_or_with_the_others() {
         store.append(&(1..=20).map(seen).collect::<Vec<_>>()).await.unwrap();
         let found = store.pages(&all(""), 100).await.unwrap();
         for row in &found.rows {
-            let n: u64 = row.page.as_ref().and_then(|path| path[1..].parse().ok()).expect("no row is of no page");
+            let n: u64 =
+                row.page.as_ref().and_then(|path| path[1..].parse().ok()).expect("no row is of no page");
             assert_eq!((row.views, row.timed, row.time_ms), (1, 1, n * 1_000), "{row:?}");
             assert_eq!((row.entered.sessions, row.exits), (u64::from(n == 1), u64::from(n == 20)));
         }
@@ -94,7 +95,8 @@ fn what_goes_on_is_found_by_one_look_at_what_is_of_the_hour() {
                 store.seal().await.unwrap();
             }
             for now_ms in [BASE_MS, BASE_MS + 1, BASE_MS - 60_000, i64::MAX, i64::MIN] {
-                let (found, want) = (store.realtime(&all(""), now_ms).await, oracle.realtime(&all(""), now_ms).await);
+                let (found, want) =
+                    (store.realtime(&all(""), now_ms).await, oracle.realtime(&all(""), now_ms).await);
                 assert_eq!(found, want, "{now_ms}");
             }
         }
@@ -114,7 +116,9 @@ fn visitors_are_estimated_where_all_buckets_have_more_than_are_told_apart_and_no
         let mut settings = Settings::new(dir.path().join("store.db"));
         settings.limits.exact_max = 4_000;
         let store = SqliteStore::open(settings).unwrap();
-        let user = |id: i64, hour: i64| page(&id.to_string(), BASE_MS + hour * 3_600_000, &format!(r#","user_id":"u{id}""#));
+        let user = |id: i64, hour: i64| {
+            page(&id.to_string(), BASE_MS + hour * 3_600_000, &format!(r#","user_id":"u{id}""#))
+        };
         store.append(&(0..3_900).map(|id| user(id, 0)).collect::<Vec<_>>()).await.unwrap();
         let range = BASE_MS..BASE_MS + 48 * 3_600_000;
         let scope = all("").over(range);

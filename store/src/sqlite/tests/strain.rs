@@ -98,7 +98,10 @@ fn who_waits_for_blocks_is_told_why_there_are_none() {
         let store = SqliteStore::open(Settings::new(dir.path().join("store.db"))).unwrap();
         let mut random = fastrand::Rng::with_seed(6);
         let text: String = std::iter::repeat_with(|| random.alphanumeric()).take(300_000).collect();
-        store.append(&[page("1", BASE_MS, &format!(r#","user_id":"u","properties":{{"p":"{text}"}}"#))]).await.unwrap();
+        store
+            .append(&[page("1", BASE_MS, &format!(r#","user_id":"u","properties":{{"p":"{text}"}}"#))])
+            .await
+            .unwrap();
         let limit = |pages: u32| {
             let sql = format!("PRAGMA max_page_count={pages}");
             store.write(move |writer| Ok(writer.connection.query_row(&sql, [], |_| Ok(()))?))
