@@ -471,9 +471,8 @@ impl Store for Oracle {
         pages.retain(|row| row.views > 0);
         pages.sort_by(|a, b| (b.views, &a.value).cmp(&(a.views, &b.value)));
         pages.truncate(10);
-        let minute = |n: i64| {
-            scope.over(now_ms.saturating_sub((n + 1) * 60_000)..now_ms.saturating_sub(n * 60_000))
-        };
+        let minute =
+            |n: i64| scope.over(now_ms.saturating_sub((n + 1) * 60_000)..now_ms.saturating_sub(n * 60_000));
         let each = (0..30).rev().map(|n| Ok(self.summary_of(&minute(n))?.views));
         Ok(Realtime {
             current: self.summary_of(&minutes(5))?.visitors.n,

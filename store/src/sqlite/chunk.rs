@@ -10,7 +10,7 @@ use super::{
     codec::{self, KeyColumn},
     hot::HotTable,
     shred::{left_at, put_together},
-    table::{Dictionary, TextColumn, has_room, unmark},
+    table::{Dictionary, PATHS_MAX, TextColumn, has_room, unmark},
 };
 use crate::{
     Field, StoreError,

@@ -1,6 +1,9 @@
 //! The names that properties have.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     Limits,
@@ -54,8 +57,8 @@ pub(crate) fn properties(
     check_limit(limit)?;
     let new = || Names { scope, limits, names: Interner::default(), found: Vec::new(), others: None };
     let Names { names, found, others, .. } = snapshot.scan(&scope.range_ms, new)?;
-    let row = |name: Option<Box<str>>, Found { events, last_ms }: Found| PropertyRow {
-        name: name.map(Into::into),
+    let row = |name: Option<Arc<str>>, Found { events, last_ms }: Found| PropertyRow {
+        name: name.map(|name| name.to_string()),
         events,
         last_ms,
     };
@@ -93,6 +96,10 @@ impl Fold for Names<'_> {
             self.others.get_or_insert(Found::NONE).add(others);
         }
         Ok(())
+    }
+
+    fn is_cut(&self) -> bool {
+        self.names.is_full
     }
 }
 

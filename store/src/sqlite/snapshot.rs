@@ -440,18 +440,18 @@ impl Snapshot<'_> {
 fn in_two<F: Fold>(
     connection: &Connection,
     helper: Option<&mut Connection>,
-    work: impl Fn(&Connection, bool) -> Result<F, StoreError> + Sync,
+    work: impl Fn(&Connection) -> Result<F, StoreError> + Sync,
 ) -> Result<F, StoreError> {
-    let Some(helper) = helper else { return work(connection, false) };
+    let Some(helper) = helper else { return work(connection) };
     let (ours, theirs) = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("store-scan".into());
         let work = &work;
         let theirs = thread.spawn_scoped(scope, move || {
             helper.execute_batch("BEGIN")?;
             let _reading = Reading(helper);
-            work(helper, true)
+            work(helper)
         });
-        (work(connection, false), theirs.ok().map(|thread| thread.join()))
+        (work(connection), theirs.ok().map(|thread| thread.join()))
     });
     let mut fold = ours?;
     match theirs {
