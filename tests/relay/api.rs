@@ -368,8 +368,9 @@ async fn bytes_that_are_no_http2_harm_nobody() {
 #[tokio::test]
 async fn every_metric_is_there_and_an_event_name_is_no_label() {
     let mut setup = Setup::new().await;
-    // A relay without a log shows none of the log's.
+    // A relay without a log shows none of the log's, and one without a store none of its.
     setup.set("DURABILITY", "synced");
+    setup.set("STORE_URL", "sqlite:");
     let relay = setup.start().await;
     let mut observer = Observer::default();
     for name in ["canary-name-1", "canary-name-2"] {
