@@ -385,6 +385,9 @@ async fn every_metric_is_there_and_an_event_name_is_no_label() {
     observer.track(&mut relay.client(), "x", "u").await;
     taken(&setup, Vendor::Mixpanel, 3).await;
     taken(&setup, Vendor::Segment, 3).await;
+    // And a question.
+    let asked = GetUserCountRequest { start_time: 1_767_225_600, end_time: 1_767_229_200 };
+    assert_eq!(relay.client().get_user_count(asked).await.unwrap().into_inner().unique_users, 0);
     let (status, page) = relay.page("/metrics").await;
     assert_eq!(status, 200);
     for info in analytics_relay::telemetry::METRICS {
