@@ -12,12 +12,12 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`settings`] | what the environment says |
-//! | [`front`] | opening, what is too old to be seen, times |
-//! | [`provider`] | events → the store |
-//! | [`erasures`] | users who are to be deleted |
-//! | [`upkeep`] | what is done beside |
-//! | [`status`] | what is known of it now |
+//! | `settings` | what the environment says |
+//! | `front` | opening, what is too old to be seen, times |
+//! | `provider` | events → the store |
+//! | `erasures` | users who are to be deleted |
+//! | `upkeep` | what is done beside |
+//! | `status` | what is known of it now |
 
 use std::{
     fs, io,
