@@ -4,7 +4,7 @@
 use std::{borrow::Cow, cell::OnceCell, ops::Range, rc::Rc, sync::Arc};
 
 use analytics_relay_providers::Event;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{
     codec::{self, KeyColumn},
@@ -28,6 +28,38 @@ pub(crate) struct BlockMeta {
     pub(crate) sessions: usize,
     /// Of memory, that its events take, about.
     pub(crate) bytes: usize,
+    /// The numbers are not those that were written: it may be of any time.
+    pub(crate) is_damaged: bool,
+}
+
+impl BlockMeta {
+    /// What [`Self::read`] reads.
+    pub(crate) const COLUMNS: &str =
+        "block.id, block.site, rows, bytes, first_ms, last_ms, bots, sessions, crc";
+
+    pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let (id, crc): (i64, i64) = (row.get(0)?, row.get(8)?);
+        let mut numbers = [0; 7];
+        for (number, at) in numbers.iter_mut().zip(1..) {
+            *number = row.get(at)?;
+        }
+        let [_, rows, bytes, first_ms, last_ms, bots, sessions] = numbers;
+        if Self::crc(id, numbers) != crc {
+            let (rows, bytes, bots, sessions) = Default::default();
+            let (first_ms, last_ms) = (i64::MIN, i64::MAX);
+            return Ok(Self { id, rows, bytes, first_ms, last_ms, bots, sessions, is_damaged: true });
+        }
+        let [rows, bytes, bots, sessions] = [rows, bytes, bots, sessions].map(|size| size.max(0) as usize);
+        Ok(Self { id, rows, bytes, first_ms, last_ms, bots, sessions, is_damaged: false })
+    }
+
+    /// Of an id, and what stands beside it: site, rows, bytes, times, bots and sessions.
+    pub(crate) fn crc(id: i64, numbers: [i64; 7]) -> i64 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&id.to_le_bytes());
+        numbers.iter().for_each(|number| hasher.update(&number.to_le_bytes()));
+        hasher.finalize().into()
+    }
 }
 
 /// A block, or a table that is none yet.
@@ -329,11 +361,21 @@ impl<'c> Chunk<'c> {
     }
 
     fn read(&self, number: u8) -> Result<Vec<u8>, StoreError> {
-        let Self::Block { connection, meta, .. } = self else { return Ok(Vec::new()) };
-        let mut statement = connection.prepare_cached("SELECT data FROM col WHERE k = ?1")?;
-        let data = statement.query_row([meta.id << 8 | i64::from(number)], |row| row.get(0)).optional()?;
-        data.ok_or(StoreError::Damaged(GONE.into()))
+        match self {
+            Self::Block { meta: BlockMeta { is_damaged: true, .. }, .. } => {
+                Err(codec::Damaged("what is known of it is not what was written").into())
+            }
+            Self::Block { connection, meta, .. } => column(connection, meta.id, number),
+            Self::Hot { .. } => Ok(Vec::new()),
+        }
     }
+}
+
+/// A column of a block.
+pub(crate) fn column(connection: &Connection, block: i64, number: u8) -> Result<Vec<u8>, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT data FROM col WHERE k = ?1")?;
+    let data = statement.query_row([block << 8 | i64::from(number)], |row| row.get(0)).optional()?;
+    data.ok_or(StoreError::Damaged(GONE.into()))
 }
 
 /// What is said of a block that is not there, which a snapshot of another time may be why.

@@ -7,9 +7,13 @@ use std::{
 };
 
 use analytics_relay_providers::Event;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
-use super::{Counters, codec};
+use super::{
+    Counters,
+    chunk::{BlockMeta, column},
+    codec,
+};
 use crate::{StoreError, error::at_second_look, model::event::shown};
 
 /// Blocks whose times are kept: a quarter of a megabyte each.
@@ -83,18 +87,19 @@ impl Late {
         found: &mut Vec<usize>,
     ) -> Result<(), StoreError> {
         let (Some(first), Some(last)) = (wanted.times.first(), wanted.times.last()) else { return Ok(()) };
-        let sql = "SELECT id, rows, first_ms, last_ms FROM block
-            WHERE site = ?1 AND last_ms >= ?2 AND first_ms <= ?3";
-        let mut statement = connection.prepare_cached(sql)?;
+        let sql = format!(
+            "SELECT {} FROM block WHERE site = ?1 AND last_ms >= ?2 AND first_ms <= ?3",
+            BlockMeta::COLUMNS
+        );
+        let mut statement = connection.prepare_cached(&sql)?;
         let mut blocks = statement.query(params![site, first, last])?;
         while let Some(row) = blocks.next()? {
-            let block = (row.get(0)?, row.get::<_, i64>(1)?.max(0) as usize);
-            let (first_ms, last_ms): (i64, i64) = (row.get(2)?, row.get(3)?);
-            let its = wanted.times.partition_point(|time_ms| *time_ms < first_ms);
-            if wanted.times.get(its).is_none_or(|time_ms| *time_ms > last_ms) {
+            let meta = BlockMeta::read(row)?;
+            let its = wanted.times.partition_point(|time_ms| *time_ms < meta.first_ms);
+            if wanted.times.get(its).is_none_or(|time_ms| *time_ms > meta.last_ms) {
                 continue;
             }
-            match at_second_look(|| self.find_in(connection, block, wanted, found)) {
+            match at_second_look(|| self.find_in(connection, (meta.id, meta.rows), wanted, found)) {
                 Ok(()) => {}
                 // What it had is lost, and this may bring it back.
                 Err(StoreError::Damaged(_)) => {
@@ -146,10 +151,4 @@ impl Late {
         self.times.push_back(one.clone());
         Ok(one.1)
     }
-}
-
-fn column(connection: &Connection, block: i64, number: u8) -> Result<Vec<u8>, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT data FROM col WHERE k = ?1")?;
-    let data = statement.query_row([block << 8 | i64::from(number)], |row| row.get(0)).optional()?;
-    data.ok_or_else(|| StoreError::Damaged(format!("block {block} has no column {number}")))
 }

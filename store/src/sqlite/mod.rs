@@ -249,8 +249,10 @@ impl std::fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the store, or makes it; reads what came last. Blocks the thread for about a
-    /// second at most. A file that cannot be read is set aside, and an empty one begun.
+    /// Opens the store, or makes it; reads what is no block yet, which is up to four times
+    /// [`Settings::hot_rows_max`] events and takes about ten microseconds each, and who is who.
+    /// Blocks the thread meanwhile. A file that cannot be read is set aside, and an empty one
+    /// begun; of one of which only who is who cannot be, that alone begins anew.
     pub fn open(settings: Settings) -> Result<Self, StoreError> {
         let counters = Arc::new(Counters::default());
         let (sealer, closed) = threads::sync_channel(SEALS_MAX);

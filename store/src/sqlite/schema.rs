@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use ring::rand::SecureRandom;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{StoreError, error::at_second_look};
@@ -26,8 +27,9 @@ CREATE TABLE hot(id INTEGER PRIMARY KEY, n INTEGER NOT NULL, site INTEGER NOT NU
 -- The ids of the last events: a row for each batch, 8 bytes an event.
 CREATE TABLE seen(n INTEGER PRIMARY KEY, ids BLOB NOT NULL) STRICT;
 
--- Events by columns; bytes: of memory, about. Ids of blocks are never used twice.
-CREATE TABLE block(id INTEGER PRIMARY KEY AUTOINCREMENT, site INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, bots INTEGER NOT NULL, sessions INTEGER NOT NULL) STRICT;
+-- Events by columns; bytes: of memory, about; crc: of the other
+-- numbers, the id first, 8 bytes each, little endian. Ids of blocks are never used twice.
+CREATE TABLE block(id INTEGER PRIMARY KEY AUTOINCREMENT, site INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, bots INTEGER NOT NULL, sessions INTEGER NOT NULL, crc INTEGER NOT NULL) STRICT;
 CREATE INDEX block_site ON block(site, last_ms);
 -- k = block id << 8 | number of the column.
 CREATE TABLE col(k INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
@@ -63,7 +65,7 @@ pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// `secure_delete`: what goes, be it because it became a block, leaves nothing behind of
 /// somebody who is erased later.
 const WRITER: &str = "
-PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-32768; PRAGMA mmap_size=0;
+PRAGMA synchronous=FULL; PRAGMA cache_size=-32768; PRAGMA mmap_size=0;
 PRAGMA wal_autocheckpoint=2000; PRAGMA journal_size_limit=67108864;
 PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA secure_delete=ON;";
 
@@ -116,10 +118,12 @@ fn check_version() -> Result<(), StoreError> {
 fn lock(path: &Path) -> Result<File, StoreError> {
     let file = File::options().create(true).truncate(false).write(true).open(beside(path, "lock"));
     let file = file.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
-    file.try_lock().map_err(|error| {
-        StoreError::Unavailable(format!("{}: another process writes to it: {error}", path.display()))
-    })?;
-    Ok(file)
+    let why = match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::WouldBlock) => "another process writes to it".to_owned(),
+        Err(TryLockError::Error(error)) => format!("it cannot be locked: {error}"),
+    };
+    Err(StoreError::Unavailable(format!("{}: {why}", path.display())))
 }
 
 /// True while some process, this one too, has a file open for writing. Changes nothing.
@@ -135,11 +139,16 @@ fn beside(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
-fn open_writer(path: &Path) -> Result<Connection, StoreError> {
+pub(crate) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // Before the first page is written.
     connection.execute_batch("PRAGMA page_size=8192;")?;
+    let mode: String = connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        let want = "\"wal\": questions and writes beside each other; this file system may not be able to";
+        return Err(StoreError::invalid("the store's journal", mode, want));
+    }
     connection.execute_batch(WRITER)?;
     migrate(&mut connection)?;
     Ok(connection)
@@ -149,12 +158,16 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     match found {
+        // On a full disk nothing can be written, and all can be read.
+        VERSION => return Ok(()),
         0 => {
             transaction.execute_batch(TABLES)?;
             for migration in MIGRATIONS {
                 transaction.execute_batch(migration)?;
             }
-            let secret = std::array::from_fn::<u8, 32, _>(|_| fastrand::u8(..));
+            let mut secret = [0; 32];
+            let filled = ring::rand::SystemRandom::new().fill(&mut secret);
+            filled.map_err(|_| StoreError::Unavailable("the system has no randomness".into()))?;
             transaction.execute("INSERT INTO meta(k, v) VALUES ('secret', ?1)", [&secret[..]])?;
         }
         1..=VERSION => {
@@ -192,33 +205,91 @@ pub(crate) fn secrets(connection: &Connection) -> Result<([u8; 16], [u8; 16]), S
     halves.ok_or_else(|| StoreError::Damaged("its secret is cut".into()))
 }
 
-/// Moves a file and what belongs to it out of the way.
+/// Moves a file and what belongs to it out of the way; its log first: a crash between them
+/// must not leave a log without its file, which the next to open the store would delete.
 fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let aside = beside(path, &format!("damaged-{now}"));
-    for end in ["", "-wal", "-shm"] {
+    let failed = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
+    for end in ["-wal", "-shm", ""] {
         let with = |path: &Path| {
             let mut name = path.as_os_str().to_owned();
             name.push(end);
             PathBuf::from(name)
         };
         match fs::rename(with(path), with(&aside)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(StoreError::Unavailable(format!("{}: {error}", path.display())));
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
     }
+    sync_dir(path).map_err(failed)?;
     Ok(aside)
+}
+
+/// What names there are in the directory of a file outlives a power cut.
+pub(crate) fn sync_dir(path: &Path) -> std::io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// The tables of who is who.
+const IDENTITY: [&str; 7] = ["user", "link", "alias", "apart", "traits", "owner", "identity_log"];
+
+/// Reads all of the tables of who is who, and begins them anew if they are damaged: what is
+/// known about somebody is worth less than all events.
+pub(crate) fn check_identity(connection: &mut Connection) -> Result<(), StoreError> {
+    let check = |connection: &Connection| {
+        for table in IDENTITY {
+            let sql = format!("SELECT count(*) FROM {table} NOT INDEXED");
+            connection.query_row(&sql, [], |row| row.get::<_, i64>(0))?;
+        }
+        Ok(())
+    };
+    match check(connection) {
+        Err(StoreError::Damaged(why)) => {
+            tracing::error!(
+                why,
+                "who is who is damaged in the store; it begins anew, and an import of an export brings it back"
+            );
+            begin_identity_anew(connection)
+        }
+        done => done,
+    }
+}
+
+fn begin_identity_anew(connection: &mut Connection) -> Result<(), StoreError> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let is_its = format!("tbl_name IN ('{}') AND sql IS NOT NULL", IDENTITY.join("', '"));
+    let sql = format!("SELECT sql FROM sqlite_schema WHERE {is_its} ORDER BY type DESC, name");
+    let texts: Vec<String> =
+        transaction.prepare(&sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    // Their pages cannot be given back, as they cannot be read: they stay until the file is
+    // written anew.
+    transaction.execute_batch("PRAGMA writable_schema=ON")?;
+    transaction
+        .execute(&format!("DELETE FROM sqlite_schema WHERE tbl_name IN ('{}')", IDENTITY.join("', '")), [])?;
+    transaction.execute_batch("PRAGMA writable_schema=RESET")?;
+    for text in texts {
+        transaction.execute_batch(&text)?;
+    }
+    Ok(transaction.commit()?)
 }
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(error.to_string()),
+        use rusqlite::Error;
+        let is_damage = match &error {
             // A value of a wrong type is one that this did not write.
-            None => Self::Damaged(error.to_string()),
-            _ => Self::Unavailable(error.to_string()),
-        }
+            Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::InvalidColumnType(..)
+            | Error::Utf8Error(..)
+            | Error::QueryReturnedNoRows => true,
+            error => matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+            ),
+        };
+        if is_damage { Self::Damaged(error.to_string()) } else { Self::Unavailable(error.to_string()) }
     }
 }

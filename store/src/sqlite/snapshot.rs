@@ -252,30 +252,17 @@ pub(crate) fn blocks_of(
     blocks_where(connection, OF_SITE, site, blocks)
 }
 
-const OF_SITE: &str = "SELECT id, rows, first_ms, last_ms, bots, sessions, bytes FROM block WHERE site = ?1 ORDER BY last_ms, id";
-const OF_TENANT: &str = "SELECT block.id, rows, first_ms, last_ms, bots, sessions, bytes
-    FROM site CROSS JOIN block ON block.site = site.id WHERE site.tenant = ?1";
+const OF_SITE: &str = "block WHERE site = ?1 ORDER BY last_ms, block.id";
+const OF_TENANT: &str = "site CROSS JOIN block ON block.site = site.id WHERE site.tenant = ?1";
 
 fn blocks_where(
     connection: &Connection,
-    sql: &str,
-    of: i64,
+    of: &'static str,
+    which: i64,
     blocks: &mut Vec<BlockMeta>,
 ) -> Result<(), StoreError> {
-    let mut statement = connection.prepare_cached(sql)?;
-    let found = statement.query_map([of], |row| {
-        let size = |at| row.get::<_, i64>(at).map(|size| size.max(0) as usize);
-        Ok(BlockMeta {
-            id: row.get(0)?,
-            rows: size(1)?,
-            first_ms: row.get(2)?,
-            last_ms: row.get(3)?,
-            bots: size(4)?,
-            sessions: size(5)?,
-            bytes: size(6)?,
-        })
-    })?;
-    for block in found {
+    let mut statement = connection.prepare_cached(&format!("SELECT {} FROM {of}", BlockMeta::COLUMNS))?;
+    for block in statement.query_map([which], BlockMeta::read)? {
         blocks.push(block?);
     }
     Ok(())

@@ -10,6 +10,7 @@ use crate::{Filter, Is, Order, Sources, Step, Unit, oracle::Oracle};
 
 mod crash;
 mod faults;
+mod opening;
 mod people;
 mod questions;
 mod strain;

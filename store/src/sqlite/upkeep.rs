@@ -176,7 +176,7 @@ fn delete_in_blocks(
     let mut blocks = Vec::new();
     blocks_of(transaction, site, &mut blocks)?;
     for meta in blocks {
-        if doomed.is_all_of(&meta) {
+        if !meta.is_damaged && doomed.is_all_of(&meta) {
             delete_block(transaction, meta.id)?;
             (deleted.events, deleted.blocks) = (deleted.events + meta.rows as u64, deleted.blocks + 1);
             continue;
@@ -556,7 +556,7 @@ fn small_neighbours(connection: &Connection, max: Size, before_ms: i64) -> Resul
     for site in sites(connection, None)? {
         let mut blocks = Vec::new();
         blocks_of(connection, site, &mut blocks)?;
-        blocks.retain(|meta| meta.last_ms < before_ms);
+        blocks.retain(|meta| !meta.is_damaged && meta.last_ms < before_ms);
         all.extend(groups(blocks, max).into_iter().map(|blocks| Group { site, blocks }));
     }
     Ok(all)

@@ -17,7 +17,9 @@ use analytics_relay_providers::Event;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
-    Counters, Settings, codec,
+    Counters, Settings,
+    chunk::BlockMeta,
+    codec,
     facts::{FactTables, Known, Refused},
     hot::{self, Closed, Door, Hot, HotTable, Size, Window},
     late::{Late, Wanted},
@@ -157,6 +159,7 @@ pub(crate) fn open(
 ) -> Result<(Writer, Option<PathBuf>), StoreError> {
     let (opened, loaded) = schema::open(&settings.path, |connection| {
         check_tables(connection)?;
+        schema::check_identity(connection)?;
         load(connection, settings)
     })?;
     let Loaded { keys, secret, sites, tenants, window, hot, next_n, next_table, damaged_batches } = loaded;
@@ -196,20 +199,10 @@ pub(crate) fn open(
     Ok((writer, opened.set_aside))
 }
 
-/// Reads every table whose damage would make the store useless. Blocks are not among them:
-/// a damaged one costs itself.
+/// Reads every table whose damage would make the store useless, beside what is loaded.
+/// Blocks are not among them: a damaged one costs itself.
 fn check_tables(connection: &Connection) -> Result<(), StoreError> {
-    for sql in [
-        "SELECT count(*) FROM meta NOT INDEXED",
-        "SELECT count(*) FROM block NOT INDEXED",
-        "SELECT count(*) FROM user",
-        "SELECT count(*) FROM link NOT INDEXED",
-        "SELECT count(*) FROM alias NOT INDEXED",
-        "SELECT count(*) FROM apart",
-        "SELECT count(*) FROM traits",
-        "SELECT count(*) FROM owner NOT INDEXED",
-        "SELECT count(*) FROM identity_log",
-    ] {
+    for sql in ["SELECT count(*) FROM meta NOT INDEXED", "SELECT count(*) FROM block NOT INDEXED"] {
         connection.query_row(sql, [], |row| row.get::<_, i64>(0))?;
     }
     Ok(())
@@ -797,20 +790,14 @@ pub(crate) fn insert_block(
     site: i64,
     block: &codec::Encoded,
 ) -> Result<i64, StoreError> {
-    let sql = "INSERT INTO block(site, rows, bytes, first_ms, last_ms, bots, sessions)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-    let codec::Encoded { rows, bytes, first_ms, last_ms, bots, sessions, .. } = block;
-    let mut statement = transaction.prepare_cached(sql)?;
-    statement.execute(params![
-        site,
-        *rows as i64,
-        *bytes as i64,
-        first_ms,
-        last_ms,
-        *bots as i64,
-        *sessions as i64
-    ])?;
+    let sql = "INSERT INTO block(site, rows, bytes, first_ms, last_ms, bots, sessions, crc)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0)";
+    let codec::Encoded { rows, bytes, first_ms, last_ms, bots, sessions, .. } = *block;
+    let numbers = [site, rows as i64, bytes as i64, first_ms, last_ms, bots as i64, sessions as i64];
+    transaction.prepare_cached(sql)?.execute(rusqlite::params_from_iter(numbers))?;
     let id = transaction.last_insert_rowid();
+    let sql = "UPDATE block SET crc = ?2 WHERE id = ?1";
+    transaction.prepare_cached(sql)?.execute([id, BlockMeta::crc(id, numbers)])?;
     let mut statement = transaction.prepare_cached("INSERT INTO col(k, data) VALUES (?1, ?2)")?;
     for (number, column) in &block.columns {
         statement.execute(params![id << 8 | i64::from(*number), column])?;

@@ -1,0 +1,145 @@
+//! How a file is opened, what of it is believed, and what comes back of what was lost.
+
+use std::{fs, os::unix::fs::FileExt};
+
+use super::{
+    strain::{all, page},
+    *,
+};
+
+const USER: &str = r#","user_id":"u","anonymous_id":"d""#;
+
+fn pages(ids: Range<i64>) -> Vec<Event> {
+    ids.map(|id| page(&id.to_string(), BASE_MS + id, USER)).collect()
+}
+
+fn of() -> TenantScope {
+    TenantScope::tenant("")
+}
+
+#[test]
+fn who_is_who_that_is_damaged_begins_anew_and_costs_no_event() {
+    runtime().block_on(async {
+        for table in ["traits", "owner", "link", "identity_log"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("store.db");
+            let store = SqliteStore::open(settings(dir.path())).unwrap();
+            store.append(&pages(0..20)).await.unwrap();
+            store.close().await;
+            let root: u64 = {
+                let sql = format!("SELECT rootpage FROM sqlite_schema WHERE name = '{table}'");
+                let page: i64 =
+                    Connection::open(&path).unwrap().query_row(&sql, [], |row| row.get(0)).unwrap();
+                page as u64
+            };
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.write_all_at(&[0x55; 8192], (root - 1) * 8192).unwrap();
+            let store = SqliteStore::open(settings(dir.path())).unwrap();
+            assert_eq!(store.set_aside(), None, "{table}");
+            assert_eq!(store.summary(&all("")).await.unwrap().events, 20);
+            assert_eq!(store.identity(&of(), &Subject::User("u".into())).await.unwrap(), None);
+            store.append(&pages(20..25)).await.unwrap();
+            let known = store.identity(&of(), &Subject::User("u".into())).await.unwrap().unwrap();
+            assert_eq!(known.anonymous, ["d"]);
+            store.vacuum().await.unwrap();
+            store.close().await;
+            assert!(check(&path).unwrap().is_whole(), "{table}");
+        }
+    });
+}
+
+#[test]
+fn what_is_said_of_a_block_is_believed_if_it_is_what_was_written() {
+    runtime().block_on(async {
+        for change in
+            ["rows = 9000000000000000000", "rows = 1", "first_ms = last_ms", "last_ms = first_ms", "bots = 1"]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let store = SqliteStore::open(settings(dir.path())).unwrap();
+            store.append(&pages(0..6)).await.unwrap();
+            store.seal().await.unwrap();
+            store.append(&pages(10..12)).await.unwrap();
+            let sql = format!("UPDATE block SET {change}");
+            store.write(move |writer| Ok(writer.connection.execute(&sql, [])?)).await.unwrap();
+            // Also one that it seems to have nothing of.
+            for scope in [all(""), all("").over(BASE_MS + 10..BASE_MS + 100)] {
+                let summary = store.summary(&scope).await.unwrap();
+                assert_eq!((summary.events, summary.damaged_blocks), (2, 1), "{change}");
+                assert_eq!(store.pages(&scope, 10).await.unwrap().damaged_blocks, 1, "{change}");
+            }
+            let deleted = store.retain(&of(), BASE_MS + 11).await.unwrap();
+            assert_eq!((deleted.events, deleted.damaged_blocks), (1, 1), "{change}");
+            store.tidy(i64::MAX).await.unwrap();
+            store.close().await;
+            assert_eq!(check(&dir.path().join("store.db")).unwrap().damaged_blocks.len(), 1, "{change}");
+        }
+    });
+}
+
+#[test]
+fn a_file_system_that_cannot_have_a_log_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = format!("file:{}?vfs=unix-dotfile", dir.path().join("store.db").display());
+    let error = schema::open_writer(Path::new(&path)).unwrap_err().to_string();
+    assert!(error.contains("the store's journal") && error.contains("want \"wal\""), "{error}");
+}
+
+#[test]
+fn a_store_on_a_full_disk_opens_and_answers() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        store.append(&pages(0..20)).await.unwrap();
+        store.close().await;
+        let written = || {
+            let connection = schema::open_writer(&path).unwrap();
+            connection.total_changes()
+                + fs::metadata(path.with_extension("db-wal")).map_or(0, |wal| wal.len())
+        };
+        assert_eq!(written(), 0, "to open it nothing need be written");
+    });
+}
+
+#[test]
+fn a_lock_that_cannot_be_had_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(settings(dir.path())).unwrap();
+    let error = SqliteStore::open(settings(dir.path())).unwrap_err().to_string();
+    assert!(error.contains("another process writes to it"), "{error}");
+    runtime().block_on(store.close());
+    let nowhere = Settings::new(dir.path().join("not/there/store.db"));
+    let error = SqliteStore::open(nowhere).unwrap_err().to_string();
+    assert!(!error.contains("another process") && error.contains("No such file"), "{error}");
+}
+
+#[test]
+fn errors_that_are_none_of_the_file_do_not_set_it_aside() {
+    for error in [rusqlite::Error::InvalidQuery, rusqlite::Error::InvalidParameterName("x".into())] {
+        assert!(matches!(StoreError::from(error), StoreError::Unavailable(_)));
+    }
+    let connection = Connection::open_in_memory().unwrap();
+    let wrong = connection.query_row("SELECT 'text'", [], |row| row.get::<_, i64>(0)).unwrap_err();
+    assert!(matches!(StoreError::from(wrong), StoreError::Damaged(_)));
+}
+
+#[test]
+fn a_copy_has_its_name_once_it_is_whole() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        store.append(&pages(0..20)).await.unwrap();
+        let (copy, partial) = (dir.path().join("copy.db"), dir.path().join("copy.db-partial"));
+        // One that failed is no obstacle.
+        fs::write(&partial, "half of a copy").unwrap();
+        backup(&path, &copy).unwrap();
+        assert_eq!((check(&copy).unwrap().events, partial.exists()), (20, false));
+        // One that fails leaves nothing behind.
+        let nowhere = dir.path().join("nowhere/copy.db");
+        assert!(backup(&path, &nowhere).is_err() && !nowhere.exists());
+        assert!(backup(&dir.path().join("none.db"), &dir.path().join("other.db")).is_err());
+        assert!(!dir.path().join("other.db").exists() && !dir.path().join("other.db-partial").exists());
+        store.close().await;
+    });
+}
