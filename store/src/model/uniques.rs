@@ -130,6 +130,16 @@ impl IdMap {
         self.len == 0
     }
 
+    /// All keys, in no order, and their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.slots.iter().copied().filter(|(key, _)| *key != 0)
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.slots.len() * size_of::<(u64, u32)>()
+    }
+
     /// The number of a key.
     #[inline]
     pub fn get(&self, key: u64) -> Option<u32> {

@@ -21,6 +21,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct BlockMeta {
     pub(crate) id: i64,
+    pub(crate) site: i64,
     pub(crate) rows: usize,
     pub(crate) first_ms: i64,
     pub(crate) last_ms: i64,
@@ -43,14 +44,14 @@ impl BlockMeta {
         for (number, at) in numbers.iter_mut().zip(1..) {
             *number = row.get(at)?;
         }
-        let [_, rows, bytes, first_ms, last_ms, bots, sessions] = numbers;
+        let [site, rows, bytes, first_ms, last_ms, bots, sessions] = numbers;
         if Self::crc(id, numbers) != crc {
             let (rows, bytes, bots, sessions) = Default::default();
             let (first_ms, last_ms) = (i64::MIN, i64::MAX);
-            return Ok(Self { id, rows, bytes, first_ms, last_ms, bots, sessions, is_damaged: true });
+            return Ok(Self { id, site, rows, bytes, first_ms, last_ms, bots, sessions, is_damaged: true });
         }
         let [rows, bytes, bots, sessions] = [rows, bytes, bots, sessions].map(|size| size.max(0) as usize);
-        Ok(Self { id, rows, bytes, first_ms, last_ms, bots, sessions, is_damaged: false })
+        Ok(Self { id, site, rows, bytes, first_ms, last_ms, bots, sessions, is_damaged: false })
     }
 
     /// Of an id, and what stands beside it: site, rows, bytes, times, bots and sessions.

@@ -27,7 +27,7 @@ pub(crate) fn batch(bytes: &[u8]) {
 pub(crate) fn export(bytes: &[u8]) {
     let mut lines = BufReader::with_capacity(16, bytes);
     let mut events = Vec::new();
-    while let Some(line) = next_line(&mut lines).expect("bytes in memory can be read") {
+    while let Some((line, _)) = next_line(&mut lines).expect("bytes in memory can be read") {
         match line {
             Line::Event(event) => events.push(*event),
             Line::Fact(fact) => {

@@ -211,6 +211,14 @@ impl Window {
         self.batches.push_back((n, ids));
     }
 
+    /// Forgets what a batch had, but for some.
+    pub(crate) fn retain_of(&mut self, n: i64, keep: &IdSet) {
+        for (_, ids) in self.batches.iter_mut().filter(|(one, _)| *one == n) {
+            let lost = ids.extract_if(.., |id| !keep.contains(*id));
+            lost.for_each(|id| self.set.remove(id));
+        }
+    }
+
     /// The first batch that is remembered.
     pub(crate) fn first_batch(&self) -> Option<i64> {
         self.batches.front().map(|(n, _)| *n)

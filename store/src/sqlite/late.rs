@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use analytics_relay_providers::Event;
@@ -103,7 +103,7 @@ impl Late {
                 Ok(()) => {}
                 // What it had is lost, and this may bring it back.
                 Err(StoreError::Damaged(_)) => {
-                    counters.damaged_reads.fetch_add(1, Ordering::Relaxed);
+                    counters.lost(&meta);
                 }
                 Err(error) => return Err(error),
             }

@@ -24,6 +24,7 @@
 //! | `upkeep`, `facts_file` | erasing, retention, merging, checking, backup, export, import |
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -74,6 +75,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use chunk::BlockMeta;
 use facts::FactTables;
 use hot::Closed;
 use snapshot::{Env, OwnerCache, Patience, Snapshot};
@@ -84,6 +86,8 @@ pub use upkeep::{CheckReport, ExportReport, ImportReport, Wanted, backup, check,
 
 /// Batches that wait for the writer.
 const JOBS_MAX: usize = 2;
+/// Questions that wait for their turn; more are refused.
+const WAITING_MAX: usize = 64;
 /// Tables that wait for the sealer: more are handed over when it is done with one.
 const SEALS_MAX: usize = 1;
 
@@ -168,9 +172,17 @@ pub(crate) struct Counters {
     aliases_refused: AtomicU64,
     traits_refused: AtomicU64,
     sources_refused: AtomicU64,
+    /// Blocks that could not be read: what they had may come again.
+    lost: Mutex<BTreeMap<i64, BlockMeta>>,
 }
 
 impl Counters {
+    /// Notes that a block cannot be read.
+    fn lost(&self, meta: &BlockMeta) {
+        self.damaged_reads.fetch_add(1, Ordering::Relaxed);
+        lock(&self.lost).insert(meta.id, meta.clone());
+    }
+
     fn refused(&self, refused: facts::Refused) {
         self.links_refused.fetch_add(refused.links, Ordering::Relaxed);
         self.aliases_refused.fetch_add(refused.aliases, Ordering::Relaxed);
@@ -237,6 +249,7 @@ struct Shared {
     keys: Keys,
     readers: Mutex<Vec<Connection>>,
     turns: Arc<Semaphore>,
+    waiting: Semaphore,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     set_aside: Option<PathBuf>,
@@ -284,6 +297,7 @@ impl SqliteStore {
                 keys,
                 readers: Mutex::new(connections),
                 turns: Arc::new(Semaphore::new(readers)),
+                waiting: Semaphore::new(WAITING_MAX),
                 jobs: Mutex::new(Some(jobs)),
                 threads: Mutex::new(handles),
                 set_aside,
@@ -325,12 +339,31 @@ impl SqliteStore {
         answer.await.map_err(|_| StoreError::Unavailable("it panicked".into()))?
     }
 
+    /// Waits for a turn to read, until a deadline if there is one.
+    async fn turn(&self, deadline: Option<Instant>) -> Result<OwnedSemaphorePermit, StoreError> {
+        let turn = self.shared.turns.clone().acquire_owned();
+        let turn = match deadline {
+            None => turn.await,
+            Some(deadline) => {
+                let waiting = self.shared.waiting.try_acquire();
+                let _waiting = waiting.map_err(|_| {
+                    StoreError::Unavailable(format!("{WAITING_MAX} questions wait for their turn"))
+                })?;
+                tokio::time::timeout_at(deadline.into(), turn).await.map_err(|_| {
+                    StoreError::Unavailable("its turn did not come in time; others are asked".into())
+                })?
+            }
+        };
+        turn.map_err(|_| StoreError::Closed)
+    }
+
     /// Does something that reads, off the asynchronous threads.
     async fn read<T: Send + 'static>(
         &self,
+        deadline: Option<Instant>,
         read: impl FnOnce(&Shared, &mut Readers) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let turn = self.shared.turns.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let turn = self.turn(deadline).await?;
         // One that is alone may use two threads.
         let second = self.shared.turns.clone().try_acquire_owned().ok();
         let shared = self.shared.clone();
@@ -350,15 +383,13 @@ impl SqliteStore {
         ask: impl FnOnce(&mut Snapshot<'_>, &Shared) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let of = of.clone();
+        let deadline = Instant::now() + self.shared.settings.deadline;
         // Whoever drops this waits no more.
         let (waiting, gone) = snapshot::waiting();
-        let answer = self.read(move |shared, readers| {
-            let env = Env {
-                door: &shared.door,
-                owners: &shared.owners,
-                counters: &shared.counters,
-                patience: Patience::new(Instant::now() + shared.settings.deadline, gone),
-            };
+        let answer = self.read(Some(deadline), move |shared, readers| {
+            let patience = Patience::new(deadline, gone);
+            let env =
+                Env { door: &shared.door, owners: &shared.owners, counters: &shared.counters, patience };
             let Readers { first, second, .. } = readers;
             snapshot::with_snapshot(first, second.as_mut(), &of, &env, |snapshot| ask(snapshot, shared))
         });

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -218,7 +219,7 @@ fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
             PathBuf::from(name)
         };
         match fs::rename(with(path), with(&aside)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
     }
@@ -229,7 +230,11 @@ fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
 /// What names there are in the directory of a file outlives a power cut.
 pub(crate) fn sync_dir(path: &Path) -> std::io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+    match File::open(dir.unwrap_or(Path::new(".")))?.sync_all() {
+        // Some file systems cannot.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// The tables of who is who.

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     ops::Range,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -18,6 +18,7 @@ use super::{
     codec::KeyColumn,
     facts::FactTables,
     hot::{Door, HotTable},
+    lock,
 };
 use crate::{
     AsOf, Sources, StoreError, TenantScope,
@@ -27,11 +28,45 @@ use crate::{
 /// Fewer chunks are not worth a second thread.
 const CHUNKS_SHARED_MIN: usize = 6;
 
+/// Most bytes of the owners that are remembered, over all tenants but the one that is asked.
+const OWNERS_BYTES_MAX: usize = 64 << 20;
+/// What changed since a tenant's owners were put together is kept apart up to here, or up to
+/// an eighth of them: a question copies that and no more.
+const CHANGED_MAX: usize = 4096;
+
+/// Whose devices and users are, by keys.
+#[derive(Debug, Clone, Default)]
+struct Owned {
+    numbers: IdMap,
+    owners: Vec<(u64, i64)>,
+}
+
+impl Owned {
+    #[inline]
+    fn get(&self, who: u64) -> Option<(u64, i64)> {
+        self.numbers.get(who).map(|number| self.owners[number as usize])
+    }
+
+    fn insert(&mut self, who: u64, owner: (u64, i64)) {
+        let (number, is_new) = self.numbers.get_or_insert(who, self.owners.len() as u32);
+        if is_new {
+            self.owners.push(owner);
+        } else {
+            self.owners[number as usize] = owner;
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.numbers.bytes() + self.owners.capacity() * size_of::<(u64, i64)>()
+    }
+}
+
 /// Whose devices and users are, by keys, in one tenant.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct OwnerMap {
-    numbers: IdMap,
-    owners: Vec<(u64, i64)>,
+    base: Arc<Owned>,
+    /// What is other than there.
+    changed: Owned,
     n: i64,
     epoch: i64,
 }
@@ -40,47 +75,104 @@ impl OwnerMap {
     /// Whose something is, and until when; it is its own after that, and if it is not known.
     #[inline]
     pub(crate) fn owner(&self, who: u64) -> (u64, i64) {
-        if self.owners.is_empty() || who == 0 {
+        if who == 0 {
             return (who, i64::MAX);
         }
-        self.numbers.get(who).map_or((who, i64::MAX), |number| self.owners[number as usize])
+        let owner = self.changed.get(who).or_else(|| self.base.get(who));
+        owner.unwrap_or((who, i64::MAX))
+    }
+
+    fn insert(&mut self, who: u64, owner: (u64, i64)) {
+        self.changed.insert(who, owner);
+        if self.changed.owners.len() > CHANGED_MAX.max(self.base.owners.len() / 8) {
+            let base = Arc::make_mut(&mut self.base);
+            let changed = std::mem::take(&mut self.changed);
+            changed
+                .numbers
+                .iter()
+                .for_each(|(who, number)| base.insert(who, changed.owners[number as usize]));
+        }
     }
 }
 
-/// The owners that were read last, for all readers.
+/// The owners that were read last, for all readers: those of the tenants that were asked last.
 #[derive(Debug, Default)]
-pub(crate) struct OwnerCache(RwLock<HashMap<i64, Arc<OwnerMap>>>);
+pub(crate) struct OwnerCache(Mutex<Cached>);
+
+#[derive(Debug, Default)]
+struct Cached {
+    /// By tenant, and when it was asked.
+    maps: HashMap<i64, (Arc<OwnerMap>, u64)>,
+    asked: u64,
+}
+
+impl Cached {
+    fn get(&mut self, tenant: i64) -> Arc<OwnerMap> {
+        self.asked += 1;
+        let known = self.maps.get_mut(&tenant);
+        known
+            .map(|(map, asked)| {
+                *asked = self.asked;
+                map.clone()
+            })
+            .unwrap_or_default()
+    }
+
+    /// Remembers owners, and forgets those of tenants that were not asked for long.
+    fn put(&mut self, tenant: i64, map: Arc<OwnerMap>) {
+        let known = self.maps.get(&tenant);
+        if known.is_some_and(|(known, _)| (known.epoch, known.n) > (map.epoch, map.n)) {
+            return;
+        }
+        self.maps.insert(tenant, (map, self.asked));
+        let bytes = |map: &OwnerMap| map.base.bytes() + map.changed.bytes();
+        let others = |maps: &HashMap<i64, (Arc<OwnerMap>, u64)>| {
+            let others = maps.iter().filter(|(one, _)| **one != tenant);
+            let sum: usize = others.clone().map(|(_, (map, _))| bytes(map)).sum();
+            let oldest = others.min_by_key(|(_, (_, asked))| *asked).map(|(one, _)| *one);
+            oldest.filter(|_| sum > OWNERS_BYTES_MAX)
+        };
+        while let Some(oldest) = others(&self.maps) {
+            self.maps.remove(&oldest);
+        }
+    }
+}
 
 impl OwnerCache {
-    /// The owners of a tenant, with what changed since they were read.
-    fn get(&self, connection: &Connection, tenant: i64) -> Result<Arc<OwnerMap>, StoreError> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned();
-        let mut map = known.unwrap_or_default();
+    /// The owners of a tenant, with what changed since they were read. `None` if what is
+    /// remembered is of a later moment than that which is read.
+    fn get(
+        &self,
+        connection: &Connection,
+        tenant: i64,
+        patience: &Patience,
+    ) -> Result<Option<Arc<OwnerMap>>, StoreError> {
+        let mut map = lock(&self.0).get(tenant);
         let epoch = epoch(connection, tenant)?;
-        if map.epoch != epoch {
+        let sql = "SELECT ifnull(max(n), 0) FROM owner WHERE tenant = ?1";
+        let last: i64 = connection.prepare_cached(sql)?.query_row([tenant], |row| row.get(0))?;
+        if map.epoch > epoch || map.epoch == epoch && map.n > last {
+            return Ok(None);
+        }
+        if map.epoch < epoch {
             map = Arc::new(OwnerMap { epoch, ..OwnerMap::default() });
         }
         let sql = "SELECT who, root, until_ms, n FROM owner WHERE tenant = ?1 AND n > ?2";
         let mut statement = connection.prepare_cached(sql)?;
         let mut rows = statement.query(params![tenant, map.n])?;
-        let mut changed = false;
+        let mut count = 0_usize;
         while let Some(row) = rows.next()? {
             let (who, root): (i64, i64) = (row.get(0)?, row.get(1)?);
             let map = Arc::make_mut(&mut map);
-            let (number, is_new) = map.numbers.get_or_insert(who as u64, map.owners.len() as u32);
-            let owner = (root as u64, row.get(2)?);
-            if is_new {
-                map.owners.push(owner)
-            } else {
-                map.owners[number as usize] = owner
-            }
+            map.insert(who as u64, (root as u64, row.get(2)?));
             map.n = map.n.max(row.get(3)?);
-            changed = true;
+            count += 1;
+            if count.is_multiple_of(4096) {
+                patience.check()?;
+            }
         }
-        if changed || map.owners.is_empty() {
-            self.0.write().unwrap_or_else(PoisonError::into_inner).insert(tenant, map.clone());
-        }
-        Ok(map)
+        lock(&self.0).put(tenant, map.clone());
+        Ok(Some(map))
     }
 }
 
@@ -171,44 +263,63 @@ pub(crate) fn with_snapshot<T>(
     env: &Env<'_>,
     ask: impl FnOnce(&mut Snapshot<'_>) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    let hot = env.door.read();
+    loop {
+        env.patience.check()?;
+        let (reading, tenant, sites, tables) = begin(connection, of, env.door)?;
+        let owners = match tenant {
+            Some(tenant) => env.owners.get(connection, tenant, &env.patience)?,
+            None => Some(Arc::default()),
+        };
+        // Somebody else has asked a later moment meanwhile: this asks it too.
+        let Some(owners) = owners else { continue };
+        let blocks = blocks(connection, of, tenant, &sites, &env.patience)?;
+        let mut snapshot = Snapshot {
+            connection,
+            helper,
+            tenant,
+            blocks,
+            tables,
+            owners,
+            patience: env.patience.clone(),
+            counters: env.counters,
+            damaged: Default::default(),
+        };
+        let answer = ask(&mut snapshot);
+        drop(reading);
+        return answer;
+    }
+}
+
+/// The tenant, its sites, and their tables, of the moment that a connection reads from now on.
+type Begun<'c> = (Reading<'c>, Option<i64>, Vec<i64>, Vec<Arc<HotTable>>);
+
+fn begin<'c>(connection: &'c Connection, of: &TenantScope, door: &Door) -> Result<Begun<'c>, StoreError> {
+    let hot = door.read();
     connection.execute_batch("BEGIN")?;
-    let _reading = Reading(connection);
+    let reading = Reading(connection);
     let (tenant, sites) = sites(connection, of)?;
-    let mut tables = Vec::new();
-    for site in &sites {
-        tables.extend(
-            hot.sites.get(site).into_iter().flatten().filter(|table| table.table.rows() > 0).cloned(),
-        );
-    }
-    drop(hot);
-    env.patience.check()?;
+    let tables = sites.iter().filter_map(|site| hot.sites.get(site)).flatten();
+    let tables = tables.filter(|table| table.table.rows() > 0).cloned().collect();
+    Ok((reading, tenant, sites, tables))
+}
+
+fn blocks(
+    connection: &Connection,
+    of: &TenantScope,
+    tenant: Option<i64>,
+    sites: &[i64],
+    patience: &Patience,
+) -> Result<Vec<BlockMeta>, StoreError> {
     let mut blocks = Vec::new();
-    match (&of.sources, tenant) {
-        (Sources::All, Some(tenant)) => blocks_where(connection, OF_TENANT, tenant, &mut blocks)?,
-        _ => {
-            for site in &sites {
-                env.patience.check()?;
-                blocks_of(connection, *site, &mut blocks)?;
-            }
-        }
+    if let (Sources::All, Some(tenant)) = (&of.sources, tenant) {
+        blocks_where(connection, OF_TENANT, tenant, &mut blocks)?;
+        return Ok(blocks);
     }
-    env.patience.check()?;
-    let owners = match tenant {
-        Some(tenant) => env.owners.get(connection, tenant)?,
-        None => Arc::default(),
-    };
-    ask(&mut Snapshot {
-        connection,
-        helper,
-        tenant,
-        blocks,
-        tables,
-        owners,
-        patience: env.patience.clone(),
-        counters: env.counters,
-        damaged: Default::default(),
-    })
+    for site in sites {
+        patience.check()?;
+        blocks_of(connection, *site, &mut blocks)?;
+    }
+    Ok(blocks)
 }
 
 /// What snapshots are taken of.
@@ -335,7 +446,8 @@ impl Snapshot<'_> {
         let blocks: Vec<&BlockMeta> =
             self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
         let seen = Seen { owners: &self.owners };
-        let (next, damaged, left) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+        let (next, damaged, left) =
+            (AtomicUsize::new(0), Mutex::new(Vec::<&BlockMeta>::new()), Mutex::new(Vec::new()));
         let work = |connection: &Connection| -> Result<F, StoreError> {
             let mut fold = new();
             while let Some(meta) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -361,9 +473,9 @@ impl Snapshot<'_> {
             self.patience.check()?;
             fold.take(&mut Chunk::hot(table), &seen)?;
         }
-        for block in std::mem::take(&mut *lock(&damaged)) {
-            if self.damaged.insert(block) {
-                self.counters.damaged_reads.fetch_add(1, Ordering::Relaxed);
+        for meta in std::mem::take(&mut *lock(&damaged)) {
+            if self.damaged.insert(meta.id) {
+                self.counters.lost(meta);
             }
         }
         Ok(fold)
@@ -391,7 +503,7 @@ impl Snapshot<'_> {
             match take(&mut Chunk::block(self.connection, meta), meta.last_ms, &seen) {
                 Err(StoreError::Damaged(why)) => {
                     tracing::error!(block = meta.id, why, "a block is damaged: its events are in no figure");
-                    self.counters.damaged_reads.fetch_add(1, Ordering::Relaxed);
+                    self.counters.lost(meta);
                     damaged = Some(meta.id);
                     break;
                 }
@@ -449,14 +561,10 @@ fn in_two<F: Fold>(
     Ok(fold)
 }
 
-fn note_damage(damaged: &Mutex<Vec<i64>>, meta: &BlockMeta, why: &str) {
+fn note_damage<'m>(damaged: &Mutex<Vec<&'m BlockMeta>>, meta: &'m BlockMeta, why: &str) {
     let what = if why == GONE { "it is not whole" } else { why };
     tracing::error!(block = meta.id, why = what, "a block is damaged: its events are in no figure");
-    lock(damaged).push(meta.id);
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(damaged).push(meta);
 }
 
 /// How long a question is worked on: until its time is over, or nobody waits for it.

@@ -212,6 +212,8 @@ impl Table {
 
     /// Adds an event.
     pub(crate) fn push(&mut self, event: &Event) {
+        #[cfg(test)]
+        assert_ne!(event.id().as_str(), PANICS, "on purpose");
         let json = String::from_utf8(event.to_json()).expect("JSON is text");
         let row = self.rows();
         let (mut skeleton, mut is_bot, mut hint) = (String::with_capacity(json.len()), false, 0);
@@ -298,6 +300,10 @@ impl Table {
         order
     }
 }
+
+/// The id of an event at which a test lets it panic, as a bug would.
+#[cfg(test)]
+pub(crate) const PANICS: &str = "panics on purpose";
 
 /// True for what is only found out about machines.
 fn is_bots(path: &str) -> bool {

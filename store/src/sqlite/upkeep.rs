@@ -15,7 +15,7 @@ use analytics_relay_providers::Event;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, Transaction, params};
 
 use super::{
-    Settings, SqliteStore, Stats,
+    Counters, Settings, SqliteStore, Stats,
     chunk::{BlockMeta, Chunk},
     codec,
     facts::{FactTables, Refused, Whose},
@@ -34,6 +34,8 @@ use crate::{
 
 /// Events of one call to [`Store::append`] when a file is imported.
 const IMPORT_BATCH: usize = 1_000;
+/// So many bytes of lines are enough for one, however few they are.
+const IMPORT_BYTES: usize = 8 << 20;
 /// So long is waited for one more block.
 const SEAL_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Longest line of a file that is imported.
@@ -125,6 +127,7 @@ fn delete(
     doom: impl FnOnce(&Transaction<'_>, i64) -> Result<(Doomed, u64), StoreError>,
 ) -> Result<Deleted, StoreError> {
     let (keys, secret, door) = (writer.keys, writer.secret, writer.door.clone());
+    let counters = writer.counters.clone();
     let sites = writer.sites_of(tenant);
     let damaged = writer.damaged_batches.iter().filter(|(_, site)| sites.contains(site)).count();
     let tables = door.read().tables().filter(|(site, _)| sites.contains(site)).count();
@@ -133,7 +136,7 @@ fn delete(
     let (doomed, facts) = doom(&transaction, n)?;
     let mut deleted = Deleted { facts, damaged_batches: damaged as u64, ..Deleted::default() };
     for site in &sites {
-        delete_in_blocks(&transaction, *site, &doomed, keys, secret, &mut deleted)?;
+        delete_in_blocks(&transaction, *site, &doomed, keys, secret, &counters, &mut deleted)?;
     }
     let mut kept = Vec::new();
     for (site, table) in door.read().tables().filter(|(site, _)| sites.contains(site)) {
@@ -171,6 +174,7 @@ fn delete_in_blocks(
     doomed: &Doomed,
     keys: Keys,
     secret: [u8; 16],
+    counters: &Counters,
     deleted: &mut Deleted,
 ) -> Result<(), StoreError> {
     let mut blocks = Vec::new();
@@ -189,6 +193,7 @@ fn delete_in_blocks(
                     "a block is damaged: what it has cannot be deleted from it"
                 );
                 deleted.damaged_blocks += 1;
+                counters.lost(&meta);
                 continue;
             }
             kept => kept?,
@@ -290,7 +295,7 @@ impl SqliteStore {
         let Settings { block_rows, block_bytes, .. } = self.shared.settings;
         let max = Size { rows: block_rows, bytes: block_bytes };
         let groups =
-            self.read(move |_, readers| small_neighbours(&readers.first, max, hot_before_ms)).await?;
+            self.read(None, move |_, readers| small_neighbours(&readers.first, max, hot_before_ms)).await?;
         let mut merged = 0;
         // As many at once as make a block of full size, and one group at least.
         for some in groups.chunk_by({
@@ -316,7 +321,7 @@ impl SqliteStore {
     /// Makes a block of each group. Returns how many blocks went into others.
     async fn merge(&self, groups: Vec<Group>) -> Result<u64, StoreError> {
         let made = self
-            .read(move |shared, readers| {
+            .read(None, move |shared, readers| {
                 let secret = schema::secrets(&readers.first)?.1;
                 let made = groups.into_iter().map(|group| {
                     let block = merged_block(&readers.first, &group, shared.keys, secret);
@@ -352,7 +357,7 @@ impl SqliteStore {
 
     /// What is in the store, and what happened since it was opened.
     pub async fn stats(&self) -> Result<Stats, StoreError> {
-        self.read(|shared, readers| {
+        self.read(None, |shared, readers| {
             let size = shared.door.read().size();
             let (hot_events, hot_bytes) = (size.rows as u64, size.bytes as u64);
             let mut stats = file_stats(&readers.first)?;
@@ -402,40 +407,73 @@ impl SqliteStore {
 
     /// Takes in what [`export`] wrote: an event or a fact a line, in any order. What is there
     /// is not taken twice; lines that are neither are counted.
-    pub async fn import(&self, mut lines: impl BufRead + Send) -> Result<ImportReport, StoreError> {
+    pub async fn import(&self, mut lines: impl BufRead + Send + 'static) -> Result<ImportReport, StoreError> {
         let mut report = ImportReport::default();
-        let (mut batch, mut facts) = (Vec::with_capacity(IMPORT_BATCH), Vec::new());
         loop {
-            let line = next_line(&mut lines).map_err(|error| {
+            // Reading may wait for a disk, and what is read is parsed.
+            let read = tokio::task::spawn_blocking(move || (next_part(&mut lines), lines));
+            let (part, rest) = read.await.map_err(|_| StoreError::Unavailable("reading panicked".into()))?;
+            lines = rest;
+            let part = part.map_err(|error| {
                 StoreError::Unavailable(format!("what is imported cannot be read: {error}"))
             })?;
-            let is_end = line.is_none();
-            match line {
-                Some(Line::Event(event)) => batch.push(*event),
-                Some(Line::Fact(fact)) => facts.push(*fact),
-                Some(Line::Damaged) => report.damaged += 1,
-                Some(Line::Empty) | None => {}
-            }
-            if batch.len() == IMPORT_BATCH || is_end {
-                for appended in self.append(&batch).await? {
-                    match appended {
-                        Appended::New => report.new += 1,
-                        Appended::Duplicate => report.duplicates += 1,
-                        Appended::Unstorable(_) => report.damaged += 1,
-                    }
+            for appended in self.append_patiently(&part.events).await? {
+                match appended {
+                    Appended::New => report.new += 1,
+                    Appended::Duplicate => report.duplicates += 1,
+                    Appended::Unstorable(_) => report.damaged += 1,
                 }
-                batch.clear();
             }
-            if facts.len() == IMPORT_BATCH || is_end && !facts.is_empty() {
-                self.know(&facts).await?;
-                report.facts += facts.len() as u64;
-                facts.clear();
+            if !part.facts.is_empty() {
+                self.know(&part.facts).await?;
             }
-            if is_end {
+            report.facts += part.facts.len() as u64;
+            report.damaged += part.damaged;
+            if part.is_last {
                 return Ok(report);
             }
         }
     }
+
+    /// Appends once there is room: a file is read faster than blocks are made.
+    async fn append_patiently(&self, events: &[Event]) -> Result<Vec<Appended>, StoreError> {
+        let since = Instant::now();
+        loop {
+            match self.append(events).await {
+                Err(StoreError::Unavailable(_)) if since.elapsed() < SEAL_WAIT_MAX => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// What is taken in at once of a file that is imported.
+#[derive(Default)]
+struct Part {
+    events: Vec<Event>,
+    facts: Vec<KnownFact>,
+    damaged: u64,
+    is_last: bool,
+}
+
+fn next_part(lines: &mut impl BufRead) -> io::Result<Part> {
+    let (mut part, mut bytes) = (Part::default(), 0);
+    while part.events.len() + part.facts.len() < IMPORT_BATCH && bytes < IMPORT_BYTES {
+        let Some((line, its_bytes)) = next_line(lines)? else {
+            part.is_last = true;
+            break;
+        };
+        bytes += its_bytes;
+        match line {
+            Line::Event(event) => part.events.push(*event),
+            Line::Fact(fact) => part.facts.push(*fact),
+            Line::Damaged => part.damaged += 1,
+            Line::Empty => {}
+        }
+    }
+    Ok(part)
 }
 
 /// How far something is that can be given up.
@@ -490,8 +528,9 @@ pub(crate) enum Line {
     Empty,
 }
 
-/// Reads a line, whatever it is, into memory that is bounded; `None` at the end.
-pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<Line>> {
+/// Reads a line, whatever it is, into memory that is bounded, and how long it is; `None` at
+/// the end.
+pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<(Line, usize)>> {
     let mut line = Vec::new();
     lines.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
     if line.is_empty() {
@@ -499,16 +538,17 @@ pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<Line>> {
     }
     if line.last() != Some(&b'\n') && line.len() as u64 == LINE_BYTES_MAX {
         lines.skip_until(b'\n')?;
-        return Ok(Some(Line::Damaged));
+        return Ok(Some((Line::Damaged, line.len())));
     }
+    let bytes = line.len();
     if line.trim_ascii().is_empty() {
-        return Ok(Some(Line::Empty));
+        return Ok(Some((Line::Empty, bytes)));
     }
     let line = match Event::from_json(&line) {
         Ok(event) => Line::Event(Box::new(event)),
         Err(_) => KnownFact::from_line(&line).map_or(Line::Damaged, |fact| Line::Fact(Box::new(fact))),
     };
-    Ok(Some(line))
+    Ok(Some((line, bytes)))
 }
 
 fn file_stats(connection: &Connection) -> Result<Stats, StoreError> {
@@ -631,7 +671,7 @@ pub fn backup(path: &Path, to: &Path) -> Result<(), StoreError> {
         let named = File::open(&unfinished).and_then(|copy| {
             copy.sync_all()?;
             name_new(&unfinished, to)?;
-            sync_dir_of(to)
+            schema::sync_dir(to)
         });
         named.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => taken(),
@@ -672,17 +712,6 @@ fn name_new(unfinished: &Path, to: &Path) -> io::Result<()> {
         // A file system without links.
         Err(_) if to.exists() => Err(io::ErrorKind::AlreadyExists.into()),
         Err(_) => fs::rename(unfinished, to),
-    }
-}
-
-fn sync_dir_of(path: &Path) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match File::open(dir)?.sync_all() {
-        // Some file systems cannot.
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-            Ok(())
-        }
-        synced => synced,
     }
 }
 

@@ -7,9 +7,12 @@
 //! not lose the blocks that are being made.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashMap, HashSet, hash_map},
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::{Arc, atomic::Ordering, mpsc},
+    sync::{Arc, PoisonError, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
@@ -252,23 +255,91 @@ fn load(connection: &Connection, settings: &Settings) -> Result<Loaded, StoreErr
     Ok(loaded)
 }
 
-fn load_hot(connection: &Connection, settings: &Settings, loaded: &mut Loaded) -> Result<(), StoreError> {
+/// A batch of a site as it is in the table `hot`.
+struct HotRow {
+    id: i64,
+    n: i64,
+    site: i64,
+    events: Option<Vec<Event>>,
+}
+
+fn each_hot(
+    connection: &Connection,
+    mut each: impl FnMut(HotRow) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let mut statement = connection.prepare("SELECT id, n, site, events FROM hot ORDER BY id")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let (id, n, site): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let bytes: Vec<u8> = row.get(3)?;
-        loaded.next_n = loaded.next_n.max(n + 1);
-        let Some(events) = hot::decode(&bytes) else {
-            loaded.damaged_batches.push((id, site));
-            tracing::error!(n, "a batch in the store is damaged: its events are in no figure");
-            continue;
-        };
-        let (block_max, secrets) =
-            ((settings.block_rows, settings.block_bytes), (loaded.keys, loaded.secret));
-        let place = (site, events.first().is_some_and(hot::is_ahead));
-        add_hot(&mut loaded.hot, place, (id, n), &events, block_max, secrets, &mut loaded.next_table);
+        let events = hot::decode(&bytes);
+        each(HotRow { id: row.get(0)?, n: row.get(1)?, site: row.get(2)?, events })?;
     }
+    Ok(())
+}
+
+/// Reads what is no block yet. What cannot be read, or panics, costs its batch: else a store
+/// would never open again.
+fn load_hot(connection: &Connection, settings: &Settings, loaded: &mut Loaded) -> Result<(), StoreError> {
+    let mut panicked = HashSet::new();
+    let mut damaged = HashSet::new();
+    loop {
+        let at = Cell::new(None);
+        let load = AssertUnwindSafe(|| {
+            each_hot(connection, |row| {
+                loaded.next_n = loaded.next_n.max(row.n + 1);
+                let events = row.events.filter(|_| !panicked.contains(&row.id));
+                let Some(events) = events else {
+                    tracing::error!(
+                        n = row.n,
+                        "a batch in the store is damaged: its events are in no figure"
+                    );
+                    loaded.damaged_batches.push((row.id, row.site));
+                    if !panicked.contains(&row.id) {
+                        damaged.insert(row.n);
+                    }
+                    return Ok(());
+                };
+                at.set(Some(row.id));
+                let block_max = (settings.block_rows, settings.block_bytes);
+                let place = (row.site, events.first().is_some_and(hot::is_ahead));
+                let secrets = (loaded.keys, loaded.secret);
+                let next_table = &mut loaded.next_table;
+                add_hot(&mut loaded.hot, place, (row.id, row.n), &events, block_max, secrets, next_table);
+                Ok(())
+            })
+        });
+        match catch_unwind(load) {
+            Ok(done) => {
+                done?;
+                break;
+            }
+            Err(_) => {
+                panicked.extend(at.get());
+                (loaded.hot, loaded.damaged_batches) = Default::default();
+            }
+        }
+    }
+    forget_lost(connection, &damaged, loaded)
+}
+
+/// What was in batches that cannot be read may come again: of their ids those are remembered
+/// whose events are there.
+fn forget_lost(
+    connection: &Connection,
+    damaged: &HashSet<i64>,
+    loaded: &mut Loaded,
+) -> Result<(), StoreError> {
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    let mut there = IdSet::default();
+    each_hot(connection, |row| {
+        for event in row.events.iter().flatten().filter(|_| damaged.contains(&row.n)) {
+            there.insert(loaded.keys.event(event.tenant().unwrap_or_default(), event.id().as_str()));
+        }
+        Ok(())
+    })?;
+    damaged.iter().for_each(|n| loaded.window.retain_of(*n, &there));
     Ok(())
 }
 
@@ -477,21 +548,24 @@ impl Writer {
             (vec![Appended::Duplicate; batch.len()], Vec::with_capacity(batch.len()));
         let mut in_batch = IdSet::default();
         let last_ms: Vec<i64> = places.all.iter().map(|key| self.last_ms(key)).collect::<Result<_, _>>()?;
-        let mut suspects: BTreeMap<usize, Vec<(usize, &Event)>> = BTreeMap::new();
+        let lost: Vec<Vec<Range<i64>>> = places.all.iter().map(|key| self.lost(key)).collect();
+        let mut suspects: BTreeMap<(usize, bool), Vec<(usize, &Event)>> = BTreeMap::new();
         for (at, (event, place)) in batch.iter().zip(&places.of_each).enumerate() {
             let id = self.keys.event(&places.all[*place].0, event.id().as_str());
             ids.push(id);
-            if !self.window.contains(id) && in_batch.insert(id) {
+            let is_lost = lost[*place].iter().any(|lost| lost.contains(&event.time_ms()));
+            if (is_lost || !self.window.contains(id)) && in_batch.insert(id) {
                 verdicts[at] = Appended::New;
-                if event.time_ms() <= last_ms[*place] {
-                    suspects.entry(*place).or_default().push((at, event));
+                if is_lost || event.time_ms() <= last_ms[*place] {
+                    suspects.entry((*place, is_lost)).or_default().push((at, event));
                 }
             }
         }
-        for (place, events) in suspects {
+        for ((place, is_lost), events) in suspects {
             let Some(site) = self.sites.get(&places.all[place]) else { continue };
             let wanted = Wanted::of(events.into_iter());
-            self.find(site.id, &wanted)?.into_iter().for_each(|at| verdicts[at] = Appended::Duplicate);
+            let found = self.find(site.id, &wanted, is_lost)?;
+            found.into_iter().for_each(|at| verdicts[at] = Appended::Duplicate);
         }
         let mut is_new = verdicts.iter().map(|verdict| *verdict == Appended::New);
         ids.retain(|_| is_new.next() == Some(true));
@@ -509,13 +583,26 @@ impl Writer {
         self.late.last_ms(&self.connection, site.id)
     }
 
-    /// Those of events that are there though their ids are not remembered any more.
-    fn find(&mut self, site: i64, wanted: &Wanted) -> Result<Vec<usize>, StoreError> {
+    /// The times of a site's blocks that cannot be read. That an event of them was there once
+    /// says nothing: it is looked for, and kept again if it is lost.
+    fn lost(&self, key: &(String, String)) -> Vec<Range<i64>> {
+        let lost = self.counters.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if lost.is_empty() {
+            return Vec::new();
+        }
+        let site = self.sites.get(key).map(|site| site.id);
+        let its = lost.values().filter(|meta| Some(meta.site) == site);
+        its.map(|meta| meta.first_ms..meta.last_ms.saturating_add(1)).collect()
+    }
+
+    /// Those of events that are there, in what has no ids that are remembered or, if they may
+    /// be lost, anywhere.
+    fn find(&mut self, site: i64, wanted: &Wanted, anywhere: bool) -> Result<Vec<usize>, StoreError> {
         let first_batch = self.window.first_batch().unwrap_or(i64::MAX);
         let mut found = Vec::new();
         let hot = self.door.read();
         let tables = hot.sites.get(&site).into_iter().flatten();
-        let older = tables.filter(|table| table.first_batch < first_batch);
+        let older = tables.filter(|table| anywhere || table.first_batch < first_batch);
         older.for_each(|table| table.find(wanted, &mut found));
         drop(hot);
         self.late.find(&self.connection, site, wanted, &self.counters, &mut found)?;

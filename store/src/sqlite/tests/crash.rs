@@ -227,6 +227,7 @@ fn a_full_disk_refuses_and_what_is_sent_again_is_kept_once() {
         }
         assert!(refused > 2);
         assert_eq!(count(&store).await, 600);
+        limit(1 << 20).await.unwrap();
         store.seal().await.unwrap();
         assert_eq!(count(&store).await, 600);
         store.close().await;

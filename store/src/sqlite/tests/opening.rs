@@ -43,7 +43,7 @@ fn who_is_who_that_is_damaged_begins_anew_and_costs_no_event() {
             assert_eq!(known.anonymous, ["d"]);
             store.vacuum().await.unwrap();
             store.close().await;
-            assert!(check(&path).unwrap().is_whole(), "{table}");
+            assert!(check(&path, |_| {}).unwrap().is_whole(), "{table}");
         }
     });
 }
@@ -71,7 +71,11 @@ fn what_is_said_of_a_block_is_believed_if_it_is_what_was_written() {
             assert_eq!((deleted.events, deleted.damaged_blocks), (1, 1), "{change}");
             store.tidy(i64::MAX).await.unwrap();
             store.close().await;
-            assert_eq!(check(&dir.path().join("store.db")).unwrap().damaged_blocks.len(), 1, "{change}");
+            assert_eq!(
+                check(&dir.path().join("store.db"), |_| {}).unwrap().damaged_blocks.len(),
+                1,
+                "{change}"
+            );
         }
     });
 }
@@ -124,22 +128,68 @@ fn errors_that_are_none_of_the_file_do_not_set_it_aside() {
 }
 
 #[test]
-fn a_copy_has_its_name_once_it_is_whole() {
+fn what_a_damaged_batch_had_may_come_again_and_the_rest_of_it_not_twice() {
     runtime().block_on(async {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.db");
         let store = SqliteStore::open(settings(dir.path())).unwrap();
-        store.append(&pages(0..20)).await.unwrap();
-        let (copy, partial) = (dir.path().join("copy.db"), dir.path().join("copy.db-partial"));
-        // One that failed is no obstacle.
-        fs::write(&partial, "half of a copy").unwrap();
-        backup(&path, &copy).unwrap();
-        assert_eq!((check(&copy).unwrap().events, partial.exists()), (20, false));
-        // One that fails leaves nothing behind.
-        let nowhere = dir.path().join("nowhere/copy.db");
-        assert!(backup(&path, &nowhere).is_err() && !nowhere.exists());
-        assert!(backup(&dir.path().join("none.db"), &dir.path().join("other.db")).is_err());
-        assert!(!dir.path().join("other.db").exists() && !dir.path().join("other.db-partial").exists());
+        let of_site = |id: i64, site: &str| {
+            page(&id.to_string(), BASE_MS, &format!(r#","user_id":"u","source":"{site}""#))
+        };
+        let batch = [of_site(1, "w1"), of_site(2, "w2")];
+        store.append(&batch).await.unwrap();
+        store.append(&[of_site(3, "w1")]).await.unwrap();
+        let damage = "UPDATE hot SET events = zeroblob(9) WHERE id = (SELECT min(id) FROM hot)";
+        store.write(|writer| Ok(writer.connection.execute(damage, [])?)).await.unwrap();
+        store.close().await;
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let mut again = store.append(&batch).await.unwrap();
+        again.extend(store.append(&[of_site(3, "w1")]).await.unwrap());
+        assert_eq!(again.iter().filter(|one| **one == Appended::New).count(), 1, "{again:?}");
+        assert_eq!(store.append(&batch).await.unwrap(), vec![Appended::Duplicate; 2]);
+        assert_eq!(store.summary(&all("")).await.unwrap().events, 3);
+        store.close().await;
+    });
+}
+
+#[test]
+fn what_a_damaged_block_had_may_come_again() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        store.append(&pages(0..6)).await.unwrap();
+        store.seal().await.unwrap();
+        store.append(&pages(10..16)).await.unwrap();
+        store.seal().await.unwrap();
+        store.append(&pages(3..4).into_iter().chain(pages(20..22)).collect::<Vec<_>>()).await.unwrap();
+        let damage = "UPDATE col SET data = zeroblob(9) WHERE k >> 8 = (SELECT min(id) FROM block)";
+        store.write(|writer| Ok(writer.connection.execute(damage, [])?)).await.unwrap();
+        // Nobody knows yet.
+        assert_eq!(store.append(&pages(0..1)).await.unwrap(), [Appended::Duplicate]);
+        assert_eq!(store.summary(&all("")).await.unwrap().damaged_blocks, 1);
+        let again: Vec<Event> = pages(0..6).into_iter().chain(pages(10..16)).chain(pages(20..22)).collect();
+        let want = [vec![Appended::New; 6], vec![Appended::Duplicate; 8]].concat();
+        assert_eq!(store.append(&again).await.unwrap(), want);
+        assert_eq!(store.append(&again).await.unwrap(), vec![Appended::Duplicate; 14]);
+        assert_eq!(store.summary(&all("")).await.unwrap().events, 14);
+        store.close().await;
+    });
+}
+
+#[test]
+fn an_event_at_which_a_bug_panics_costs_its_batch_and_not_the_store() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        store.append(&pages(0..3)).await.unwrap();
+        let bad = [page(crate::sqlite::table::PANICS, BASE_MS, USER)];
+        assert!(matches!(store.append(&bad).await, Err(StoreError::Unavailable(_))));
+        assert_eq!(store.append(&bad).await.unwrap(), [Appended::Duplicate], "sent again it is no trap");
+        store.append(&pages(3..5)).await.unwrap();
+        store.close().await;
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let stats = store.stats().await.unwrap();
+        assert_eq!((stats.events, stats.damaged_batches), (5, 1));
+        assert_eq!(store.append(&bad).await.unwrap(), [Appended::Duplicate]);
         store.close().await;
     });
 }

@@ -254,7 +254,7 @@ proptest! {
             let mut by_line: Vec<&[u8]> = lines.split_inclusive(|byte| *byte == b'\n').collect();
             by_line.reverse();
             for lines in [by_line.concat(), lines.clone()] {
-                assert_eq!(moved.import(&lines[..]).await.unwrap().damaged, 0);
+                assert_eq!(moved.import(std::io::Cursor::new(lines)).await.unwrap().damaged, 0);
             }
             for of in [of(), TenantScope::tenant("t2")] {
                 for who in everybody() {

@@ -132,3 +132,100 @@ fn visitors_are_estimated_where_all_buckets_have_more_than_are_told_apart_and_no
         store.close().await;
     });
 }
+
+#[test]
+fn questions_that_wait_are_few_and_their_time_runs_while_they_wait() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            readers: 1,
+            deadline: Duration::from_millis(400),
+            ..Settings::new(dir.path().join("store.db"))
+        };
+        let store = SqliteStore::open(settings).unwrap();
+        store.append(&[page("1", BASE_MS, "")]).await.unwrap();
+        let turn = store.shared.turns.clone().acquire_owned().await.unwrap();
+        let asked: Vec<_> = (0..WAITING_MAX + 10)
+            .map(|_| {
+                let store = store.clone();
+                tokio::spawn(async move { store.summary(&all("")).await })
+            })
+            .collect();
+        let mut why = BTreeMap::<String, usize>::new();
+        for one in asked {
+            *why.entry(one.await.unwrap().unwrap_err().to_string()).or_default() += 1;
+        }
+        let count = |text: &str| {
+            why.iter().filter(|(why, _)| why.contains(text)).map(|(_, count)| *count).sum::<usize>()
+        };
+        assert_eq!((count("questions wait"), count("did not come in time")), (10, WAITING_MAX), "{why:?}");
+        drop(turn);
+        assert_eq!(store.summary(&all("")).await.unwrap().events, 1);
+        store.close().await;
+    });
+}
+
+#[test]
+fn owners_of_many_tenants_are_bounded_and_what_changes_is_seen_at_once() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(Settings::new(dir.path().join("store.db"))).unwrap();
+        let oracle = Oracle::with_keys(store.shared.keys);
+        for turn in 0..6 {
+            // More than are kept apart, so that they are put together on the way.
+            let events: Vec<Event> = (0..1_500)
+                .map(|n| {
+                    let (device, user) = (n % 1_200 + turn * 300, n % 700);
+                    page(
+                        &format!("{turn} {n}"),
+                        BASE_MS + n,
+                        &format!(r#","user_id":"u{user}","anonymous_id":"d{device}""#),
+                    )
+                })
+                .chain((0..50).map(|n| {
+                    page(&format!("{turn} a {n}"), BASE_MS, &format!(r#","anonymous_id":"d{}""#, n * 37))
+                }))
+                .collect();
+            store.append(&events).await.unwrap();
+            oracle.append(&events).await.unwrap();
+            if turn == 3 {
+                for one in [&store as &dyn Store, &oracle] {
+                    one.erase(&TenantScope::tenant(""), &Subject::User("u5".into())).await.unwrap();
+                }
+            }
+            let (found, want) =
+                (store.summary(&all("")).await.unwrap(), oracle.summary(&all("")).await.unwrap());
+            assert_eq!(found, want, "turn {turn}");
+        }
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_file_with_large_lines_is_taken_in_by_parts() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { hot_bytes_max: 1 << 20, ..Settings::new(dir.path().join("store.db")) };
+        let store = SqliteStore::open(settings).unwrap();
+        let large = "x".repeat(3 << 20);
+        let lines: Vec<u8> = (0..9)
+            .flat_map(|id| {
+                let more = format!(r#","user_id":"u","properties":{{"text":"{large}{id}"}}"#);
+                let mut line = page(&id.to_string(), BASE_MS, &more).to_json();
+                line.push(b'\n');
+                line
+            })
+            .collect();
+        let report = store.import(std::io::Cursor::new(lines)).await.unwrap();
+        assert_eq!((report.new, report.damaged), (9, 0));
+        let batches: i64 = store
+            .write(|writer| {
+                Ok(writer.connection.query_row("SELECT max(n) FROM seen", [], |row| row.get(0))?)
+            })
+            .await
+            .unwrap();
+        assert_eq!(batches, 3, "three lines are enough for one");
+        store.close().await;
+    });
+}
