@@ -299,7 +299,8 @@ async fn ask(store: &SqliteStore, filter: &str) {
     measure!("recent 100 of a user", store.recent(&all, Some(&who), 100));
     if "erase a user".contains(filter) {
         let start = Instant::now();
-        let deleted = store.erase(&all.of, &Subject::User("user-2000".into())).await.unwrap();
+        let deleted =
+            store.erase(&TenantScope::tenant(""), &Subject::User("user-2000".into())).await.unwrap();
         println!("erase a user: {deleted:?} in {:.1?}", start.elapsed());
     }
 }

@@ -2,7 +2,6 @@
 //! twice, and the store opens by itself.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Write},
     os::unix::fs::FileExt,
@@ -19,6 +18,7 @@ fn events(n: usize) -> Vec<Event> {
     let mut random = fastrand::Rng::with_seed(9);
     let mut spec = || Spec {
         minute: random.i16(-300..900),
+        when: 0,
         kind: random.u8(..11),
         user: random.u8(..),
         device: random.u8(..),

@@ -1,6 +1,6 @@
 //! What is done beside writing and asking.
 
-use std::{collections::BTreeSet, fs};
+use std::fs;
 
 use super::*;
 
