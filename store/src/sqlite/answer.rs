@@ -96,8 +96,8 @@ pub(crate) fn series_by_name(
 ) -> Result<Vec<NamedPoint>, StoreError> {
     let new = || Groups::new(scope, &Field::Name, Some(buckets), false, limits);
     let found = snapshot.scan(&scope.range_ms, new)?;
-    if found.others.is_some() {
-        return Err(StoreError::TooExpensive("there are too many names".into()));
+    if found.others.is_some() || found.groups.len() > ROWS_MAX {
+        return Err(StoreError::TooExpensive("there are too many names; ask for wider buckets".into()));
     }
     let mut points: Vec<(u32, NamedPoint)> = Vec::with_capacity(found.groups.len());
     for ((number, bucket), group) in &found.groups {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Field, StoreError,
-    model::{Class, IdMap, event::shown},
+    model::{Class, event::shown},
 };
 
 /// What is known of a block without reading it.
@@ -171,7 +171,7 @@ impl<'c> Chunk<'c> {
                 Ok(codec::decode_keys(&self.read(codec::WHO)?, meta.rows, with_codes)?)
             }
             Self::Hot { table, order } => {
-                Ok(key_column(order.iter().map(|row| table.table.who[*row as usize])))
+                Ok(KeyColumn::of(order.iter().map(|row| table.table.who[*row as usize])))
             }
         }
     }
@@ -182,7 +182,7 @@ impl<'c> Chunk<'c> {
                 Ok(codec::decode_keys(&self.read(codec::SESSIONS)?, meta.rows, true)?)
             }
             Self::Hot { table, order } => {
-                Ok(key_column(order.iter().map(|row| table.table.sessions[*row as usize])))
+                Ok(KeyColumn::of(order.iter().map(|row| table.table.sessions[*row as usize])))
             }
         }
     }
@@ -386,20 +386,6 @@ impl From<codec::Damaged> for StoreError {
     fn from(damaged: codec::Damaged) -> Self {
         Self::Damaged(damaged.to_string())
     }
-}
-
-fn key_column(keys: impl Iterator<Item = u64>) -> KeyColumn {
-    let (mut numbers, mut column) = (IdMap::default(), KeyColumn::default());
-    for key in keys {
-        // Zero is a key here and none in a map.
-        let of_map = if key == 0 { u64::MAX } else { key };
-        let (code, is_new) = numbers.get_or_insert(of_map, column.keys.len() as u32);
-        if is_new {
-            column.keys.push(key);
-        }
-        column.codes.push(code);
-    }
-    column
 }
 
 fn ordered(column: &TextColumn, order: &[u32]) -> TextColumn {

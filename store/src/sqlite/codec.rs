@@ -24,8 +24,8 @@
 //! ```text
 //! keys     := count:u32, key:u64 × count, codes   code n is the key with index n
 //! texts    := count:u32, how:u8, dictionary, codes   code 0 is the lack of one, n is text n-1
-//!             how 0   bytes:u32, packed(LZ4) texts
-//!             how 1   bytes:u32, packed(zlib) texts
+//!             how 0   packed(LZ4) texts
+//!             how 1   packed(zlib) texts
 //!             how 2   uuid:[u8; 16] × count       a text is "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
 //!             texts   := length:varint × count, text × count
 //! packed   := unpacked:u32, packed:u32, bytes
@@ -34,8 +34,9 @@
 //!           | 255                                 row n has code n+1
 //! ```
 //!
-//! Numbers of columns are for ever. A version or number that is not known reads as
-//! absent. Whatever the bytes are, reading ends in an error at worst.
+//! Numbers of columns are for ever: one that is not known is not read. A version that is
+//! not known is damage, which costs the block. Whatever the bytes are, reading ends in an
+//! error at worst.
 
 use std::io::{Read, Write};
 
@@ -164,21 +165,12 @@ fn encode_delays(delays: impl Iterator<Item = i64>) -> Vec<u8> {
 }
 
 fn keys(keys: impl Iterator<Item = u64>) -> (Vec<u8>, usize) {
-    // Zero is a key here and none in a map.
-    const ZERO: u64 = u64::MAX;
-    let (mut numbers, mut all, mut codes) = (IdMap::default(), Vec::new(), Vec::new());
-    for key in keys {
-        let (code, is_new) = numbers.get_or_insert(if key == 0 { ZERO } else { key }, all.len() as u32);
-        if is_new {
-            all.push(key);
-        }
-        codes.push(code);
-    }
-    let mut body = Vec::with_capacity(all.len() * 8 + codes.len());
-    body.extend((all.len() as u32).to_le_bytes());
-    all.iter().for_each(|key| body.extend(key.to_le_bytes()));
-    encode_codes(&mut body, &codes, all.len());
-    (body, all.len())
+    let KeyColumn { keys, codes } = KeyColumn::of(keys);
+    let mut body = Vec::with_capacity(keys.len() * 8 + codes.len());
+    body.extend((keys.len() as u32).to_le_bytes());
+    keys.iter().for_each(|key| body.extend(key.to_le_bytes()));
+    encode_codes(&mut body, &codes, keys.len());
+    (body, keys.len())
 }
 
 /// A column of texts, which are sorted, so that like ones lie together.
@@ -300,6 +292,23 @@ fn varint(body: &mut Vec<u8>, mut number: u64) {
 pub(crate) struct KeyColumn {
     pub(crate) keys: Vec<u64>,
     pub(crate) codes: Vec<u32>,
+}
+
+impl KeyColumn {
+    /// Each key once, in the order in which they come first.
+    pub(crate) fn of(keys: impl Iterator<Item = u64>) -> Self {
+        let (mut numbers, mut column) = (IdMap::default(), Self::default());
+        for key in keys {
+            // Zero is a key here and none in a map.
+            let of_map = if key == 0 { u64::MAX } else { key };
+            let (code, is_new) = numbers.get_or_insert(of_map, column.keys.len() as u32);
+            if is_new {
+                column.keys.push(key);
+            }
+            column.codes.push(code);
+        }
+        column
+    }
 }
 
 /// Checks a column; what is between its version and its sum.

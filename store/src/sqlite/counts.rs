@@ -1,7 +1,5 @@
 //! Events and visitors in buckets of time.
 
-use std::ops::Range;
-
 use super::{
     Limits,
     chunk::Chunk,
@@ -56,19 +54,6 @@ impl<'q> Counts<'q> {
         }
     }
 
-    /// The buckets that rows fall into, each with its rows.
-    fn parts(&self, times: &[i64], range: &Range<usize>) -> Vec<(usize, Range<usize>)> {
-        let (mut parts, mut start) = (Vec::new(), range.start);
-        while start < range.end {
-            let Some(bucket) = self.buckets.index(times[start]) else { break };
-            let end_ms = self.buckets.starts_ms.get(bucket + 1).copied().unwrap_or(i64::MAX);
-            let end = start + times[start..range.end].partition_point(|time| *time < end_ms);
-            parts.push((bucket, start..end));
-            start = end;
-        }
-        parts
-    }
-
     /// Takes in a block of which every row counts, in one bucket: who is in it says all, and
     /// nothing else is read. False if it is not such.
     fn take_whole(&mut self, chunk: &Chunk<'_>, seen: &Seen<'_>) -> Result<bool, StoreError> {
@@ -97,7 +82,7 @@ impl Fold for Counts<'_> {
             return Ok(());
         }
         let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
-        let parts = self.parts(&rows.times, &rows.range);
+        let parts = rows.parts(Some(self.buckets));
         let who = chunk.who(true)?;
         let visitors = seen.visitors(&who);
         // The last bucket that had somebody: they are looked up once for each.

@@ -1,6 +1,6 @@
 //! Events by value, or by name and bucket.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     Limits,
@@ -124,21 +124,6 @@ impl<'q> Groups<'q> {
         }
     }
 
-    /// The parts of rows that are in one bucket each.
-    fn parts(&self, rows: &Rows) -> Vec<(u32, Range<usize>)> {
-        let Some(buckets) = self.buckets else { return vec![(0, rows.range.clone())] };
-        let mut parts: Vec<(u32, Range<usize>)> = Vec::new();
-        let mut start = rows.range.start;
-        while start < rows.range.end {
-            let Some(bucket) = buckets.index(rows.times[start]) else { break };
-            let end_ms = buckets.starts_ms.get(bucket + 1).copied().unwrap_or(i64::MAX);
-            let end = start + rows.times[start..rows.range.end].partition_point(|time| *time < end_ms);
-            parts.push((bucket as u32, start..end));
-            start = end;
-        }
-        parts
-    }
-
     fn group(&mut self, number: Option<u32>, bucket: u32) -> &mut Group {
         match number {
             Some(number) => self.groups.entry((number, bucket)).or_default(),
@@ -207,7 +192,8 @@ impl Fold for Groups<'_> {
         let values = chunk.field(self.by)?;
         let who = chunk.who(true)?;
         let visitors = seen.visitors(&who);
-        for (bucket, part) in self.parts(&rows) {
+        for (bucket, part) in rows.parts(self.buckets) {
+            let bucket = bucket as u32;
             let mut locals = vec![Local::default(); values.codes()];
             let mut pairs = Pairs::new(values.codes(), visitors.len());
             let mut found: Vec<(u32, u64)> = Vec::new();

@@ -3,7 +3,10 @@
 use std::{ops::Range, rc::Rc};
 
 use super::chunk::{Chunk, Classes, Values, rows_in};
-use crate::{Filter, Scope, StoreError, model::Class};
+use crate::{
+    Filter, Scope, StoreError,
+    model::{Buckets, Class},
+};
 
 /// Rows of a chunk, and what they are.
 pub(crate) struct Rows {
@@ -52,6 +55,20 @@ impl Rows {
     #[inline]
     pub(crate) fn matches(&self, row: usize) -> bool {
         self.matching.as_ref().is_none_or(|matching| matching[row])
+    }
+
+    /// The buckets that the range has rows of, each with its rows; all are one without.
+    pub(crate) fn parts(&self, buckets: Option<&Buckets>) -> Vec<(usize, Range<usize>)> {
+        let Some(buckets) = buckets else { return vec![(0, self.range.clone())] };
+        let (mut parts, mut start) = (Vec::new(), self.range.start);
+        while start < self.range.end {
+            let Some(bucket) = buckets.index(self.times[start]) else { break };
+            let end_ms = buckets.starts_ms.get(bucket + 1).copied().unwrap_or(i64::MAX);
+            let end = start + self.times[start..self.range.end].partition_point(|time| *time < end_ms);
+            parts.push((bucket, start..end));
+            start = end;
+        }
+        parts
     }
 
     /// Those that count and match, of a part of the range.

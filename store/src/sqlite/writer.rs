@@ -12,7 +12,7 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::{Arc, PoisonError, atomic::Ordering, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,7 @@ use super::{
     facts::{FactTables, Known, Refused},
     hot::{self, Closed, Door, Hot, HotTable, Size, Window},
     late::{Late, Wanted},
-    schema,
+    lock, schema,
     table::Table,
 };
 use crate::{
@@ -586,7 +586,7 @@ impl Writer {
     /// The times of a site's blocks that cannot be read. That an event of them was there once
     /// says nothing: it is looked for, and kept again if it is lost.
     fn lost(&self, key: &(String, String)) -> Vec<Range<i64>> {
-        let lost = self.counters.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = lock(&self.counters.lost);
         if lost.is_empty() {
             return Vec::new();
         }

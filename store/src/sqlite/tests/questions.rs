@@ -229,3 +229,24 @@ fn a_file_with_large_lines_is_taken_in_by_parts() {
         store.close().await;
     });
 }
+
+#[test]
+fn names_in_buckets_are_no_more_than_rows_of_an_answer() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(Settings::new(dir.path().join("store.db"))).unwrap();
+        let named = |n: i64| {
+            let json = format!(
+                r#"{{"id":"{n}","kind":"track","name":"n{n}","time_ms":{BASE_MS},"accepted_ms":{BASE_MS}}}"#
+            );
+            Event::from_json(json.as_bytes()).unwrap()
+        };
+        store.append(&(0..10_000).map(named).collect::<Vec<_>>()).await.unwrap();
+        let scope = all("").over(BASE_MS..BASE_MS + 1);
+        assert_eq!(store.series_by_name(&scope, Bucket::All, "UTC").await.unwrap().len(), 10_000);
+        store.append(&[named(10_000)]).await.unwrap();
+        let found = store.series_by_name(&scope, Bucket::All, "UTC").await;
+        assert!(matches!(found, Err(StoreError::TooExpensive(_))), "{:?}", found.map(|rows| rows.len()));
+        store.close().await;
+    });
+}
