@@ -35,6 +35,7 @@ fn script() -> Vec<Task> {
     let mut event = |id: usize| {
         let spec = Spec {
             minute: random.i16(0..900),
+            when: 0,
             kind: random.u8(..),
             user: random.u8(..),
             device: random.u8(..),
