@@ -1,5 +1,6 @@
 //! How long a caller waits for the answer to an event of a browser's with everything found
-//! out about it, beside the same relay that finds out nothing.
+//! out about it, beside the same relay that finds out nothing. A round before, between or
+//! behind which TCP itself was slow tells nothing and is repeated.
 
 use analytics_relay::providers::sandbox::Vendor;
 use anyhow::ensure;
@@ -9,6 +10,7 @@ use serde_json::json;
 use crate::{
     enrichment::USER_AGENTS,
     enrichment_geo::{address, write_cities},
+    floors::Floor,
     http::TRACK,
     open_loop::{OpenCall, Round, Timetable},
     report::{Report, median},
@@ -17,6 +19,9 @@ use crate::{
 };
 
 const ROUNDS: usize = 9;
+const TRIES: usize = 36;
+/// The slowest TCP of a round that counts.
+const FLOOR_P99_MICROS: f64 = 1000.0;
 const TIMETABLE: Timetable = Timetable { rate: 10_000, seconds: 2.0 };
 /// Devices that send in turn.
 const DEVICES: u32 = 1_000;
@@ -29,11 +34,23 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let all = [("ENRICH", "all"), ("PII_MODE", "standard"), ("GEO_DATABASE", &*database)];
     let none = [("ENRICH", "none"), ("PII_MODE", "off"), ("GEO_DATABASE", "")];
     let mut rounds = Vec::new();
-    for number in 0..ROUNDS {
+    for number in 0..TRIES {
         // What comes second meets a machine that is warm: each comes first in its turn.
         let (first, second) = if number % 2 == 0 { (&none, &all) } else { (&all, &none) };
-        let (first, second) = (round(first).await?, round(second).await?);
-        rounds.push(if number % 2 == 0 { (first, second) } else { (second, first) });
+        let before = floor_p99().await?;
+        let first = round(first).await?;
+        let between = floor_p99().await?;
+        let second = round(second).await?;
+        if before.max(between).max(floor_p99().await?) <= FLOOR_P99_MICROS {
+            rounds.push(if number % 2 == 0 { (first, second) } else { (second, first) });
+        }
+        if rounds.len() == ROUNDS {
+            break;
+        }
+    }
+    if rounds.is_empty() {
+        report.not_run("accept_enriched", "TCP alone was slow each time");
+        return Ok(());
     }
     for (share, label) in [(0.5, "p50"), (0.99, "p99")] {
         let mut add = |name: &str, unit: &'static str, value: &dyn Fn(&(Round, Round)) -> f64| {
@@ -45,6 +62,11 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
         add(".to_off_of_the_round", "ratio", &|(off, on)| on.micros(share) / off.micros(share));
     }
     Ok(())
+}
+
+async fn floor_p99() -> anyhow::Result<f64> {
+    let tcp = Floor::start("tcp").await?;
+    Ok(Timetable { seconds: 0.5, ..TIMETABLE }.over_tcp(&tcp.addr).await?.micros(0.99))
 }
 
 async fn round(settings: &[(&str, &str)]) -> anyhow::Result<Round> {
