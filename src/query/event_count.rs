@@ -5,10 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     parameters::{Parameters, choice},
-    period::{Period, quoted},
-    report::Format,
-    unanswered::{Fault, Unanswered},
-    written::{Csv, Meta, Written, json},
+    period::Period,
+    unanswered::{Fault, Unanswered, quoted},
+    written::{Csv, Format, Meta, Written, json},
 };
 
 /// Longest name of an event.

@@ -2,10 +2,7 @@
 
 use std::{fmt::Display, ops::RangeInclusive, str::FromStr};
 
-use super::{
-    period::quoted,
-    unanswered::{Fault, Unanswered},
-};
+use super::unanswered::{Fault, Unanswered, quoted};
 
 /// Most names in one query: more than any question has.
 const NAMES_MAX: usize = 32;

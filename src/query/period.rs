@@ -6,7 +6,7 @@ use jiff::{Timestamp, ToSpan, Zoned, civil::Date, tz::TimeZone};
 
 use super::{
     parameters::Parameters,
-    unanswered::{Fault, Unanswered},
+    unanswered::{Fault, Unanswered, quoted},
 };
 
 /// Longest period, in days of its time zone.
@@ -185,14 +185,6 @@ fn shown(ms: i64, zone: &TimeZone) -> String {
         Ok(at) => at.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string(),
         Err(_) => ms.to_string(),
     }
-}
-
-/// A text of a caller's, short enough to be told.
-pub(crate) fn quoted(text: &str) -> String {
-    const CHARS_MAX: usize = 40;
-    let short: String = text.chars().take(CHARS_MAX).collect();
-    let more = if short.len() < text.len() { "…" } else { "" };
-    format!("{short:?}{more}")
 }
 
 #[cfg(test)]

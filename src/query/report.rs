@@ -13,7 +13,7 @@ use super::{
     period::Period,
     unanswered::Unanswered,
     user_count::{UserCount, Users},
-    written::{Meta, Written},
+    written::{Format, Meta, Written},
 };
 
 /// A report, with what is asked of it beside the period.
@@ -49,13 +49,6 @@ pub(crate) struct Question {
     /// Machines too.
     pub(crate) include_bots: bool,
     pub(crate) report: Report,
-}
-
-/// How an answer is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
-    Json,
-    Csv,
 }
 
 impl ReportName {
@@ -148,6 +141,11 @@ impl Question {
     #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only Redis has use for it"))]
     pub(super) fn generation_key(&self) -> String {
         generation_key(&self.of.tenant)
+    }
+
+    /// What an answer says of itself, for which the store was asked at a time.
+    pub(crate) fn meta(&self, as_of_ms: i64, cached: bool) -> Meta {
+        Meta::of(&self.period, self.include_bots, as_of_ms, cached)
     }
 
     /// The answer in bytes.

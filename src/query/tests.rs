@@ -17,12 +17,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, interval_at, sleep, timeout};
 
 use super::*;
-use crate::query::{
-    event_count::NamedCount,
-    report::{Format, tests::question},
-    user_count::Users,
-    written::Meta,
-};
+use crate::query::{event_count::NamedCount, report::tests::question, user_count::Users, written::Format};
 
 /// 2026-11-26T10:15:00Z.
 const NOW_MS: i64 = 1_795_688_100_000;
@@ -403,7 +398,7 @@ async fn events_are_counted_by_name_and_bucket() {
     // Of an hour that is one in Kolkata.
     let kolkata = "from=2026-11-21T00:00:00Z&to=2026-11-21T01:00:00Z&timezone=Asia/Kolkata&group_by=hour";
     let (known, _) = query.answer(&question(kolkata)).await.unwrap();
-    let written = question(kolkata).write(&known.answer, &Meta::of(&question(kolkata), 0, true), Format::Csv);
+    let written = question(kolkata).write(&known.answer, &question(kolkata).meta(0, true), Format::Csv);
     let text = String::from_utf8(written.body).unwrap();
     assert_eq!(
         text,
@@ -445,7 +440,7 @@ async fn a_user_is_an_id_that_an_event_names_and_those_of_an_alias_are_one() {
 fn an_answer_in_json_says_what_was_asked() {
     let of = "event_name=a&from=2026-11-20&to=2026-11-21&timezone=Europe/Berlin";
     let count = NamedCount { name: "a".into(), start_ms: 1_795_388_400_000, events: 7 };
-    let meta = Meta::of(&question(of), NOW_MS, true);
+    let meta = question(of).meta(NOW_MS, true);
     let written = question(of).write(&Answer::EventCount(vec![count]), &meta, Format::Json);
     let json: serde_json::Value = serde_json::from_slice(&written.body).unwrap();
     assert_eq!(

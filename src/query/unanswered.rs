@@ -142,3 +142,11 @@ impl From<StoreError> for Unanswered {
         }
     }
 }
+
+/// A text of a caller's, short enough to be told.
+pub(crate) fn quoted(text: &str) -> String {
+    const CHARS_MAX: usize = 40;
+    let short: String = text.chars().take(CHARS_MAX).collect();
+    let more = if short.len() < text.len() { "…" } else { "" };
+    format!("{short:?}{more}")
+}

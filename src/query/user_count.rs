@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     period::Period,
-    report::Format,
     unanswered::Unanswered,
-    written::{Csv, Meta, Written, json},
+    written::{Csv, Format, Meta, Written, json},
 };
 
 /// See the module.

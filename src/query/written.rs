@@ -2,8 +2,15 @@
 
 use serde::Serialize;
 
-use super::{period::Period, report::Question};
+use super::period::Period;
 use crate::time::rfc_3339;
+
+/// How an answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Json,
+    Csv,
+}
 
 /// An answer in bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,13 +35,12 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    pub(crate) fn of(question: &Question, as_of_ms: i64, cached: bool) -> Self {
-        let period = &question.period;
+    pub(super) fn of(period: &Period, include_bots: bool, as_of_ms: i64, cached: bool) -> Self {
         Self {
             from: period.shown(period.range_ms.start),
             to: period.shown(period.range_ms.end),
             timezone: period.zone().to_owned(),
-            include_bots: question.include_bots,
+            include_bots,
             as_of: rfc_3339(as_of_ms),
             cached,
         }

@@ -10,15 +10,14 @@ use hyper::{
 use super::reply::{Reply, bytes};
 use crate::query::{
     Known, Question,
-    report::Format,
-    written::{Meta, Written},
+    written::{Format, Written},
 };
 
 const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// An answer in the form that was asked for.
 pub(super) fn reply(question: &Question, known: &Known, cached: bool, format: Format) -> Reply {
-    let meta = Meta::of(question, known.as_of_ms, cached);
+    let meta = question.meta(known.as_of_ms, cached);
     let Written { content_type, body, file } = question.write(&known.answer, &meta, format);
     let mut reply = bytes(StatusCode::OK, content_type, body);
     let disposition = file.and_then(|file| format!("attachment; filename=\"{file}\"").parse().ok());

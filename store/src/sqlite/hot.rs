@@ -9,7 +9,7 @@ use std::{
 
 use analytics_relay_providers::Event;
 
-use super::{late::Wanted, table::Table};
+use super::{sought::Sought, table::Table};
 use crate::{StoreError, model::IdSet};
 
 /// A table, and where its events are in the file.
@@ -163,10 +163,10 @@ impl HotTable {
     }
 
     /// Finds those of events that it has.
-    pub(crate) fn find(&self, wanted: &Wanted, found: &mut Vec<usize>) {
-        let of_their_times = (1..).zip(&self.table.times).filter(|(_, time_ms)| wanted.has_time(**time_ms));
+    pub(crate) fn find(&self, sought: &Sought, found: &mut Vec<usize>) {
+        let of_their_times = (1..).zip(&self.table.times).filter(|(_, time_ms)| sought.has_time(**time_ms));
         found.extend(
-            of_their_times.filter_map(|(row, time_ms)| wanted.find(*time_ms, self.table.ids.get(row))),
+            of_their_times.filter_map(|(row, time_ms)| sought.find(*time_ms, self.table.ids.get(row))),
         );
     }
 }

@@ -6,48 +6,18 @@ use std::{
     sync::Arc,
 };
 
-use analytics_relay_providers::Event;
 use rusqlite::{Connection, params};
 
 use super::{
     Counters,
     chunk::{BlockMeta, column},
     codec,
+    sought::Sought,
 };
-use crate::{StoreError, error::at_second_look, model::event::shown};
+use crate::{StoreError, error::at_second_look};
 
 /// Blocks whose times are kept: a quarter of a megabyte each.
 const BLOCKS_MAX: usize = 32;
-
-/// Events of one site that are looked for.
-#[derive(Debug, Default)]
-pub(crate) struct Wanted {
-    /// Ascending, each once.
-    times: Vec<i64>,
-    /// Their times, and their places in their batch, in which no id is twice.
-    by_id: HashMap<String, (i64, usize)>,
-}
-
-impl Wanted {
-    pub(crate) fn of<'e>(events: impl Iterator<Item = (usize, &'e Event)>) -> Self {
-        let by_id: HashMap<_, _> =
-            events.map(|(at, event)| (event.id().as_str().to_owned(), (event.time_ms(), at))).collect();
-        let mut times: Vec<i64> = by_id.values().map(|(time_ms, _)| *time_ms).collect();
-        times.sort_unstable();
-        times.dedup();
-        Self { times, by_id }
-    }
-
-    pub(crate) fn has_time(&self, time_ms: i64) -> bool {
-        self.times.binary_search(&time_ms).is_ok()
-    }
-
-    /// The place of the event that has a time, and an id as JSON.
-    pub(crate) fn find(&self, time_ms: i64, id: &str) -> Option<usize> {
-        let (of_it, at) = self.by_id.get(&*shown(id)?)?;
-        (*of_it == time_ms).then_some(*at)
-    }
-}
 
 /// What is remembered of blocks.
 #[derive(Debug, Default)]
@@ -82,11 +52,13 @@ impl Late {
         &mut self,
         connection: &Connection,
         site: i64,
-        wanted: &Wanted,
+        sought: &Sought,
         counters: &Counters,
         found: &mut Vec<usize>,
     ) -> Result<(), StoreError> {
-        let (Some(first), Some(last)) = (wanted.times.first(), wanted.times.last()) else { return Ok(()) };
+        let (Some(first), Some(last)) = (sought.times().first(), sought.times().last()) else {
+            return Ok(());
+        };
         let sql = format!(
             "SELECT {} FROM block WHERE site = ?1 AND last_ms >= ?2 AND first_ms <= ?3",
             BlockMeta::COLUMNS
@@ -95,11 +67,11 @@ impl Late {
         let mut blocks = statement.query(params![site, first, last])?;
         while let Some(row) = blocks.next()? {
             let meta = BlockMeta::read(row)?;
-            let its = wanted.times.partition_point(|time_ms| *time_ms < meta.first_ms);
-            if wanted.times.get(its).is_none_or(|time_ms| *time_ms > meta.last_ms) {
+            let its = sought.times().partition_point(|time_ms| *time_ms < meta.first_ms);
+            if sought.times().get(its).is_none_or(|time_ms| *time_ms > meta.last_ms) {
                 continue;
             }
-            match at_second_look(|| self.find_in(connection, (meta.id, meta.rows), wanted, found)) {
+            match at_second_look(|| self.find_in(connection, (meta.id, meta.rows), sought, found)) {
                 Ok(()) => {}
                 // What it had is lost, and this may bring it back.
                 Err(StoreError::Damaged(_)) => {
@@ -115,7 +87,7 @@ impl Late {
         &mut self,
         connection: &Connection,
         (block, rows): (i64, usize),
-        wanted: &Wanted,
+        sought: &Sought,
         found: &mut Vec<usize>,
     ) -> Result<(), StoreError> {
         let times = self.times(connection, block, rows)?;
@@ -124,12 +96,12 @@ impl Late {
             let count = times[first..].iter().take_while(|time| *time == time_ms).count();
             first..first + count
         };
-        let mut of_their_times = wanted.times.iter().flat_map(rows_at).peekable();
+        let mut of_their_times = sought.times().iter().flat_map(rows_at).peekable();
         if of_their_times.peek().is_none() {
             return Ok(());
         }
         let ids = codec::decode_texts(&column(connection, block, codec::IDS)?, rows)?;
-        found.extend(of_their_times.filter_map(|row| wanted.find(times[row], ids.get(row))));
+        found.extend(of_their_times.filter_map(|row| sought.find(times[row], ids.get(row))));
         Ok(())
     }
 

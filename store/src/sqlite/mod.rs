@@ -15,7 +15,7 @@
 //! | `schema` | the tables, opening, setting aside what is damaged |
 //! | `writer` | the one that writes: batches, blocks |
 //! | `hot` | what came lately, and the door at which readers and the writer meet |
-//! | `late` | whether an event that is remembered no more is in a block |
+//! | `late`, `sought` | whether an event that is remembered no more is in a block |
 //! | `facts`, `identity_log` | who is who, and why |
 //! | `shred`, `table` | events taken apart into columns |
 //! | `codec` | the bytes of a column |
@@ -66,6 +66,7 @@ mod schema;
 mod select;
 mod shred;
 mod snapshot;
+mod sought;
 mod sums;
 mod table;
 mod upkeep;

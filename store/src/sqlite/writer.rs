@@ -25,8 +25,9 @@ use super::{
     codec,
     facts::{FactTables, Known, Refused},
     hot::{self, Closed, Door, Hot, HotTable, Size, Window},
-    late::{Late, Wanted},
+    late::Late,
     lock, schema,
+    sought::Sought,
     table::Table,
 };
 use crate::{
@@ -563,8 +564,8 @@ impl Writer {
         }
         for ((place, is_lost), events) in suspects {
             let Some(site) = self.sites.get(&places.all[place]) else { continue };
-            let wanted = Wanted::of(events.into_iter());
-            let found = self.find(site.id, &wanted, is_lost)?;
+            let sought = Sought::of(events.into_iter());
+            let found = self.find(site.id, &sought, is_lost)?;
             found.into_iter().for_each(|at| verdicts[at] = Appended::Duplicate);
         }
         let mut is_new = verdicts.iter().map(|verdict| *verdict == Appended::New);
@@ -597,15 +598,15 @@ impl Writer {
 
     /// Those of events that are there, in what has no ids that are remembered or, if they may
     /// be lost, anywhere.
-    fn find(&mut self, site: i64, wanted: &Wanted, anywhere: bool) -> Result<Vec<usize>, StoreError> {
+    fn find(&mut self, site: i64, sought: &Sought, anywhere: bool) -> Result<Vec<usize>, StoreError> {
         let first_batch = self.window.first_batch().unwrap_or(i64::MAX);
         let mut found = Vec::new();
         let hot = self.door.read();
         let tables = hot.sites.get(&site).into_iter().flatten();
         let older = tables.filter(|table| anywhere || table.first_batch < first_batch);
-        older.for_each(|table| table.find(wanted, &mut found));
+        older.for_each(|table| table.find(sought, &mut found));
         drop(hot);
-        self.late.find(&self.connection, site, wanted, &self.counters, &mut found)?;
+        self.late.find(&self.connection, site, sought, &self.counters, &mut found)?;
         Ok(found)
     }
 
