@@ -15,8 +15,8 @@ use crate::{
     Identity, LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope,
     SessionRow, Store, StoreError, Subject, Summary, TenantScope, Tie, Unit, ValueRow,
     model::{
-        Act, Buckets, Class, Facts, Keys, Known, KnownFact, Owners, Seen, SessionPart, Walk,
-        event::{ENGAGEMENT_SECONDS, TIME_ON_PAGE, looked_ms, shown, source_of, what},
+        Act, Buckets, Class, FactLimits, Facts, Keys, Known, KnownFact, Owners, Seen, SessionPart, Walk,
+        event::{ENGAGEMENT_SECONDS, TIME_ON_PAGE, looked_ms, previous_id, shown, source_of, what},
         funnel,
         identity::{Fact, LOG_MAX, Visitor, facts_of_batch},
         sessions::{SessionEvent, goes_on, look, sessions, times_on_pages},
@@ -29,6 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Oracle {
     keys: Keys,
+    limits: FactLimits,
     kept: Mutex<Kept>,
 }
 
@@ -62,7 +63,12 @@ impl Oracle {
     }
 
     pub(crate) fn with_keys(keys: Keys) -> Self {
-        Self { keys, kept: Mutex::default() }
+        Self { keys, limits: FactLimits::default(), kept: Mutex::default() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn within(self, limits: FactLimits) -> Self {
+        Self { limits, ..self }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -263,7 +269,7 @@ impl Store for Oracle {
             }
         }
         for (tenant, events) in new {
-            kept.tenants.entry(tenant).or_default().note(&events);
+            kept.tenants.entry(tenant).or_default().note(&events, &self.limits);
         }
         Ok(verdicts)
     }
@@ -556,7 +562,7 @@ impl Store for Oracle {
     async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
         let mut kept = self.kept();
         for KnownFact { tenant, what } in facts {
-            kept.tenants.entry(tenant.clone()).or_default().know(what);
+            kept.tenants.entry(tenant.clone()).or_default().know(what, &self.limits);
         }
         Ok(())
     }
@@ -571,10 +577,16 @@ impl Store for Oracle {
         kept.events.retain(|event| {
             event.tenant().unwrap_or_default() != of.tenant
                 || match who {
-                    Subject::Anonymous(device) => event.anonymous_id() != Some(device),
+                    Subject::Anonymous(device) => {
+                        let is_before = previous_id(event) == Some(device);
+                        event.anonymous_id() != Some(device)
+                            && (!is_before || tenant.facts.users.contains_key(device))
+                    }
                     Subject::User(user) => {
+                        let root = owners.root(user);
                         let visitor = owners.visitor(event.user_id(), event.anonymous_id(), event.time_ms());
-                        visitor != Some(Visitor::User(owners.root(user)))
+                        let is_before = previous_id(event).is_some_and(|id| owners.root(id) == root);
+                        visitor != Some(Visitor::User(root)) && !is_before
                     }
                 }
         });
@@ -598,21 +610,24 @@ fn subject_of(event: &Event) -> Option<Subject> {
 }
 
 impl Tenant {
-    /// Notes what new events of a batch tell.
-    fn note(&mut self, events: &[&Event]) {
+    /// Notes what new events of a batch tell. One is told of what is refused of it.
+    fn note(&mut self, events: &[&Event], limits: &FactLimits) {
+        let mut is_told = false;
         for (fact, seen, event) in facts_of_batch(events.iter().copied()) {
             let (what, from, user) = match fact {
-                Fact::User(_) => {
-                    self.facts.note(fact, seen);
-                    continue;
-                }
-                Fact::Link { device, user } => (Decision::Linked, device, user),
-                Fact::Alias { previous, user } => (Decision::Aliased, previous, user),
+                Fact::User(user) => (None, user, user),
+                Fact::Link { device, user } => (Some(Decision::Linked), device, user),
+                Fact::Alias { previous, user } => (Some(Decision::Aliased), previous, user),
             };
-            let before = self.counted_under(from);
-            if self.facts.note(fact, seen) {
+            let before = if self.facts.knows(fact) { None } else { self.counted_under(from) };
+            let noted = self.facts.note_within(fact, seen, limits);
+            let decided = what.filter(|_| noted.is_new).map(|what| (what, from.into(), user.into(), before));
+            let refused = noted.refused.into_iter().next().filter(|_| !is_told);
+            is_told |= refused.is_some();
+            let refused = refused.map(|(what, from, user)| (what, from, user, None));
+            for (what, from, user, before) in decided.into_iter().chain(refused) {
                 let (at_ms, by) = (event.accepted_ms(), By::Event(event.id().as_str().to_owned()));
-                self.write_log(LogEntry { at_ms, by, what, from: from.into(), user: user.into(), before });
+                self.write_log(LogEntry { at_ms, by, what, from, user, before });
             }
         }
         for event in events.iter().filter(|event| traits::tells(event)) {
@@ -644,14 +659,14 @@ impl Tenant {
         }
     }
 
-    fn know(&mut self, what: &Known) {
+    fn know(&mut self, what: &Known, limits: &FactLimits) {
         match what {
-            Known::User { user, seen } => drop(self.facts.note(Fact::User(user), *seen)),
+            Known::User { user, seen } => drop(self.facts.note_within(Fact::User(user), *seen, limits)),
             Known::Link { anonymous, user, seen } => {
-                self.facts.note(Fact::Link { device: anonymous, user }, *seen);
+                self.facts.note_within(Fact::Link { device: anonymous, user }, *seen, limits);
             }
             Known::Alias { previous, user, first_ms } => {
-                self.facts.note(Fact::Alias { previous, user }, Seen::at(*first_ms));
+                self.facts.note_within(Fact::Alias { previous, user }, Seen::at(*first_ms), limits);
             }
             Known::Apart { from, user, by } => self.link(from, user, false, by),
             Known::Traits { who, traits } => {

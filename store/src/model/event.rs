@@ -5,6 +5,8 @@ use std::hash::Hasher;
 use analytics_relay_providers::{Event, EventKind};
 use siphasher::sip::SipHasher13;
 
+use super::identity::Fact;
+
 /// The track that says for how long a page was looked at.
 pub const ENGAGEMENT: &str = "engagement";
 /// The property of [`ENGAGEMENT`] with the seconds.
@@ -43,6 +45,14 @@ pub fn what(event: &Event) -> (Class, &str) {
         EventKind::Group { .. } => (Class::Silent, "group"),
         EventKind::Alias { .. } => (Class::Silent, "alias"),
         EventKind::Unknown { kind, .. } => (Class::Action, kind),
+    }
+}
+
+/// The id that somebody had before, of an alias.
+pub fn previous_id(event: &Event) -> Option<&str> {
+    match event.kind() {
+        EventKind::Alias { previous_id } => Some(previous_id),
+        _ => None,
     }
 }
 
@@ -87,6 +97,19 @@ impl Keys {
         self.hash(b'e', &[tenant, id])
     }
 
+    /// Of a fact about who is who, for telling that it is known.
+    pub fn fact(self, tenant: i64, fact: Fact<'_>) -> u64 {
+        let (tag, from, user) = match fact {
+            Fact::User(user) => (b'U', user, None),
+            Fact::Link { device, user } => (b'L', device, Some(user)),
+            Fact::Alias { previous, user } => (b'A', previous, Some(user)),
+        };
+        let mut hasher = self.hasher(tag);
+        hasher.write_i64(tenant);
+        write_texts(&mut hasher, [from].into_iter().chain(user));
+        hasher.finish()
+    }
+
     /// Of an event's visitor before it is looked up who that is: the user, else the device.
     /// Zero for nobody.
     pub fn who(self, event: &Event) -> u64 {
@@ -110,14 +133,24 @@ impl Keys {
     }
 
     fn hash(self, tag: u8, texts: &[&str]) -> u64 {
-        let mut hasher = SipHasher13::new_with_key(&self.0);
-        hasher.write_u8(tag);
-        for text in texts {
-            hasher.write(text.as_bytes());
-            hasher.write_u8(0xFF);
-        }
+        let mut hasher = self.hasher(tag);
+        write_texts(&mut hasher, texts.iter().copied());
         // Zero says that there is none, 1 is no device's.
         hasher.finish().max(2)
+    }
+
+    fn hasher(self, tag: u8) -> SipHasher13 {
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        hasher.write_u8(tag);
+        hasher
+    }
+}
+
+fn write_texts<'t>(hasher: &mut SipHasher13, texts: impl Iterator<Item = &'t str>) {
+    for text in texts {
+        hasher.write(text.as_bytes());
+        // No text has such a byte: where one ends is in the hash.
+        hasher.write_u8(0xFF);
     }
 }
 
@@ -186,6 +219,10 @@ mod tests {
         assert_eq!((keys.user("x") & 1, keys.anonymous("x") & 1), (1, 0));
         assert_ne!(keys.user("x"), Keys::new([8; 16]).user("x"));
         assert_ne!(keys.event("a", "bc"), keys.event("ab", "c"));
+        let link = |device, user| keys.fact(1, Fact::Link { device, user });
+        assert_ne!(link("a\0b", "c"), link("a", "b\0c"));
+        assert_ne!(link("a", "b"), keys.fact(2, Fact::Link { device: "a", user: "b" }));
+        assert_ne!(link("a", "b"), keys.fact(1, Fact::Alias { previous: "a", user: "b" }));
         let event = |json: &str| {
             let json = format!(r#"{{"id":"i","kind":"page","time_ms":1,"accepted_ms":1,{json}}}"#);
             Event::from_json(json.as_bytes()).unwrap()

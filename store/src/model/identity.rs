@@ -20,19 +20,40 @@
 //! every day it would be a row for each visit, which outlives the events that retention
 //! takes away; when such a device was seen is asked of its events.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use analytics_relay_providers::{Event, EventKind, means_nobody};
 
-use crate::Tie;
+use crate::{Decision, Tie};
 
-/// Most ids that aliases join: beyond, somebody aliased everybody to one.
-pub const COMPONENT_MAX: usize = 100;
-/// Most users of a device that are remembered; which is the only rule but those above and
-/// below that depends on what came first.
-pub const USERS_OF_A_DEVICE_MAX: usize = 20;
-/// Most devices of a user.
-pub const DEVICES_OF_A_USER_MAX: usize = 1_000;
+/// How much is noted of who is who, so that what one event changes is bounded. Which facts
+/// there is room for is all that depends on what came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FactLimits {
+    /// Users whom aliases join: beyond, somebody aliased everybody to one.
+    pub users_joined: usize,
+    /// Users of a device, the earliest.
+    pub users_of_a_device: usize,
+    /// Links and aliases that say of a device that it is a user's, over all users whom
+    /// aliases join with them.
+    pub devices_of_a_user: usize,
+}
+
+impl Default for FactLimits {
+    fn default() -> Self {
+        Self { users_joined: 100, users_of_a_device: 20, devices_of_a_user: 1_000 }
+    }
+}
+
+/// What became of a fact that was told.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Noted {
+    /// Nothing was known of it, and there was room.
+    pub is_new: bool,
+    /// What there was no room for, and why: the fact itself; or, of an id that turned out to
+    /// be a user's, aliases that would join them with too many.
+    pub refused: Vec<(Decision, String, String)>,
+}
 
 /// Most entries of a tenant's [log](crate::LogEntry); the oldest go first.
 pub const LOG_MAX: usize = 100_000;
@@ -121,21 +142,14 @@ pub fn facts_of(event: &Event) -> impl Iterator<Item = Fact<'_>> {
     user.map(Fact::User).into_iter().chain(link).chain(alias)
 }
 
-/// The facts that a batch tells: each once, in the order of the first event that tells it,
-/// which is with it, and with all that the batch says about when.
-pub fn facts_of_batch<'e>(events: impl IntoIterator<Item = &'e Event>) -> Vec<(Fact<'e>, Seen, &'e Event)> {
-    let (mut places, mut facts) = (HashMap::new(), Vec::new());
-    for event in events {
-        let seen = Seen::at(event.time_ms());
-        for fact in facts_of(event) {
-            let place = *places.entry(fact).or_insert(facts.len());
-            match facts.get_mut(place) {
-                None => facts.push((fact, seen, event)),
-                Some((_, known, _)) => known.add(seen),
-            }
-        }
-    }
-    facts
+/// The facts that a batch tells, in the order in which they came: where there is no room for
+/// all, those of one batch are the same as those of many.
+pub fn facts_of_batch<'e>(
+    events: impl IntoIterator<Item = &'e Event>,
+) -> impl Iterator<Item = (Fact<'e>, Seen, &'e Event)> {
+    events
+        .into_iter()
+        .flat_map(|event| facts_of(event).map(move |fact| (fact, Seen::at(event.time_ms()), event)))
 }
 
 impl Facts {
@@ -156,6 +170,154 @@ impl Facts {
         }
     }
 
+    /// True if something is known of a fact.
+    pub fn knows(&self, fact: Fact<'_>) -> bool {
+        match fact {
+            Fact::User(user) => self.users.contains_key(user),
+            Fact::Link { device, user } => self.links.contains_key(&(device.to_owned(), user.to_owned())),
+            Fact::Alias { previous, user } => {
+                self.aliases.contains_key(&(previous.to_owned(), user.to_owned()))
+            }
+        }
+    }
+
+    /// Notes a fact of a time, if there is room for it.
+    pub fn note_within(&mut self, fact: Fact<'_>, seen: Seen, limits: &FactLimits) -> Noted {
+        if self.knows(fact) {
+            self.note(fact, seen);
+            return Noted::default();
+        }
+        let refused = match fact {
+            Fact::User(user) => return self.note_new_user(user, seen, limits),
+            Fact::Alias { previous, user } if self.joins_users(previous) => {
+                let decision = (!self.may_join(previous, user, limits)).then_some(Decision::TooManyAliases);
+                decision.map(|decision| (decision, previous, user))
+            }
+            Fact::Link { device, user } | Fact::Alias { previous: device, user } => {
+                let decision = self.make_room_for(device, user, seen.first_ms, limits);
+                decision.map(|decision| (decision, device, user))
+            }
+        };
+        if let Some((decision, from, user)) = refused {
+            return Noted { is_new: false, refused: vec![(decision, from.into(), user.into())] };
+        }
+        Noted { is_new: self.note(fact, seen), refused: Vec::new() }
+    }
+
+    /// Aliases of an id that turns out to be a user's join users from now on: the earliest of
+    /// them, as long as there is room.
+    fn note_new_user(&mut self, user: &str, seen: Seen, limits: &FactLimits) -> Noted {
+        let mut told: Vec<(i64, String)> =
+            self.aliases_of(user).map(|(to, first_ms)| (first_ms, to.to_owned())).collect();
+        told.sort_unstable();
+        self.aliases.retain(|(previous, _), _| previous != user);
+        let mut noted = Noted { is_new: self.note(Fact::User(user), seen), refused: Vec::new() };
+        for (first_ms, to) in told {
+            if self.may_join(user, &to, limits) {
+                self.aliases.insert((user.to_owned(), to), first_ms);
+            } else {
+                noted.refused.push((Decision::TooManyAliases, user.to_owned(), to));
+            }
+        }
+        noted
+    }
+
+    fn may_join(&self, one: &str, other: &str, limits: &FactLimits) -> bool {
+        let mut joined = self.joined_with(one);
+        joined.extend(self.joined_with(other));
+        joined.len() <= limits.users_joined && self.devices_of(&joined) <= limits.devices_of_a_user
+    }
+
+    /// Makes room for a fact that a device is a user's, for which the latest of the device's
+    /// users gives way; or says why there is none.
+    fn make_room_for(
+        &mut self,
+        device: &str,
+        user: &str,
+        first_ms: i64,
+        limits: &FactLimits,
+    ) -> Option<Decision> {
+        if self.devices_of(&self.joined_with(user)) >= limits.devices_of_a_user {
+            return Some(Decision::UserHasTooManyDevices);
+        }
+        match room_for(user, first_ms, &self.users_of(device, |_| true), limits) {
+            Room::There => None,
+            Room::None => Some(Decision::DeviceHasTooManyUsers),
+            Room::Instead(last) => {
+                let gone = (device.to_owned(), last);
+                self.links.remove(&gone);
+                // What joins users says nothing of the device.
+                if !self.joins_users(device) {
+                    self.aliases.remove(&gone);
+                }
+                None
+            }
+        }
+    }
+
+    /// How many facts say of a device that it is one of these users'.
+    fn devices_of(&self, users: &BTreeSet<String>) -> usize {
+        let links = self.links.keys().filter(|(_, user)| users.contains(user));
+        let aliases = self.aliases.keys().filter(|(_, user)| users.contains(user));
+        links.count() + aliases.filter(|(previous, _)| !self.joins_users(previous)).count()
+    }
+
+    /// All users whom aliases join with one, be it that an operator has taken them back.
+    fn joined_with(&self, user: &str) -> BTreeSet<String> {
+        let (mut joined, mut open) = (BTreeSet::from([user.to_owned()]), vec![user.to_owned()]);
+        while let Some(one) = open.pop() {
+            for (previous, user) in self.aliases.keys().filter(|(previous, _)| self.joins_users(previous)) {
+                let next = if *previous == one {
+                    user
+                } else if *user == one {
+                    previous
+                } else {
+                    continue;
+                };
+                if joined.insert(next.clone()) {
+                    open.push(next.clone());
+                }
+            }
+        }
+        joined
+    }
+
+    fn aliases_of(&self, previous: &str) -> impl Iterator<Item = (&str, i64)> {
+        of(&self.aliases, previous).map(|(user, first_ms)| (user, *first_ms))
+    }
+
+    /// The users of a device by links and aliases that pass a test, those who used it earlier
+    /// first.
+    fn users_of(&self, device: &str, passes: impl Fn(&Fact<'_>) -> bool) -> Vec<(i64, String)> {
+        let links = of(&self.links, device).map(|(user, seen)| (Fact::Link { device, user }, seen.first_ms));
+        let aliases = self.aliases_of(device).filter(|_| !self.joins_users(device));
+        let aliases = aliases.map(|(user, first_ms)| (Fact::Alias { previous: device, user }, first_ms));
+        let mut users: BTreeMap<&str, i64> = BTreeMap::new();
+        for (fact, first_ms) in links.chain(aliases).filter(|(fact, _)| passes(fact)) {
+            let (Fact::Link { user, .. } | Fact::Alias { user, .. } | Fact::User(user)) = fact;
+            let first = users.entry(user).or_insert(first_ms);
+            *first = first_ms.min(*first);
+        }
+        let mut users: Vec<_> =
+            users.into_iter().map(|(user, first_ms)| (first_ms, user.to_owned())).collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// All users of a device, those who used it earlier first.
+    pub fn all_users_of(&self, device: &str) -> Vec<(i64, String)> {
+        self.users_of(device, |_| true)
+    }
+
+    /// Those whom no operator has put apart from it.
+    pub fn owners_of(&self, device: &str) -> Vec<(i64, String)> {
+        self.users_of(device, |fact| match *fact {
+            Fact::Link { device, user } => !self.apart.contains(&(device.to_owned(), user.to_owned())),
+            Fact::Alias { previous, user } => self.holds(&(previous.to_owned(), user.to_owned())),
+            Fact::User(_) => true,
+        })
+    }
+
     /// An alias of an id that was a user's joins two users; any other says whose a device
     /// was.
     fn joins_users(&self, previous: &str) -> bool {
@@ -169,32 +331,21 @@ impl Facts {
             || !self.apart.contains(alias) && !self.apart.contains(&(user.clone(), previous.clone()))
     }
 
-    fn aliases_that_hold(&self) -> impl Iterator<Item = (&(String, String), i64)> {
-        let aliases = self.aliases.iter().filter(|(alias, _)| self.holds(alias));
-        aliases.map(|(alias, first_ms)| (alias, *first_ms))
+    fn aliases_that_hold(&self) -> impl Iterator<Item = &(String, String)> {
+        self.aliases.keys().filter(|alias| self.holds(alias))
     }
 
     /// Who is who.
     pub fn resolve(&self) -> Owners {
         let roots = self.roots();
-        let mut by_device: BTreeMap<&str, BTreeMap<&str, i64>> = BTreeMap::new();
-        let links = self.links.iter().filter(|(link, _)| !self.apart.contains(link));
-        let links = links.map(|(link, seen)| (link, seen.first_ms));
-        let aliases = self.aliases_that_hold().filter(|((previous, _), _)| !self.joins_users(previous));
-        for ((device, user), time_ms) in links.chain(aliases) {
-            let first = by_device.entry(device).or_default().entry(user).or_insert(time_ms);
-            *first = time_ms.min(*first);
-        }
-        let owner = |(device, users): (&str, BTreeMap<&str, i64>)| {
-            let mut users: Vec<_> = users.into_iter().map(|(user, first_ms)| (first_ms, user)).collect();
-            users.sort_unstable();
+        let devices: BTreeSet<&String> =
+            self.links.keys().chain(self.aliases.keys()).map(|(device, _)| device).collect();
+        let owner = |device: &String| {
             let root = |user: &str| roots.get(user).map_or(user, String::as_str).to_owned();
-            let owner = root(users.first()?.1);
-            let other = users.iter().find(|(_, user)| root(user) != owner);
-            let until_ms = other.map_or(i64::MAX, |(first_ms, _)| *first_ms);
-            Some((device.to_owned(), Owner { root: owner, until_ms }))
+            let (root, until_ms) = owner_of(&self.owners_of(device), root)?;
+            Some((device.clone(), Owner { root, until_ms }))
         };
-        Owners { devices: by_device.into_iter().filter_map(owner).collect(), roots }
+        Owners { devices: devices.into_iter().filter_map(owner).collect(), roots }
     }
 
     /// What says who is whose of some ids, those that an alias or a link comes from and
@@ -221,10 +372,7 @@ impl Facts {
 
     /// The root of each user whom an alias joins with another.
     fn roots(&self) -> BTreeMap<String, String> {
-        let edges = || {
-            let aliases = self.aliases_that_hold().map(|(alias, _)| alias);
-            aliases.filter(|(previous, _)| self.joins_users(previous))
-        };
+        let edges = || self.aliases_that_hold().filter(|(previous, _)| self.joins_users(previous));
         let mut near: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for (previous, user) in edges() {
             near.entry(previous).or_default().insert(user);
@@ -254,6 +402,47 @@ impl Facts {
         };
         (*root.expect("a component has users")).to_owned()
     }
+}
+
+/// Whether there is room for one more user of a device.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    There,
+    /// If this one gives way.
+    Instead(String),
+    /// There is none.
+    None,
+}
+
+/// Whether there is room for a user of a device at a time, among those who used it, the
+/// earlier first.
+pub fn room_for(user: &str, first_ms: i64, users: &[(i64, String)], limits: &FactLimits) -> Room {
+    if users.len() < limits.users_of_a_device || users.iter().any(|(_, one)| one == user) {
+        return Room::There;
+    }
+    match users.last() {
+        Some((last_ms, last)) if (first_ms, user) < (*last_ms, &**last) => Room::Instead(last.clone()),
+        _ => Room::None,
+    }
+}
+
+/// Whose a device is of those who used it, the earlier first: the root of the first, until
+/// one of another root used it.
+pub fn owner_of<Root: PartialEq>(
+    users: &[(i64, String)],
+    root: impl Fn(&str) -> Root,
+) -> Option<(Root, i64)> {
+    let owner = root(&users.first()?.1);
+    let other = users.iter().find(|(_, user)| root(user) != owner);
+    let until_ms = other.map_or(i64::MAX, |(first_ms, _)| *first_ms);
+    Some((owner, until_ms))
+}
+
+/// What is known of pairs that begin with an id.
+fn of<'f, V>(pairs: &'f BTreeMap<(String, String), V>, id: &str) -> impl Iterator<Item = (&'f str, &'f V)> {
+    let from = pairs.range((id.to_owned(), String::new())..);
+    from.take_while(move |((one, _), _)| one == id).map(|((_, user), value)| (&**user, value))
 }
 
 /// Notes when something was seen; true if nothing was known of it.
@@ -465,7 +654,7 @@ mod tests {
             );
             Event::from_json(json.as_bytes()).unwrap()
         };
-        let facts = |event: &Event| facts_of(event).map(|fact| format!("{fact:?}")).collect::<Vec<_>>();
+        let facts = |event: &Event| facts_of(event).map(move |fact| format!("{fact:?}")).collect::<Vec<_>>();
         for nobody in [
             "null",
             "Undefined",
@@ -483,25 +672,101 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_tells_each_fact_once_with_all_that_it_says_about_when() {
+    fn a_batch_tells_its_facts_in_the_order_in_which_they_came() {
         let event = |id: &str, user: &str, time_ms: i64| {
             let json = format!(
                 r#"{{"id":"{id}","kind":"page","user_id":"{user}","anonymous_id":"d","time_ms":{time_ms},"accepted_ms":1}}"#
             );
             Event::from_json(json.as_bytes()).unwrap()
         };
-        let events = [event("1", "u", 7_200_005), event("2", "v", 5), event("3", "u", 3_600_001)];
-        let told = facts_of_batch(&events);
-        let told: Vec<_> =
-            told.iter().map(|(fact, seen, event)| (*fact, *seen, event.id().as_str().to_owned())).collect();
-        let (u, v) = (Seen { first_ms: 3_600_001, last_ms: 7_200_000 }, Seen { first_ms: 5, last_ms: 0 });
+        let events = [event("1", "u", 7_200_005), event("2", "a", 5), event("3", "u", 3_600_001)];
+        let told: Vec<_> = facts_of_batch(&events)
+            .map(|(fact, seen, event)| (fact, seen, event.id().as_str().to_owned()))
+            .collect();
+        let at = Seen::at;
         let want = [
-            (Fact::User("u"), u, "1"),
-            (link("d", "u"), u, "1"),
-            (Fact::User("v"), v, "2"),
-            (link("d", "v"), v, "2"),
+            (Fact::User("u"), at(7_200_005), "1"),
+            (link("d", "u"), at(7_200_005), "1"),
+            (Fact::User("a"), at(5), "2"),
+            (link("d", "a"), at(5), "2"),
+            (Fact::User("u"), at(3_600_001), "3"),
+            (link("d", "u"), at(3_600_001), "3"),
         ];
         assert_eq!(told, want.map(|(fact, seen, event)| (fact, seen, event.to_owned())));
-        assert_eq!((v.last_shown_ms(), Seen::at(i64::MIN).first_ms), (5, i64::MIN));
+        assert_eq!((at(5).last_shown_ms(), at(i64::MIN).first_ms), (5, i64::MIN));
+    }
+
+    const FEW: FactLimits = FactLimits { users_joined: 2, users_of_a_device: 2, devices_of_a_user: 2 };
+
+    /// Notes facts, each of its time; what there was no room for.
+    fn noted(facts: &mut Facts, told: &[(i64, Fact<'_>)]) -> Vec<(Decision, String, String)> {
+        let note =
+            |(time_ms, fact): &(i64, Fact<'_>)| facts.note_within(*fact, Seen::at(*time_ms), &FEW).refused;
+        told.iter().flat_map(note).collect()
+    }
+
+    fn refused(what: Decision, from: &str, user: &str) -> (Decision, String, String) {
+        (what, from.to_owned(), user.to_owned())
+    }
+
+    #[test]
+    fn the_latest_of_a_devices_users_gives_way_to_an_earlier_one() {
+        let mut facts = Facts::default();
+        let told = [(5, link("d", "a")), (9, alias("d", "b")), (10, link("d", "c")), (7, alias("d", "c"))];
+        assert_eq!(noted(&mut facts, &told), [refused(Decision::DeviceHasTooManyUsers, "d", "c")]);
+        assert_eq!(facts.all_users_of("d"), [(5, "a".to_owned()), (7, "c".to_owned())]);
+        assert!(facts.aliases.contains_key(&("d".into(), "c".into())) && facts.aliases.len() == 1);
+        // An alias of a user says nothing of a device of that name, and stays.
+        let mut other = Facts::default();
+        let told = [(1, Fact::User("d")), (5, link("d", "a")), (9, link("d", "b")), (9, alias("d", "b"))];
+        assert!(noted(&mut other, &told).is_empty() && noted(&mut other, &[(7, link("d", "c"))]).is_empty());
+        assert_eq!(other.all_users_of("d"), [(5, "a".to_owned()), (7, "c".to_owned())]);
+        assert_eq!(other.aliases.len(), 1);
+        // Who is among them is no one more.
+        assert!(noted(&mut facts, &[(8, link("d", "c")), (3, link("d", "a"))]).is_empty());
+    }
+
+    #[test]
+    fn devices_are_counted_over_all_who_are_one_whatever_says_whose_they_are() {
+        let mut facts = Facts::default();
+        let told = [
+            (1, Fact::User("old")),
+            (2, alias("old", "new")),
+            (3, link("d1", "old")),
+            (4, alias("d2", "new")),
+            (5, link("d3", "old")),
+            (6, alias("d4", "new")),
+        ];
+        let too_many = |device: &str, user: &str| refused(Decision::UserHasTooManyDevices, device, user);
+        assert_eq!(noted(&mut facts, &told), [too_many("d3", "old"), too_many("d4", "new")]);
+        assert_eq!((facts.links.len(), facts.aliases.len()), (1, 2));
+    }
+
+    #[test]
+    fn users_whom_aliases_join_are_counted_and_devices_are_none_of_them() {
+        let mut facts = Facts::default();
+        let users = ["a", "b", "c"].map(|user| (1, Fact::User(user)));
+        assert!(noted(&mut facts, &users).is_empty());
+        let joined = [(2, alias("d1", "a")), (3, alias("a", "b")), (4, alias("d2", "b"))];
+        assert!(noted(&mut facts, &joined).is_empty());
+        let too_many = |previous: &str, user: &str| refused(Decision::TooManyAliases, previous, user);
+        assert_eq!(noted(&mut facts, &[(5, alias("b", "c")), (6, alias("b", "a"))]), [too_many("b", "c")]);
+        // An id that turns out to be a user's is one of them from now on.
+        assert_eq!(noted(&mut facts, &[(7, Fact::User("d1"))]), [too_many("d1", "a")]);
+        assert_eq!(facts.resolve().counted_under("d1"), None);
+        assert_eq!(facts.resolve().counted_under("d2"), Some(facts.resolve().root("b")));
+    }
+
+    #[test]
+    fn two_users_with_too_many_devices_together_are_not_joined() {
+        let mut facts = Facts::default();
+        let told = [
+            (1, Fact::User("a")),
+            (1, link("d1", "a")),
+            (1, link("d2", "a")),
+            (1, link("d3", "b")),
+            (2, alias("a", "b")),
+        ];
+        assert_eq!(noted(&mut facts, &told), [refused(Decision::TooManyAliases, "a", "b")]);
     }
 }

@@ -12,7 +12,7 @@ pub mod uniques;
 pub use buckets::Buckets;
 pub use event::{Class, Keys, SessionKey};
 pub use funnel::{Act, Walk};
-pub use identity::{Facts, Owner, Owners, Seen};
+pub use identity::{FactLimits, Facts, Owner, Owners, Seen};
 pub use known::{Known, KnownFact};
 pub use sessions::{DAY_MS, GAP_MS, SessionPart};
 pub use uniques::{IdMap, IdSet, Uniques};

@@ -44,7 +44,7 @@ use crate::{
     Appended, AsOf, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
     NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow, Store,
     StoreError, Subject, Summary, TenantScope, ValueRow,
-    model::{Buckets, Keys, KnownFact},
+    model::{Buckets, FactLimits, Keys, KnownFact},
 };
 
 mod answer;
@@ -108,6 +108,8 @@ pub struct Settings {
     /// Websites and apps of a tenant. Events of more that their callers name, and no key, are
     /// kept as such that name none.
     pub sites_max: usize,
+    /// How much is noted of who is who.
+    pub fact_limits: FactLimits,
     /// So many of the last events are known again by their ids alone, whatever their times.
     pub window: usize,
     /// Questions that are answered at once; one that is alone uses two threads.
@@ -145,6 +147,7 @@ impl Settings {
             hot_rows_max: 200_000,
             hot_bytes_max: 64 << 20,
             sites_max: 1_000,
+            fact_limits: FactLimits::default(),
             window: 1_000_000,
             readers: 2,
             deadline: Duration::from_secs(5),
@@ -631,8 +634,10 @@ impl Store for SqliteStore {
         let (tenant, from, user, by) = (of.whole()?.to_owned(), from.to_owned(), user.to_owned(), by.clone());
         self.write(move |writer| {
             let (tenant, keys) = (writer.tenant_or_new(&tenant)?, writer.keys);
+            let limits = writer.settings.fact_limits;
             let (transaction, n) = writer.begin()?;
-            FactTables { connection: &transaction, tenant, keys, n }.link(&from, &user, joined, &by)?;
+            let tables = FactTables { connection: &transaction, tenant, keys, limits, n };
+            tables.link(&from, &user, joined, &by)?;
             Ok(transaction.commit()?)
         })
         .await

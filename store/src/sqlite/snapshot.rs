@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     AsOf, Sources, StoreError, TenantScope,
-    model::{IdMap, Keys},
+    model::{FactLimits, IdMap, Keys},
 };
 
 /// Fewer chunks are not worth a second thread.
@@ -382,7 +382,8 @@ fn blocks_where(
 impl Snapshot<'_> {
     /// What is known about who is who, if the tenant is known.
     pub(crate) fn facts(&self, keys: Keys) -> Option<FactTables<'_>> {
-        self.tenant.map(|tenant| FactTables { connection: self.connection, tenant, keys, n: 0 })
+        let limits = FactLimits::default();
+        self.tenant.map(|tenant| FactTables { connection: self.connection, tenant, keys, limits, n: 0 })
     }
 
     /// Up to when it goes.

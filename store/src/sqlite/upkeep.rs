@@ -18,18 +18,18 @@ use super::{
     Counters, Settings, SqliteStore, Stats,
     chunk::{BlockMeta, Chunk},
     codec,
-    facts::{FactTables, Refused, Whose},
+    facts::{FactTables, Known, Refused, Whose},
     facts_file,
     hot::{self, Hot, HotTable, Size},
     lock, schema,
     snapshot::{blocks_of, epoch},
-    table::{Table, TextColumn},
+    table::Table,
     writer::{Writer, begin, delete_block, insert_block},
 };
 use crate::{
     Appended, Deleted, Store, StoreError, Subject,
     error::at_second_look,
-    model::{Keys, KnownFact, event::shown},
+    model::{Keys, KnownFact},
 };
 
 /// Events of one call to [`Store::append`] when a file is imported.
@@ -43,8 +43,8 @@ const LINE_BYTES_MAX: u64 = 16 << 20;
 
 /// Which events are to go.
 enum Doomed {
-    /// Somebody's; the keys by which a block that has some is found.
-    Whose(Whose, Option<BTreeSet<u64>>, Subject),
+    /// Somebody's; the keys of those whose events are found by them.
+    Whose(Whose, BTreeSet<u64>),
     /// Those before a time.
     Before(i64),
 }
@@ -61,9 +61,7 @@ impl Doomed {
     fn may_be_in(&self, chunk: &mut Chunk<'_>, meta: &BlockMeta) -> Result<bool, StoreError> {
         match self {
             Self::Before(from_ms) => Ok(meta.first_ms < *from_ms),
-            Self::Whose(_, Some(keys), _) => Ok(chunk.who(false)?.keys.iter().any(|key| keys.contains(key))),
-            Self::Whose(_, None, Subject::Anonymous(device)) => has_device(chunk, device),
-            Self::Whose(_, None, Subject::User(_)) => Ok(true),
+            Self::Whose(whose, keys) => whose.may_be_in(chunk, keys),
         }
     }
 
@@ -73,25 +71,20 @@ impl Doomed {
     }
 }
 
-fn has_device(chunk: &mut Chunk<'_>, device: &str) -> Result<bool, StoreError> {
-    let Some(TextColumn { texts, .. }) = chunk.path("anonymous_id")? else { return Ok(false) };
-    Ok((1..=texts.len() as u32).any(|code| shown(texts.get(code)).as_deref() == Some(device)))
-}
-
 /// Deletes somebody, with what is known about them, in one transaction. Freed pages are
 /// overwritten.
 pub(crate) fn erase(writer: &mut Writer, tenant: &str, who: &Subject) -> Result<Deleted, StoreError> {
     let Some(tenant) = writer.tenant(tenant) else { return Ok(Deleted::default()) };
-    let keys = writer.keys;
+    let (keys, limits) = (writer.keys, writer.settings.fact_limits);
     let deleted = delete(writer, tenant, |transaction, n| {
-        let tables = FactTables { connection: transaction, tenant, keys, n };
+        let tables = FactTables { connection: transaction, tenant, keys, limits, n };
         let whose = tables.whose(who)?;
         let facts = tables.forget(who, &whose)?;
         let sql = "INSERT INTO meta(k, v) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET v = excluded.v";
         let next = epoch(transaction, tenant)? + 1;
         transaction.execute(sql, params![format!("epoch {tenant}"), next.to_le_bytes()])?;
         let found_by = whose.keys(keys);
-        Ok((Doomed::Whose(whose, found_by, who.clone()), facts))
+        Ok((Doomed::Whose(whose, found_by), facts))
     });
     let mut deleted = deleted?;
     deleted.is_in_log = !writer.cut_log();
@@ -110,14 +103,17 @@ pub(crate) fn know(writer: &mut Writer, facts: &[KnownFact]) -> Result<(), Store
     for fact in facts {
         by_tenant.entry(writer.tenant_or_new(&fact.tenant)?).or_default().push(fact);
     }
-    let (keys, counters) = (writer.keys, writer.counters.clone());
+    let (keys, limits, counters) = (writer.keys, writer.settings.fact_limits, writer.counters.clone());
     let (transaction, n) = writer.begin()?;
-    let mut refused = Refused::default();
+    let (mut refused, mut known) = (Refused::default(), Known::default());
     for (tenant, facts) in by_tenant {
-        refused.add(FactTables { connection: &transaction, tenant, keys, n }.know(&facts)?);
+        let tables = FactTables { connection: &transaction, tenant, keys, limits, n };
+        refused.add(tables.know(&facts, &mut known)?);
     }
     transaction.commit()?;
     counters.refused(refused);
+    // What gave way is not known any more.
+    writer.forget_facts();
     Ok(())
 }
 

@@ -620,6 +620,7 @@ impl Writer {
         forgotten: Option<i64>,
     ) -> Result<Vec<(i64, bool)>, StoreError> {
         let (keys, secret, known) = (self.keys, self.secret, &mut self.known);
+        let limits = self.settings.fact_limits;
         let transaction = begin(&mut self.connection)?;
         let (sites, new_sites) = sites_of(&transaction, &self.sites, new, places)?;
         let (mut by_table, mut by_tenant) =
@@ -643,7 +644,7 @@ impl Writer {
         }
         let mut refused = Refused::default();
         for (tenant, events) in &by_tenant {
-            let tables = FactTables { connection: &transaction, tenant: *tenant, keys, n };
+            let tables = FactTables { connection: &transaction, tenant: *tenant, keys, limits, n };
             refused.add(tables.note(events, known)?);
         }
         // No question reads what this writes into the file but who is who, and that may be
@@ -811,9 +812,14 @@ impl Writer {
         self.sites.values().filter(|site| site.tenant == tenant).map(|site| site.id).collect()
     }
 
+    /// What was known about facts may be wrong.
+    pub(crate) fn forget_facts(&mut self) {
+        self.known.clear();
+    }
+
     /// What was known about facts and blocks may be wrong.
     pub(crate) fn forget_known(&mut self) {
-        self.known.clear();
+        self.forget_facts();
         self.late = Late::default();
         self.measure_all();
     }

@@ -1,10 +1,9 @@
 //! Who is who, and why; what of it moves to another store.
 
+use std::time::Instant as Clock;
+
 use super::*;
-use crate::{
-    By, Decision, Tie,
-    model::identity::{COMPONENT_MAX, LOG_MAX, USERS_OF_A_DEVICE_MAX},
-};
+use crate::{By, Decision, Tie, model::identity::LOG_MAX};
 
 fn of() -> TenantScope {
     TenantScope::tenant("")
@@ -178,13 +177,17 @@ fn what_is_too_much_is_refused_counted_and_told_once_a_batch() {
     runtime().block_on(async {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(Settings { block_rows: 1_000, ..settings(dir.path()) }).unwrap();
-        let users = USERS_OF_A_DEVICE_MAX + 3;
+        let limits = FactLimits::default();
+        let users = limits.users_of_a_device + 3;
         let events: Vec<Event> =
             (0..users).map(|n| event(&format!("{n}"), n as i64, &both(&format!("u{n}"), "desk"))).collect();
         store.append(&events).await.unwrap();
-        let aliases: Vec<Event> = (0..=COMPONENT_MAX)
-            .map(|n| alias(&format!("a{n}"), 0, &format!("p{n}"), "all"))
-            .collect();
+        let others = 0..=limits.users_joined;
+        let seen: Vec<Event> =
+            others.clone().map(|n| event(&format!("s{n}"), 0, &format!(r#","user_id":"p{n}""#))).collect();
+        store.append(&seen).await.unwrap();
+        let aliases: Vec<Event> =
+            others.map(|n| alias(&format!("a{n}"), 0, &format!("p{n}"), "all")).collect();
         store.append(&aliases).await.unwrap();
         let much = "x".repeat(11_000);
         let identify = format!(
@@ -198,6 +201,111 @@ fn what_is_too_much_is_refused_counted_and_told_once_a_batch() {
         assert!(store.identity_log(&of(), &user(&format!("u{}", users - 1)), 10).await.unwrap().is_empty());
         let identity = store.identity(&of(), &user("u0")).await.unwrap().unwrap();
         assert_eq!(identity.traits, r#"{"plan":1}"#);
+        store.close().await;
+    });
+}
+
+/// Of each user the devices, and all of them one.
+fn crowd(users: usize, devices: usize) -> Vec<Event> {
+    let links = (0..users).flat_map(|user| {
+        (0..devices).map(move |device| {
+            let both = both(&format!("u{user}"), &format!("d{user} {device}"));
+            event(&format!("{user} {device}"), 50, &both)
+        })
+    });
+    let aliases = (1..users).map(|user| alias(&format!("a{user}"), 60, &format!("u{user}"), "u0"));
+    links.chain(aliases).collect()
+}
+
+#[test]
+fn what_one_event_changes_is_bounded_whatever_many_devices_are_somebodys() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(Settings::new(dir.path().join("store.db"))).unwrap();
+        for batch in crowd(90, 200).chunks(1_000) {
+            store.append(batch).await.unwrap();
+        }
+        let start = Clock::now();
+        // As in an import that goes back in time.
+        for n in 0..40 {
+            let earlier = event(&format!("e{n}"), 40 - n, &format!(r#","user_id":"u{}""#, n % 40));
+            store.append(&[earlier]).await.unwrap();
+        }
+        // If all devices were worked out anew it would take minutes.
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        let stats = store.stats().await.unwrap();
+        assert!(stats.links_refused + stats.aliases_refused > 80, "{stats:?}");
+        let identity = store.identity(&of(), &user("u0")).await.unwrap().unwrap();
+        assert!(identity.anonymous.len() <= FactLimits::default().devices_of_a_user);
+        store.close().await;
+    });
+}
+
+#[test]
+fn ids_with_zero_bytes_are_told_apart() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        store.append(&[event("1", 5, &both("c", "a\\u0000b"))]).await.unwrap();
+        store.append(&[event("2", 5, &both("b\\u0000c", "a"))]).await.unwrap();
+        let identity = store.identity(&of(), &user("b\0c")).await.unwrap().unwrap();
+        assert_eq!(identity.anonymous, ["a"]);
+        store.close().await;
+    });
+}
+
+#[test]
+fn who_is_erased_is_no_id_of_before_in_what_others_sent() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let events = [
+            alias("1", 1, "gone-device", "u"),
+            event("2", 2, r#","user_id":"gone-user""#),
+            event("3", 2, r#","user_id":"v""#),
+            alias("4", 3, "gone-user", "v"),
+            event("5", 4, r#","user_id":"u""#),
+            alias("6", 5, "stays", "u"),
+        ];
+        // In a block, and in memory.
+        store.append(&events).await.unwrap();
+        store.seal().await.unwrap();
+        store.append(&[alias("7", 1, "gone-device", "w"), alias("8", 3, "gone-user", "v")]).await.unwrap();
+        store.link(&of(), "gone-user", "v", false, &ann(5)).await.unwrap();
+        let deleted = store.erase(&of(), &device("gone-device")).await.unwrap();
+        assert_eq!((deleted.events, deleted.blocks), (2, 1));
+        let deleted = store.erase(&of(), &user("gone-user")).await.unwrap();
+        assert_eq!((deleted.events, deleted.blocks), (3, 2));
+        store.seal().await.unwrap();
+        let left = store.recent(&strain::all(""), None, 10).await.unwrap();
+        let left: Vec<String> = left.iter().map(|event| event.id().as_str().to_owned()).collect();
+        assert_eq!(left, ["6", "5", "3"]);
+        for end in ["", "-wal"] {
+            let bytes = std::fs::read(format!("{}{end}", path.display())).unwrap_or_default();
+            assert!(!bytes.windows(5).any(|part| part == b"gone-"), "{end}");
+        }
+        store.close().await;
+    });
+}
+
+#[test]
+fn a_user_whose_id_an_alias_names_is_no_device_to_be_erased() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let oracle = Oracle::with_keys(store.shared.keys);
+        let events = [
+            event("1", 1, r#","user_id":"both""#),
+            alias("2", 2, "both", "u"),
+            event("3", 2, &both("u", "both")),
+        ];
+        for store in [&store as &dyn Store, &oracle] {
+            store.append(&events).await.unwrap();
+            assert_eq!(store.erase(&of(), &device("both")).await.unwrap().events, 1);
+            let identity = store.identity(&of(), &user("u")).await.unwrap().unwrap();
+            assert_eq!(identity.users, ["both", "u"]);
+        }
         store.close().await;
     });
 }
@@ -279,6 +387,140 @@ proptest! {
             }
             store.close().await;
             moved.close().await;
+        });
+    }
+}
+
+/// Ids that are those of users and of devices.
+const IDS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+const FEW: FactLimits = FactLimits { users_joined: 3, users_of_a_device: 2, devices_of_a_user: 3 };
+
+/// What happens to them.
+#[derive(Debug, Clone)]
+enum Happens {
+    Seen(u8, u8, i64),
+    Alias(u8, u8, i64),
+    Link(u8, u8, bool),
+    Erase(u8, bool),
+    Reopen,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let id = || 0..IDS.len() as u8;
+    prop_oneof![
+        // One more: none.
+        12 => (0..IDS.len() as u8 + 1, id(), 0..6_i64).prop_map(|(user, device, hour)| Happens::Seen(user, device, hour)),
+        8 => (id(), id(), 0..6_i64).prop_map(|(from, user, hour)| Happens::Alias(from, user, hour)),
+        1 => (id(), id(), any::<bool>()).prop_map(|(from, user, joined)| Happens::Link(from, user, joined)),
+        1 => (id(), any::<bool>()).prop_map(|(who, is_user)| Happens::Erase(who, is_user)),
+        1 => Just(Happens::Reopen),
+    ]
+}
+
+/// A store to which events come in batches of a size, and one that judges it.
+struct Judged {
+    store: SqliteStore,
+    oracle: Oracle,
+    batch: Vec<Event>,
+    batch_max: usize,
+}
+
+impl Judged {
+    fn open(path: &Path, batch_max: usize) -> Self {
+        let settings = Settings { path: path.to_owned(), fact_limits: FEW, ..settings(path) };
+        let store = SqliteStore::open(settings).unwrap();
+        let oracle = Oracle::with_keys(store.shared.keys).within(FEW);
+        Self { store, oracle, batch: Vec::new(), batch_max }
+    }
+
+    async fn append(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        assert_eq!(self.store.append(&batch).await, self.oracle.append(&batch).await);
+    }
+
+    async fn take(&mut self, number: usize, one: &Happens) {
+        let id = |id: &u8| IDS[usize::from(*id)];
+        match one {
+            Happens::Seen(user, device, hour) => {
+                let who = match IDS.get(usize::from(*user)) {
+                    Some(user) => both(user, id(device)),
+                    None => format!(r#","anonymous_id":"{}""#, id(device)),
+                };
+                self.batch.push(event(&number.to_string(), *hour, &who));
+            }
+            Happens::Alias(from, user, hour) => {
+                self.batch.push(alias(&number.to_string(), *hour, id(from), id(user)));
+            }
+            other => {
+                self.append().await;
+                self.change(other).await;
+            }
+        }
+        if self.batch.len() >= self.batch_max {
+            self.append().await;
+        }
+    }
+
+    async fn change(&mut self, one: &Happens) {
+        let id = |id: &u8| IDS[usize::from(*id)];
+        match one {
+            Happens::Link(from, user, joined) => {
+                for store in [&self.store as &dyn Store, &self.oracle] {
+                    store.link(&of(), id(from), id(user), *joined, &ann(5)).await.unwrap();
+                }
+            }
+            Happens::Erase(who, is_user) => {
+                let who = if *is_user { user(id(who)) } else { device(id(who)) };
+                let deleted = self.store.erase(&of(), &who).await.unwrap();
+                assert_eq!(deleted.events, self.oracle.erase(&of(), &who).await.unwrap().events, "{who:?}");
+            }
+            _ => {
+                let settings = self.store.shared.settings.clone();
+                self.store.close().await;
+                self.store = SqliteStore::open(settings).unwrap();
+            }
+        }
+    }
+
+    /// What is known of everybody.
+    async fn check(&self) -> Vec<Option<Identity>> {
+        let scope = strain::all("");
+        let mut all = Vec::new();
+        for who in IDS.iter().flat_map(|id| [user(id), device(id)]) {
+            let known = self.store.identity(&of(), &who).await.unwrap();
+            assert_eq!(known, self.oracle.identity(&of(), &who).await.unwrap(), "{who:?}");
+            let log = self.store.identity_log(&of(), &who, 1_000).await;
+            assert_eq!(log, self.oracle.identity_log(&of(), &who, 1_000).await, "{who:?}");
+            let events = self.store.recent(&scope, Some(&who), 1_000).await;
+            assert_eq!(events, self.oracle.recent(&scope, Some(&who), 1_000).await, "{who:?}");
+            all.push(known);
+        }
+        assert_eq!(self.store.summary(&scope).await, self.oracle.summary(&scope).await);
+        all
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(30))]
+
+    /// Where there is no room for all that is told, it is the same that is known, in
+    /// whatever batches the events come.
+    #[test]
+    fn at_the_limits_it_is_known_what_came_first(all in prop::collection::vec(happens(), 1..60)) {
+        runtime().block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut known = Vec::new();
+            for batch_max in [1, 4, 1_000] {
+                let mut judged = Judged::open(&dir.path().join(format!("{batch_max}.db")), batch_max);
+                for (number, one) in all.iter().enumerate() {
+                    judged.take(number, one).await;
+                }
+                judged.append().await;
+                known.push(judged.check().await);
+                judged.store.close().await;
+            }
+            assert_eq!(known[0], known[1]);
+            assert_eq!(known[0], known[2]);
         });
     }
 }
