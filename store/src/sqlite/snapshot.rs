@@ -619,6 +619,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn owners_of_tenants_that_were_not_asked_for_long_are_forgotten_first() {
+        let mut cached = Cached::default();
+        // Room that is not filled takes no memory, and counts.
+        let map = || {
+            let owners = Vec::with_capacity(24 << 20 >> 4);
+            let base = Arc::new(Owned { owners, ..Owned::default() });
+            Arc::new(OwnerMap { base, n: 1, ..OwnerMap::default() })
+        };
+        let ask = |cached: &mut Cached, tenant: i64| {
+            let known = cached.get(tenant);
+            let is_known = known.n > 0;
+            cached.put(tenant, if is_known { known } else { map() });
+            is_known
+        };
+        // Two others have room beside the one that is asked.
+        assert_eq!([1, 2, 3].map(|tenant| ask(&mut cached, tenant)), [false; 3]);
+        assert!(ask(&mut cached, 1), "and so there is for all three");
+        assert!(!ask(&mut cached, 4));
+        let known = |cached: &Cached| {
+            let mut known: Vec<i64> = cached.maps.keys().copied().collect();
+            known.sort_unstable();
+            known
+        };
+        assert_eq!(known(&cached), [1, 3, 4], "the second was asked longest ago");
+        assert!(ask(&mut cached, 3) && ask(&mut cached, 1) && !ask(&mut cached, 2));
+        assert_eq!(known(&cached), [1, 2, 3]);
+    }
+
+    #[test]
     fn a_question_is_given_up_when_its_time_is_over_and_when_nobody_waits() {
         let soon = Instant::now() + Duration::from_secs(600);
         let (somebody, gone) = waiting();
