@@ -81,7 +81,7 @@ impl Hot {
         size
     }
 
-    pub(crate) fn tables(&self) -> impl Iterator<Item = (i64, &Arc<HotTable>)> {
+    pub(crate) fn tables(&self) -> impl Iterator<Item = (i64, &Arc<HotTable>)> + Clone {
         self.sites.iter().flat_map(|(site, tables)| tables.iter().map(move |table| (*site, table)))
     }
 }

@@ -211,7 +211,7 @@ pub struct Stats {
     pub free_bytes: u64,
     /// Bytes of memory that events take which are not in blocks yet.
     pub hot_bytes: u64,
-    /// The time of the earliest event in a block.
+    /// The time of the earliest event.
     pub first_ms: Option<i64>,
     /// The time of the latest.
     pub last_ms: Option<i64>,

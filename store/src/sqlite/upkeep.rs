@@ -354,12 +354,13 @@ impl SqliteStore {
     /// What is in the store, and what happened since it was opened.
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         self.read(None, |shared, readers| {
-            let size = shared.door.read().size();
-            let (hot_events, hot_bytes) = (size.rows as u64, size.bytes as u64);
+            let hot = hot_stats(&shared.door.read());
             let mut stats = file_stats(&readers.first)?;
             let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-            stats.events += hot_events;
-            (stats.hot_events, stats.hot_bytes) = (hot_events, hot_bytes);
+            stats.events += hot.hot_events;
+            (stats.hot_events, stats.hot_bytes) = (hot.hot_events, hot.hot_bytes);
+            stats.first_ms = stats.first_ms.into_iter().chain(hot.first_ms).min();
+            stats.last_ms = stats.last_ms.max(hot.last_ms);
             stats.appended = count(&shared.counters.appended);
             stats.sealed = count(&shared.counters.sealed);
             stats.seals_failed = count(&shared.counters.seals_failed);
@@ -545,6 +546,18 @@ pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<(Line, us
         Err(_) => KnownFact::from_line(&line).map_or(Line::Damaged, |fact| Line::Fact(Box::new(fact))),
     };
     Ok(Some((line, bytes)))
+}
+
+/// What is in memory.
+fn hot_stats(hot: &Hot) -> Stats {
+    let (size, tables) = (hot.size(), hot.tables().filter(|(_, hot)| hot.table.rows() > 0));
+    Stats {
+        hot_events: size.rows as u64,
+        hot_bytes: size.bytes as u64,
+        first_ms: tables.clone().map(|(_, hot)| hot.table.first_ms).min(),
+        last_ms: tables.map(|(_, hot)| hot.table.last_ms).max(),
+        ..Stats::default()
+    }
 }
 
 fn file_stats(connection: &Connection) -> Result<Stats, StoreError> {

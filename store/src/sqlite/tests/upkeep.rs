@@ -66,6 +66,29 @@ fn too_much_in_memory_becomes_blocks_and_the_largest_first() {
 }
 
 #[test]
+fn of_what_times_events_are_is_known_whether_they_are_in_blocks_or_not() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        let times = async || {
+            let stats = store.stats().await.unwrap();
+            (stats.first_ms, stats.last_ms)
+        };
+        let at = |minute: i64| Some(BASE_MS + minute * MINUTE_MS);
+        assert_eq!(times().await, (None, None));
+        store.append(&[event(1, "", "u", 5), event(2, "t", "u", 7)]).await.unwrap();
+        assert_eq!(times().await, (at(5), at(7)), "in memory");
+        store.seal().await.unwrap();
+        assert_eq!(times().await, (at(5), at(7)), "in blocks");
+        store.append(&[event(3, "", "u", 6)]).await.unwrap();
+        assert_eq!(times().await, (at(5), at(7)));
+        store.append(&[event(4, "", "u", 3), event(5, "", "u", 9)]).await.unwrap();
+        assert_eq!(times().await, (at(3), at(9)), "in both");
+        store.close().await;
+    });
+}
+
+#[test]
 fn somebody_who_is_erased_leaves_no_trace_in_the_file() {
     runtime().block_on(async {
         let dir = tempfile::tempdir().unwrap();
