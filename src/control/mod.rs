@@ -324,8 +324,10 @@ impl Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let status = match &error {
-            StoreError::Unavailable(_) | StoreError::Closed => StatusCode::SERVICE_UNAVAILABLE,
-            StoreError::Invalid { .. } => StatusCode::BAD_REQUEST,
+            StoreError::Unavailable(_) | StoreError::Unauthorized(_) | StoreError::Closed => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            StoreError::Invalid { .. } | StoreError::Refused(_) => StatusCode::BAD_REQUEST,
             StoreError::TooExpensive(_) => StatusCode::UNPROCESSABLE_ENTITY,
             StoreError::Damaged(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -138,7 +138,8 @@ impl From<StoreError> for Unanswered {
             StoreError::TooExpensive(why) => Self::TooExpensive(why),
             StoreError::Unavailable(why) => Self::Unavailable(why),
             StoreError::Closed => Self::Unavailable("it is closed".into()),
-            StoreError::Damaged(why) => Self::Damaged(why),
+            StoreError::Damaged(why) | StoreError::Refused(why) => Self::Damaged(why),
+            StoreError::Unauthorized(why) => Self::Unavailable(why),
         }
     }
 }

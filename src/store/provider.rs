@@ -67,7 +67,8 @@ fn send_error(error: StoreError) -> SendError {
         StoreError::Unavailable(_) | StoreError::Closed => {
             SendError::Unavailable { retry_after: None, detail }
         }
-        StoreError::Invalid { .. } => SendError::Refused { detail },
+        StoreError::Unauthorized(_) => SendError::Unauthorized { detail },
+        StoreError::Invalid { .. } | StoreError::Refused(_) => SendError::Refused { detail },
         StoreError::TooExpensive(_) => SendError::TooLarge { detail },
         // Whoever opens it next sets it aside; until then events wait, and none is to blame.
         StoreError::Damaged(_) => SendError::Misdirected { detail },

@@ -23,6 +23,12 @@ pub enum StoreError {
     /// What is stored cannot be read: a person is needed.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// The server does not let it in, or does not let it do what it must: a person is needed.
+    #[error("the store's server refuses: {0}")]
+    Unauthorized(String),
+    /// The server does not take this, and never will: of a batch some event is the reason.
+    #[error("the store does not take it: {0}")]
+    Refused(String),
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

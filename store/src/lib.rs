@@ -11,7 +11,9 @@
 //! | [`store`] | the trait |
 //! | [`model`] | classes of events, time buckets, sessions, funnels, identity, traits, unique counts; facts as lines of a file |
 //! | [`oracle`] | every question over a list of events in memory, written to be read |
+//! | [`lines`] | events and facts as lines of a file, which move between stores |
 //! | [`sqlite`] | the embedded store: column blocks in one SQLite file |
+//! | `postgres` | the store on a PostgreSQL server, with TimescaleDB or without |
 //!
 //! Nothing is summed up when it is written. Sessions, visitors and funnels are computed
 //! from the events when they are asked for, so that arrival order, duplicates, replays,
@@ -21,13 +23,18 @@ pub mod answers;
 pub mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod limits;
+pub mod lines;
 pub mod model;
 pub mod oracle;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod scope;
 pub mod sqlite;
 pub mod store;
 
 pub use answers::*;
 pub use error::StoreError;
+pub use limits::Limits;
 pub use scope::{Field, Filter, Is, Scope, Sources, Step, Subject, TenantScope};
 pub use store::Store;

@@ -8,7 +8,6 @@ use std::{
 use analytics_relay_providers::Event;
 
 use super::{
-    Limits,
     chunk::Chunk,
     counts::{Counts, MINUTE_MS, MINUTES, Minutes, Visitors},
     groups::{Group, Groups, Interner, Texts, visitor},
@@ -19,8 +18,8 @@ use super::{
     visits::{Asked, stays, visits},
 };
 use crate::{
-    Breakdown, Bucket, Count, CountPoint, Field, NamedPoint, NewVisitors, PageRow, Point, Realtime, Scope,
-    SessionRow, SessionSums, StoreError, Subject, Summary, ValueRow,
+    Breakdown, Bucket, Count, CountPoint, Field, Limits, NamedPoint, NewVisitors, PageRow, Point, Realtime,
+    Scope, SessionRow, SessionSums, StoreError, Subject, Summary, ValueRow,
     model::{Buckets, IdSet, Keys, Uniques, event::shown},
 };
 

@@ -1,14 +1,13 @@
 //! Events and visitors in buckets of time.
 
 use super::{
-    Limits,
     chunk::Chunk,
     groups::visitor,
     select::Rows,
     snapshot::{Fold, Seen},
 };
 use crate::{
-    Scope, StoreError,
+    Limits, Scope, StoreError,
     model::{Buckets, Class, Uniques},
 };
 

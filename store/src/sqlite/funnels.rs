@@ -3,14 +3,13 @@
 use std::ops::Range;
 
 use super::{
-    Limits,
     chunk::Chunk,
     groups::visitor,
     select::{Rows, passing},
     snapshot::{Fold, Seen, Snapshot},
 };
 use crate::{
-    Field, Filter, Funnel, FunnelAnswer, Order, Scope, StoreError, Unit,
+    Field, Filter, Funnel, FunnelAnswer, Limits, Order, Scope, StoreError, Unit,
     model::{Act, Class, funnel, funnel::STEPS_MAX, funnel::WINDOW_MS_MAX},
     scope::check_filters,
 };

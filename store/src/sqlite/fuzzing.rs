@@ -2,12 +2,11 @@
 
 use std::io::BufReader;
 
-use super::{
-    codec, hot,
-    table::Table,
-    upkeep::{Line, next_line},
+use super::{codec, hot, table::Table};
+use crate::{
+    lines::{Line, next_line},
+    model::{Keys, KnownFact},
 };
-use crate::model::{Keys, KnownFact};
 
 pub(crate) fn column(bytes: &[u8]) {
     codec::read_anything(bytes);

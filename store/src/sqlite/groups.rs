@@ -3,14 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Limits,
     chunk::Chunk,
     codec::KeyColumn,
     select::Rows,
     snapshot::{Fold, Seen},
 };
 use crate::{
-    Field, Scope, StoreError,
+    Field, Limits, Scope, StoreError,
     model::{Buckets, Class, Uniques},
 };
 

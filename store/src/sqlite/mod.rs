@@ -41,9 +41,9 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
-    Appended, AsOf, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, LogEntry,
-    NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow, Store,
-    StoreError, Subject, Summary, TenantScope, ValueRow,
+    Appended, AsOf, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, Limits,
+    LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow,
+    Store, StoreError, Subject, Summary, TenantScope, ValueRow,
     model::{Buckets, FactLimits, Keys, KnownFact},
 };
 
@@ -83,7 +83,9 @@ use snapshot::{Env, OwnerCache, Patience, Snapshot};
 use writer::Writer;
 
 pub use schema::is_in_use;
-pub use upkeep::{CheckReport, ExportReport, ImportReport, Wanted, backup, check, export, look, unfinished};
+pub use upkeep::{CheckReport, backup, check, export, look, unfinished};
+
+pub use crate::lines::{ExportReport, ImportReport, Wanted};
 
 /// Batches that wait for the writer.
 const JOBS_MAX: usize = 2;
@@ -120,23 +122,6 @@ pub struct Settings {
     pub limits: Limits,
 }
 
-/// What the answer to one question may take of memory.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Visitors that are told apart; more are estimated, and the answer says so.
-    pub exact_max: usize,
-    /// Visitors of a question that cannot be estimated.
-    pub visitors_max: usize,
-    /// Values of a field.
-    pub values_max: usize,
-    /// Bytes of them.
-    pub value_bytes_max: usize,
-    /// Bytes of the visitors of all values.
-    pub group_bytes_max: usize,
-    /// Events that are a step of a funnel.
-    pub acts_max: usize,
-}
-
 impl Settings {
     /// The defaults, for a file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
@@ -151,14 +136,7 @@ impl Settings {
             window: 1_000_000,
             readers: 2,
             deadline: Duration::from_secs(5),
-            limits: Limits {
-                exact_max: 500_000,
-                visitors_max: 2_000_000,
-                values_max: 100_000,
-                value_bytes_max: 16 << 20,
-                group_bytes_max: 96 << 20,
-                acts_max: 4_000_000,
-            },
+            limits: Limits::default(),
         }
     }
 }

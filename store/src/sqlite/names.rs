@@ -6,7 +6,6 @@ use std::{
 };
 
 use super::{
-    Limits,
     answer::{check_limit, cut},
     chunk::Chunk,
     groups::Interner,
@@ -15,7 +14,7 @@ use super::{
     snapshot::{Fold, Seen, Snapshot},
     table::TextColumn,
 };
-use crate::{Breakdown, PropertyRow, Scope, StoreError, scope::SEPARATOR};
+use crate::{Breakdown, Limits, PropertyRow, Scope, StoreError, scope::SEPARATOR};
 
 /// Before the names of properties in a path.
 const PREFIX: &str = "properties";

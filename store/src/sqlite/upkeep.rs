@@ -3,8 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs::{self, File},
-    io::{self, BufRead, Read, Write},
-    ops::RangeInclusive,
+    io::{self, BufRead, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::Ordering},
@@ -27,20 +26,14 @@ use super::{
     writer::{Writer, begin, delete_block, insert_block},
 };
 use crate::{
-    Appended, Deleted, Store, StoreError, Subject,
+    Deleted, StoreError, Subject,
     error::at_second_look,
+    lines::{self, ExportReport, ImportReport, Wanted},
     model::{Keys, KnownFact},
 };
 
-/// Events of one call to [`Store::append`] when a file is imported.
-const IMPORT_BATCH: usize = 1_000;
-/// So many bytes of lines are enough for one, however few they are.
-const IMPORT_BYTES: usize = 8 << 20;
 /// So long is waited for one more block.
 const SEAL_WAIT_MAX: Duration = Duration::from_secs(60);
-/// Longest line of a file that is imported.
-const LINE_BYTES_MAX: u64 = 16 << 20;
-
 /// Which events are to go.
 enum Doomed {
     /// Somebody's; the keys of those whose events are found by them.
@@ -376,6 +369,11 @@ impl SqliteStore {
         .await
     }
 
+    /// Takes in what [`export`] wrote: see [`lines::import`].
+    pub async fn import(&self, lines: impl BufRead + Send + 'static) -> Result<ImportReport, StoreError> {
+        lines::import(self, lines).await
+    }
+
     /// Gives free pages back to the file system. Writes the whole file anew, for which
     /// there must be room, and appends wait meanwhile. Dropped, it is given up, and the
     /// file stays as it was: nobody who stops waits for it.
@@ -401,76 +399,6 @@ impl SqliteStore {
         })
         .await
     }
-
-    /// Takes in what [`export`] wrote: an event or a fact a line, in any order. What is there
-    /// is not taken twice; lines that are neither are counted.
-    pub async fn import(&self, mut lines: impl BufRead + Send + 'static) -> Result<ImportReport, StoreError> {
-        let mut report = ImportReport::default();
-        loop {
-            // Reading may wait for a disk, and what is read is parsed.
-            let read = tokio::task::spawn_blocking(move || (next_part(&mut lines), lines));
-            let (part, rest) = read.await.map_err(|_| StoreError::Unavailable("reading panicked".into()))?;
-            lines = rest;
-            let part = part.map_err(|error| {
-                StoreError::Unavailable(format!("what is imported cannot be read: {error}"))
-            })?;
-            for appended in self.append_patiently(&part.events).await? {
-                match appended {
-                    Appended::New => report.new += 1,
-                    Appended::Duplicate => report.duplicates += 1,
-                    Appended::Unstorable(_) => report.damaged += 1,
-                }
-            }
-            if !part.facts.is_empty() {
-                self.know(&part.facts).await?;
-            }
-            report.facts += part.facts.len() as u64;
-            report.damaged += part.damaged;
-            if part.is_last {
-                return Ok(report);
-            }
-        }
-    }
-
-    /// Appends once there is room: a file is read faster than blocks are made.
-    async fn append_patiently(&self, events: &[Event]) -> Result<Vec<Appended>, StoreError> {
-        let since = Instant::now();
-        loop {
-            match self.append(events).await {
-                Err(StoreError::Unavailable(_)) if since.elapsed() < SEAL_WAIT_MAX => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                done => return done,
-            }
-        }
-    }
-}
-
-/// What is taken in at once of a file that is imported.
-#[derive(Default)]
-struct Part {
-    events: Vec<Event>,
-    facts: Vec<KnownFact>,
-    damaged: u64,
-    is_last: bool,
-}
-
-fn next_part(lines: &mut impl BufRead) -> io::Result<Part> {
-    let (mut part, mut bytes) = (Part::default(), 0);
-    while part.events.len() + part.facts.len() < IMPORT_BATCH && bytes < IMPORT_BYTES {
-        let Some((line, its_bytes)) = next_line(lines)? else {
-            part.is_last = true;
-            break;
-        };
-        bytes += its_bytes;
-        match line {
-            Line::Event(event) => part.events.push(*event),
-            Line::Fact(fact) => part.facts.push(*fact),
-            Line::Damaged => part.damaged += 1,
-            Line::Empty => {}
-        }
-    }
-    Ok(part)
 }
 
 /// How far something is that can be given up.
@@ -502,50 +430,6 @@ impl Drop for GiveUp {
         }
         *turn = Turn::Over;
     }
-}
-
-/// What became of the lines of a file.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ImportReport {
-    /// Events that were not there.
-    pub new: u64,
-    /// Events that were.
-    pub duplicates: u64,
-    /// Facts about who is who, whether they were there or not.
-    pub facts: u64,
-    /// Lines that are neither, or of a newer relay.
-    pub damaged: u64,
-}
-
-/// A line of a file that is imported.
-pub(crate) enum Line {
-    Event(Box<Event>),
-    Fact(Box<KnownFact>),
-    Damaged,
-    Empty,
-}
-
-/// Reads a line, whatever it is, into memory that is bounded, and how long it is; `None` at
-/// the end.
-pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<(Line, usize)>> {
-    let mut line = Vec::new();
-    lines.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
-    if line.is_empty() {
-        return Ok(None);
-    }
-    if line.last() != Some(&b'\n') && line.len() as u64 == LINE_BYTES_MAX {
-        lines.skip_until(b'\n')?;
-        return Ok(Some((Line::Damaged, line.len())));
-    }
-    let bytes = line.len();
-    if line.trim_ascii().is_empty() {
-        return Ok(Some((Line::Empty, bytes)));
-    }
-    let line = match Event::from_json(&line) {
-        Ok(event) => Line::Event(Box::new(event)),
-        Err(_) => KnownFact::from_line(&line).map_or(Line::Damaged, |fact| Line::Fact(Box::new(fact))),
-    };
-    Ok(Some((line, bytes)))
 }
 
 /// What is in memory.
@@ -827,33 +711,6 @@ pub fn check(path: &Path, mut progress: impl FnMut(u64)) -> Result<CheckReport, 
     Ok(report)
 }
 
-/// Which events are exported.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Of one tenant; the empty one is that of a relay that has one.
-    pub tenant: Option<String>,
-    /// Of when: Unix milliseconds, from the first to the last.
-    pub range_ms: RangeInclusive<i64>,
-}
-
-impl Default for Wanted {
-    /// All.
-    fn default() -> Self {
-        Self { tenant: None, range_ms: i64::MIN..=i64::MAX }
-    }
-}
-
-/// What was exported.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ExportReport {
-    /// Events.
-    pub events: u64,
-    /// What is known about who is who.
-    pub facts: u64,
-    /// Blocks and batches that could not be read.
-    pub damaged: u64,
-}
-
 /// Writes events, each as a line of JSON, also beside a process that writes to the store:
 /// what was there when it began. Behind all events of a tenant, or of all, stands what is
 /// known about who is who (see [`KnownFact`]); a part of them has nothing of that.
@@ -869,11 +726,7 @@ pub fn export(path: &Path, wanted: &Wanted, out: &mut impl Write) -> Result<Expo
             return Ok(());
         };
         for event in events.iter().filter(|event| range_ms.contains(&event.time_ms())) {
-            let mut line = event.to_json();
-            // What a file of another relay had over several lines stands on one here.
-            line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
-            line.push(b'\n');
-            out.write_all(&line).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+            lines::write_event(out, event)?;
             report.events += 1;
         }
         Ok(())
@@ -883,14 +736,13 @@ pub fn export(path: &Path, wanted: &Wanted, out: &mut impl Write) -> Result<Expo
     };
     each_block(&connection, is_wanted, |_, events| write(events.ok()))?;
     each_batch(&connection, |_, site, events| if sites.contains(&site) { write(events) } else { Ok(()) })?;
-    if *wanted == (Wanted { tenant: wanted.tenant.clone(), ..Wanted::default() }) {
+    if wanted.has_facts() {
         facts_file::each_fact(&connection, wanted.tenant.as_deref(), |fact| {
             report.facts += 1;
-            let line = fact.to_line() + "\n";
-            out.write_all(line.as_bytes()).map_err(|error| StoreError::Unavailable(error.to_string()))
+            lines::write_fact(out, fact)
         })?;
     }
-    out.flush().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    lines::finish(out)?;
     Ok(report)
 }
 

@@ -3,14 +3,13 @@
 use std::{rc::Rc, sync::Arc};
 
 use super::{
-    Limits,
     chunk::{Chunk, Values},
     groups::{Interner, Texts, visitor},
     select::Rows,
     snapshot::{Fold, Seen, Snapshot},
 };
 use crate::{
-    Field, Scope, StoreError,
+    Field, Limits, Scope, StoreError,
     model::{
         Class, IdSet, SessionKey, SessionPart,
         event::{ENGAGEMENT_SECONDS, TIME_ON_PAGE, looked_ms},
