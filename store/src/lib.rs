@@ -20,6 +20,8 @@
 //! late events and deletions cannot make two figures disagree.
 
 pub mod answers;
+#[cfg(test)]
+mod conformance;
 pub mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -29,6 +31,7 @@ pub mod model;
 pub mod oracle;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod scan;
 pub mod scope;
 pub mod sqlite;
 pub mod store;

@@ -11,16 +11,16 @@ use analytics_relay_providers::{Event, event::JsonObject};
 use async_trait::async_trait;
 
 use crate::{
-    Appended, AsOf, Breakdown, Bucket, By, Count, CountPoint, Decision, Deleted, Field, Funnel, FunnelAnswer,
-    Identity, LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope,
-    SessionRow, Store, StoreError, Subject, Summary, TenantScope, Tie, Unit, ValueRow,
+    Appended, AsOf, Breakdown, Bucket, Count, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity,
+    LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow,
+    Store, StoreError, Subject, Summary, TenantScope, Unit, ValueRow,
     model::{
-        Act, Buckets, Class, FactLimits, Facts, Keys, Known, KnownFact, Owners, Seen, SessionPart, Walk,
-        event::{ENGAGEMENT_SECONDS, TIME_ON_PAGE, looked_ms, previous_id, shown, source_of, what},
+        Act, Buckets, Class, FactLimits, Keys, KnownFact, Owners, SessionPart, Walk,
+        event::{ENGAGEMENT_SECONDS, TIME_ON_PAGE, looked_ms, shown, source_of, what},
         funnel,
-        identity::{Fact, LOG_MAX, Visitor, facts_of_batch},
+        identity::Visitor,
         sessions::{SessionEvent, goes_on, look, sessions, times_on_pages},
-        traits::{self, Traits},
+        tenant::Tenant,
     },
     scope::SEPARATOR,
 };
@@ -38,13 +38,6 @@ struct Kept {
     events: Vec<Event>,
     seen: HashSet<(String, String)>,
     tenants: BTreeMap<String, Tenant>,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Tenant {
-    facts: Facts,
-    traits: BTreeMap<Subject, Traits>,
-    log: Vec<LogEntry>,
 }
 
 /// An event of a question, with all that is asked of it.
@@ -526,7 +519,7 @@ impl Store for Oracle {
     async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError> {
         let tenant = of.whole()?;
         let kept = self.kept();
-        Ok(kept.tenants.get(tenant).and_then(|tenant| tenant.identity(who, of, &kept.events)))
+        Ok(kept.tenants.get(tenant).and_then(|tenant| tenant.identity(who, times(who, of, &kept.events))))
     }
 
     async fn identity_log(
@@ -538,7 +531,7 @@ impl Store for Oracle {
         let tenant = of.whole()?;
         let kept = self.kept();
         let Some(tenant) = kept.tenants.get(tenant) else { return Ok(Vec::new()) };
-        let identity = tenant.identity(who, of, &kept.events).unwrap_or_default();
+        let identity = tenant.identity(who, times(who, of, &kept.events)).unwrap_or_default();
         let (Subject::User(id) | Subject::Anonymous(id)) = who;
         let ids: BTreeSet<&String> = identity.users.iter().chain(&identity.anonymous).chain([id]).collect();
         let names = |entry: &&LogEntry| ids.contains(&entry.from) || ids.contains(&entry.user);
@@ -575,20 +568,7 @@ impl Store for Oracle {
         let owners = tenant.facts.resolve();
         let before = kept.events.len();
         kept.events.retain(|event| {
-            event.tenant().unwrap_or_default() != of.tenant
-                || match who {
-                    Subject::Anonymous(device) => {
-                        let is_before = previous_id(event) == Some(device);
-                        event.anonymous_id() != Some(device)
-                            && (!is_before || tenant.facts.users.contains_key(device))
-                    }
-                    Subject::User(user) => {
-                        let root = owners.root(user);
-                        let visitor = owners.visitor(event.user_id(), event.anonymous_id(), event.time_ms());
-                        let is_before = previous_id(event).is_some_and(|id| owners.root(id) == root);
-                        visitor != Some(Visitor::User(root)) && !is_before
-                    }
-                }
+            event.tenant().unwrap_or_default() != of.tenant || !tenant.owns(who, &owners, event)
         });
         tenant.forget(who, &owners);
         Ok(Deleted { events: (before - kept.events.len()) as u64, ..Deleted::default() })
@@ -604,171 +584,14 @@ impl Store for Oracle {
     }
 }
 
-fn subject_of(event: &Event) -> Option<Subject> {
-    let user = event.user_id().map(|user| Subject::User(user.to_owned()));
-    user.or_else(|| event.anonymous_id().map(|device| Subject::Anonymous(device.to_owned())))
-}
-
-impl Tenant {
-    /// Notes what new events of a batch tell. One is told of what is refused of it.
-    fn note(&mut self, events: &[&Event], limits: &FactLimits) {
-        let mut is_told = false;
-        for (fact, seen, event) in facts_of_batch(events.iter().copied()) {
-            let (what, from, user) = match fact {
-                Fact::User(user) => (None, user, user),
-                Fact::Link { device, user } => (Some(Decision::Linked), device, user),
-                Fact::Alias { previous, user } => (Some(Decision::Aliased), previous, user),
-            };
-            let before = if self.facts.knows(fact) { None } else { self.counted_under(from) };
-            let noted = self.facts.note_within(fact, seen, limits);
-            let decided = what.filter(|_| noted.is_new).map(|what| (what, from.into(), user.into(), before));
-            let refused = noted.refused.into_iter().next().filter(|_| !is_told);
-            is_told |= refused.is_some();
-            let refused = refused.map(|(what, from, user)| (what, from, user, None));
-            for (what, from, user, before) in decided.into_iter().chain(refused) {
-                let (at_ms, by) = (event.accepted_ms(), By::Event(event.id().as_str().to_owned()));
-                self.write_log(LogEntry { at_ms, by, what, from, user, before });
-            }
-        }
-        for event in events.iter().filter(|event| traits::tells(event)) {
-            if let Some(subject) = subject_of(event) {
-                self.traits.entry(subject).or_default().tell(event);
-            }
-        }
-    }
-
-    fn counted_under(&self, id: &str) -> Option<String> {
-        self.facts.resolve().counted_under(id).map(str::to_owned)
-    }
-
-    fn write_log(&mut self, entry: LogEntry) {
-        self.log.push(entry);
-        let over = self.log.len().saturating_sub(LOG_MAX);
-        self.log.drain(..over);
-    }
-
-    fn link(&mut self, from: &str, user: &str, joined: bool, by: &Operator) {
-        let (link, before) = ((from.to_owned(), user.to_owned()), self.counted_under(from));
-        let apart = &mut self.facts.apart;
-        let is_news = if joined { apart.remove(&link) } else { apart.insert(link) };
-        if is_news {
-            let what = if joined { Decision::Rejoined } else { Decision::PutApart };
-            let Operator { name, reason, at_ms } = by.clone();
-            let (by, from, user) = (By::Operator { name, reason }, from.into(), user.into());
-            self.write_log(LogEntry { at_ms, by, what, from, user, before });
-        }
-    }
-
-    fn know(&mut self, what: &Known, limits: &FactLimits) {
-        match what {
-            Known::User { user, seen } => drop(self.facts.note_within(Fact::User(user), *seen, limits)),
-            Known::Link { anonymous, user, seen } => {
-                self.facts.note_within(Fact::Link { device: anonymous, user }, *seen, limits);
-            }
-            Known::Alias { previous, user, first_ms } => {
-                self.facts.note_within(Fact::Alias { previous, user }, Seen::at(*first_ms), limits);
-            }
-            Known::Apart { from, user, by } => self.link(from, user, false, by),
-            Known::Traits { who, traits } => {
-                self.traits.entry(who.clone()).or_default().merge(traits.clone());
-            }
-        }
-    }
-
-    fn identity(&self, who: &Subject, of: &TenantScope, events: &[Event]) -> Option<Identity> {
-        let owners = self.facts.resolve();
-        let root = match who {
-            Subject::User(user) => owners.root(user).to_owned(),
-            Subject::Anonymous(device) => match owners.devices.get(device) {
-                Some(owner) => owner.root.clone(),
-                None => return self.lone_device(device, of, events),
-            },
-        };
-        let theirs = |user: &&String| owners.root(user) == root;
-        let aliases = owners.roots.keys();
-        let users: BTreeSet<String> =
-            self.facts.users.keys().chain(aliases).filter(theirs).cloned().collect();
-        let owned = owners.devices.iter().filter(|(_, owner)| owner.root == root);
-        let anonymous: BTreeSet<String> = owned.map(|(device, _)| device.clone()).collect();
-        if users.is_empty() && anonymous.is_empty() {
-            return None;
-        }
-        let (mut traits, mut devices) = (Traits::default(), Traits::default());
-        let of = |subject: Subject| self.traits.get(&subject).cloned().unwrap_or_default();
-        users.iter().for_each(|user| traits.merge(of(Subject::User(user.clone()))));
-        anonymous.iter().for_each(|device| devices.merge(of(Subject::Anonymous(device.clone()))));
-        traits.fill(devices);
-        let seen = || users.iter().filter_map(|user| self.facts.users.get(user));
-        Some(Identity {
-            root,
-            traits: traits.shown(),
-            first_seen_ms: seen().map(|seen| seen.first_ms).min(),
-            last_seen_ms: seen().map(Seen::last_shown_ms).max(),
-            ties: self.ties(&users, &anonymous),
-            users: users.into_iter().collect(),
-            anonymous: anonymous.into_iter().collect(),
-        })
-    }
-
-    /// A device that is nobody's: what it says itself, and its events.
-    fn lone_device(&self, device: &str, of: &TenantScope, events: &[Event]) -> Option<Identity> {
-        let is_its = |event: &&Event| {
-            (event.user_id(), event.anonymous_id()) == (None, Some(device))
-                && event.tenant().unwrap_or_default() == of.tenant
-                && of.includes(&source_of(event))
-        };
-        let times = || events.iter().filter(is_its).map(Event::time_ms);
-        let ties = self.ties(&BTreeSet::new(), &BTreeSet::from([device.to_owned()]));
-        let traits = self.traits.get(&Subject::Anonymous(device.to_owned())).filter(|one| !one.is_empty());
-        if times().next().is_none() && ties.is_empty() && traits.is_none() {
-            return None;
-        }
-        Some(Identity {
-            root: device.to_owned(),
-            users: Vec::new(),
-            anonymous: vec![device.to_owned()],
-            traits: traits.cloned().unwrap_or_default().shown(),
-            first_seen_ms: times().min(),
-            last_seen_ms: times().max(),
-            ties,
-        })
-    }
-
-    fn ties(&self, users: &BTreeSet<String>, devices: &BTreeSet<String>) -> Vec<Tie> {
-        self.facts.ties(|from| users.contains(from) || devices.contains(from), |user| users.contains(user))
-    }
-
-    /// Takes away every fact about somebody.
-    fn forget(&mut self, who: &Subject, owners: &Owners) {
-        let facts = &mut self.facts;
-        match who {
-            Subject::Anonymous(device) => {
-                facts.links.retain(|(one, _), _| one != device);
-                if !facts.users.contains_key(device) {
-                    facts.aliases.retain(|(previous, _), _| previous != device);
-                }
-                facts.apart.retain(|(one, _)| one != device);
-                self.traits.remove(who);
-                self.log.retain(|entry| entry.from != *device);
-            }
-            Subject::User(user) => {
-                let root = owners.root(user);
-                let is_theirs = |user: &String| owners.root(user) == root;
-                facts.users.retain(|user, _| !is_theirs(user));
-                facts.links.retain(|(_, user), _| !is_theirs(user));
-                facts.aliases.retain(|(previous, user), _| !is_theirs(previous) && !is_theirs(user));
-                facts.apart.retain(|(from, user)| !is_theirs(from) && !is_theirs(user));
-                self.log.retain(|entry| !is_theirs(&entry.from) && !is_theirs(&entry.user));
-                for entry in &mut self.log {
-                    entry.before.take_if(|before| is_theirs(before));
-                }
-                self.traits.retain(|subject, _| match subject {
-                    Subject::User(user) => !is_theirs(user),
-                    Subject::Anonymous(device) => {
-                        owners.devices.get(device).is_none_or(|owner| owner.root != root)
-                    }
-                });
-            }
-        }
-    }
+/// When a device was seen that nobody is logged in on.
+fn times(who: &Subject, of: &TenantScope, events: &[Event]) -> Option<(i64, i64)> {
+    let Subject::Anonymous(device) = who else { return None };
+    let is_its = |event: &&Event| {
+        (event.user_id(), event.anonymous_id()) == (None, Some(device))
+            && event.tenant().unwrap_or_default() == of.tenant
+            && of.includes(&source_of(event))
+    };
+    let times = || events.iter().filter(is_its).map(Event::time_ms);
+    times().min().zip(times().max())
 }

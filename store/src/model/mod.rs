@@ -6,6 +6,7 @@ pub mod funnel;
 pub mod identity;
 pub mod known;
 pub mod sessions;
+pub(crate) mod tenant;
 pub mod traits;
 pub mod uniques;
 

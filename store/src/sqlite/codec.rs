@@ -42,8 +42,10 @@ use std::io::{Read, Write};
 
 use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
 
-use super::table::{COLUMNS_MAX, Dictionary, Table, TextColumn};
-use crate::model::IdMap;
+use crate::scan::{
+    chunk::KeyColumn,
+    table::{COLUMNS_MAX, Dictionary, Table, TextColumn},
+};
 
 /// The version that is written.
 pub(crate) const VERSION: u8 = 1;
@@ -285,30 +287,6 @@ fn varint(body: &mut Vec<u8>, mut number: u64) {
         number >>= 7;
     }
     body.push(number as u8);
-}
-
-/// Keys of rows: `codes` are indexes of `keys`.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct KeyColumn {
-    pub(crate) keys: Vec<u64>,
-    pub(crate) codes: Vec<u32>,
-}
-
-impl KeyColumn {
-    /// Each key once, in the order in which they come first.
-    pub(crate) fn of(keys: impl Iterator<Item = u64>) -> Self {
-        let (mut numbers, mut column) = (IdMap::default(), Self::default());
-        for key in keys {
-            // Zero is a key here and none in a map.
-            let of_map = if key == 0 { u64::MAX } else { key };
-            let (code, is_new) = numbers.get_or_insert(of_map, column.keys.len() as u32);
-            if is_new {
-                column.keys.push(key);
-            }
-            column.codes.push(code);
-        }
-        column
-    }
 }
 
 /// Checks a column; what is between its version and its sum.

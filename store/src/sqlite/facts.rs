@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use analytics_relay_providers::Event;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{chunk::Chunk, table::TextColumn};
 use crate::{
     Decision, Identity, Operator, StoreError, Subject,
     model::{
@@ -15,6 +14,7 @@ use crate::{
         identity::{Fact, Room, facts_of_batch, owner_of, room_for},
         traits::{self, Traits},
     },
+    scan::{chunk::Chunk, table::TextColumn},
 };
 
 /// Most facts that are remembered to be known.
@@ -879,7 +879,7 @@ impl Whose {
     }
 
     /// True if a chunk may have such events; their keys are known.
-    pub(crate) fn may_be_in(&self, chunk: &mut Chunk<'_>, keys: &BTreeSet<u64>) -> Result<bool, StoreError> {
+    pub(crate) fn may_be_in(&self, chunk: &mut dyn Chunk, keys: &BTreeSet<u64>) -> Result<bool, StoreError> {
         if !keys.is_empty() && chunk.who(false)?.keys.iter().any(|key| keys.contains(key)) {
             return Ok(true);
         }
@@ -893,7 +893,7 @@ impl Whose {
 }
 
 /// True if a text at a path of a chunk passes a test.
-fn has_text(chunk: &mut Chunk<'_>, path: &str, passes: impl Fn(&str) -> bool) -> Result<bool, StoreError> {
+fn has_text(chunk: &mut dyn Chunk, path: &str, passes: impl Fn(&str) -> bool) -> Result<bool, StoreError> {
     let Some(TextColumn { texts, .. }) = chunk.path(path)? else { return Ok(false) };
     Ok((1..=texts.len() as u32).any(|code| shown(texts.get(code)).is_some_and(|text| passes(&text))))
 }

@@ -2,10 +2,11 @@
 
 use std::io::BufReader;
 
-use super::{codec, hot, table::Table};
+use super::{codec, hot};
 use crate::{
     lines::{Line, next_line},
     model::{Keys, KnownFact},
+    scan::table::Table,
 };
 
 pub(crate) fn column(bytes: &[u8]) {

@@ -9,8 +9,8 @@ use std::{
 
 use analytics_relay_providers::Event;
 
-use super::{sought::Sought, table::Table};
-use crate::{StoreError, model::IdSet};
+use super::sought::Sought;
+use crate::{StoreError, model::IdSet, scan::table::Table};
 
 /// A table, and where its events are in the file.
 #[derive(Debug, Clone)]

@@ -17,10 +17,8 @@
 //! | `hot` | what came lately, and the door at which readers and the writer meet |
 //! | `late`, `sought` | whether an event that is remembered no more is in a block |
 //! | `facts`, `identity_log` | who is who, and why |
-//! | `shred`, `table` | events taken apart into columns |
 //! | `codec` | the bytes of a column |
-//! | `chunk`, `snapshot` | what questions read |
-//! | `select`, `counts`, `groups`, `sums`, `visits`, `funnels`, `names`, `lone`, `answer` | the questions |
+//! | `chunk`, `snapshot` | what questions, which stand in `scan`, read |
 //! | `upkeep`, `facts_file` | erasing, retention, merging, checking, backup, export, import |
 
 use std::{
@@ -45,32 +43,26 @@ use crate::{
     LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow,
     Store, StoreError, Subject, Summary, TenantScope, ValueRow,
     model::{Buckets, FactLimits, Keys, KnownFact},
+    scan::{
+        answer, funnels, lone, names,
+        owners::OwnerCache,
+        seam::{Patience, waiting},
+    },
 };
 
-mod answer;
 mod chunk;
 mod codec;
-mod counts;
 mod facts;
 mod facts_file;
-mod funnels;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod groups;
 mod hot;
 mod identity_log;
 mod late;
-mod lone;
-mod names;
 mod schema;
-mod select;
-mod shred;
 mod snapshot;
 mod sought;
-mod sums;
-mod table;
 mod upkeep;
-mod visits;
 mod writer;
 
 #[cfg(test)]
@@ -79,7 +71,7 @@ mod tests;
 use chunk::BlockMeta;
 use facts::FactTables;
 use hot::Closed;
-use snapshot::{Env, OwnerCache, Patience, Snapshot};
+use snapshot::{Env, Snapshot};
 use writer::Writer;
 
 pub use schema::is_in_use;
@@ -367,7 +359,7 @@ impl SqliteStore {
         let of = of.clone();
         let deadline = Instant::now() + self.shared.settings.deadline;
         // Whoever drops this waits no more.
-        let (waiting, gone) = snapshot::waiting();
+        let (waiting, gone) = waiting();
         let answer = self.read(Some(deadline), move |shared, readers| {
             let patience = Patience::new(deadline, gone);
             let env =
@@ -480,7 +472,7 @@ impl Store for SqliteStore {
     }
 
     async fn summary(&self, scope: &Scope) -> Result<Summary, StoreError> {
-        self.ask_scope(scope, answer::summary).await
+        self.ask_scope(scope, |snapshot, scope, limits| answer::summary(snapshot, scope, limits)).await
     }
 
     async fn series(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<Point>, StoreError> {
@@ -560,7 +552,7 @@ impl Store for SqliteStore {
     }
 
     async fn new_visitors(&self, scope: &Scope) -> Result<NewVisitors, StoreError> {
-        self.ask_scope(scope, answer::new_visitors).await
+        self.ask_scope(scope, |snapshot, scope, limits| answer::new_visitors(snapshot, scope, limits)).await
     }
 
     async fn recent(
@@ -580,7 +572,9 @@ impl Store for SqliteStore {
         of.whole()?;
         let who = who.clone();
         self.ask(of, move |snapshot, shared| {
-            snapshot.without_damage(|snapshot| lone::identity(snapshot, &who, shared.keys))
+            let Some(facts) = snapshot.facts(shared.keys) else { return Ok(None) };
+            let known = facts.identity(&who)?;
+            snapshot.without_damage(|snapshot| lone::with_times(snapshot, known.clone(), &who, shared.keys))
         })
         .await
     }

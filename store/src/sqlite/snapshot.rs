@@ -1,179 +1,69 @@
 //! What a question sees: the file and the memory of one moment.
 
 use std::{
-    collections::HashMap,
     ops::Range,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     Counters,
-    chunk::{BlockMeta, Chunk, GONE},
-    codec::KeyColumn,
+    chunk::{Block, BlockMeta, GONE},
     facts::FactTables,
     hot::{Door, HotTable},
     lock,
 };
 use crate::{
     AsOf, Sources, StoreError, TenantScope,
-    model::{FactLimits, IdMap, Keys},
+    model::{FactLimits, Keys},
+    scan::{
+        chunk::{Chunk, TableChunk},
+        owners::{OwnerCache, OwnerMap},
+        seam::{Fold, Patience, Scan, Seen, Wants},
+    },
 };
 
 /// Fewer chunks are not worth a second thread.
 const CHUNKS_SHARED_MIN: usize = 6;
 
-/// Most bytes of the owners that are remembered, over all tenants but the one that is asked.
-const OWNERS_BYTES_MAX: usize = 64 << 20;
-/// What changed since a tenant's owners were put together is kept apart up to here, or up to
-/// an eighth of them: a question copies that and no more.
-const CHANGED_MAX: usize = 4096;
-
-/// Whose devices and users are, by keys.
-#[derive(Debug, Clone, Default)]
-struct Owned {
-    numbers: IdMap,
-    owners: Vec<(u64, i64)>,
-}
-
-impl Owned {
-    #[inline]
-    fn get(&self, who: u64) -> Option<(u64, i64)> {
-        self.numbers.get(who).map(|number| self.owners[number as usize])
+/// The owners of a tenant, with what changed since they were read. `None` if what is
+/// remembered is of a later moment than that which is read.
+fn owners(
+    cache: &OwnerCache,
+    connection: &Connection,
+    tenant: i64,
+    patience: &Patience,
+) -> Result<Option<Arc<OwnerMap>>, StoreError> {
+    let mut map = cache.last(tenant);
+    let epoch = epoch(connection, tenant)?;
+    let sql = "SELECT ifnull(max(n), 0) FROM owner WHERE tenant = ?1";
+    let last: i64 = connection.prepare_cached(sql)?.query_row([tenant], |row| row.get(0))?;
+    if map.epoch > epoch || map.epoch == epoch && map.n > last {
+        return Ok(None);
     }
-
-    fn insert(&mut self, who: u64, owner: (u64, i64)) {
-        let (number, is_new) = self.numbers.get_or_insert(who, self.owners.len() as u32);
-        if is_new {
-            self.owners.push(owner);
-        } else {
-            self.owners[number as usize] = owner;
+    if map.epoch < epoch {
+        map = Arc::new(OwnerMap::of_epoch(epoch));
+    }
+    let sql = "SELECT who, root, until_ms, n FROM owner WHERE tenant = ?1 AND n > ?2";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(params![tenant, map.n])?;
+    let mut count = 0_usize;
+    while let Some(row) = rows.next()? {
+        let (who, root): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let map = Arc::make_mut(&mut map);
+        map.insert(who as u64, (root as u64, row.get(2)?));
+        map.n = map.n.max(row.get(3)?);
+        count += 1;
+        if count.is_multiple_of(4096) {
+            patience.check()?;
         }
     }
-
-    fn bytes(&self) -> usize {
-        self.numbers.bytes() + self.owners.capacity() * size_of::<(u64, i64)>()
-    }
-}
-
-/// Whose devices and users are, by keys, in one tenant.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct OwnerMap {
-    base: Arc<Owned>,
-    /// What is other than there.
-    changed: Owned,
-    n: i64,
-    epoch: i64,
-}
-
-impl OwnerMap {
-    /// Whose something is, and until when; it is its own after that, and if it is not known.
-    #[inline]
-    pub(crate) fn owner(&self, who: u64) -> (u64, i64) {
-        if who == 0 {
-            return (who, i64::MAX);
-        }
-        let owner = self.changed.get(who).or_else(|| self.base.get(who));
-        owner.unwrap_or((who, i64::MAX))
-    }
-
-    fn insert(&mut self, who: u64, owner: (u64, i64)) {
-        self.changed.insert(who, owner);
-        if self.changed.owners.len() > CHANGED_MAX.max(self.base.owners.len() / 8) {
-            let base = Arc::make_mut(&mut self.base);
-            let changed = std::mem::take(&mut self.changed);
-            changed
-                .numbers
-                .iter()
-                .for_each(|(who, number)| base.insert(who, changed.owners[number as usize]));
-        }
-    }
-}
-
-/// The owners that were read last, for all readers: those of the tenants that were asked last.
-#[derive(Debug, Default)]
-pub(crate) struct OwnerCache(Mutex<Cached>);
-
-#[derive(Debug, Default)]
-struct Cached {
-    /// By tenant, and when it was asked.
-    maps: HashMap<i64, (Arc<OwnerMap>, u64)>,
-    asked: u64,
-}
-
-impl Cached {
-    fn get(&mut self, tenant: i64) -> Arc<OwnerMap> {
-        self.asked += 1;
-        let known = self.maps.get_mut(&tenant);
-        known
-            .map(|(map, asked)| {
-                *asked = self.asked;
-                map.clone()
-            })
-            .unwrap_or_default()
-    }
-
-    /// Remembers owners, and forgets those of tenants that were not asked for long.
-    fn put(&mut self, tenant: i64, map: Arc<OwnerMap>) {
-        let known = self.maps.get(&tenant);
-        if known.is_some_and(|(known, _)| (known.epoch, known.n) > (map.epoch, map.n)) {
-            return;
-        }
-        self.maps.insert(tenant, (map, self.asked));
-        let bytes = |map: &OwnerMap| map.base.bytes() + map.changed.bytes();
-        let others = |maps: &HashMap<i64, (Arc<OwnerMap>, u64)>| {
-            let others = maps.iter().filter(|(one, _)| **one != tenant);
-            let sum: usize = others.clone().map(|(_, (map, _))| bytes(map)).sum();
-            let oldest = others.min_by_key(|(_, (_, asked))| *asked).map(|(one, _)| *one);
-            oldest.filter(|_| sum > OWNERS_BYTES_MAX)
-        };
-        while let Some(oldest) = others(&self.maps) {
-            self.maps.remove(&oldest);
-        }
-    }
-}
-
-impl OwnerCache {
-    /// The owners of a tenant, with what changed since they were read. `None` if what is
-    /// remembered is of a later moment than that which is read.
-    fn get(
-        &self,
-        connection: &Connection,
-        tenant: i64,
-        patience: &Patience,
-    ) -> Result<Option<Arc<OwnerMap>>, StoreError> {
-        let mut map = lock(&self.0).get(tenant);
-        let epoch = epoch(connection, tenant)?;
-        let sql = "SELECT ifnull(max(n), 0) FROM owner WHERE tenant = ?1";
-        let last: i64 = connection.prepare_cached(sql)?.query_row([tenant], |row| row.get(0))?;
-        if map.epoch > epoch || map.epoch == epoch && map.n > last {
-            return Ok(None);
-        }
-        if map.epoch < epoch {
-            map = Arc::new(OwnerMap { epoch, ..OwnerMap::default() });
-        }
-        let sql = "SELECT who, root, until_ms, n FROM owner WHERE tenant = ?1 AND n > ?2";
-        let mut statement = connection.prepare_cached(sql)?;
-        let mut rows = statement.query(params![tenant, map.n])?;
-        let mut count = 0_usize;
-        while let Some(row) = rows.next()? {
-            let (who, root): (i64, i64) = (row.get(0)?, row.get(1)?);
-            let map = Arc::make_mut(&mut map);
-            map.insert(who as u64, (root as u64, row.get(2)?));
-            map.n = map.n.max(row.get(3)?);
-            count += 1;
-            if count.is_multiple_of(4096) {
-                patience.check()?;
-            }
-        }
-        lock(&self.0).put(tenant, map.clone());
-        Ok(Some(map))
-    }
+    cache.keep(tenant, map.clone());
+    Ok(Some(map))
 }
 
 /// Counts how often rows of `owner` were deleted.
@@ -199,52 +89,6 @@ pub(crate) struct Snapshot<'r> {
     damaged: std::collections::HashSet<i64>,
 }
 
-/// Takes in chunks, in any order.
-pub(crate) trait Fold: Send {
-    /// Takes in one. Reads all that can be damaged before it changes.
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError>;
-    /// Takes in what another has.
-    fn merge(&mut self, other: Self) -> Result<(), StoreError>;
-    /// True if there was no room for all that it should tell apart.
-    fn is_cut(&self) -> bool {
-        false
-    }
-}
-
-/// Two folds that are shown the same chunks.
-pub(crate) struct Both<A, B>(pub(crate) A, pub(crate) Option<B>);
-
-impl<A: Fold, B: Fold> Fold for Both<A, B> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
-        self.0.take(chunk, seen)?;
-        self.1.as_mut().map_or(Ok(()), |other| other.take(chunk, seen))
-    }
-
-    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
-        self.0.merge(other.0)?;
-        match (&mut self.1, other.1) {
-            (Some(ours), Some(theirs)) => ours.merge(theirs),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_cut(&self) -> bool {
-        self.0.is_cut() || self.1.as_ref().is_some_and(Fold::is_cut)
-    }
-}
-
-/// What folds need to know of a snapshot.
-pub(crate) struct Seen<'s> {
-    pub(crate) owners: &'s OwnerMap,
-}
-
-impl Seen<'_> {
-    /// Whose each key is, and until when.
-    pub(crate) fn visitors(&self, who: &KeyColumn) -> Vec<(u64, i64)> {
-        who.keys.iter().map(|key| self.owners.owner(*key)).collect()
-    }
-}
-
 /// Ends a transaction that only reads.
 struct Reading<'c>(&'c Connection);
 
@@ -267,7 +111,7 @@ pub(crate) fn with_snapshot<T>(
         env.patience.check()?;
         let (reading, tenant, sites, tables) = begin(connection, of, env.door)?;
         let owners = match tenant {
-            Some(tenant) => env.owners.get(connection, tenant, &env.patience)?,
+            Some(tenant) => owners(env.owners, connection, tenant, &env.patience)?,
             None => Some(Arc::default()),
         };
         // Somebody else has asked a later moment meanwhile: this asks it too.
@@ -397,47 +241,6 @@ impl Snapshot<'_> {
         })
     }
 
-    /// Fails if it takes too long.
-    pub(crate) fn check(&self) -> Result<(), StoreError> {
-        self.patience.check()
-    }
-
-    pub(crate) fn damaged_blocks(&self) -> u64 {
-        self.damaged.len() as u64
-    }
-
-    /// An upper bound of the sessions that a range may touch.
-    pub(crate) fn sessions_max(&self, range_ms: &Range<i64>) -> usize {
-        let blocks = self.blocks.iter().filter(|block| overlaps(block.first_ms, block.last_ms, range_ms));
-        let hot: usize = self.tables.iter().map(|table| table.table.rows()).sum();
-        blocks.map(|block| block.sessions).sum::<usize>() + hot
-    }
-
-    /// An upper bound of the rows in a range.
-    pub(crate) fn rows_max(&self, range_ms: &Range<i64>) -> usize {
-        let blocks = self.blocks.iter().filter(|block| overlaps(block.first_ms, block.last_ms, range_ms));
-        let hot: usize = self.tables.iter().map(|table| table.table.rows()).sum();
-        blocks.map(|block| block.rows).sum::<usize>() + hot
-    }
-
-    /// Shows a fold all chunks that may have events of a range.
-    pub(crate) fn scan<F: Fold>(
-        &mut self,
-        range_ms: &Range<i64>,
-        new: impl Fn() -> F + Sync,
-    ) -> Result<F, StoreError> {
-        let mut helper = self.helper.take();
-        let shared = self.scan_with(range_ms, &new, helper.as_deref_mut());
-        let is_shared = helper.is_some();
-        self.helper = helper;
-        let fold = shared?;
-        if is_shared && fold.is_cut() {
-            // Of two who had no room for all each left out what the other may have counted.
-            return self.scan_with(range_ms, &new, None);
-        }
-        Ok(fold)
-    }
-
     fn scan_with<F: Fold>(
         &mut self,
         range_ms: &Range<i64>,
@@ -453,7 +256,7 @@ impl Snapshot<'_> {
             let mut fold = new();
             while let Some(meta) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 self.patience.check()?;
-                match fold.take(&mut Chunk::block(connection, meta), &seen) {
+                match fold.take(&mut Block::new(connection, meta), &seen) {
                     // It is looked at once more: the helper's moment is another, and the
                     // disk may have failed for a moment.
                     Err(StoreError::Damaged(_)) => lock(&left).push(*meta),
@@ -465,14 +268,14 @@ impl Snapshot<'_> {
         let helper = helper.filter(|_| blocks.len() >= CHUNKS_SHARED_MIN);
         let mut fold = in_two(self.connection, helper, work)?;
         for meta in std::mem::take(&mut *lock(&left)) {
-            match fold.take(&mut Chunk::block(self.connection, meta), &seen) {
+            match fold.take(&mut Block::new(self.connection, meta), &seen) {
                 Err(StoreError::Damaged(why)) => note_damage(&damaged, meta, &why),
                 result => result?,
             }
         }
         for table in self.tables.iter().filter(|table| table.table.overlaps(range_ms)) {
             self.patience.check()?;
-            fold.take(&mut Chunk::hot(table), &seen)?;
+            fold.take(&mut chunk_of(table), &seen)?;
         }
         for meta in std::mem::take(&mut *lock(&damaged)) {
             if self.damaged.insert(meta.id) {
@@ -480,39 +283,6 @@ impl Snapshot<'_> {
             }
         }
         Ok(fold)
-    }
-
-    /// Calls `take` with each chunk that may have events of a range, those with the latest
-    /// first, as long as it wants more.
-    pub(crate) fn latest_first(
-        &mut self,
-        range_ms: &Range<i64>,
-        mut take: impl FnMut(&mut Chunk<'_>, i64, &Seen<'_>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let seen = Seen { owners: &self.owners };
-        for table in &self.tables {
-            if table.table.overlaps(range_ms) {
-                take(&mut Chunk::hot(table), table.table.last_ms, &seen)?;
-            }
-        }
-        let mut blocks: Vec<&BlockMeta> =
-            self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
-        blocks.sort_by_key(|block| std::cmp::Reverse(block.last_ms));
-        let mut damaged = None;
-        for meta in blocks {
-            self.patience.check()?;
-            match take(&mut Chunk::block(self.connection, meta), meta.last_ms, &seen) {
-                Err(StoreError::Damaged(why)) => {
-                    tracing::error!(block = meta.id, why, "a block is damaged: its events are in no figure");
-                    self.counters.lost(meta);
-                    damaged = Some(meta.id);
-                    break;
-                }
-                result => result?,
-            }
-        }
-        self.damaged.extend(damaged);
-        Ok(())
     }
 
     fn is_asked(&self, block: &BlockMeta, range_ms: &Range<i64>) -> bool {
@@ -534,6 +304,80 @@ impl Snapshot<'_> {
             }
         }
     }
+}
+
+impl Scan for Snapshot<'_> {
+    fn scan<F: Fold>(&mut self, range_ms: &Range<i64>, new: impl Fn() -> F + Sync) -> Result<F, StoreError> {
+        let mut helper = self.helper.take();
+        let shared = self.scan_with(range_ms, &new, helper.as_deref_mut());
+        let is_shared = helper.is_some();
+        self.helper = helper;
+        let fold = shared?;
+        if is_shared && fold.is_cut() {
+            // Of two who had no room for all each left out what the other may have counted.
+            return self.scan_with(range_ms, &new, None);
+        }
+        Ok(fold)
+    }
+
+    fn latest_first(
+        &mut self,
+        range_ms: &Range<i64>,
+        _: &Wants,
+        mut take: impl FnMut(&mut dyn Chunk, i64, &Seen<'_>) -> Result<Option<i64>, StoreError>,
+    ) -> Result<(), StoreError> {
+        let seen = Seen { owners: &self.owners };
+        for table in &self.tables {
+            if table.table.overlaps(range_ms) {
+                take(&mut chunk_of(table), table.table.last_ms, &seen)?;
+            }
+        }
+        let mut blocks: Vec<&BlockMeta> =
+            self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
+        blocks.sort_by_key(|block| std::cmp::Reverse(block.last_ms));
+        let mut damaged = None;
+        for meta in blocks {
+            self.patience.check()?;
+            match take(&mut Block::new(self.connection, meta), meta.last_ms, &seen) {
+                Err(StoreError::Damaged(why)) => {
+                    tracing::error!(block = meta.id, why, "a block is damaged: its events are in no figure");
+                    self.counters.lost(meta);
+                    damaged = Some(meta.id);
+                    break;
+                }
+                result => {
+                    result?;
+                }
+            }
+        }
+        self.damaged.extend(damaged);
+        Ok(())
+    }
+
+    fn sessions_max(&self, range_ms: &Range<i64>) -> Result<usize, StoreError> {
+        let blocks = self.blocks.iter().filter(|block| overlaps(block.first_ms, block.last_ms, range_ms));
+        let hot: usize = self.tables.iter().map(|table| table.table.rows()).sum();
+        Ok(blocks.map(|block| block.sessions).sum::<usize>() + hot)
+    }
+
+    fn rows_max(&self, range_ms: &Range<i64>) -> Result<usize, StoreError> {
+        let blocks = self.blocks.iter().filter(|block| overlaps(block.first_ms, block.last_ms, range_ms));
+        let hot: usize = self.tables.iter().map(|table| table.table.rows()).sum();
+        Ok(blocks.map(|block| block.rows).sum::<usize>() + hot)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        self.patience.check()
+    }
+
+    fn damaged_blocks(&self) -> u64 {
+        self.damaged.len() as u64
+    }
+}
+
+/// A table that is no block yet.
+fn chunk_of(table: &HotTable) -> TableChunk<'_> {
+    TableChunk { table: &table.table, order: table.order() }
 }
 
 /// Does the same with one connection, and in another thread with another if there is one.
@@ -568,95 +412,6 @@ fn note_damage<'m>(damaged: &Mutex<Vec<&'m BlockMeta>>, meta: &'m BlockMeta, why
     lock(damaged).push(meta);
 }
 
-/// How long a question is worked on: until its time is over, or nobody waits for it.
-#[derive(Debug, Clone)]
-pub(crate) struct Patience {
-    until: Instant,
-    gone: Arc<AtomicBool>,
-}
-
-/// Somebody who waits for an answer.
-#[derive(Debug)]
-pub(crate) struct Waiting(Arc<AtomicBool>);
-
-/// Somebody who waits until this is dropped, and what tells whether they have gone.
-pub(crate) fn waiting() -> (Waiting, Arc<AtomicBool>) {
-    let gone = Arc::<AtomicBool>::default();
-    (Waiting(gone.clone()), gone)
-}
-
-impl Patience {
-    /// Until then, or as long as nobody has gone.
-    pub(crate) fn new(until: Instant, gone: Arc<AtomicBool>) -> Self {
-        Self { until, gone }
-    }
-
-    fn check(&self) -> Result<(), StoreError> {
-        if self.gone.load(Ordering::Relaxed) {
-            return Err(StoreError::TooExpensive("nobody waits for it any more".into()));
-        }
-        if Instant::now() > self.until {
-            return Err(StoreError::TooExpensive("it took too long; ask for a shorter range".into()));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 pub(crate) fn overlaps(first_ms: i64, last_ms: i64, range_ms: &Range<i64>) -> bool {
     first_ms < range_ms.end && last_ms >= range_ms.start
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn owners_of_tenants_that_were_not_asked_for_long_are_forgotten_first() {
-        let mut cached = Cached::default();
-        // Room that is not filled takes no memory, and counts.
-        let map = || {
-            let owners = Vec::with_capacity(24 << 20 >> 4);
-            let base = Arc::new(Owned { owners, ..Owned::default() });
-            Arc::new(OwnerMap { base, n: 1, ..OwnerMap::default() })
-        };
-        let ask = |cached: &mut Cached, tenant: i64| {
-            let known = cached.get(tenant);
-            let is_known = known.n > 0;
-            cached.put(tenant, if is_known { known } else { map() });
-            is_known
-        };
-        // Two others have room beside the one that is asked.
-        assert_eq!([1, 2, 3].map(|tenant| ask(&mut cached, tenant)), [false; 3]);
-        assert!(ask(&mut cached, 1), "and so there is for all three");
-        assert!(!ask(&mut cached, 4));
-        let known = |cached: &Cached| {
-            let mut known: Vec<i64> = cached.maps.keys().copied().collect();
-            known.sort_unstable();
-            known
-        };
-        assert_eq!(known(&cached), [1, 3, 4], "the second was asked longest ago");
-        assert!(ask(&mut cached, 3) && ask(&mut cached, 1) && !ask(&mut cached, 2));
-        assert_eq!(known(&cached), [1, 2, 3]);
-    }
-
-    #[test]
-    fn a_question_is_given_up_when_its_time_is_over_and_when_nobody_waits() {
-        let soon = Instant::now() + Duration::from_secs(600);
-        let (somebody, gone) = waiting();
-        let patience = Patience::new(soon, gone);
-        assert_eq!(patience.check(), Ok(()));
-        drop(somebody);
-        assert!(patience.check().is_err());
-        let (_somebody, gone) = waiting();
-        let patience = Patience::new(Instant::now() - Duration::from_millis(1), gone);
-        assert!(patience.check().is_err());
-    }
 }

@@ -15,14 +15,13 @@ use rusqlite::{Connection, ErrorCode, InterruptHandle, Transaction, params};
 
 use super::{
     Counters, Settings, SqliteStore, Stats,
-    chunk::{BlockMeta, Chunk},
+    chunk::{Block, BlockMeta},
     codec,
     facts::{FactTables, Known, Refused, Whose},
     facts_file,
     hot::{self, Hot, HotTable, Size},
     lock, schema,
     snapshot::{blocks_of, epoch},
-    table::Table,
     writer::{Writer, begin, delete_block, insert_block},
 };
 use crate::{
@@ -30,6 +29,7 @@ use crate::{
     error::at_second_look,
     lines::{self, ExportReport, ImportReport, Wanted},
     model::{Keys, KnownFact},
+    scan::table::Table,
 };
 
 /// So long is waited for one more block.
@@ -51,7 +51,7 @@ impl Doomed {
     }
 
     /// True if a block may have such.
-    fn may_be_in(&self, chunk: &mut Chunk<'_>, meta: &BlockMeta) -> Result<bool, StoreError> {
+    fn may_be_in(&self, chunk: &mut Block<'_>, meta: &BlockMeta) -> Result<bool, StoreError> {
         match self {
             Self::Before(from_ms) => Ok(meta.first_ms < *from_ms),
             Self::Whose(whose, keys) => whose.may_be_in(chunk, keys),
@@ -206,11 +206,11 @@ fn kept_of_block(
     meta: &BlockMeta,
     doomed: &Doomed,
 ) -> Result<Option<Vec<Event>>, StoreError> {
-    let mut chunk = Chunk::block(connection, meta);
+    let mut chunk = Block::new(connection, meta);
     if !doomed.may_be_in(&mut chunk, meta)? {
         return Ok(None);
     }
-    let mut events = chunk.events(0..meta.rows)?;
+    let mut events = chunk.all_events()?;
     events.retain(|event| !doomed.includes(event));
     Ok((events.len() < meta.rows).then_some(events))
 }
@@ -504,7 +504,7 @@ fn merged_block(
 ) -> Result<codec::Encoded, StoreError> {
     let mut table = Table::new(keys, secret);
     for meta in &group.blocks {
-        let events = Chunk::block(connection, meta).events(0..meta.rows)?;
+        let events = Block::new(connection, meta).all_events()?;
         events.iter().for_each(|event| table.push(event));
     }
     let block = codec::encode(&table)?;
@@ -763,7 +763,7 @@ fn each_block(
         let mut blocks = Vec::new();
         blocks_of(connection, site, &mut blocks)?;
         for meta in blocks.iter().filter(|meta| is_wanted(site, meta)) {
-            let events = match Chunk::block(connection, meta).events(0..meta.rows) {
+            let events = match Block::new(connection, meta).all_events() {
                 Err(error @ (StoreError::Unavailable(_) | StoreError::Closed)) => return Err(error),
                 events => events,
             };

@@ -28,11 +28,11 @@ use super::{
     late::Late,
     lock, schema,
     sought::Sought,
-    table::Table,
 };
 use crate::{
     Appended, StoreError,
     model::{IdSet, Keys, event::source_of},
+    scan::table::Table,
 };
 
 /// So long no block is made after one could not be written.

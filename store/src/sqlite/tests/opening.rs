@@ -181,7 +181,7 @@ fn an_event_at_which_a_bug_panics_costs_its_batch_and_not_the_store() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(settings(dir.path())).unwrap();
         store.append(&pages(0..3)).await.unwrap();
-        let bad = [page(crate::sqlite::table::PANICS, BASE_MS, USER)];
+        let bad = [page(crate::scan::table::PANICS, BASE_MS, USER)];
         assert!(matches!(store.append(&bad).await, Err(StoreError::Unavailable(_))));
         assert_eq!(store.append(&bad).await.unwrap(), [Appended::Duplicate], "sent again it is no trap");
         store.append(&pages(3..5)).await.unwrap();

@@ -11,8 +11,8 @@ use super::{
     chunk::Chunk,
     counts::{Counts, MINUTE_MS, MINUTES, Minutes, Visitors},
     groups::{Group, Groups, Interner, Texts, visitor},
+    seam::{Both, Scan, Seen, Wants, Whose},
     select::Rows,
-    snapshot::{Both, Snapshot},
     sums::sessions_and,
     table::TextColumn,
     visits::{Asked, stays, visits},
@@ -34,22 +34,27 @@ pub(crate) fn check_limit(limit: usize) -> Result<(), StoreError> {
 }
 
 pub(crate) fn counts(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     buckets: &Buckets,
     limits: &Limits,
 ) -> Result<Vec<CountPoint>, StoreError> {
     let counts = snapshot.scan(&scope.range_ms, || Counts::new(scope, buckets, false, limits))?;
+    Ok(count_points(counts, buckets))
+}
+
+/// What was counted in each bucket.
+pub(crate) fn count_points(counts: Counts<'_>, buckets: &Buckets) -> Vec<CountPoint> {
     let point = |(start_ms, sum): (&i64, super::counts::Sum)| CountPoint {
         start_ms: *start_ms,
         events: sum.events,
         visitors: sum.visitors.count(),
     };
-    Ok(buckets.starts_ms.iter().zip(counts.sums).map(point).collect())
+    buckets.starts_ms.iter().zip(counts.sums).map(point).collect()
 }
 
 pub(crate) fn series(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     buckets: &Buckets,
     limits: &Limits,
@@ -78,7 +83,7 @@ pub(crate) fn series(
 }
 
 pub(crate) fn summary(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     limits: &Limits,
 ) -> Result<Summary, StoreError> {
@@ -88,7 +93,7 @@ pub(crate) fn summary(
 }
 
 pub(crate) fn series_by_name(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     buckets: &Buckets,
     limits: &Limits,
@@ -130,7 +135,7 @@ fn value_rows(found: &Groups<'_>) -> Vec<ValueRow> {
 }
 
 pub(crate) fn breakdown(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     by: &Field,
     limit: usize,
@@ -156,7 +161,7 @@ pub(crate) fn cut<Row>(
 }
 
 pub(crate) fn sessions_by(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     by: &Field,
     limit: usize,
@@ -203,7 +208,7 @@ pub(crate) fn sessions_by(
 }
 
 pub(crate) fn pages(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     limit: usize,
     limits: &Limits,
@@ -271,7 +276,7 @@ fn add_visits(
 }
 
 pub(crate) fn realtime(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     now_ms: i64,
     limits: &Limits,
@@ -298,7 +303,7 @@ pub(crate) fn realtime(
 }
 
 pub(crate) fn new_visitors(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     limits: &Limits,
 ) -> Result<NewVisitors, StoreError> {
@@ -316,7 +321,7 @@ pub(crate) fn new_visitors(
 type Candidate = (i64, String, usize, usize);
 
 pub(crate) fn recent(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     who: Option<&Subject>,
     limit: usize,
@@ -325,13 +330,22 @@ pub(crate) fn recent(
     check_limit(limit)?;
     let mut newest: Vec<(Candidate, Event)> = Vec::new();
     let mut number = 0;
-    snapshot.latest_first(&scope.range_ms, |chunk, last_ms, seen| {
+    let mut wants = Wants { all: true, ..Wants::of(scope).who() };
+    wants.whose = match who {
+        None => Whose::All,
+        Some(Subject::User(user)) => Whose::User(keys.user(user)),
+        Some(Subject::Anonymous(device)) => Whose::Device(device.clone()),
+    };
+    snapshot.latest_first(&scope.range_ms, &wants, |chunk, last_ms, seen| {
         number += 1;
         let worst = newest.get(limit.saturating_sub(1)).map(|((time_ms, ..), _)| *time_ms);
-        if limit == 0 || worst.is_some_and(|worst| worst > last_ms) {
-            return Ok(());
+        if limit == 0 {
+            return Ok(Some(i64::MAX));
         }
-        let Some(rows) = Rows::of(chunk, scope, &scope.range_ms)? else { return Ok(()) };
+        if worst.is_some_and(|worst| worst > last_ms) {
+            return Ok(worst);
+        }
+        let Some(rows) = Rows::of(chunk, scope, &scope.range_ms)? else { return Ok(worst) };
         let theirs = theirs(chunk, &rows, who, seen, keys)?;
         let mut found: Vec<usize> = rows.iter(rows.range.clone()).filter(|row| theirs[*row]).collect();
         // Rows stand by time and by the JSON of their ids, which is not the order of these.
@@ -341,25 +355,25 @@ pub(crate) fn recent(
             Some(rows.times[*row]) >= first_ms && worst.is_none_or(|worst| rows.times[*row] >= worst)
         });
         if found.is_empty() {
-            return Ok(());
+            return Ok(worst);
         }
-        let events = chunk.events(found.iter().copied())?;
+        let events = chunk.events(&found)?;
         for (row, event) in found.into_iter().zip(events) {
             newest.push(((event.time_ms(), event.id().as_str().to_owned(), number, row), event));
         }
         newest.sort_unstable_by(|(a, _), (b, _)| (b.0, &b.1).cmp(&(a.0, &a.1)));
         newest.truncate(limit);
-        Ok(())
+        Ok(newest.get(limit.saturating_sub(1)).map(|((time_ms, ..), _)| *time_ms))
     })?;
     Ok(newest.into_iter().map(|(_, event)| event).collect())
 }
 
 /// The rows that are somebody's.
 fn theirs(
-    chunk: &mut Chunk<'_>,
+    chunk: &mut dyn Chunk,
     rows: &Rows,
     who: Option<&Subject>,
-    seen: &super::snapshot::Seen<'_>,
+    seen: &Seen<'_>,
     keys: Keys,
 ) -> Result<Vec<bool>, StoreError> {
     match who {

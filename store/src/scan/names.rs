@@ -9,9 +9,9 @@ use super::{
     answer::{check_limit, cut},
     chunk::Chunk,
     groups::Interner,
+    seam::{Fold, Scan, Seen, Wants},
     select::Rows,
     shred::each_left,
-    snapshot::{Fold, Seen, Snapshot},
     table::TextColumn,
 };
 use crate::{Breakdown, Limits, PropertyRow, Scope, StoreError, scope::SEPARATOR};
@@ -48,7 +48,7 @@ impl Found {
 
 /// Answers which there are.
 pub(crate) fn properties(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     limit: usize,
     limits: &Limits,
@@ -67,7 +67,11 @@ pub(crate) fn properties(
 }
 
 impl Fold for Names<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, _: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        Wants { all: true, ..Wants::of(self.scope) }
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, _: &Seen<'_>) -> Result<(), StoreError> {
         let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
         let (paths, has_more) = chunk.paths()?;
         // All is read before anything is counted: a column may be damaged.

@@ -3,8 +3,8 @@
 use super::{
     chunk::Chunk,
     groups::visitor,
+    seam::{Fold, Seen, Wants},
     select::Rows,
-    snapshot::{Fold, Seen},
 };
 use crate::{
     Limits, Scope, StoreError,
@@ -40,7 +40,7 @@ impl<'q> Counts<'q> {
     }
 
     /// Keeps what is remembered in bounds.
-    fn bound(&mut self) {
+    pub(crate) fn bound(&mut self) {
         let part = (self.budget / self.sums.len().max(1)).max(1024);
         if self.exact_max <= part {
             return;
@@ -53,9 +53,25 @@ impl<'q> Counts<'q> {
         }
     }
 
+    /// Takes in what a backend has summed up itself: events of one visitor in a bucket, the
+    /// first and the last of which are of these times. Whoever owned a device until a time in
+    /// between has the first of them, and the device itself has the last.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn add(&mut self, bucket: usize, events: u64, who: u64, times: (i64, i64), seen: &Seen<'_>) {
+        let Some(sum) = self.sums.get_mut(bucket) else { return };
+        sum.events += events;
+        let (root, until_ms) = seen.owners.owner(who);
+        if times.0 < until_ms {
+            sum.visitors.insert(root, self.exact_max);
+        }
+        if times.1 >= until_ms {
+            sum.visitors.insert(who, self.exact_max);
+        }
+    }
+
     /// Takes in a block of which every row counts, in one bucket: who is in it says all, and
     /// nothing else is read. False if it is not such.
-    fn take_whole(&mut self, chunk: &Chunk<'_>, seen: &Seen<'_>) -> Result<bool, StoreError> {
+    fn take_whole(&mut self, chunk: &dyn Chunk, seen: &Seen<'_>) -> Result<bool, StoreError> {
         let Some((first_ms, last_ms)) = chunk.bounds_ms() else { return Ok(false) };
         let bucket = self.buckets.index(first_ms).filter(|one| self.buckets.index(last_ms) == Some(*one));
         let counts_all = self.scope.filters.is_empty() && (self.scope.include_bots || !chunk.has_bots());
@@ -75,7 +91,11 @@ impl<'q> Counts<'q> {
 }
 
 impl Fold for Counts<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        Wants::of(self.scope).who()
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, seen: &Seen<'_>) -> Result<(), StoreError> {
         if self.take_whole(chunk, seen)? {
             self.bound();
             return Ok(());
@@ -141,7 +161,11 @@ impl<'q> Minutes<'q> {
 }
 
 impl Fold for Minutes<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        Wants::of(self.scope).who()
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, seen: &Seen<'_>) -> Result<(), StoreError> {
         let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
         let who = chunk.who(true)?;
         let visitors = seen.visitors(&who);
@@ -180,7 +204,11 @@ pub(crate) struct Visitors<'q> {
 }
 
 impl Fold for Visitors<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        Wants::of(self.scope).who()
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, seen: &Seen<'_>) -> Result<(), StoreError> {
         let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
         let who = chunk.who(true)?;
         let visitors = seen.visitors(&who);

@@ -2,7 +2,7 @@
 
 use super::{
     chunk::Chunk,
-    snapshot::{Fold, Seen, Snapshot},
+    seam::{Fold, Scan, Seen, Wants, Whose},
 };
 use crate::{Identity, StoreError, Subject, model::Keys};
 
@@ -12,14 +12,13 @@ struct Device {
     times: Option<(i64, i64)>,
 }
 
-/// What is known about somebody.
-pub(crate) fn identity(
-    snapshot: &mut Snapshot<'_>,
+/// What is known about somebody, if that is nobody's device with its times.
+pub(crate) fn with_times(
+    snapshot: &mut impl Scan,
+    known: Option<Identity>,
     who: &Subject,
     keys: Keys,
 ) -> Result<Option<Identity>, StoreError> {
-    let Some(facts) = snapshot.facts(keys) else { return Ok(None) };
-    let known = facts.identity(who)?;
     let is_nobodys =
         |device| known.as_ref().is_none_or(|known| known.users.is_empty() && known.root == device);
     let device = match who {
@@ -43,7 +42,11 @@ impl Device {
 }
 
 impl Fold for Device {
-    fn take(&mut self, chunk: &mut Chunk<'_>, _: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        Wants { who: true, bots: true, whose: Whose::Key(self.key), ..Wants::default() }
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, _: &Seen<'_>) -> Result<(), StoreError> {
         if !chunk.who(false)?.keys.contains(&self.key) {
             return Ok(());
         }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::{
     chunk::Chunk,
     groups::visitor,
+    seam::{Fold, Scan, Seen, Wants},
     select::{Rows, passing},
-    snapshot::{Fold, Seen, Snapshot},
 };
 use crate::{
     Field, Filter, Funnel, FunnelAnswer, Limits, Order, Scope, StoreError, Unit,
@@ -30,7 +30,7 @@ struct Acts<'q> {
 
 /// Answers how far they came.
 pub(crate) fn answer(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     funnel: &Funnel,
     limits: &Limits,
@@ -79,7 +79,14 @@ fn check(funnel: &Funnel) -> Result<(), StoreError> {
 }
 
 impl Fold for Acts<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        let is_by_session = self.funnel.unit == Unit::Session;
+        let filters = self.funnel.steps.iter().flat_map(|step| &step.filters);
+        let wants = filters.fold(Wants::of(self.scope), |wants, filter| wants.field(&filter.field));
+        Wants { who: !is_by_session, sessions: is_by_session, ..wants }
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, seen: &Seen<'_>) -> Result<(), StoreError> {
         let Some(rows) = Rows::of(chunk, self.scope, &self.range_ms)? else { return Ok(()) };
         let steps = steps_of(chunk, self.funnel, rows.times.len())?;
         let who = match self.funnel.unit {
@@ -120,7 +127,7 @@ impl Fold for Acts<'_> {
 
 /// Of each row the steps that it passes, a bit for each. Steps of one filter on one field
 /// are asked together: each value once, and each row once.
-fn steps_of(chunk: &mut Chunk<'_>, funnel: &Funnel, rows: usize) -> Result<Vec<u16>, StoreError> {
+fn steps_of(chunk: &mut dyn Chunk, funnel: &Funnel, rows: usize) -> Result<Vec<u16>, StoreError> {
     let mut steps = vec![0_u16; rows];
     let mut by_field: Vec<(&Field, Vec<(usize, &Filter)>)> = Vec::new();
     for (index, step) in funnel.steps.iter().enumerate() {

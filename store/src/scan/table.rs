@@ -98,7 +98,7 @@ pub(crate) struct TextColumn {
 }
 
 impl TextColumn {
-    fn set(&mut self, row: usize, text: &str, secret: &[u8; 16]) {
+    pub(crate) fn set(&mut self, row: usize, text: &str, secret: &[u8; 16]) {
         // Often it is that of the row before.
         let before = self.codes.last().copied().filter(|code| *code != 0 && self.texts.get(*code) == text);
         let code = before.unwrap_or_else(|| self.texts.number(text, secret));

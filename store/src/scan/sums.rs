@@ -4,8 +4,8 @@
 use super::{
     chunk::Chunk,
     groups::Interner,
+    seam::{Both, Fold, Scan, Seen, Wants},
     select::Rows,
-    snapshot::{Both, Fold, Seen, Snapshot},
     visits::{AT_ONCE_MAX, Asked, long_visits},
 };
 use crate::{
@@ -55,13 +55,13 @@ impl Part {
 /// Calls `take` with when each session starts that a question counts, and what it adds to
 /// sums. Shows the chunks to another fold too, which is returned.
 pub(crate) fn sessions_and<F: Fold>(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     asked: Asked<'_>,
     other: impl Fn() -> F + Sync,
     mut take: impl FnMut(i64, &SessionSums),
 ) -> Result<F, StoreError> {
     let (range, counted) = (look(&asked.scope.range_ms), &asked.scope.range_ms);
-    let passes = snapshot.sessions_max(&range).div_ceil(AT_ONCE_MAX).max(1) as u64;
+    let passes = snapshot.sessions_max(&range)?.div_ceil(AT_ONCE_MAX).max(1) as u64;
     let mut others = None;
     for pass in 0..passes {
         let is_first = pass == 0;
@@ -127,7 +127,11 @@ impl<'q> Parts<'q> {
 }
 
 impl Fold for Parts<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, _: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        self.asked.wants()
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, _: &Seen<'_>) -> Result<(), StoreError> {
         let Some(rows) = Rows::of(chunk, self.asked.scope, &look(&self.asked.scope.range_ms))? else {
             return Ok(());
         };

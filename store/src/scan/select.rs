@@ -23,7 +23,7 @@ pub(crate) struct Rows {
 impl Rows {
     /// The rows of a range, which may be another than the scope's. `None` if there is none.
     pub(crate) fn of(
-        chunk: &mut Chunk<'_>,
+        chunk: &mut dyn Chunk,
         scope: &Scope,
         range_ms: &Range<i64>,
     ) -> Result<Option<Self>, StoreError> {
@@ -79,7 +79,7 @@ impl Rows {
 
 /// The rows that pass all filters; `None`: all. Each filter is asked once for each value
 /// that there is, and not for each row.
-pub(crate) fn passing(chunk: &mut Chunk<'_>, filters: &[Filter]) -> Result<Option<Vec<bool>>, StoreError> {
+pub(crate) fn passing(chunk: &mut dyn Chunk, filters: &[Filter]) -> Result<Option<Vec<bool>>, StoreError> {
     let mut rows: Option<Vec<bool>> = None;
     for filter in filters {
         let values = chunk.field(&filter.field)?;

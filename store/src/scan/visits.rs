@@ -3,10 +3,10 @@
 use std::{rc::Rc, sync::Arc};
 
 use super::{
-    chunk::{Chunk, Values},
+    chunk::{Chunk, KeyColumn, Values},
     groups::{Interner, Texts, visitor},
+    seam::{Fold, Scan, Seen, Wants},
     select::Rows,
-    snapshot::{Fold, Seen, Snapshot},
 };
 use crate::{
     Field, Limits, Scope, StoreError,
@@ -39,19 +39,29 @@ pub(crate) struct Asked<'q> {
     pub(crate) pages: bool,
 }
 
+impl Asked<'_> {
+    pub(crate) fn wants(&self) -> Wants {
+        let mut wants = Wants { sessions: true, ..Wants::of(self.scope) };
+        if let Some(by) = self.by {
+            wants = wants.who().field(by);
+        }
+        if self.pages { wants.field(&Field::Page) } else { wants }
+    }
+}
+
 /// Sessions, whose values are numbers that are ordered as their texts are.
 pub(crate) type Visit = SessionPart<u32>;
 
 /// Calls `take` with the sessions that a question counts, some at a time, and the texts of
 /// their values. What has a number in `known` has one here too; returned are all that have.
 pub(crate) fn visits(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     asked: Asked<'_>,
     mut known: Interner,
     mut take: impl FnMut(&[Visit], &Texts) -> Result<(), StoreError>,
 ) -> Result<Interner, StoreError> {
     let range = look(&asked.scope.range_ms);
-    let passes = snapshot.sessions_max(&range).div_ceil(AT_ONCE_MAX).max(1) as u64;
+    let passes = snapshot.sessions_max(&range)?.div_ceil(AT_ONCE_MAX).max(1) as u64;
     for pass in 0..passes {
         let new = || Parts { asked, pass: (pass, passes), values: known.clone(), parts: Vec::new() };
         let Parts { mut parts, values, .. } = snapshot.scan(&range, new)?;
@@ -74,7 +84,7 @@ pub(crate) fn visits(
 /// The sessions of keys that must be cut, for which their events are needed; and the texts
 /// of their values.
 pub(crate) fn long_visits(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     asked: Asked<'_>,
     known: &mut Interner,
     keys: &IdSet,
@@ -91,14 +101,14 @@ pub(crate) fn long_visits(
 /// Calls `take` with how long each session stayed on each of its pages; of a page that has
 /// no number, `None`. What has one in `known` has one here too.
 pub(crate) fn stays(
-    snapshot: &mut Snapshot<'_>,
+    snapshot: &mut impl Scan,
     scope: &Scope,
     limits: &Limits,
     mut known: Interner,
     mut take: impl FnMut(Option<&Option<Arc<str>>>, u64),
 ) -> Result<(), StoreError> {
     let range = look(&scope.range_ms);
-    let rows = snapshot.rows_max(&range);
+    let rows = snapshot.rows_max(&range)?;
     let passes = rows.div_ceil(EVENTS_MAX).max(1) as u64;
     let asked = Asked { scope, limits, by: None, pages: true };
     for pass in 0..passes {
@@ -198,15 +208,15 @@ struct Parts<'q> {
 /// What a chunk has, decoded.
 struct Columns {
     rows: Rows,
-    sessions: super::codec::KeyColumn,
-    who: super::codec::KeyColumn,
+    sessions: KeyColumn,
+    who: KeyColumn,
     visitors: Vec<(u64, i64)>,
     by: Option<Rc<Values>>,
     pages: Option<Rc<Values>>,
 }
 
 impl Columns {
-    fn of(chunk: &mut Chunk<'_>, seen: &Seen<'_>, asked: &Asked<'_>) -> Result<Option<Self>, StoreError> {
+    fn of(chunk: &mut dyn Chunk, seen: &Seen<'_>, asked: &Asked<'_>) -> Result<Option<Self>, StoreError> {
         let Some(rows) = Rows::of(chunk, asked.scope, &look(&asked.scope.range_ms))? else { return Ok(None) };
         let sessions = chunk.sessions()?;
         let by = asked.by.map(|by| chunk.field(by)).transpose()?;
@@ -238,7 +248,11 @@ impl Columns {
 }
 
 impl Fold for Parts<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        self.asked.wants()
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, seen: &Seen<'_>) -> Result<(), StoreError> {
         let Some(columns) = Columns::of(chunk, seen, &self.asked)? else { return Ok(()) };
         let by = numbers(&mut self.values, &columns.by, self.asked.limits);
         let pages = numbers(&mut self.values, &columns.pages, self.asked.limits);
@@ -360,7 +374,12 @@ impl<'q> Events<'q> {
 }
 
 impl Fold for Events<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        let told = [ENGAGEMENT_SECONDS, TIME_ON_PAGE].map(|name| format!("properties{SEPARATOR}{name}"));
+        Wants { paths: told.into(), ..self.asked.wants() }
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, seen: &Seen<'_>) -> Result<(), StoreError> {
         let Some(columns) = Columns::of(chunk, seen, &self.asked)? else { return Ok(()) };
         let property = |name| format!("properties{SEPARATOR}{name}");
         let told = [chunk.path(&property(ENGAGEMENT_SECONDS))?, chunk.path(&property(TIME_ON_PAGE))?];

@@ -3,10 +3,9 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    chunk::Chunk,
-    codec::KeyColumn,
+    chunk::{Chunk, KeyColumn},
+    seam::{Fold, Seen, Wants},
     select::Rows,
-    snapshot::{Fold, Seen},
 };
 use crate::{
     Field, Limits, Scope, StoreError,
@@ -186,7 +185,11 @@ impl Pairs {
 }
 
 impl Fold for Groups<'_> {
-    fn take(&mut self, chunk: &mut Chunk<'_>, seen: &Seen<'_>) -> Result<(), StoreError> {
+    fn wants(&self) -> Wants {
+        Wants::of(self.scope).who().field(self.by)
+    }
+
+    fn take(&mut self, chunk: &mut dyn Chunk, seen: &Seen<'_>) -> Result<(), StoreError> {
         let Some(rows) = Rows::of(chunk, self.scope, &self.scope.range_ms)? else { return Ok(()) };
         let values = chunk.field(self.by)?;
         let who = chunk.who(true)?;
