@@ -18,11 +18,13 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// So long the other side may keep silent before it is asked whether it is there, and how
 /// long it may take to say so.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// What holds in each session: a relay that is gone holds no lock for long, on either side.
+/// What holds in each session: a relay that is gone holds no lock for long, on either side; and
+/// what is acknowledged is on the disk, whatever else the server is told.
 const SESSION: &str = "SET statement_timeout = '60s'; SET lock_timeout = '20s';
     SET idle_in_transaction_session_timeout = '60s'; SET tcp_keepalives_idle = 30;
     SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET client_min_messages = warning;
-    SET TimeZone = 'UTC'; SET standard_conforming_strings = on; SET jit = off";
+    SET TimeZone = 'UTC'; SET standard_conforming_strings = on; SET jit = off;
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Where to, and how it is secured, as a URL says it.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, io};
 
-use deadpool_postgres::{PoolError, TimeoutType};
+use deadpool_postgres::{HookError, PoolError, TimeoutType};
 use tokio_postgres::{Error, error::SqlState};
 
 use crate::StoreError;
@@ -20,7 +20,7 @@ impl From<Error> for StoreError {
 impl From<PoolError> for StoreError {
     fn from(error: PoolError) -> Self {
         match error {
-            PoolError::Backend(error) => error.into(),
+            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => error.into(),
             PoolError::Timeout(TimeoutType::Wait) => {
                 Self::Unavailable("no connection became free in time".into())
             }
@@ -47,11 +47,6 @@ fn of_server(code: &SqlState, error: &Error) -> StoreError {
         code if code.starts_with("XX") => StoreError::Damaged(said()),
         _ => StoreError::Unavailable(said()),
     }
-}
-
-/// True for a statement that was ended as it took too long, or as nobody waits for it.
-pub(super) fn is_cancelled(error: &Error) -> bool {
-    error.code() == Some(&SqlState::QUERY_CANCELED)
 }
 
 /// True if the same may succeed at once: somebody else was in the way.

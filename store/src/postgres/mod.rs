@@ -1,26 +1,69 @@
 //! The store on a PostgreSQL server, with TimescaleDB or without.
 
 use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::{BufRead, Write},
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use analytics_relay_providers::Event;
 use async_trait::async_trait;
-use deadpool_postgres::Pool;
+use deadpool_postgres::{Object, Pool, Transaction};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_postgres::IsolationLevel;
 
 use crate::{
     Appended, AsOf, Breakdown, Bucket, CountPoint, Deleted, Field, Funnel, FunnelAnswer, Identity, Limits,
     LogEntry, NamedPoint, NewVisitors, Operator, PageRow, Point, PropertyRow, Realtime, Scope, SessionRow,
     Store, StoreError, Subject, Summary, TenantScope, ValueRow,
     lines::{self, ExportReport, ImportReport, Wanted},
-    model::KnownFact,
+    model::{Buckets, DAY_MS, FactLimits, Keys, KnownFact},
+    scan::{
+        answer, funnels, lone, names,
+        owners::OwnerMap,
+        seam::{Patience, waiting},
+    },
 };
 
 mod connect;
 mod error;
+mod facts;
+mod owners;
+mod rows;
+mod scan;
+mod schema;
+mod time;
+mod timescale;
 mod tls;
+mod upkeep;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use facts::{FactTables, Known, Refused};
+use owners::Owners;
+use scan::PgScan;
+use schema::Opened;
+
+/// Questions that wait for their turn; more are refused.
+const WAITING_MAX: usize = 64;
+/// From here on it is told that something took long.
+const SLOW: Duration = Duration::from_millis(500);
+/// So often a batch is tried at which others were in the way.
+const CONFLICTS_MAX: usize = 5;
+/// So many events of a day in one batch are worth a partition, of so many days back.
+const ROWS_OF_A_DAY: usize = 100;
+const DAYS_BACK: i64 = 800;
+/// How the text of an error ends that says that a statement took too long.
+const CANCELLED: &str = "(SQLSTATE 57014)";
 
 /// How the store is kept.
 #[derive(Clone)]
@@ -35,6 +78,8 @@ pub struct Settings {
     pub deadline: Duration,
     /// What an answer may take.
     pub limits: Limits,
+    /// How much is noted of who is who.
+    pub fact_limits: FactLimits,
     /// So many of the last events are known again by their ids alone, whatever their times.
     pub window: usize,
 }
@@ -48,6 +93,7 @@ impl Settings {
             readers: 2,
             deadline: Duration::from_secs(5),
             limits: Limits::default(),
+            fact_limits: FactLimits::default(),
             window: 1_000_000,
         }
     }
@@ -61,6 +107,7 @@ impl std::fmt::Debug for Settings {
             .field("readers", &self.readers)
             .field("deadline", &self.deadline)
             .field("limits", &self.limits)
+            .field("fact_limits", &self.fact_limits)
             .field("window", &self.window)
             .finish_non_exhaustive()
     }
@@ -139,6 +186,32 @@ pub struct PostgresStore {
 struct Shared {
     settings: Settings,
     pool: Pool,
+    opened: Opened,
+    keys: Keys,
+    /// For telling texts apart.
+    secret: [u8; 16],
+    owners: Owners,
+    counters: Counters,
+    /// Days that have a partition.
+    days: Mutex<BTreeSet<i64>>,
+    /// One batch of this process after the other.
+    writing: tokio::sync::Mutex<Known>,
+    turns: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+/// What happened since the store was opened.
+#[derive(Debug, Default)]
+struct Counters {
+    appended: AtomicU64,
+    links_refused: AtomicU64,
+    aliases_refused: AtomicU64,
+    traits_refused: AtomicU64,
+    slow: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -152,8 +225,35 @@ impl PostgresStore {
     /// server is not there or starts: try again; any other error is for a person.
     pub async fn open(settings: Settings) -> Result<Self, StoreError> {
         let pool = connect::pool(&settings)?;
-        drop(pool.get().await?);
-        Ok(Self { shared: Arc::new(Shared { settings, pool }) })
+        let mut connection = pool.get().await?;
+        let opened = async {
+            let transaction = connection.transaction().await?;
+            let opened = schema::open(&transaction, now_ms()).await?;
+            transaction.commit().await?;
+            Ok(opened)
+        };
+        let opened: Opened = give_back(opened.await, connection)?;
+        let (key, secret) = opened.secrets.split_at(16);
+        let halves = (key.try_into(), secret.try_into());
+        let (Ok(key), Ok(secret)) = halves else {
+            return Err(StoreError::Damaged("its secret is too short".into()));
+        };
+        let readers = settings.readers.max(1);
+        Ok(Self {
+            shared: Arc::new(Shared {
+                pool,
+                keys: Keys::new(key),
+                secret,
+                owners: Owners::default(),
+                counters: Counters::default(),
+                days: Mutex::new(opened.days.clone()),
+                writing: Default::default(),
+                turns: Arc::new(Semaphore::new(readers)),
+                waiting: Semaphore::new(WAITING_MAX),
+                opened,
+                settings,
+            }),
+        })
     }
 
     /// Ends what runs. Calls that come later fail.
@@ -161,29 +261,165 @@ impl PostgresStore {
         self.shared.pool.close();
     }
 
+    async fn connection(&self) -> Result<Object, StoreError> {
+        Ok(self.shared.pool.get().await?)
+    }
+
+    /// Tells what took long, by its name and nothing else.
+    fn timed(&self, what: &'static str, since: Instant) {
+        let took = since.elapsed();
+        if took > SLOW {
+            self.shared.counters.slow.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(what, ms = took.as_millis() as u64, "the store's server was slow");
+        }
+    }
+
+    /// Waits for a turn to ask.
+    async fn turn(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, StoreError> {
+        let _waiting =
+            self.shared.waiting.try_acquire().map_err(|_| {
+                StoreError::Unavailable(format!("{WAITING_MAX} questions wait for their turn"))
+            })?;
+        let turn = self.shared.turns.clone().acquire_owned();
+        let turn = tokio::time::timeout_at(deadline.into(), turn).await;
+        let turn = turn
+            .map_err(|_| StoreError::Unavailable("its turn did not come in time; others are asked".into()))?;
+        turn.map_err(|_| StoreError::Closed)
+    }
+
+    /// Asks one moment of the store, in a thread that may wait.
+    async fn ask<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        of: &TenantScope,
+        ask: impl FnOnce(&mut PgScan<'_>, &Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let since = Instant::now();
+        let deadline = since + self.shared.settings.deadline;
+        let turn = self.turn(deadline).await?;
+        // Whoever drops this waits no more.
+        let (waiting, gone) = waiting();
+        let (shared, of, handle) = (self.shared.clone(), of.clone(), Handle::current());
+        let run = move || {
+            let _turn = turn;
+            shared.ask(&handle, of, Patience::new(deadline, gone), ask)
+        };
+        let answer = tokio::task::spawn_blocking(run).await;
+        drop(waiting);
+        self.timed(what, since);
+        answer.map_err(|_| StoreError::Unavailable("it panicked".into()))?
+    }
+
+    async fn ask_scope<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        scope: &Scope,
+        ask: impl FnOnce(&mut PgScan<'_>, &Scope, &Limits) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        scope.check()?;
+        let scope = scope.clone();
+        self.ask(what, &scope.of.clone(), move |scan, shared| ask(scan, &scope, &shared.settings.limits))
+            .await
+    }
+
+    /// Keeps a batch, or none of it.
+    async fn append_once(&self, batch: &[Event], known: &mut Known) -> Result<Vec<Appended>, StoreError> {
+        let shared = &self.shared;
+        let (events, keys) = (batch.to_vec(), shared.keys);
+        let rows = tokio::task::spawn_blocking(move || write::rows_of(&events, keys)).await;
+        let rows = rows.map_err(|_| StoreError::Unavailable("reading the events panicked".into()))?;
+        let mut connection = self.connection().await?;
+        let done = async {
+            self.make_days(&mut connection, &write::days_of(&rows)).await?;
+            let transaction = connection.transaction().await?;
+            schema::lock(&transaction).await?;
+            let kept = write::append(&transaction, batch, &rows, shared.settings.window).await?;
+            let mut refused = Refused::default();
+            for (tenant, events) in &kept.new {
+                let facts = FactTables::new(&transaction, tenant, shared);
+                refused.add(facts.note(events, known).await?);
+            }
+            transaction.commit().await?;
+            Ok((kept.verdicts, refused))
+        };
+        let (verdicts, refused) = give_back(done.await, connection)?;
+        let new = verdicts.iter().filter(|verdict| **verdict == Appended::New).count();
+        shared.counters.appended.fetch_add(new as u64, Ordering::Relaxed);
+        shared.counters.refused(refused);
+        Ok(verdicts)
+    }
+
+    /// Makes the partitions of days that many of a batch's events are of.
+    async fn make_days(&self, connection: &mut Object, days: &HashMap<i64, usize>) -> Result<(), StoreError> {
+        let today = now_ms().div_euclid(DAY_MS);
+        let is_due = |(day, count): &(&i64, &usize)| {
+            **count >= ROWS_OF_A_DAY && (today - DAYS_BACK..=today).contains(*day)
+        };
+        let known = lock(&self.shared.days).clone();
+        let due: Vec<i64> =
+            days.iter().filter(is_due).map(|(day, _)| *day).filter(|day| !known.contains(day)).collect();
+        if due.is_empty() || self.shared.opened.timescaledb.is_some() {
+            return Ok(());
+        }
+        let transaction = connection.transaction().await?;
+        schema::lock(&transaction).await?;
+        let mut days = schema::days(&transaction).await?;
+        for day in due {
+            schema::make_partition(&transaction, day, &mut days).await?;
+        }
+        transaction.commit().await?;
+        *lock(&self.shared.days) = days;
+        Ok(())
+    }
+
     /// What is in the store, and what happened since it was opened.
     pub async fn stats(&self) -> Result<Stats, StoreError> {
-        Err(StoreError::Closed)
+        let connection = self.connection().await?;
+        let stats = upkeep::stats(&connection).await;
+        let (shared, status) = (&self.shared, self.shared.pool.status());
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Ok(Stats {
+            server_version: shared.opened.server_version.clone(),
+            timescaledb: shared.opened.timescaledb.clone(),
+            connections: status.size as u64,
+            idle_connections: status.available as u64,
+            appended: count(&shared.counters.appended),
+            links_refused: count(&shared.counters.links_refused),
+            aliases_refused: count(&shared.counters.aliases_refused),
+            traits_refused: count(&shared.counters.traits_refused),
+            slow: count(&shared.counters.slow),
+            ..give_back(stats, connection)?
+        })
     }
 
     /// Makes the partitions of the days to come, moves into them what came for a day that had
-    /// none, and drops those that have nothing from `kept_from_ms` on.
-    pub async fn upkeep(&self, _now_ms: i64, _kept_from_ms: Option<i64>) -> Result<Upkept, StoreError> {
-        Err(StoreError::Closed)
+    /// none, and drops those that have nothing from `kept_from_ms` on. What is left of events
+    /// that are too old is for [`Store::retain`].
+    pub async fn upkeep(&self, now_ms: i64, kept_from_ms: Option<i64>) -> Result<Upkept, StoreError> {
+        let mut connection = self.connection().await?;
+        let timescaledb = self.shared.opened.timescaledb.is_some();
+        let done = upkeep::upkeep(&mut connection, timescaledb, now_ms, kept_from_ms).await;
+        let (upkept, days) = give_back(done, connection)?;
+        *lock(&self.shared.days) = days;
+        Ok(upkept)
     }
 
     /// Reads all events, and compares what is summed up with them.
     pub async fn check(&self) -> Result<CheckReport, StoreError> {
-        Err(StoreError::Closed)
+        let mut connection = self.connection().await?;
+        let done = upkeep::check(&mut connection, self.shared.keys).await;
+        give_back(done, connection)
     }
 
     /// Writes what is wanted as lines: what was there when it began.
     pub async fn export(
         &self,
-        _wanted: &Wanted,
-        _out: impl Write + Send + 'static,
+        wanted: &Wanted,
+        out: impl Write + Send + 'static,
     ) -> Result<ExportReport, StoreError> {
-        Err(StoreError::Closed)
+        let mut connection = self.connection().await?;
+        let done = upkeep::export(&mut connection, wanted, out).await;
+        give_back(done, connection)
     }
 
     /// Takes in what an export wrote: see [`lines::import`].
@@ -192,122 +428,286 @@ impl PostgresStore {
     }
 }
 
+/// Gives a connection back; one that something went wrong with is closed, as nobody knows what
+/// is wrong: the next goes to whoever is the server then.
+fn give_back<T>(done: Result<T, StoreError>, connection: Object) -> Result<T, StoreError> {
+    let is_doubtful = |error: &StoreError| {
+        matches!(error, StoreError::Unavailable(_) | StoreError::Damaged(_) | StoreError::TooExpensive(_))
+    };
+    if done.as_ref().is_err_and(is_doubtful) {
+        drop(Object::take(connection));
+    }
+    done
+}
+
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+impl Counters {
+    fn refused(&self, refused: Refused) {
+        self.links_refused.fetch_add(refused.links, Ordering::Relaxed);
+        self.aliases_refused.fetch_add(refused.aliases, Ordering::Relaxed);
+        self.traits_refused.fetch_add(refused.traits, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn ask<T>(
+        &self,
+        handle: &Handle,
+        of: TenantScope,
+        patience: Patience,
+        ask: impl FnOnce(&mut PgScan<'_>, &Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut connection = handle.block_on(self.pool.get())?;
+        let answer = (|| {
+            patience.check()?;
+            let (transaction, owners) = handle.block_on(self.begin(&mut connection, &of.tenant))?;
+            let (keys, secret) = (self.keys, self.secret);
+            let handle = handle.clone();
+            ask(&mut PgScan { handle, transaction: &transaction, of, owners, patience, keys, secret }, self)
+        })();
+        let answer = give_back(answer, connection);
+        answer.map_err(|error| match error {
+            StoreError::Unavailable(why) if why.ends_with(CANCELLED) => {
+                StoreError::TooExpensive("it took too long; ask for a shorter range".into())
+            }
+            error => error,
+        })
+    }
+
+    /// Begins to read one moment.
+    async fn begin<'c>(
+        &self,
+        connection: &'c mut Object,
+        tenant: &str,
+    ) -> Result<(Transaction<'c>, Arc<OwnerMap>), StoreError> {
+        let transaction =
+            connection.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+        let transaction = transaction.start().await?;
+        transaction.batch_execute(&scan::bounds(self.settings.deadline)).await?;
+        let owners = self.owners.get(&transaction, tenant).await?;
+        Ok((transaction, owners))
+    }
+}
+
 #[async_trait]
 impl Store for PostgresStore {
-    async fn append(&self, _batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
-        Err(StoreError::Closed)
+    async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
+        let since = Instant::now();
+        let mut known = self.shared.writing.lock().await;
+        for _ in 0..CONFLICTS_MAX {
+            match self.append_once(batch, &mut known).await {
+                Err(error) if error::is_conflict(&error) => known.clear(),
+                done => {
+                    known.ended(done.is_ok());
+                    self.timed("append", since);
+                    return done;
+                }
+            }
+        }
+        Err(StoreError::Unavailable("others who write were in the way".into()))
     }
 
-    async fn as_of(&self, _of: &TenantScope) -> Result<AsOf, StoreError> {
-        Err(StoreError::Closed)
+    async fn as_of(&self, of: &TenantScope) -> Result<AsOf, StoreError> {
+        let connection = self.connection().await?;
+        give_back(upkeep::as_of(&connection, of).await, connection)
     }
 
-    async fn counts(
-        &self,
-        _scope: &Scope,
-        _bucket: Bucket,
-        _zone: &str,
-    ) -> Result<Vec<CountPoint>, StoreError> {
-        Err(StoreError::Closed)
+    async fn counts(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<CountPoint>, StoreError> {
+        scope.check()?;
+        let buckets = Buckets::new(&scope.range_ms, bucket, zone)?;
+        self.ask_scope("counts", scope, move |scan, scope, limits| match scope.filters.is_empty() {
+            true => scan.counts(scope, &buckets, limits),
+            false => answer::counts(scan, scope, &buckets, limits),
+        })
+        .await
     }
 
-    async fn summary(&self, _scope: &Scope) -> Result<Summary, StoreError> {
-        Err(StoreError::Closed)
+    async fn summary(&self, scope: &Scope) -> Result<Summary, StoreError> {
+        self.ask_scope("summary", scope, |scan, scope, limits| answer::summary(scan, scope, limits)).await
     }
 
-    async fn series(&self, _scope: &Scope, _bucket: Bucket, _zone: &str) -> Result<Vec<Point>, StoreError> {
-        Err(StoreError::Closed)
+    async fn series(&self, scope: &Scope, bucket: Bucket, zone: &str) -> Result<Vec<Point>, StoreError> {
+        scope.check()?;
+        let buckets = Buckets::new(&scope.range_ms, bucket, zone)?;
+        self.ask_scope("series", scope, move |scan, scope, limits| {
+            answer::series(scan, scope, &buckets, limits)
+        })
+        .await
     }
 
     async fn series_by_name(
         &self,
-        _scope: &Scope,
-        _bucket: Bucket,
-        _zone: &str,
+        scope: &Scope,
+        bucket: Bucket,
+        zone: &str,
     ) -> Result<Vec<NamedPoint>, StoreError> {
-        Err(StoreError::Closed)
+        scope.check()?;
+        let buckets = Buckets::new(&scope.range_ms, bucket, zone)?;
+        self.ask_scope("series_by_name", scope, move |scan, scope, limits| {
+            answer::series_by_name(scan, scope, &buckets, limits)
+        })
+        .await
     }
 
     async fn breakdown(
         &self,
-        _scope: &Scope,
-        _by: &Field,
-        _limit: usize,
+        scope: &Scope,
+        by: &Field,
+        limit: usize,
     ) -> Result<Breakdown<ValueRow>, StoreError> {
-        Err(StoreError::Closed)
+        let by = by.clone();
+        self.ask_scope("breakdown", scope, move |scan, scope, limits| {
+            answer::breakdown(scan, scope, &by, limit, limits)
+        })
+        .await
     }
 
-    async fn properties(&self, _scope: &Scope, _limit: usize) -> Result<Breakdown<PropertyRow>, StoreError> {
-        Err(StoreError::Closed)
+    async fn properties(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PropertyRow>, StoreError> {
+        self.ask_scope("properties", scope, move |scan, scope, limits| {
+            names::properties(scan, scope, limit, limits)
+        })
+        .await
     }
 
     async fn sessions_by(
         &self,
-        _scope: &Scope,
-        _by: &Field,
-        _limit: usize,
+        scope: &Scope,
+        by: &Field,
+        limit: usize,
     ) -> Result<Breakdown<SessionRow>, StoreError> {
-        Err(StoreError::Closed)
+        let by = by.clone();
+        self.ask_scope("sessions_by", scope, move |scan, scope, limits| {
+            answer::sessions_by(scan, scope, &by, limit, limits)
+        })
+        .await
     }
 
-    async fn pages(&self, _scope: &Scope, _limit: usize) -> Result<Breakdown<PageRow>, StoreError> {
-        Err(StoreError::Closed)
+    async fn pages(&self, scope: &Scope, limit: usize) -> Result<Breakdown<PageRow>, StoreError> {
+        self.ask_scope("pages", scope, move |scan, scope, limits| answer::pages(scan, scope, limit, limits))
+            .await
     }
 
-    async fn funnel(&self, _scope: &Scope, _funnel: &Funnel) -> Result<FunnelAnswer, StoreError> {
-        Err(StoreError::Closed)
+    async fn funnel(&self, scope: &Scope, funnel: &Funnel) -> Result<FunnelAnswer, StoreError> {
+        let funnel = funnel.clone();
+        self.ask_scope("funnel", scope, move |scan, scope, limits| {
+            funnels::answer(scan, scope, &funnel, limits)
+        })
+        .await
     }
 
-    async fn realtime(&self, _scope: &Scope, _now_ms: i64) -> Result<Realtime, StoreError> {
-        Err(StoreError::Closed)
+    async fn realtime(&self, scope: &Scope, now_ms: i64) -> Result<Realtime, StoreError> {
+        self.ask_scope("realtime", scope, move |scan, scope, limits| {
+            answer::realtime(scan, scope, now_ms, limits)
+        })
+        .await
     }
 
-    async fn new_visitors(&self, _scope: &Scope) -> Result<NewVisitors, StoreError> {
-        Err(StoreError::Closed)
+    async fn new_visitors(&self, scope: &Scope) -> Result<NewVisitors, StoreError> {
+        self.ask_scope("new_visitors", scope, |scan, scope, limits| answer::new_visitors(scan, scope, limits))
+            .await
     }
 
     async fn recent(
         &self,
-        _scope: &Scope,
-        _who: Option<&Subject>,
-        _limit: usize,
+        scope: &Scope,
+        who: Option<&Subject>,
+        limit: usize,
     ) -> Result<Vec<Event>, StoreError> {
-        Err(StoreError::Closed)
+        let (who, keys) = (who.cloned(), self.shared.keys);
+        self.ask_scope("recent", scope, move |scan, scope, _| {
+            answer::recent(scan, scope, who.as_ref(), limit, keys)
+        })
+        .await
     }
 
-    async fn identity(&self, _of: &TenantScope, _who: &Subject) -> Result<Option<Identity>, StoreError> {
-        Err(StoreError::Closed)
+    async fn identity(&self, of: &TenantScope, who: &Subject) -> Result<Option<Identity>, StoreError> {
+        of.whole()?;
+        let who = who.clone();
+        self.ask("identity", of, move |scan, shared| {
+            let known = scan.handle.block_on(async {
+                FactTables::new(scan.transaction, &scan.of.tenant, shared).identity(&who).await
+            })?;
+            lone::with_times(scan, known, &who, shared.keys)
+        })
+        .await
     }
 
     async fn identity_log(
         &self,
-        _of: &TenantScope,
-        _who: &Subject,
-        _limit: usize,
+        of: &TenantScope,
+        who: &Subject,
+        limit: usize,
     ) -> Result<Vec<LogEntry>, StoreError> {
-        Err(StoreError::Closed)
+        answer::check_limit(limit)?;
+        of.whole()?;
+        let who = who.clone();
+        self.ask("identity_log", of, move |scan, shared| {
+            scan.handle.block_on(async {
+                FactTables::new(scan.transaction, &scan.of.tenant, shared).identity_log(&who, limit).await
+            })
+        })
+        .await
     }
 
     async fn link(
         &self,
-        _of: &TenantScope,
-        _from: &str,
-        _user: &str,
-        _joined: bool,
-        _by: &Operator,
+        of: &TenantScope,
+        from: &str,
+        user: &str,
+        joined: bool,
+        by: &Operator,
     ) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+        let tenant = of.whole()?;
+        let _writing = self.shared.writing.lock().await;
+        let mut connection = self.connection().await?;
+        let done = async {
+            let transaction = connection.transaction().await?;
+            schema::lock(&transaction).await?;
+            FactTables::new(&transaction, tenant, &self.shared).link(from, user, joined, by).await?;
+            Ok(transaction.commit().await?)
+        };
+        give_back(done.await, connection)
     }
 
-    async fn know(&self, _facts: &[KnownFact]) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
+        let mut known = self.shared.writing.lock().await;
+        let mut by_tenant: BTreeMap<&str, Vec<&KnownFact>> = BTreeMap::new();
+        facts.iter().for_each(|fact| by_tenant.entry(&fact.tenant).or_default().push(fact));
+        let mut connection = self.connection().await?;
+        let done = async {
+            let transaction = connection.transaction().await?;
+            schema::lock(&transaction).await?;
+            let mut refused = Refused::default();
+            for (tenant, facts) in by_tenant {
+                refused.add(FactTables::new(&transaction, tenant, &self.shared).know(&facts).await?);
+            }
+            transaction.commit().await?;
+            Ok(refused)
+        };
+        let refused = give_back(done.await, connection)?;
+        self.shared.counters.refused(refused);
+        // What gave way is not known any more.
+        known.clear();
+        Ok(())
     }
 
-    async fn erase(&self, _of: &TenantScope, _who: &Subject) -> Result<Deleted, StoreError> {
-        Err(StoreError::Closed)
+    async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
+        let tenant = of.whole()?;
+        let mut known = self.shared.writing.lock().await;
+        let mut connection = self.connection().await?;
+        let done = upkeep::erase(&mut connection, tenant, who, &self.shared).await;
+        known.clear();
+        give_back(done, connection)
     }
 
-    async fn retain(&self, _of: &TenantScope, _from_ms: i64) -> Result<Deleted, StoreError> {
-        Err(StoreError::Closed)
+    async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
+        let tenant = of.whole()?;
+        let _writing = self.shared.writing.lock().await;
+        let mut connection = self.connection().await?;
+        let done = upkeep::retain(&mut connection, tenant, from_ms).await;
+        give_back(done, connection)
     }
 }

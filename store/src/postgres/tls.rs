@@ -76,7 +76,8 @@ impl MakeTlsConnect<Socket> for MakeTls {
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, host: &str) -> io::Result<Connect> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        // A socket in the file system has no name, and is asked for no TLS.
+        let name = ServerName::try_from(host.to_owned()).ok();
         Ok(Connect { config: self.0.clone(), name })
     }
 }
@@ -84,7 +85,7 @@ impl MakeTlsConnect<Socket> for MakeTls {
 /// Connects one.
 pub(super) struct Connect {
     config: Arc<ClientConfig>,
-    name: ServerName<'static>,
+    name: Option<ServerName<'static>>,
 }
 
 impl TlsConnect<Socket> for Connect {
@@ -94,7 +95,8 @@ impl TlsConnect<Socket> for Connect {
 
     fn connect(self, stream: Socket) -> Self::Future {
         Box::pin(async move {
-            let connected = TlsConnector::from(self.config).connect(self.name, stream).await?;
+            let name = self.name.ok_or_else(|| io::Error::other("its host has no name for TLS"))?;
+            let connected = TlsConnector::from(self.config).connect(name, stream).await?;
             Ok(Stream(Box::new(connected)))
         })
     }

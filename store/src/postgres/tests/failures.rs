@@ -1,0 +1,181 @@
+//! Several who write, and servers that are gone.
+
+use super::{server::Server, *};
+
+fn events(range: std::ops::Range<usize>) -> Vec<Event> {
+    let event = |n: usize| {
+        let (user, time_ms) = (n % 37, BASE_MS + n as i64 * MINUTE_MS);
+        let json = format!(
+            r#"{{"id":"e{n}","kind":"page","user_id":"u{user}","anonymous_id":"d{}","session_id":"s{user}","time_ms":{time_ms},"accepted_ms":{time_ms}}}"#,
+            n % 53
+        );
+        Event::from_json(json.as_bytes()).unwrap()
+    };
+    range.map(event).collect()
+}
+
+fn all() -> Scope {
+    Scope::new(TenantScope::tenant(""), i64::MIN..i64::MAX)
+}
+
+#[test]
+fn two_that_append_the_same_at_once_keep_each_event_once() {
+    let is_run = runtime().block_on(async {
+        let Some(served) = served().await else { return false };
+        let stores = [served.open().await, served.open().await];
+        let batches: Vec<Vec<Event>> = (0..20).map(|n| events(n * 25..n * 25 + 50)).collect();
+        let append = async |store: &PostgresStore, batches: &[Vec<Event>]| {
+            let mut new = 0;
+            for batch in batches {
+                let verdicts = store.append(batch).await.unwrap();
+                new += verdicts.iter().filter(|verdict| **verdict == Appended::New).count();
+            }
+            new
+        };
+        let mut back = batches.clone();
+        back.reverse();
+        let (one, other) = tokio::join!(append(&stores[0], &batches), append(&stores[1], &back));
+        assert_eq!(one + other, 525);
+        for store in &stores {
+            assert_eq!(store.as_of(&TenantScope::tenant("")).await.unwrap().events, 525);
+            assert_eq!(store.summary(&all()).await.unwrap().events, 525);
+        }
+        let oracle = Oracle::with_keys(stores[0].shared.keys);
+        oracle.append(&events(0..525)).await.unwrap();
+        assert_eq!(stores[1].summary(&all()).await, oracle.summary(&all()).await);
+        // What one erases the other does not take for known.
+        let who = Subject::User("u1".into());
+        stores[0].erase(&TenantScope::tenant(""), &who).await.unwrap();
+        oracle.erase(&TenantScope::tenant(""), &who).await.unwrap();
+        let more = events(556..560);
+        stores[1].append(&more).await.unwrap();
+        oracle.append(&more).await.unwrap();
+        for store in &stores {
+            let of = TenantScope::tenant("");
+            assert_eq!(store.identity(&of, &who).await, oracle.identity(&of, &who).await);
+            assert_eq!(store.summary(&all()).await, oracle.summary(&all()).await);
+        }
+        whole(&stores[0]).await;
+        for store in stores {
+            store.close().await;
+        }
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_in_the_middle_of_appends_loses_nothing_that_was_acknowledged() {
+    let Some(server) = Server::start() else { return not_run("PostgreSQL") };
+    runtime().block_on(async {
+        let settings = Settings::new(server.url("public"));
+        let store = PostgresStore::open(settings.clone()).await.unwrap();
+        let appending = tokio::spawn({
+            let store = store.clone();
+            async move {
+                let mut acknowledged = 0;
+                for n in 0.. {
+                    match store.append(&events(n * 20..n * 20 + 20)).await {
+                        Ok(_) => acknowledged += 1,
+                        Err(error) => return (acknowledged, error),
+                    }
+                }
+                unreachable!()
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        server.kill();
+        let (acknowledged, error) = appending.await.unwrap();
+        assert!(acknowledged > 0);
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+        assert!(matches!(store.append(&events(0..1)).await, Err(StoreError::Unavailable(_))));
+        let opened = PostgresStore::open(settings.clone()).await;
+        assert!(matches!(opened, Err(StoreError::Unavailable(_))), "{opened:?}");
+        let server = tokio::task::spawn_blocking(move || server.restart()).await.unwrap();
+        // The same store goes on, and what was acknowledged is there once.
+        for n in 0..acknowledged {
+            let verdicts = store.append(&events(n * 20..n * 20 + 20)).await.unwrap();
+            assert!(verdicts.iter().all(|verdict| *verdict == Appended::Duplicate), "batch {n}");
+        }
+        store.append(&events(acknowledged * 20..acknowledged * 20 + 20)).await.unwrap();
+        let events = store.as_of(&TenantScope::tenant("")).await.unwrap().events;
+        assert_eq!(events, (acknowledged as u64 + 1) * 20);
+        assert_eq!(store.summary(&all()).await.unwrap().events, events);
+        whole(&store).await;
+        store.close().await;
+        drop(server);
+    });
+}
+
+#[test]
+fn what_is_wrong_is_told_so_that_the_next_move_is_clear() {
+    // It is for this test alone: others would be hit too.
+    let Some(server) = Server::start() else { return not_run("PostgreSQL") };
+    runtime().block_on(async {
+        let served = Served { settings: Settings::new(server.url("public")), schema: "public".into() };
+        let store = served.open().await;
+        store.append(&events(0..5)).await.unwrap();
+        let url = served.settings.url.clone();
+        let open = async |url: String| PostgresStore::open(Settings::new(url)).await.unwrap_err();
+        let nobody = open(url.replace("postgres@", "nobody_here@")).await;
+        assert!(matches!(nobody, StoreError::Unauthorized(_)), "{nobody}");
+        let nowhere = open(url.replace("/postgres?", "/not_there?")).await;
+        assert!(matches!(nowhere, StoreError::Unauthorized(_)), "{nowhere}");
+        let gone = open("postgres://127.0.0.1:1/x".into()).await;
+        assert!(matches!(gone, StoreError::Unavailable(_)), "{gone}");
+        // A server that only reads, as one after a failover.
+        sql(&served, "ALTER ROLE postgres SET default_transaction_read_only = on").await;
+        let other = Settings { connections_max: 1, ..served.settings.clone() };
+        let only_reads = PostgresStore::open(other).await;
+        sql(&served, "BEGIN READ WRITE; ALTER ROLE postgres RESET default_transaction_read_only; COMMIT").await;
+        assert!(matches!(only_reads, Err(StoreError::Unavailable(_))), "{only_reads:?}");
+        // A connection that somebody ended costs one attempt.
+        sql(&served, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%relay%'").await;
+        let mut attempts = 0;
+        while let Err(error) = store.append(&events(0..6)).await {
+            attempts += 1;
+            assert!(matches!(error, StoreError::Unavailable(_)) && attempts < 10, "{error}");
+        }
+        assert_eq!(store.as_of(&TenantScope::tenant("")).await.unwrap().events, 6);
+        // A question that takes too long.
+        let hasty = Settings { deadline: Duration::from_millis(1), ..served.settings.clone() };
+        let hasty = PostgresStore::open(hasty).await.unwrap();
+        let error = hasty.summary(&all()).await;
+        assert!(matches!(error, Err(StoreError::TooExpensive(_) | StoreError::Unavailable(_))), "{error:?}");
+        hasty.close().await;
+        // Tables that are taken away.
+        sql(&served, "DROP TABLE hourly").await;
+        let error = store.append(&events(6..7)).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unauthorized(_)), "{error}");
+        store.close().await;
+        assert_eq!(store.summary(&all()).await, Err(StoreError::Closed));
+    });
+}
+
+#[test]
+fn what_a_batch_cannot_keep_is_one_events_fault() {
+    let is_run = runtime().block_on(async {
+        let Some(served) = served().await else { return false };
+        let store = served.open().await;
+        let long = "w".repeat(5_000);
+        let json = format!(
+            r#"{{"id":"long","kind":"page","user_id":"u","time_ms":1,"accepted_ms":1,"properties":{{"website_id":"{long}"}}}}"#
+        );
+        let odd = r#"{"id":"odd","kind":"page","user_id":"u","time_ms":1,"accepted_ms":1,"properties":{"n":1e300,"t":"\u0000"}}"#;
+        let mut batch = events(0..2);
+        batch.extend([json.as_str(), odd].map(|json| Event::from_json(json.as_bytes()).unwrap()));
+        let verdicts = store.append(&batch).await.unwrap();
+        assert!(matches!(&verdicts[..], [Appended::New, Appended::New, Appended::Unstorable(_), Appended::New]), "{verdicts:?}");
+        let recent = store.recent(&all(), None, 10).await.unwrap();
+        assert_eq!(recent.last(), batch.last(), "it comes back as it was");
+        store.close().await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}

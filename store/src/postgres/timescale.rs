@@ -1,0 +1,85 @@
+//! What is other where the server has TimescaleDB: all of its DDL.
+//!
+//! It is used where its extension is made in the database before the store is: making it
+//! needs rights that a relay should not have. The functions are those of its community
+//! licence; where they are not there, as in builds of the Apache licence, making the store
+//! says so.
+
+use deadpool_postgres::Transaction;
+
+use crate::StoreError;
+
+/// Makes of the table `events` a hypertable with a chunk for each day, whose chunks are kept
+/// by column from a week on; and the sums by hour and day that people's own SQL asks for.
+///
+/// Sums by hour keep what can be added up, as the time on pages and how many told it; how
+/// many visitors there were cannot be, and is of its hour or day alone. There is no `now()`
+/// in them: it would be that of each refresh. What may still change is refreshed, over less
+/// time than events are kept: else a refresh would take away what is known of events that
+/// are gone.
+pub(super) const DDL: &str = r#"
+SELECT create_hypertable('events', 'timestamp', chunk_time_interval => INTERVAL '1 day', create_default_indexes => false);
+ALTER TABLE events SET (timescaledb.compress, timescaledb.compress_segmentby = 'tenant, website_id',
+    timescaledb.compress_orderby = '"timestamp", id');
+SELECT add_compression_policy('events', INTERVAL '7 days');
+CREATE MATERIALIZED VIEW events_hourly WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT time_bucket(INTERVAL '1 hour', "timestamp") AS hour, tenant, website_id,
+    count(*) AS events, count(*) FILTER (WHERE class = 0) AS page_views,
+    count(DISTINCT visitor_id) AS unique_visitors,
+    sum(time_on_page) AS time_sum, count(time_on_page) AS time_n
+FROM events WHERE NOT is_bot GROUP BY 1, 2, 3 WITH NO DATA;
+SELECT add_continuous_aggregate_policy('events_hourly', start_offset => INTERVAL '3 days',
+    end_offset => INTERVAL '1 hour', schedule_interval => INTERVAL '10 minutes');
+CREATE MATERIALIZED VIEW events_daily WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT time_bucket(INTERVAL '1 day', "timestamp", 'UTC') AS day, tenant, website_id,
+    count(*) AS events, count(*) FILTER (WHERE class = 0) AS page_views,
+    count(DISTINCT visitor_id) AS unique_visitors,
+    sum(time_on_page) AS time_sum, count(time_on_page) AS time_n
+FROM events WHERE NOT is_bot GROUP BY 1, 2, 3 WITH NO DATA;
+SELECT add_continuous_aggregate_policy('events_daily', start_offset => INTERVAL '7 days',
+    end_offset => INTERVAL '1 day', schedule_interval => INTERVAL '1 hour');
+"#;
+
+/// Drops chunks of which all is older than a time; what is left of it is deleted as anywhere.
+pub(super) const DROP_CHUNKS: &str =
+    "SELECT count(*) FROM drop_chunks('events', older_than => $1::timestamptz)";
+
+/// True if the extension was made in the database.
+pub(super) async fn is_there(transaction: &Transaction<'_>) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'timescaledb')";
+    let is_there: bool = transaction.query_one(sql, &[]).await?.get(0);
+    if !is_there {
+        let sql = "SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb')";
+        if transaction.query_one(sql, &[]).await?.get(0) {
+            tracing::info!("TimescaleDB is there and not used: CREATE EXTENSION timescaledb was not said");
+        }
+    }
+    Ok(is_there)
+}
+
+/// Its version, if `events` is a hypertable.
+pub(super) async fn version_in_use(transaction: &Transaction<'_>) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT extversion FROM pg_extension, pg_class
+        WHERE extname = 'timescaledb' AND pg_class.oid = 'events'::regclass AND relkind = 'r'";
+    Ok(transaction.query_opt(sql, &[]).await?.map(|row| row.get(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It cannot be run without the extension: what it must not say is looked for.
+    #[test]
+    fn the_sums_have_no_time_of_their_own_and_say_what_can_be_added_up() {
+        let text = DDL.to_lowercase();
+        assert!(!text.contains("now()") && !text.contains("avg("));
+        for view in ["events_hourly", "events_daily"] {
+            assert!(text.contains(&format!("create materialized view {view} with (timescaledb.continuous")));
+            assert!(text.contains(&format!("add_continuous_aggregate_policy('{view}'")));
+        }
+        assert_eq!(text.matches("materialized_only = false").count(), 2);
+        assert_eq!(text.matches("filter (where class = 0)").count(), 2);
+        // The time at which chunks are cut is part of the key.
+        assert!(super::super::schema::EVENTS.contains("PRIMARY KEY (tenant, website_id, \"timestamp\", id)"));
+    }
+}
