@@ -299,14 +299,16 @@ impl Admission {
         let checked =
             validate::check(draft, call.tenant, now_ms, is_trusted, |parts| self.shaping.pack(parts, &edge));
         let strict = self.input.violations(draft, call.door);
-        match (checked, self.check_durability(draft.durability)) {
-            (Ok(((event, _), _)), _) if self.is_suppressed(&event) => {
+        let wanted = self.check_durability(draft.durability);
+        match checked {
+            Ok(((event, _), _)) if self.is_suppressed(&event) => {
                 Err(Denied::Invalid(vec![Violation::of_suppressed_user()]))
             }
-            (Ok(((event, found), mends)), Ok(wanted)) if strict.is_empty() => {
+            Ok(((event, found), mends)) if strict.is_empty() => {
+                let wanted = wanted.map_err(|violation| Denied::Invalid(vec![violation]))?;
                 Ok(Checked { event, wanted, mends, found, suspicions: self.input.suspicions(draft) })
             }
-            (checked, wanted) => {
+            checked => {
                 let violations = checked.err().into_iter().flatten().chain(strict);
                 Err(Denied::Invalid(violations.chain(wanted.err()).collect()))
             }

@@ -34,7 +34,12 @@ pub(super) fn check<Packed>(
     pack: impl FnOnce(EventParts<'_>) -> Packed,
 ) -> Result<(Packed, Mends), Vec<Violation>> {
     let (mut violations, mut mends) = (Vec::new(), Mends::default());
-    let mut note = |violation: Option<Violation>| violations.extend(violation);
+    // Most break none, which must cost no copy.
+    let mut note = |broken: Option<Violation>| {
+        if let Some(violation) = broken {
+            violations.push(violation);
+        }
+    };
 
     let user_id = id_of_somebody(&draft.user_id, Mended::UserIdLeftOut, &mut mends);
     let anonymous_id = id_of_somebody(&draft.anonymous_id, Mended::AnonymousIdLeftOut, &mut mends);
