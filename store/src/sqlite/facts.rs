@@ -794,6 +794,8 @@ impl FactTables<'_> {
                 delete("DELETE FROM apart WHERE tenant = ?1 AND device = ?2", device)?;
                 delete("DELETE FROM traits WHERE tenant = ?1 AND is_user = 0 AND id = ?2", device)?;
                 touched.devices.insert(device.clone());
+                // If it is a user's id too, what kept that apart from others is gone.
+                touched.users.insert(device.clone());
             }
             Subject::User(_) => {
                 for user in &whose.users {
