@@ -149,6 +149,10 @@ pub(super) fn of_store(
     telemetry.gauge("relay_store_free_bytes", live(|stats| stats.free_bytes));
     telemetry.gauge("relay_store_damaged", live(|stats| stats.damaged_batches + stats.damaged_reads));
     telemetry.gauge("relay_store_blocks_failed", live(|stats| stats.seals_failed));
+    telemetry.gauge("relay_store_links_refused", live(|stats| stats.links_refused));
+    telemetry.gauge("relay_store_aliases_refused", live(|stats| stats.aliases_refused));
+    telemetry.gauge("relay_store_traits_refused", live(|stats| stats.traits_refused));
+    telemetry.gauge("relay_store_sources_refused", live(|stats| stats.sources_refused));
     let (open, aside) = (status.clone(), status.clone());
     telemetry.gauge("relay_store_open", move || i64::from(open.is_open()));
     telemetry.gauge("relay_store_set_aside", move || i64::from(aside.is_set_aside()));

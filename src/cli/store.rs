@@ -357,11 +357,14 @@ async fn stats(config: &Config, args: StatsStoreArgs) -> anyhow::Result<ExitCode
 }
 
 fn print_stats(out: &mut impl Write, file: &Path, stats: &StoreStats) -> io::Result<()> {
-    let time = |at_ms: Option<i64>| at_ms.map_or("-".to_owned(), rfc_3339);
+    let times = match (stats.first_ms, stats.last_ms) {
+        (Some(first_ms), Some(last_ms)) => format!("{} to {}", rfc_3339(first_ms), rfc_3339(last_ms)),
+        _ => "none, as there are no events".to_owned(),
+    };
     writeln!(out, "store             {}", file.display())?;
     writeln!(out, "events            {}, {} of them in no block yet", stats.events, stats.hot_events)?;
     writeln!(out, "blocks            {}", stats.blocks)?;
-    writeln!(out, "of times          {} to {}", time(stats.first_ms), time(stats.last_ms))?;
+    writeln!(out, "of times          {times}")?;
     writeln!(out, "websites and apps {}", stats.sites)?;
     writeln!(out, "bytes             {}, {} of them free", stats.file_bytes, stats.free_bytes)?;
     writeln!(out, "bytes of memory   {}", stats.hot_bytes)?;
@@ -375,9 +378,11 @@ fn print_stats(out: &mut impl Write, file: &Path, stats: &StoreStats) -> io::Res
     let (reads, batches) = (stats.damaged_reads, stats.damaged_batches);
     writeln!(out, "  damaged         {reads} read(s) of blocks, {batches} batch(es)")?;
     let StoreStats { links_refused: links, aliases_refused: aliases, traits_refused: traits, .. } = stats;
+    let sources = stats.sources_refused;
     writeln!(
         out,
-        "  not noted       {links} link(s), {aliases} alias(es), {traits} trait(s): too many of one"
+        "  not noted       {links} link(s), {aliases} alias(es), {traits} trait(s), {sources} website(s) of \
+         events: too many of one"
     )
 }
 

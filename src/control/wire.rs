@@ -107,6 +107,8 @@ pub(crate) struct StoreStats {
     pub(crate) links_refused: u64,
     pub(crate) aliases_refused: u64,
     pub(crate) traits_refused: u64,
+    #[serde(default)]
+    pub(crate) sources_refused: u64,
 }
 
 impl From<Stats> for StoreStats {
@@ -131,6 +133,7 @@ impl From<Stats> for StoreStats {
             links_refused: stats.links_refused,
             aliases_refused: stats.aliases_refused,
             traits_refused: stats.traits_refused,
+            sources_refused: stats.sources_refused,
         }
     }
 }

@@ -42,7 +42,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 87] = [
+pub const METRICS: [MetricInfo; 91] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -380,6 +380,30 @@ pub const METRICS: [MetricInfo; 87] = [
         "",
         "blocks",
         "Blocks that could not be written since the start: their events stay as they came for now",
+    ),
+    metric(
+        "relay_store_links_refused",
+        "",
+        "links",
+        "Links of devices and users that the store did not note since the start, as one had too many",
+    ),
+    metric(
+        "relay_store_aliases_refused",
+        "",
+        "aliases",
+        "Aliases that the store did not note since the start, as too many users would have been one",
+    ),
+    metric(
+        "relay_store_traits_refused",
+        "",
+        "traits",
+        "Keys of traits that the store did not keep since the start, as somebody had too much of them",
+    ),
+    metric(
+        "relay_store_sources_refused",
+        "",
+        "events",
+        "Events whose website the store did not keep since the start, as their tenant had too many",
     ),
     metric(
         "relay_query_cache_total",

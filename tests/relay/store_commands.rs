@@ -127,7 +127,10 @@ async fn every_command(setup: &Setup, turn: usize) {
     assert!(again.contains("1000 line(s): 0 new, 1000 duplicate(s)"), "{again}");
 
     assert!(stats(setup).await["events"].as_u64().unwrap() >= 1_000);
-    assert!(done(setup, &["store", "stats"]).await.contains("websites and apps 1"));
+    let printed = done(setup, &["store", "stats"]).await;
+    assert!(printed.contains("websites and apps 1"), "{printed}");
+    let times = printed.lines().find(|line| line.starts_with("of times")).unwrap();
+    assert!(times.contains("Z to 20") && times.ends_with('Z'), "{times}");
     assert!(done(setup, &["store", "check"]).await.contains("; whole"));
     let checked = json_of(setup, &["store", "check", "--json"]).await;
     assert_eq!(checked["is_whole"], true, "{checked}");
@@ -407,6 +410,8 @@ async fn a_command_that_means_another_store_than_the_relays_is_refused() {
     assert!(code == 1 && err.contains("STORE_URL names another"), "{err}");
     setup.set("STORE_URL", "sqlite:");
     assert_eq!(stats(&setup).await["events"], 0);
+    let printed = done(&setup, &["store", "stats"]).await;
+    assert!(printed.contains("of times          none, as there are no events\n"), "{printed}");
     relay.terminate().await;
 }
 
