@@ -187,7 +187,7 @@ impl Config {
         let data_dir = own_dir(base_dir, test_mode);
         spool.dir = own_dir(spool.dir, test_mode);
         let store = StoreSettings::read(reader, test_mode);
-        let query = QuerySettings::read(reader);
+        let query = QuerySettings::read(reader, store.questions_max, store.question_timeout);
         let sealing = SealingSettings::read(reader);
         let providers = providers(reader, test_mode);
         Self {

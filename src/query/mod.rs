@@ -56,12 +56,9 @@ use crate::{
     time::Clock,
 };
 
-/// Longest time for an answer, waiting included.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// Longest time that a question waits for its turn: behind it, it would have too little left.
-const TURN_TIME: Duration = Duration::from_secs(3);
-/// Most questions that the store is asked at a time; each may take a core.
-const AT_ONCE_MAX: usize = 2;
+/// So much of its time a question waits for its turn at most, in fifths: behind it, it would
+/// have too little left.
+const TURN_FIFTHS: u32 = 3;
 /// How often it is said that the store does not answer.
 const SAID_INTERVAL: Duration = Duration::from_secs(10);
 /// How long after its end a period may get events that are late: what a caller keeps back,
@@ -81,6 +78,7 @@ pub(crate) struct Query {
     flights: Flights,
     shared: Option<SharedCache>,
     turns: Semaphore,
+    deadline: Duration,
     clock: Clock,
     said: Mutex<OnceInAWhile>,
     metrics: QueryMetrics,
@@ -116,7 +114,8 @@ impl Query {
             kept: Mutex::default(),
             flights: Flights::default(),
             shared,
-            turns: Semaphore::new(AT_ONCE_MAX),
+            turns: Semaphore::new(settings.at_once_max),
+            deadline: settings.deadline,
             clock,
             said: Mutex::new(OnceInAWhile::every(SAID_INTERVAL)),
             metrics,
@@ -165,7 +164,7 @@ impl Query {
 
     /// Looks for an answer elsewhere, then asks the store.
     async fn find(&self, question: &Question, key: &str) -> Landed {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + self.deadline;
         let deletions = self.kept().deletions;
         let found = match &self.shared {
             Some(shared) => shared.get(question, key).await,
@@ -195,7 +194,7 @@ impl Query {
         generation: Option<String>,
     ) -> Landed {
         let Some(StoreHandle(store)) = &self.store else { return Err(Unanswered::NoStore) };
-        let turn = timeout(TURN_TIME, self.turns.acquire()).await;
+        let turn = timeout(self.deadline * TURN_FIFTHS / 5, self.turns.acquire()).await;
         let _turn = turn.map_err(|_| Unanswered::TooMany)?.map_err(|_| Unanswered::Defect)?;
         let (begun, as_of_ms) = (Instant::now(), self.clock.now_ms());
         let answered = timeout_at(deadline, question.ask(&**store)).await;

@@ -1,19 +1,33 @@
 //! What answering reads from the environment.
 
+use std::time::Duration;
+
 use analytics_relay_providers::Secret;
 
 use crate::settings::Reader;
 
 /// How questions are answered.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct QuerySettings {
     /// Where relays share answers, if they do.
     pub(crate) redis_url: Option<Secret>,
+    /// Most questions that the store is asked at a time; each may take a core.
+    pub(crate) at_once_max: usize,
+    /// Longest time for an answer, waiting included.
+    pub(crate) deadline: Duration,
 }
 
 impl QuerySettings {
-    pub(crate) fn read(reader: &mut Reader) -> Self {
-        Self { redis_url: redis_url(reader) }
+    /// With as many questions at once, and as long a time of one, as the store has.
+    pub(crate) fn read(reader: &mut Reader, at_once_max: usize, deadline: Duration) -> Self {
+        Self { redis_url: redis_url(reader), at_once_max, deadline }
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Default for QuerySettings {
+    fn default() -> Self {
+        Self { redis_url: None, at_once_max: 2, deadline: Duration::from_secs(5) }
     }
 }
 
@@ -52,7 +66,7 @@ mod tests {
     fn read(vars: &[(&str, &str)]) -> Result<QuerySettings, Vec<String>> {
         let vars: Vec<_> = vars.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let mut reader = Reader::new(vars.into_iter(), Path::new(""));
-        let settings = QuerySettings::read(&mut reader);
+        let settings = QuerySettings::read(&mut reader, 2, Duration::from_secs(5));
         reader.finish().map(|_| settings).map_err(|error| error.0)
     }
 

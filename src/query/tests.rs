@@ -146,11 +146,19 @@ impl Store for Moody {
     }
 }
 
+const AT_ONCE_MAX: usize = 2;
+const DEADLINE: Duration = Duration::from_secs(5);
+
 /// A query whose clock goes as the paused one does.
 fn query_over(store: Arc<dyn Store>) -> Arc<Query> {
+    query_within(store, AT_ONCE_MAX, DEADLINE)
+}
+
+fn query_within(store: Arc<dyn Store>, at_once_max: usize, deadline: Duration) -> Arc<Query> {
     let begun = Instant::now();
     let clock = Clock::from_fn(move || NOW_MS + i64::try_from(begun.elapsed().as_millis()).unwrap());
-    Arc::new(Query::new(Some(store), &QuerySettings::default(), clock, QueryMetrics::default()))
+    let settings = QuerySettings { at_once_max, deadline, ..QuerySettings::default() };
+    Arc::new(Query::new(Some(store), &settings, clock, QueryMetrics::default()))
 }
 
 /// What it says, and whether that was known.
@@ -197,6 +205,28 @@ async fn a_store_that_hangs_is_left_after_five_seconds_and_keeps_no_turn() {
     assert_eq!((begun.elapsed(), store.asked()), (DEADLINE, 2));
     store.is(Mood::Answers);
     assert_eq!(ask(&query, OVER).await, Ok((3, false)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_are_asked_at_once_and_for_as_long_as_the_stores_settings_say() {
+    let vars = [
+        ("ANALYTICS_PROVIDER", "none"),
+        ("STORE_QUESTIONS_MAX", "3"),
+        ("STORE_QUESTION_TIMEOUT_SECONDS", "20"),
+    ];
+    let settings = crate::config::Config::from_vars(vars).unwrap().query;
+    let store = Moody::new(0);
+    store.is(Mood::Hangs);
+    let query = query_within(store.clone(), settings.at_once_max, settings.deadline);
+    let asked = |at: usize| {
+        let query = query.clone();
+        async move { ask(&query, &format!("event_name={at}")).await }
+    };
+    let begun = Instant::now();
+    let answers = join_all((0..4).map(asked)).await;
+    assert_eq!(begun.elapsed(), Duration::from_secs(20));
+    let late = answers.iter().filter(|answer| **answer == Err(Unanswered::Late)).count();
+    assert_eq!((late, store.asked()), (3, 3), "{answers:?}");
 }
 
 #[tokio::test(start_paused = true)]
