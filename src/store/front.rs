@@ -66,10 +66,25 @@ pub(crate) struct Front {
     status: Arc<StoreStatus>,
     clock: Clock,
     /// Told of which tenant something counts otherwise now.
-    when_changed: OnceLock<WhenChanged>,
+    when_changed: Arc<OnceLock<WhenChanged>>,
 }
 
 type WhenChanged = Box<dyn Fn(&str) + Send + Sync>;
+
+/// Says that something of a tenant counts otherwise, however what changes it ends: a part of
+/// what failed may have been done.
+struct Changed {
+    tell: Arc<OnceLock<WhenChanged>>,
+    tenant: String,
+}
+
+impl Drop for Changed {
+    fn drop(&mut self) {
+        if let Some(tell) = self.tell.get() {
+            tell(&self.tenant);
+        }
+    }
+}
 
 impl Front {
     pub(super) fn new(settings: StoreSettings, data_dir: &Path, metrics: StoreMetrics, clock: Clock) -> Self {
@@ -80,7 +95,7 @@ impl Front {
             metrics,
             status: Arc::default(),
             clock,
-            when_changed: OnceLock::new(),
+            when_changed: Arc::default(),
         }
     }
 
@@ -90,11 +105,19 @@ impl Front {
         debug_assert!(is_first, "one keeps answers");
     }
 
-    /// Says so; also of what failed, of which a part may have been done.
-    fn changed(&self, of: &TenantScope) {
-        if let Some(tell) = self.when_changed.get() {
-            tell(&of.tenant);
-        }
+    /// Does something after which a tenant counts otherwise, and says so when it has ended;
+    /// also when nobody waits for it any more, as it is done all the same.
+    async fn changing<T: Send + 'static>(
+        &self,
+        of: &TenantScope,
+        change: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let changed = Changed { tell: self.when_changed.clone(), tenant: of.tenant.clone() };
+        let done = tokio::spawn(async move {
+            let _changed = changed;
+            change.await
+        });
+        done.await.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("a defect: {error}"))))
     }
 
     pub(super) fn status(&self) -> &Arc<StoreStatus> {
@@ -349,9 +372,9 @@ impl Store for Front {
         joined: bool,
         by: &Operator,
     ) -> Result<(), StoreError> {
-        let done = self.store()?.link(of, from, user, joined, by).await;
-        self.changed(of);
-        done
+        let (store, tenant, by) = (self.store()?, of.clone(), by.clone());
+        let (from, user) = (from.to_owned(), user.to_owned());
+        self.changing(of, async move { store.link(&tenant, &from, &user, joined, &by).await }).await
     }
 
     async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
@@ -359,15 +382,13 @@ impl Store for Front {
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
-        let done = self.store()?.erase(of, who).await;
-        self.changed(of);
-        done
+        let (store, tenant, who) = (self.store()?, of.clone(), who.clone());
+        self.changing(of, async move { store.erase(&tenant, &who).await }).await
     }
 
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
-        let done = self.store()?.retain(of, from_ms).await;
-        self.changed(of);
-        done
+        let (store, tenant) = (self.store()?, of.clone());
+        self.changing(of, async move { store.retain(&tenant, from_ms).await }).await
     }
 }
 
@@ -376,6 +397,8 @@ pub(super) mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use analytics_relay_providers::{EventParts, event::EventId};
+    use futures_util::FutureExt;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{config::Config, delivery::test_support::track};
@@ -414,6 +437,29 @@ pub(super) mod tests {
         assert_eq!(front.append(&[track("a")]).await.unwrap(), [Appended::New]);
         front.close().await;
         assert_eq!(front.append(&[track("a")]).await.unwrap_err(), StoreError::Closed);
+    }
+
+    #[tokio::test]
+    async fn what_is_changed_for_somebody_who_left_is_told_when_it_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let (front, _) = front(dir.path(), &[]);
+        front.open().await.unwrap();
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        front.when_changed(move |tenant| drop(tell.send(tenant.to_owned())));
+        let (of, user) = (TenantScope::tenant("t"), Subject::User("u".to_owned()));
+        let by = Operator::default();
+        assert!(front.erase(&of, &user).now_or_never().is_none());
+        assert!(front.retain(&of, 5).now_or_never().is_none());
+        assert!(front.link(&of, "d", "u", false, &by).now_or_never().is_none());
+        for _ in 0..3 {
+            let tenant = timeout(Duration::from_secs(20), told.recv()).await.unwrap();
+            assert_eq!(tenant.as_deref(), Some("t"));
+        }
+        assert!(front.identity(&of, &user).await.unwrap().is_none());
+        front.close().await;
+        // What fails may have been done in part.
+        front.retain(&of, 5).await.unwrap_err();
+        assert_eq!(told.recv().await.as_deref(), Some("t"));
     }
 
     #[tokio::test]
