@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use crate::{
     Bucket, Field, Filter, Funnel, Is, Operator, Order, PageRow, Scope, Sources, Step, Store, Subject,
-    TenantScope, Unit, model::Keys, oracle::Oracle,
+    TenantScope, Unit,
+    model::{FactLimits, Keys},
+    oracle::Oracle,
 };
 
 /// A backend that is tested.
@@ -22,6 +24,11 @@ pub(crate) trait Backend {
 
     /// Its keys: which of two visitors of one moment is first depends on them.
     fn keys(&self, store: &Self::Store) -> Keys;
+
+    /// How much is noted of who is who.
+    fn fact_limits(&self) -> FactLimits {
+        FactLimits::default()
+    }
 
     /// So many events are known again by their ids alone.
     fn window(&self) -> usize;
@@ -232,7 +239,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 /// Does the same to both.
 pub(crate) async fn run<B: Backend>(backend: &B, pool: &[Event], all: &[Do]) -> (B::Store, Oracle) {
     let mut store = backend.open().await;
-    let oracle = Oracle::with_keys(backend.keys(&store));
+    let oracle = Oracle::with_keys(backend.keys(&store)).within(backend.fact_limits());
     // What was deleted and is remembered no more would be new to the one and known to the other.
     let (mut appended, mut gone) = (BTreeSet::<usize>::new(), BTreeSet::<usize>::new());
     for one in all {

@@ -64,6 +64,10 @@ impl Backend for Served {
         store.shared.keys
     }
 
+    fn fact_limits(&self) -> FactLimits {
+        self.settings.fact_limits
+    }
+
     fn window(&self) -> usize {
         self.settings.window
     }
@@ -184,6 +188,19 @@ proptest! {
             for scope in &scopes(from, 200)[..3] {
                 compare_cut(store, oracle, scope).await;
             }
+        });
+    }
+
+    /// Where there is no room for all that is told of who is who, what came first is known.
+    #[test]
+    fn at_the_limits_it_is_known_what_came_first(
+        pool in prop::collection::vec(spec(), 1..60),
+        all in prop::collection::vec(doing(true), 1..20),
+    ) {
+        let few = FactLimits { users_joined: 2, users_of_a_device: 2, devices_of_a_user: 2 };
+        against_the_oracle(&pool, &all, |settings| settings.fact_limits = few, async |store, oracle| {
+            compare(store, oracle, &scopes(0, 10)[0]).await;
+            compare_logs(store, oracle).await;
         });
     }
 

@@ -26,7 +26,8 @@ use crate::{
 /// Rows that are looked at at once.
 const AT_ONCE: i32 = 4_000;
 /// How long a statement may take that goes through all there is.
-const PATIENCE: &str = "SET LOCAL statement_timeout = '1h'; SET LOCAL lock_timeout = '60s'";
+const PATIENCE: &str = "SET LOCAL statement_timeout = '1h'; SET LOCAL lock_timeout = '60s';
+    SET LOCAL idle_in_transaction_session_timeout = '1h'";
 
 /// How many events there are, and up to when they go: of sums that are kept with them.
 pub(super) async fn as_of(connection: &Object, of: &TenantScope) -> Result<AsOf, StoreError> {
