@@ -43,7 +43,13 @@ fn of_server(code: &SqlState, error: &Error) -> StoreError {
         code if matches!(code.get(..2), Some("22" | "23" | "54")) => {
             StoreError::Refused(format!("SQLSTATE {code}"))
         }
-        code if matches!(code.get(..2), Some("28" | "42" | "3D" | "3F")) => StoreError::Unauthorized(said()),
+        // The server's own words for these name the user, who is nobody's business.
+        "28P01" => StoreError::Unauthorized("the user or the password is wrong (SQLSTATE 28P01)".into()),
+        code if code.starts_with("28") => {
+            StoreError::Unauthorized(format!("the user may not connect: see pg_hba.conf (SQLSTATE {code})"))
+        }
+        "53300" => StoreError::Unavailable("too many connections (SQLSTATE 53300)".into()),
+        code if matches!(code.get(..2), Some("42" | "3D" | "3F")) => StoreError::Unauthorized(said()),
         code if code.starts_with("XX") => StoreError::Damaged(said()),
         _ => StoreError::Unavailable(said()),
     }

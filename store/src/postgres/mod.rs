@@ -35,6 +35,7 @@ use crate::{
 mod connect;
 mod error;
 mod facts;
+mod look;
 mod owners;
 mod rows;
 mod scan;
@@ -64,6 +65,8 @@ const ROWS_OF_A_DAY: usize = 100;
 const DAYS_BACK: i64 = 800;
 /// How the text of an error ends that says that a statement took too long.
 const CANCELLED: &str = "(SQLSTATE 57014)";
+
+pub use look::{Connections, look};
 
 /// How the store is kept.
 #[derive(Clone)]
