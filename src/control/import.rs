@@ -1,6 +1,7 @@
 //! Takes lines into the store, in batches, however many they are.
 
 use std::{
+    io::{self, BufRead, Read},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -8,23 +9,29 @@ use std::{
 use analytics_relay_providers::Event;
 use analytics_relay_store::{
     Appended, StoreError, Subject,
+    lines::{Line, next_line},
     model::{Known, KnownFact},
 };
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use http_body_util::BodyExt;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, JoinSet, spawn_blocking},
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     Control, Failure,
-    lines::{LINE_BYTES_MAX, Line, Lines},
     wire::{BAD_SHOWN_MAX, BadLine, Imported},
 };
 use crate::privacy::suppression::{Ids, Suppressed};
 
-/// Events of one batch: where an event costs the store least.
-const BATCH_EVENTS: usize = 1_000;
-/// And its bytes.
+/// Lines of one batch: where an event costs the store least.
+const BATCH_LINES: usize = 1_000;
+/// And bytes of them.
 const BATCH_BYTES: usize = 4 << 20;
+/// Pieces of the lines that wait to be read.
+const PIECES_MAX: usize = 4;
 /// Longest silence of who sends the lines; another program may have to make them.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// How long a store that is behind has to come round, and the pauses until it does.
@@ -43,71 +50,150 @@ pub(super) fn progress_of(progress: &Progress) -> Imported {
 
 /// Reads to the end. What was appended before a failure is in the store, and is known again
 /// when the same lines come once more.
-pub(super) async fn import(
-    control: Control,
-    mut body: Body,
-    progress: Progress,
-) -> Result<Imported, Failure> {
-    let mut importing = Importing { control, lines: Lines::default(), waiting: Waiting::default(), progress };
+pub(super) async fn import(control: Control, body: Body, progress: Progress) -> Result<Imported, Failure> {
+    let (pieces, taken) = mpsc::channel(PIECES_MAX);
+    // Whoever drops this reads no more, and what reads the pieces ends.
+    let mut feeding = JoinSet::new();
+    feeding.spawn(feed(body, pieces));
+    let importing = Importing { control, progress };
+    let mut reading = read(Numbered { from: Pieces { taken, piece: Bytes::new() }, count: 0 });
     loop {
-        let piece = timeout(SILENCE_MAX, body.frame())
-            .await
-            .map_err(|_| Failure::cut(format!("nothing came for {} s", SILENCE_MAX.as_secs())))?;
-        let Some(piece) = piece else { break };
-        let piece = piece.map_err(|error| Failure::cut(format!("the lines cannot be read: {error}")))?;
-        if let Ok(bytes) = piece.into_data() {
-            importing.take(&bytes);
-        }
-        while importing.waiting.has_events() {
-            importing.append().await?;
-        }
-        while importing.waiting.has_facts() {
-            importing.know().await?;
+        let (batch, lines) =
+            reading.await.map_err(|error| Failure::cut(format!("a defect: reading the lines: {error}")))?;
+        let batch = batch.map_err(|error| Failure::cut(error.to_string()))?;
+        // While the store takes one batch, the next is read.
+        let next = (!batch.is_last).then(|| read(lines));
+        importing.take(batch).await?;
+        match next {
+            Some(next) => reading = next,
+            None => return Ok(progress_of(&importing.progress)),
         }
     }
-    importing.finish();
-    while !importing.waiting.events.is_empty() {
-        importing.append().await?;
+}
+
+/// Hands on what comes, or why nothing does.
+async fn feed(mut body: Body, pieces: mpsc::Sender<Result<Bytes, String>>) {
+    loop {
+        let piece = match timeout(SILENCE_MAX, body.frame()).await {
+            Ok(None) => return,
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(bytes) => Ok(bytes),
+                Err(_) => continue,
+            },
+            Ok(Some(Err(error))) => Err(format!("the lines cannot be read: {error}")),
+            Err(_) => Err(format!("nothing came for {} s", SILENCE_MAX.as_secs())),
+        };
+        let is_last = piece.is_err();
+        if pieces.send(piece).await.is_err() || is_last {
+            return;
+        }
     }
-    while !importing.waiting.facts.is_empty() {
-        importing.know().await?;
+}
+
+/// Pieces as a text without gaps, for who may block.
+struct Pieces {
+    taken: mpsc::Receiver<Result<Bytes, String>>,
+    piece: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.fill_buf()?.read(to)?;
+        self.consume(bytes);
+        Ok(bytes)
     }
-    Ok(progress_of(&importing.progress))
+}
+
+impl BufRead for Pieces {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.piece.is_empty() {
+            match self.taken.blocking_recv() {
+                Some(piece) => self.piece = piece.map_err(io::Error::other)?,
+                None => break,
+            }
+        }
+        Ok(&self.piece)
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        drop(self.piece.split_to(bytes));
+    }
+}
+
+/// Lines, and how many were read.
+struct Numbered<R> {
+    from: R,
+    count: u64,
+}
+
+/// What is taken in at once.
+#[derive(Default)]
+struct Batch {
+    /// With the numbers of their lines, from 1.
+    events: Vec<(u64, Event)>,
+    facts: Vec<KnownFact>,
+    bad: Vec<BadLine>,
+    /// Lines that were read so far.
+    lines: u64,
+    is_last: bool,
+}
+
+type Reading<R> = JoinHandle<(io::Result<Batch>, Numbered<R>)>;
+
+/// Reading waits for who sends, and what is read is parsed.
+fn read<R: BufRead + Send + 'static>(mut lines: Numbered<R>) -> Reading<R> {
+    spawn_blocking(move || (next_batch(&mut lines), lines))
+}
+
+fn next_batch(lines: &mut Numbered<impl BufRead>) -> io::Result<Batch> {
+    let (mut batch, mut bytes) = (Batch::default(), 0);
+    while batch.events.len() + batch.facts.len() < BATCH_LINES && bytes < BATCH_BYTES {
+        let Some((line, its_bytes)) = next_line(&mut lines.from)? else {
+            batch.is_last = true;
+            break;
+        };
+        lines.count += 1;
+        bytes += its_bytes;
+        match line {
+            Line::Event(event) => batch.events.push((lines.count, *event)),
+            Line::Fact(fact) => batch.facts.push(*fact),
+            Line::Damaged(why) => batch.bad.push(BadLine { line: lines.count, why }),
+            Line::Empty => {}
+        }
+    }
+    batch.lines = lines.count;
+    Ok(batch)
 }
 
 struct Importing {
     control: Control,
-    lines: Lines,
-    waiting: Waiting,
     progress: Progress,
 }
 
 impl Importing {
-    fn take(&mut self, bytes: &[u8]) {
-        let mut bad = Vec::new();
-        self.lines.push(bytes, |number, line| self.waiting.sort(number, &line, &mut bad));
-        self.note(bad);
+    async fn take(&self, batch: Batch) -> Result<(), Failure> {
+        let Batch { events, facts, bad, lines, .. } = batch;
+        self.note(lines, bad);
+        if !events.is_empty() {
+            self.append(events).await?;
+        }
+        if !facts.is_empty() {
+            self.know(facts).await?;
+        }
+        Ok(())
     }
 
-    fn finish(&mut self) {
-        let mut bad = Vec::new();
-        self.lines.finish(|number, line| self.waiting.sort(number, &line, &mut bad));
-        self.note(bad);
-    }
-
-    /// Notes how far it is, and lines that are no events.
-    fn note(&self, bad: Vec<BadLine>) {
+    /// Notes how far it is, and lines that are neither event nor fact.
+    fn note(&self, lines: u64, bad: Vec<BadLine>) {
         let mut told = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        told.lines = self.lines.count();
+        told.lines = lines;
         told.damaged += bad.len() as u64;
         for line in bad {
             tell(&mut told, line);
         }
     }
 
-    /// Appends what makes a batch of what waits.
-    async fn append(&mut self) -> Result<(), Failure> {
-        let batch = self.waiting.take_events();
+    async fn append(&self, batch: Vec<(u64, Event)>) -> Result<(), Failure> {
         let is_out = |event: &Event| {
             self.control.suppressed.as_ref().is_some_and(|suppressed| suppressed.covers_event(event))
         };
@@ -135,9 +221,7 @@ impl Importing {
         Ok(())
     }
 
-    /// Takes in what makes a batch of the facts that wait.
-    async fn know(&mut self) -> Result<(), Failure> {
-        let mut facts = self.waiting.take_facts();
+    async fn know(&self, mut facts: Vec<KnownFact>) -> Result<(), Failure> {
         let all = facts.len();
         if let Some(suppressed) = &self.control.suppressed {
             facts.retain(|fact| !is_of_suppressed(fact, suppressed));
@@ -190,74 +274,6 @@ fn is_of_suppressed(fact: &KnownFact, suppressed: &Suppressed) -> bool {
     suppressed.covers(Ids { user_id, anonymous_id, previous_id })
 }
 
-/// What waits to be taken in: a batch of each, and what one more piece brought.
-#[derive(Default)]
-struct Waiting {
-    /// With the numbers of their lines.
-    events: Vec<(u64, Event)>,
-    event_bytes: usize,
-    /// What is known about who is who.
-    facts: Vec<KnownFact>,
-    /// Of their lines.
-    fact_bytes: usize,
-}
-
-impl Waiting {
-    /// True if there is a batch of events.
-    fn has_events(&self) -> bool {
-        self.events.len() >= BATCH_EVENTS || self.event_bytes >= BATCH_BYTES
-    }
-
-    /// True if there is a batch of facts.
-    fn has_facts(&self) -> bool {
-        self.facts.len() >= BATCH_EVENTS || self.fact_bytes >= BATCH_BYTES
-    }
-
-    /// Takes in a line, whatever it is.
-    fn sort(&mut self, number: u64, line: &Line<'_>, bad: &mut Vec<BadLine>) {
-        let why = match line {
-            Line::TooLong => format!("got more than {LINE_BYTES_MAX} bytes, want an event"),
-            Line::Whole(line) if line.trim_ascii().is_empty() => return,
-            Line::Whole(line) => match Event::from_json(line) {
-                Ok(event) => {
-                    self.event_bytes += event.memory_bytes();
-                    return self.events.push((number, event));
-                }
-                Err(error) => match KnownFact::from_line(line) {
-                    Some(fact) => {
-                        self.fact_bytes += line.len();
-                        return self.facts.push(fact);
-                    }
-                    None => format!("neither event nor fact: {error}"),
-                },
-            },
-        };
-        bad.push(BadLine { line: number, why });
-    }
-
-    /// At most one batch, at least one event if there is one.
-    fn take_events(&mut self) -> Vec<(u64, Event)> {
-        let mut bytes = 0;
-        let fits = |(_, event): &&(u64, Event)| {
-            bytes += event.memory_bytes();
-            bytes <= BATCH_BYTES
-        };
-        let count = self.events.iter().take(BATCH_EVENTS).take_while(fits).count().max(1);
-        let rest = self.events.split_off(count.min(self.events.len()));
-        self.event_bytes = rest.iter().map(|(_, event)| event.memory_bytes()).sum();
-        std::mem::replace(&mut self.events, rest)
-    }
-
-    /// At most one batch.
-    fn take_facts(&mut self) -> Vec<KnownFact> {
-        let rest = self.facts.split_off(self.facts.len().min(BATCH_EVENTS));
-        if rest.is_empty() {
-            self.fact_bytes = 0;
-        }
-        std::mem::replace(&mut self.facts, rest)
-    }
-}
-
 /// Tells of one of the first bad lines.
 fn tell(told: &mut Imported, bad: BadLine) {
     if told.first_bad.len() < BAD_SHOWN_MAX {
@@ -277,47 +293,55 @@ mod tests {
         )
     }
 
-    fn waiting(lines: impl IntoIterator<Item = String>) -> (Waiting, Vec<BadLine>) {
-        let (mut waiting, mut bad) = (Waiting::default(), Vec::new());
-        for (number, line) in (1..).zip(lines) {
-            waiting.sort(number, &Line::Whole(line.as_bytes()), &mut bad);
+    fn batches(lines: impl IntoIterator<Item = String>) -> Vec<Batch> {
+        let text = lines.into_iter().map(|line| line + "\n").collect::<String>();
+        let mut lines = Numbered { from: text.as_bytes(), count: 0 };
+        let mut batches = Vec::new();
+        while batches.last().is_none_or(|batch: &Batch| !batch.is_last) {
+            batches.push(next_batch(&mut lines).unwrap());
         }
-        (waiting, bad)
+        batches
+    }
+
+    fn sizes(lines: impl IntoIterator<Item = String>) -> Vec<(usize, usize)> {
+        batches(lines).iter().map(|batch| (batch.events.len(), batch.facts.len())).collect()
     }
 
     #[test]
-    fn a_batch_is_bounded_in_events_and_in_bytes_and_an_event_that_is_too_big_goes_alone() {
-        let (mut small, _) = waiting((0..2_500).map(|id| event(id, 1)));
-        let batches: Vec<usize> = std::iter::from_fn(|| Some(small.take_events().len())).take(4).collect();
-        assert_eq!((batches, small.event_bytes), (vec![1_000, 1_000, 500, 0], 0));
-        let (mut large, _) = waiting((0..5).map(|id| event(id, 1 << 20)));
-        assert!(large.has_events());
-        assert_eq!(large.take_events().len(), 3);
-        let (mut huge, _) = waiting((0..2).map(|id| event(id, 5 << 20)));
-        assert_eq!((huge.take_events().len(), huge.take_events().len()), (1, 1));
-    }
-
-    #[test]
-    fn facts_of_any_size_wait_in_memory_that_is_bounded() {
+    fn a_batch_is_bounded_in_lines_and_in_bytes() {
+        assert_eq!(sizes((0..2_500).map(|id| event(id, 1))), [(1_000, 0), (1_000, 0), (500, 0)]);
+        assert_eq!(sizes((0..5).map(|id| event(id, 1 << 20))), [(4, 0), (1, 0)]);
         let fact = |reason: &str| {
             format!(
                 r#"{{"v":1,"fact":"apart","anonymous":"d","user":"u","operator":"o","reason":"{reason}","at_ms":1}}"#
             )
         };
-        let (mut facts, bad) = waiting((0..1_500).map(|_| fact("")));
-        assert!(facts.has_facts() && bad.is_empty());
-        assert_eq!((facts.take_facts().len(), facts.take_facts().len()), (1_000, 500));
-        let (mut large, _) = waiting([fact(&"x".repeat(BATCH_BYTES))]);
-        assert!(large.has_facts());
-        assert_eq!(large.take_facts().len(), 1);
-        assert!(!large.has_facts());
+        assert_eq!(sizes((0..1_500).map(|_| fact(""))), [(0, 1_000), (0, 500)]);
+        assert_eq!(sizes([fact(&"x".repeat(BATCH_BYTES)), event(1, 1)]), [(0, 1), (1, 0)]);
     }
 
     #[test]
     fn what_is_wrong_with_a_line_is_told_by_its_number() {
-        let (waiting, bad) =
-            waiting([" ", "no", &event(1, 1), r#"{"v":9,"fact":"user","user":"u"}"#].map(str::to_owned));
-        assert_eq!(waiting.events[0].0, 3);
-        assert_eq!(bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [2, 4]);
+        let lines = [" ", "no", &event(1, 1), r#"{"v":9,"fact":"user","user":"u"}"#];
+        let batches = batches(lines.map(str::to_owned));
+        assert_eq!((batches.len(), batches[0].lines, batches[0].events[0].0), (1, 4, 3));
+        assert_eq!(batches[0].bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [2, 4]);
+        assert!(batches[0].bad.iter().all(|bad| bad.why.starts_with("neither event nor fact")));
+    }
+
+    #[tokio::test]
+    async fn lines_are_the_same_wherever_the_pieces_end() {
+        let text = "one\n\ntwo and more\n\nlast";
+        for piece_bytes in 1..=text.len() {
+            let (pieces, taken) = mpsc::channel(text.len());
+            for piece in text.as_bytes().chunks(piece_bytes) {
+                pieces.send(Ok(Bytes::copy_from_slice(piece))).await.unwrap();
+            }
+            drop(pieces);
+            let read = spawn_blocking(move || {
+                Pieces { taken, piece: Bytes::new() }.lines().collect::<io::Result<Vec<_>>>()
+            });
+            assert_eq!(read.await.unwrap().unwrap(), ["one", "", "two and more", "", "last"]);
+        }
     }
 }

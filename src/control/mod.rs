@@ -46,7 +46,6 @@ use tracing::info;
 use crate::{privacy::suppression::Suppressed, store::OpenStore, time::Clock};
 
 mod import;
-mod lines;
 pub(crate) mod socket;
 pub(crate) mod wire;
 

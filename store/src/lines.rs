@@ -156,7 +156,7 @@ fn next_part(lines: &mut impl BufRead) -> io::Result<Part> {
         match line {
             Line::Event(event) => part.events.push(*event),
             Line::Fact(fact) => part.facts.push(*fact),
-            Line::Damaged => part.damaged += 1,
+            Line::Damaged(_) => part.damaged += 1,
             Line::Empty => {}
         }
     }
@@ -164,16 +164,21 @@ fn next_part(lines: &mut impl BufRead) -> io::Result<Part> {
 }
 
 /// A line of a file that is imported.
-pub(crate) enum Line {
+#[derive(Debug)]
+pub enum Line {
+    /// An event.
     Event(Box<Event>),
+    /// What is known about who is who.
     Fact(Box<KnownFact>),
-    Damaged,
+    /// Neither, and why.
+    Damaged(String),
+    /// Nothing.
     Empty,
 }
 
 /// Reads a line, whatever it is, into memory that is bounded, and how long it is; `None` at
 /// the end.
-pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<(Line, usize)>> {
+pub fn next_line(lines: &mut impl BufRead) -> io::Result<Option<(Line, usize)>> {
     let mut line = Vec::new();
     lines.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
     if line.is_empty() {
@@ -181,7 +186,8 @@ pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<(Line, us
     }
     if line.last() != Some(&b'\n') && line.len() as u64 == LINE_BYTES_MAX {
         lines.skip_until(b'\n')?;
-        return Ok(Some((Line::Damaged, line.len())));
+        let why = format!("got more than {LINE_BYTES_MAX} bytes, want an event");
+        return Ok(Some((Line::Damaged(why), line.len())));
     }
     let bytes = line.len();
     if line.trim_ascii().is_empty() {
@@ -189,7 +195,10 @@ pub(crate) fn next_line(lines: &mut impl BufRead) -> io::Result<Option<(Line, us
     }
     let line = match Event::from_json(&line) {
         Ok(event) => Line::Event(Box::new(event)),
-        Err(_) => KnownFact::from_line(&line).map_or(Line::Damaged, |fact| Line::Fact(Box::new(fact))),
+        Err(error) => match KnownFact::from_line(&line) {
+            Some(fact) => Line::Fact(Box::new(fact)),
+            None => Line::Damaged(format!("neither event nor fact: {error}")),
+        },
     };
     Ok(Some((line, bytes)))
 }

@@ -33,7 +33,7 @@ pub(crate) fn export(bytes: &[u8]) {
             Line::Fact(fact) => {
                 assert_eq!(KnownFact::from_line(fact.to_line().as_bytes()).as_ref(), Some(&*fact));
             }
-            Line::Damaged | Line::Empty => {}
+            Line::Damaged(_) | Line::Empty => {}
         }
     }
     if events.is_empty() {
