@@ -331,7 +331,7 @@ impl App {
         gauges::of_queue(&mut telemetry, &queue_in, &stop);
         gauges::of_lanes(&mut telemetry, config, &lanes, &gathering, &clock, spool_status.as_ref());
         if let Some(store) = &store {
-            gauges::of_store(&mut telemetry, &store.status, &lanes, &clock);
+            gauges::of_store(&mut telemetry, store, &lanes, &clock);
         }
 
         let asked = own_store.or_else(|| store.as_ref().map(|store| store.store.clone()));

@@ -382,9 +382,9 @@ struct ForgetArgs {
 /// is what they write: keep it where nobody else reads.
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
-    /// Read all of the file; fails if anything is damaged
+    /// Read all of it; fails if anything is damaged
     Check(CheckStoreArgs),
-    /// Copy the store into a new file: all that is in it now
+    /// Copy the store's file into a new one: all that is in it now
     Backup(BackupStoreArgs),
     /// Write the events, one JSON object a line; fails if some could not be read
     Export(ExportStoreArgs),

@@ -49,7 +49,7 @@ const fn per_view(name: &'static str, default: &'static str) -> SettingInfo {
 }
 
 /// Every variable.
-pub const SETTINGS: [SettingInfo; 90] = [
+pub const SETTINGS: [SettingInfo; 91] = [
     setting("ANALYTICS_PROVIDER", "mixpanel,amplitude,segment"),
     setting("TEST_MODE", "false"),
     setting("MIXPANEL_API_KEY", ""),
@@ -135,6 +135,7 @@ pub const SETTINGS: [SettingInfo; 90] = [
     setting("STORE_IDS_MAX", "1000000"),
     setting("STORE_QUESTIONS_MAX", "2"),
     setting("STORE_QUESTION_TIMEOUT_SECONDS", "5"),
+    setting("STORE_CONNECTIONS_MAX", "8"),
     setting("READ_KEYS", ""),
     setting("REDIS_URL", ""),
     setting("RELAY_KEK", ""),

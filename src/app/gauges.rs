@@ -17,7 +17,10 @@ use crate::{
     },
     reasons::STORE,
     shutdown::Stop,
-    store::status::StoreStatus,
+    store::{
+        OpenStore,
+        status::{Connections, ServerStats},
+    },
     telemetry::{Probe, Telemetry},
     time::Clock,
 };
@@ -132,27 +135,43 @@ pub(super) fn of_lanes(
 }
 
 /// The store: what is in it, and how far it is behind.
-pub(super) fn of_store(
-    telemetry: &mut Telemetry,
-    status: &Arc<StoreStatus>,
-    lanes: &[LaneHandle],
-    clock: &Clock,
-) {
+pub(super) fn of_store(telemetry: &mut Telemetry, store: &OpenStore, lanes: &[LaneHandle], clock: &Clock) {
+    let status = &store.status;
     let live = |value: fn(&Stats) -> u64| {
         let status = status.clone();
         move || to_i64(value(&status.stats()))
     };
-    telemetry.gauge("relay_store_events", live(|stats| stats.events));
     telemetry.gauge("relay_store_hot_events", live(|stats| stats.hot_events));
     telemetry.gauge("relay_store_blocks", live(|stats| stats.blocks));
-    telemetry.gauge("relay_store_file_bytes", live(|stats| stats.file_bytes));
     telemetry.gauge("relay_store_free_bytes", live(|stats| stats.free_bytes));
     telemetry.gauge("relay_store_damaged", live(|stats| stats.damaged_batches + stats.damaged_reads));
     telemetry.gauge("relay_store_blocks_failed", live(|stats| stats.seals_failed));
-    telemetry.gauge("relay_store_links_refused", live(|stats| stats.links_refused));
-    telemetry.gauge("relay_store_aliases_refused", live(|stats| stats.aliases_refused));
-    telemetry.gauge("relay_store_traits_refused", live(|stats| stats.traits_refused));
     telemetry.gauge("relay_store_sources_refused", live(|stats| stats.sources_refused));
+    // What only a file has is 0 of a server, and the other way round.
+    let both = |of_file: fn(&Stats) -> u64, of_server: fn(&ServerStats) -> u64| {
+        let status = status.clone();
+        move || to_i64(of_file(&status.stats()) + of_server(&status.server_stats()))
+    };
+    telemetry.gauge("relay_store_events", both(|stats| stats.events, |stats| stats.events));
+    telemetry.gauge("relay_store_file_bytes", both(|stats| stats.file_bytes, |stats| stats.bytes));
+    telemetry.gauge("relay_store_default_events", both(|_| 0, |stats| stats.default_events));
+    telemetry
+        .gauge("relay_store_links_refused", both(|stats| stats.links_refused, |stats| stats.links_refused));
+    telemetry.gauge(
+        "relay_store_aliases_refused",
+        both(|stats| stats.aliases_refused, |stats| stats.aliases_refused),
+    );
+    telemetry.gauge(
+        "relay_store_traits_refused",
+        both(|stats| stats.traits_refused, |stats| stats.traits_refused),
+    );
+    let connections = |value: fn(Connections) -> usize| {
+        let store = store.clone();
+        move || to_i64(value(store.connections()))
+    };
+    telemetry.gauge("relay_store_connections_in_use", connections(|now| now.in_use));
+    telemetry.gauge("relay_store_connections_idle", connections(|now| now.idle));
+    telemetry.gauge("relay_store_connections_waiting", connections(|now| now.waiting));
     let (open, aside) = (status.clone(), status.clone());
     telemetry.gauge("relay_store_open", move || i64::from(open.is_open()));
     telemetry.gauge("relay_store_set_aside", move || i64::from(aside.is_set_aside()));

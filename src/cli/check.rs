@@ -53,9 +53,9 @@ pub(super) async fn connect(config: Config) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let tries = join_all(config.providers.iter().map(try_provider)).await;
-    let of_store = config.store.is_on().then(|| store::look(&config.store, &config.data_dir));
+    let of_store = store::look(&config.store, &config.data_dir).await;
     let mut failed = 0;
-    for (name, steps) in config.provider_names().zip(tries.into_iter().chain(of_store)) {
+    for (name, steps) in config.provider_names().zip(tries.into_iter().chain([of_store])) {
         for Step { what, finding, why } in steps {
             let how = match finding {
                 Finding::Ok => "ok",

@@ -38,7 +38,7 @@ use crate::{
     },
     files::DataDirLock,
     privacy::{secret::DataSecret, suppression::Suppressed},
-    store::OpenStore,
+    store::{Backend, OpenStore, Server},
     telemetry::StoreMetrics,
     time::Clock,
 };
@@ -55,8 +55,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 pub(super) enum Target {
     /// In a file.
     File(PathBuf),
-    /// In a server.
-    Server,
+    /// In a server, whose place this is.
+    Server(String),
 }
 
 impl Target {
@@ -67,17 +67,15 @@ impl Target {
             (StorePlace::Nowhere, None) => {
                 bail!("STORE_URL: got no store, want sqlite: or postgres://")
             }
-            _ => Ok(Self::Server),
+            _ => Ok(Self::Server(config.store.shown())),
         }
     }
 
-    /// The file, for what only a file has.
-    pub(super) fn file(self, what: &str) -> anyhow::Result<PathBuf> {
+    /// The file, for what only a file has; what to do instead where there is none.
+    pub(super) fn file(self, instead: &str) -> anyhow::Result<PathBuf> {
         match self {
             Self::File(file) => Ok(file),
-            Self::Server => {
-                bail!("store {what} works on a file, and STORE_URL names PostgreSQL: use its own tools")
-            }
+            Self::Server(shown) => bail!("STORE_URL names {shown}: {instead}"),
         }
     }
 }
@@ -108,7 +106,7 @@ impl Way {
         let data_dir = data_dir(config, at);
         let file = match Target::of(config, at)? {
             Target::File(file) => Some(file),
-            Target::Server => None,
+            Target::Server(_) => None,
         };
         let door = match &file {
             // A server has many who write.
@@ -161,6 +159,17 @@ impl Way {
             }
         }
         bail!("the answer was cut: the relay has ended? Run this again")
+    }
+
+    /// The server, which is asked beside any relay.
+    pub(super) fn server(&self) -> anyhow::Result<Server> {
+        match &self.door {
+            Door::Own { open, .. } => match open.backend() {
+                Some(Backend::Server(server)) => Ok(server),
+                _ => bail!("a defect: the store is in no server"),
+            },
+            Door::Relay(_) => bail!("a defect: no relay is asked for a server"),
+        }
     }
 
     /// Ends what was opened for this command.

@@ -3,14 +3,22 @@
 use std::{
     fs::{self, File},
     io::{self, BufWriter, IsTerminal, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError, mpsc::RecvTimeoutError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::RecvTimeoutError,
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use analytics_relay_store::sqlite::{self, CheckReport, ExportReport, Wanted};
+use analytics_relay_store::{
+    StoreError,
+    lines::{ExportReport, Wanted},
+    sqlite::{self, CheckReport},
+};
 use anyhow::{Context, bail};
 use axum::{
     body::{Body, Bytes},
@@ -27,8 +35,9 @@ use super::{
 };
 use crate::{
     config::Config,
-    control::wire::{IMPORT, Imported, STATS, StoreStats, VACUUM, Vacuumed},
+    control::wire::{EmbeddedStats, IMPORT, Imported, STATS, StoreStats, VACUUM, Vacuumed},
     files,
+    store::status::ServerStats,
     time::rfc_3339,
 };
 
@@ -39,12 +48,17 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Pieces of a file that wait to be imported.
 const PIECES_MAX: usize = 4;
+/// What to do with a server in place of what is for files.
+const USE_PG_DUMP: &str = "a copy of it is pg_dump's: \
+     pg_dump --format=custom --file=<new file> --dbname=\"$STORE_URL\"; pg_restore takes it back";
+const AUTOVACUUM_DOES: &str = "its autovacuum gives free room to what comes next, and days that are over their \
+     retention go as whole tables: there is nothing to do";
 
 pub(super) fn run(config: &Config, command: StoreCommand) -> anyhow::Result<ExitCode> {
     match command {
         StoreCommand::Check(args) => check(config, args),
         StoreCommand::Backup(args) => backup(config, args),
-        StoreCommand::Export(args) => export(config, args),
+        StoreCommand::Export(args) => Ok(in_runtime(export(config, args))),
         StoreCommand::Import(args) => Ok(in_runtime(import(config, args))),
         StoreCommand::Vacuum(at) => Ok(in_runtime(vacuum(config, at))),
         StoreCommand::Stats(args) => Ok(in_runtime(stats(config, args))),
@@ -65,9 +79,12 @@ struct Checked<'a> {
 
 /// Reads all of the file. The exit code says whether all of it is as it was written.
 fn check(config: &Config, args: CheckStoreArgs) -> anyhow::Result<ExitCode> {
-    let file = match args.file {
-        Some(file) => file,
-        None => Target::of(config, &args.at)?.file("check")?,
+    let file = match (args.file, Target::of(config, &args.at)) {
+        (Some(file), _) | (None, Ok(Target::File(file))) => file,
+        (None, Ok(Target::Server(place))) => {
+            return Ok(in_runtime(check_server(config, args.at, place, args.json)));
+        }
+        (None, Err(error)) => return Err(error),
     };
     let mut progress = Progress::new();
     let report = sqlite::check(&file, |events| progress.show(|| format!("{events} events")))?;
@@ -100,9 +117,39 @@ fn print_check(out: &mut impl Write, file: &Path, report: &CheckReport) -> io::R
     writeln!(out, "{}: {events} event(s), {blocks} block(s); {verdict}", file.display())
 }
 
+/// What a check found in a server, for programs.
+#[derive(Serialize)]
+struct CheckedServer<'a> {
+    store: &'a str,
+    is_whole: bool,
+    events: u64,
+    wrong: &'a [String],
+}
+
+/// Reads all that is in a server.
+async fn check_server(config: &Config, at: StoreAt, place: String, json: bool) -> anyhow::Result<ExitCode> {
+    let way = Way::open(config, &at, false).await?;
+    let checked = way.server()?.check().await;
+    way.close().await;
+    let (events, wrong) = checked?;
+    let is_whole = wrong.is_empty();
+    let mut out = io::stdout().lock();
+    if json {
+        let checked = CheckedServer { store: &place, is_whole, events, wrong: &wrong };
+        writeln!(out, "{}", terminal::json(&serde_json::to_string(&checked)?))?;
+    } else {
+        for line in &wrong {
+            writeln!(out, "wrong: {}", terminal::words(line))?;
+        }
+        let verdict = if is_whole { "whole" } else { "NOT whole: see above" };
+        writeln!(out, "{place}: {events} event(s); {verdict}")?;
+    }
+    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Copies the store.
 fn backup(config: &Config, args: BackupStoreArgs) -> anyhow::Result<ExitCode> {
-    let file = Target::of(config, &args.at)?.file("backup")?;
+    let file = Target::of(config, &args.at)?.file(USE_PG_DUMP)?;
     let to = args.to.clone();
     let (done, is_done) = std::sync::mpsc::channel();
     let from = file.clone();
@@ -131,19 +178,18 @@ fn backup(config: &Config, args: BackupStoreArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Writes events. The exit code says whether all could be read.
-fn export(config: &Config, args: ExportStoreArgs) -> anyhow::Result<ExitCode> {
+async fn export(config: &Config, args: ExportStoreArgs) -> anyhow::Result<ExitCode> {
     let ExportStoreArgs { file, tenant, from, to, output, at } = args;
-    let file = match file {
-        Some(file) => file,
-        None => Target::of(config, &at)?.file("export")?,
-    };
+    let source = Source::of(config, file, &at).await?;
     let first_ms = from.map_or(i64::MIN, |from| from.as_millisecond());
     let last_ms = to.map_or(i64::MAX, |to| to.as_millisecond().saturating_sub(1));
     let wanted = Wanted { tenant, range_ms: first_ms..=last_ms };
     let report = match output {
-        None => export_to_stdout(&file, &wanted)?,
-        Some(output) => export_to_file(&file, &wanted, &output)?,
+        None => export_to_stdout(&source, &wanted).await,
+        Some(output) => export_to_file(&source, &wanted, &output).await,
     };
+    source.close().await;
+    let report = report?;
     tell_of_export(&report);
     Ok(if report.damaged == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -159,35 +205,70 @@ fn tell_of_export(report: &ExportReport) {
     }
 }
 
-fn export_to_stdout(file: &Path, wanted: &Wanted) -> anyhow::Result<ExportReport> {
-    let stdout = io::stdout();
-    let shows = stdout.is_terminal();
-    let mut out = Out {
-        to: BufWriter::with_capacity(BUFFER_BYTES, stdout.lock()),
-        shows,
-        is_closed: false,
-        lines: 0,
-        progress: if shows { Progress::silent() } else { Progress::new() },
-    };
-    match sqlite::export(file, wanted, &mut out) {
-        // `export | head` is no failure.
-        Err(_) if out.is_closed => Ok(ExportReport { events: out.lines, ..ExportReport::default() }),
-        exported => {
-            out.progress.clear();
-            Ok(exported?)
+/// Where events are read.
+enum Source {
+    /// In a file, beside whoever writes to it.
+    File(PathBuf),
+    /// In a server.
+    Server(Way),
+}
+
+impl Source {
+    async fn of(config: &Config, file: Option<PathBuf>, at: &StoreAt) -> anyhow::Result<Self> {
+        if let Some(file) = file {
+            return Ok(Self::File(file));
+        }
+        match Target::of(config, at)? {
+            Target::File(file) => Ok(Self::File(file)),
+            Target::Server(_) => Ok(Self::Server(Way::open(config, at, false).await?)),
+        }
+    }
+
+    async fn write<W: Write + Send + 'static>(
+        &self,
+        wanted: &Wanted,
+        mut out: Out<W>,
+    ) -> anyhow::Result<Result<ExportReport, StoreError>> {
+        match self {
+            Self::File(file) => Ok(sqlite::export(file, wanted, &mut out)),
+            Self::Server(way) => Ok(way.server()?.export(wanted, out).await),
+        }
+    }
+
+    async fn close(self) {
+        if let Self::Server(way) = self {
+            way.close().await;
         }
     }
 }
 
+async fn export_to_stdout(source: &Source, wanted: &Wanted) -> anyhow::Result<ExportReport> {
+    let stdout = io::stdout();
+    let (shows, so_far) = (stdout.is_terminal(), Arc::new(SoFar::default()));
+    let out = Out {
+        to: BufWriter::with_capacity(BUFFER_BYTES, stdout),
+        shows,
+        so_far: so_far.clone(),
+        progress: if shows { Progress::silent() } else { Progress::new() },
+    };
+    match source.write(wanted, out).await? {
+        // `export | head` is no failure.
+        Err(_) if so_far.is_closed.load(Ordering::Relaxed) => {
+            Ok(ExportReport { events: so_far.lines.load(Ordering::Relaxed), ..ExportReport::default() })
+        }
+        exported => Ok(exported?),
+    }
+}
+
 /// The file has its name once it is whole.
-fn export_to_file(file: &Path, wanted: &Wanted, output: &Path) -> anyhow::Result<ExportReport> {
+async fn export_to_file(source: &Source, wanted: &Wanted, output: &Path) -> anyhow::Result<ExportReport> {
     if output.exists() {
         bail!("{}: got a file that is there already, want a new one", output.display());
     }
     let unfinished = sqlite::unfinished(output);
     let at = || format!("{} cannot be written", unfinished.display());
     let created = files::create_file(&unfinished).with_context(at)?;
-    let exported = write_file(file, wanted, &created).and_then(|report| {
+    let exported = write_file(source, wanted, &created).await.and_then(|report| {
         fs::rename(&unfinished, output)?;
         let dir = output.parent().filter(|dir| !dir.as_os_str().is_empty());
         files::sync_dir(dir.unwrap_or(Path::new(".")))?;
@@ -198,11 +279,10 @@ fn export_to_file(file: &Path, wanted: &Wanted, output: &Path) -> anyhow::Result
     })
 }
 
-fn write_file(file: &Path, wanted: &Wanted, to: &File) -> anyhow::Result<ExportReport> {
-    let to_file = BufWriter::with_capacity(BUFFER_BYTES, to);
-    let mut out = Out { to: to_file, shows: false, is_closed: false, lines: 0, progress: Progress::new() };
-    let report = sqlite::export(file, wanted, &mut out)?;
-    out.progress.clear();
+async fn write_file(source: &Source, wanted: &Wanted, to: &File) -> anyhow::Result<ExportReport> {
+    let to_file = BufWriter::with_capacity(BUFFER_BYTES, to.try_clone()?);
+    let out = Out { to: to_file, shows: false, so_far: Arc::default(), progress: Progress::new() };
+    let report = source.write(wanted, out).await??;
     to.sync_all()?;
     Ok(report)
 }
@@ -212,10 +292,16 @@ struct Out<W: Write> {
     to: W,
     /// Somebody looks at it.
     shows: bool,
-    /// Nobody reads on.
-    is_closed: bool,
-    lines: u64,
+    so_far: Arc<SoFar>,
     progress: Progress,
+}
+
+/// How far it is, for who has handed it over.
+#[derive(Default)]
+struct SoFar {
+    /// Nobody reads on.
+    is_closed: AtomicBool,
+    lines: AtomicU64,
 }
 
 impl<W: Write> Write for Out<W> {
@@ -226,8 +312,7 @@ impl<W: Write> Write for Out<W> {
             None => self.to.write_all(line),
         };
         self.note(written)?;
-        self.lines += 1;
-        let lines = self.lines;
+        let lines = self.so_far.lines.fetch_add(1, Ordering::Relaxed) + 1;
         self.progress.show(|| format!("{lines} lines"));
         Ok(line.len())
     }
@@ -240,7 +325,9 @@ impl<W: Write> Write for Out<W> {
 
 impl<W: Write> Out<W> {
     fn note(&mut self, written: io::Result<()>) -> io::Result<()> {
-        self.is_closed |= written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+        if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            self.so_far.is_closed.store(true, Ordering::Relaxed);
+        }
         written
     }
 }
@@ -326,7 +413,7 @@ fn print_imported(out: &mut impl Write, imported: &Imported) -> io::Result<()> {
 
 /// Gives free pages back.
 async fn vacuum(config: &Config, at: StoreAt) -> anyhow::Result<ExitCode> {
-    Target::of(config, &at)?.file("vacuum")?;
+    Target::of(config, &at)?.file(AUTOVACUUM_DOES)?;
     let mut way = Way::open(config, &at, false).await?;
     let (mut progress, started) = (Progress::new(), Instant::now());
     let done = way.work(VACUUM, Body::empty(), |_: &Vacuumed| {
@@ -342,7 +429,10 @@ async fn vacuum(config: &Config, at: StoreAt) -> anyhow::Result<ExitCode> {
 
 /// Shows how much is in the store.
 async fn stats(config: &Config, args: StatsStoreArgs) -> anyhow::Result<ExitCode> {
-    let file = Target::of(config, &args.at)?.file("stats")?;
+    let place = match Target::of(config, &args.at)? {
+        Target::File(file) => file.display().to_string(),
+        Target::Server(place) => place,
+    };
     let mut way = Way::open(config, &args.at, false).await?;
     let stats = way.call::<StoreStats>(Method::GET, STATS, &()).await;
     way.close().await;
@@ -351,20 +441,43 @@ async fn stats(config: &Config, args: StatsStoreArgs) -> anyhow::Result<ExitCode
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&stats)?)?;
     } else {
-        print_stats(&mut out, &file, &stats)?;
+        match &stats {
+            StoreStats::Embedded(stats) => print_stats(&mut out, &place, stats)?,
+            StoreStats::Server(stats) => print_server_stats(&mut out, &place, stats)?,
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_stats(out: &mut impl Write, file: &Path, stats: &StoreStats) -> io::Result<()> {
-    let times = match (stats.first_ms, stats.last_ms) {
+fn times(first_ms: Option<i64>, last_ms: Option<i64>) -> String {
+    match (first_ms, last_ms) {
         (Some(first_ms), Some(last_ms)) => format!("{} to {}", rfc_3339(first_ms), rfc_3339(last_ms)),
         _ => "none, as there are no events".to_owned(),
-    };
-    writeln!(out, "store             {}", file.display())?;
+    }
+}
+
+fn print_server_stats(out: &mut impl Write, place: &str, stats: &ServerStats) -> io::Result<()> {
+    writeln!(out, "store             {place}")?;
+    writeln!(out, "server            {}", terminal::words(&stats.server_version))?;
+    if let Some(version) = &stats.timescaledb {
+        writeln!(out, "TimescaleDB       {}", terminal::words(version))?;
+    }
+    writeln!(out, "events            {}", stats.events)?;
+    writeln!(out, "of times          {}", times(stats.first_ms, stats.last_ms))?;
+    writeln!(out, "websites and apps {}", stats.sites)?;
+    writeln!(out, "bytes             {}", stats.bytes)?;
+    writeln!(
+        out,
+        "partitions        {}, {} event(s) of days without one",
+        stats.partitions, stats.default_events
+    )
+}
+
+fn print_stats(out: &mut impl Write, place: &str, stats: &EmbeddedStats) -> io::Result<()> {
+    writeln!(out, "store             {place}")?;
     writeln!(out, "events            {}, {} of them in no block yet", stats.events, stats.hot_events)?;
     writeln!(out, "blocks            {}", stats.blocks)?;
-    writeln!(out, "of times          {times}")?;
+    writeln!(out, "of times          {}", times(stats.first_ms, stats.last_ms))?;
     writeln!(out, "websites and apps {}", stats.sites)?;
     writeln!(out, "bytes             {}, {} of them free", stats.file_bytes, stats.free_bytes)?;
     writeln!(out, "bytes of memory   {}", stats.hot_bytes)?;
@@ -377,7 +490,7 @@ fn print_stats(out: &mut impl Write, file: &Path, stats: &StoreStats) -> io::Res
     )?;
     let (reads, batches) = (stats.damaged_reads, stats.damaged_batches);
     writeln!(out, "  damaged         {reads} read(s) of blocks, {batches} batch(es)")?;
-    let StoreStats { links_refused: links, aliases_refused: aliases, traits_refused: traits, .. } = stats;
+    let EmbeddedStats { links_refused: links, aliases_refused: aliases, traits_refused: traits, .. } = stats;
     let sources = stats.sources_refused;
     writeln!(
         out,
@@ -417,5 +530,11 @@ impl Progress {
         if std::mem::take(&mut self.shown) {
             eprint!("\r{:40}\r", "");
         }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
     }
 }

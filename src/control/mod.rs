@@ -43,7 +43,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{privacy::suppression::Suppressed, store::OpenStore, time::Clock};
+use crate::{
+    privacy::suppression::Suppressed,
+    store::{Backend, OpenStore},
+    time::Clock,
+};
 
 mod import;
 pub(crate) mod socket;
@@ -110,9 +114,11 @@ async fn of_this_store(State(control): State<Control>, request: Request, next: N
 }
 
 async fn stats(State(control): State<Control>) -> Result<Response, Failure> {
-    let embedded = control.embedded()?;
-    let stats = within(SHORT_TIME, embedded.stats()).await?;
-    json(&StoreStats::from(stats))
+    let stats = match control.open.backend() {
+        Some(Backend::Server(server)) => StoreStats::Server(within(SHORT_TIME, server.stats()).await?),
+        _ => StoreStats::Embedded(within(SHORT_TIME, control.embedded()?.stats()).await?.into()),
+    };
+    json(&stats)
 }
 
 async fn vacuum(State(control): State<Control>) -> Result<Response, Failure> {
@@ -194,12 +200,13 @@ async fn link(control: &Control, request: Request, joined: bool) -> Result<Respo
 impl Control {
     /// For what only the embedded store has.
     fn embedded(&self) -> Result<SqliteStore, Failure> {
-        self.open.embedded().ok_or_else(|| {
-            Failure::new(
+        match self.open.backend() {
+            Some(Backend::Embedded(embedded)) => Ok(embedded),
+            _ => Err(Failure::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "there is no store in a file here, or it is not open yet",
-            )
-        })
+            )),
+        }
     }
 
     /// Gives something up when the relay drains.

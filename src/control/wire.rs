@@ -4,6 +4,8 @@ use analytics_relay_store::{By, Decision, Identity, LogEntry, Tie, sqlite::Stats
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::store::status::ServerStats;
+
 /// The socket's name in the directory of the relay's files.
 pub(crate) const SOCKET: &str = "control.sock";
 /// Which file a command means: a relay whose store is another one refuses.
@@ -88,7 +90,17 @@ pub(crate) struct Vacuumed {
 
 /// What is in the store, and what happened since it was opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StoreStats {
+#[serde(untagged)]
+pub(crate) enum StoreStats {
+    /// In a file.
+    Embedded(EmbeddedStats),
+    /// In a PostgreSQL.
+    Server(ServerStats),
+}
+
+/// The same of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EmbeddedStats {
     pub(crate) events: u64,
     pub(crate) hot_events: u64,
     pub(crate) hot_bytes: u64,
@@ -111,7 +123,7 @@ pub(crate) struct StoreStats {
     pub(crate) sources_refused: u64,
 }
 
-impl From<Stats> for StoreStats {
+impl From<Stats> for EmbeddedStats {
     fn from(stats: Stats) -> Self {
         let Stats { events, hot_events, blocks, sites, file_bytes, free_bytes, hot_bytes, .. } = stats;
         Self {

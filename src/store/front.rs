@@ -20,11 +20,12 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use thiserror::Error;
 use tokio::{task::spawn_blocking, time::Instant};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{
+    server::{self, Server},
     settings::{StorePlace, StoreSettings},
-    status::StoreStatus,
+    status::{Connections, StoreStatus},
 };
 use crate::{files, telemetry::StoreMetrics, time::Clock};
 
@@ -38,8 +39,8 @@ pub enum OpenError {
     /// It will not be open by itself: the relay does not start.
     #[error("STORE_URL: {0}")]
     Wrong(String),
-    /// The disk is full or fails: the relay starts, what the store is to get waits, and it is
-    /// tried again.
+    /// The disk is full or fails, or the server is not there: the relay starts, what the store
+    /// is to get waits, and it is tried again.
     #[error("the store cannot be opened now: {0}")]
     NotNow(String),
 }
@@ -51,10 +52,36 @@ impl OpenError {
     }
 }
 
+/// What a store is, for what is done with it beside questions.
+#[derive(Debug, Clone)]
+pub(crate) enum Backend {
+    /// A file.
+    Embedded(SqliteStore),
+    /// A PostgreSQL.
+    Server(Server),
+}
+
+impl Backend {
+    fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Embedded(embedded) => Arc::new(embedded.clone()),
+            Self::Server(server) => server.store(),
+        }
+    }
+
+    /// Where a damaged file went.
+    fn set_aside(&self) -> Option<PathBuf> {
+        match self {
+            Self::Embedded(embedded) => embedded.set_aside().map(Path::to_owned),
+            Self::Server(_) => None,
+        }
+    }
+}
+
 /// A store that is open.
 struct Opened {
     store: Arc<dyn Store>,
-    embedded: Option<SqliteStore>,
+    backend: Backend,
 }
 
 /// See the module.
@@ -132,9 +159,37 @@ impl Front {
         &self.metrics
     }
 
-    /// The embedded store, if it is that, and open.
-    pub(super) fn embedded(&self) -> Option<SqliteStore> {
-        self.opened.load().as_ref().and_then(|opened| opened.embedded.clone())
+    /// What it is, once it was opened.
+    pub(super) fn backend(&self) -> Option<Backend> {
+        self.opened.load().as_ref().map(|opened| opened.backend.clone())
+    }
+
+    /// Connections to a server; none to a file.
+    pub(super) fn connections(&self) -> Connections {
+        match self.backend() {
+            Some(Backend::Server(server)) => server.connections(),
+            _ => Connections::default(),
+        }
+    }
+
+    /// Looks whether a server that was there is there still. Each new reason why it is not is
+    /// told once.
+    pub(super) async fn look(&self) {
+        let Some(Backend::Server(server)) = self.backend() else { return };
+        match server.look().await {
+            Ok(()) => self.status.opened(None),
+            Err(StoreError::Closed) => {}
+            Err(error) => {
+                let (passes, why) = (matches!(error, StoreError::Unavailable(_)), server::why(error));
+                match self.status.lost(&why) {
+                    true if passes => {
+                        warn!(error = why, "the store cannot be reached: what it is to get waits");
+                    }
+                    true => error!(error = why, "the store cannot be reached: what it is to get waits"),
+                    false => {}
+                }
+            }
+        }
     }
 
     /// Opens it, unless it is open. Each new reason why it cannot be is told once.
@@ -142,8 +197,8 @@ impl Front {
         if self.opened.load().is_some() {
             return Ok(());
         }
-        let opened = match open(&self.settings, &self.data_dir).await {
-            Ok(opened) => opened,
+        let backend = match open(&self.settings, &self.data_dir).await {
+            Ok(backend) => backend,
             Err(error) => {
                 if self.status.cannot_open(error.why()) {
                     error!(error = error.why(), "the store cannot be opened now: what it is to get waits");
@@ -151,16 +206,17 @@ impl Front {
                 return Err(error);
             }
         };
-        let aside = opened.embedded.as_ref().and_then(|embedded| embedded.set_aside().map(Path::to_owned));
-        self.status.opened(aside);
-        self.opened.store(Some(Arc::new(opened)));
+        self.status.opened(backend.set_aside());
+        self.opened.store(Some(Arc::new(Opened { store: backend.store(), backend })));
         Ok(())
     }
 
     /// Commits what is under way, and ends. Calls that come later fail.
     pub(super) async fn close(&self) {
-        if let Some(embedded) = self.embedded() {
-            embedded.close().await;
+        match self.backend() {
+            Some(Backend::Embedded(embedded)) => embedded.close().await,
+            Some(Backend::Server(server)) => server.close().await,
+            None => {}
         }
     }
 
@@ -200,7 +256,7 @@ impl Front {
     }
 }
 
-async fn open(settings: &StoreSettings, data_dir: &Path) -> Result<Opened, OpenError> {
+async fn open(settings: &StoreSettings, data_dir: &Path) -> Result<Backend, OpenError> {
     match &settings.place {
         StorePlace::Nowhere => Err(OpenError::Wrong("got none, want a store".to_owned())),
         StorePlace::File(path) => {
@@ -208,12 +264,9 @@ async fn open(settings: &StoreSettings, data_dir: &Path) -> Result<Opened, OpenE
             let opening = spawn_blocking(move || open_embedded(settings));
             let embedded =
                 opening.await.map_err(|error| OpenError::NotNow(format!("a defect: {error}")))??;
-            Ok(Opened { store: Arc::new(embedded.clone()), embedded: Some(embedded) })
+            Ok(Backend::Embedded(embedded))
         }
-        StorePlace::Postgres(_) => Err(OpenError::Wrong(
-            "got postgres://***, want sqlite:<file>: this relay is built without the store in PostgreSQL"
-                .to_owned(),
-        )),
+        StorePlace::Postgres(url) => Ok(Backend::Server(Server::open(settings, url).await?)),
     }
 }
 
@@ -490,8 +543,34 @@ pub(super) mod tests {
         wrong(opened("sqlite:store.db/x").await, "store.db/x");
         fs::create_dir(dir.path().join("dir")).unwrap();
         wrong(opened("sqlite:dir").await, "directory");
-        wrong(opened("postgres://user:canary@localhost/x").await, "without the store in PostgreSQL");
         first.close().await;
+    }
+
+    #[cfg(not(feature = "postgres"))]
+    #[tokio::test]
+    async fn without_postgresql_it_is_said_how_to_do_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let (front, _) = front(dir.path(), &[("STORE_URL", "postgres://user:canary@localhost/x")]);
+        let error = front.open().await.unwrap_err();
+        assert!(matches!(&error, OpenError::Wrong(why) if why.contains("built without")), "{error}");
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test]
+    async fn a_server_that_is_not_there_passes_and_a_url_that_is_none_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = async |url: &str| front(dir.path(), &[("STORE_URL", url)]).0.open().await.unwrap_err();
+        // Nothing listens at a port of the lowest number.
+        let gone = opened("postgres://user:canary@127.0.0.1:1/x").await;
+        assert!(
+            matches!(&gone, OpenError::NotNow(why) if why.contains("postgres://***@127.0.0.1:1/x")),
+            "{gone}"
+        );
+        let wrong = opened("postgres://user:canary@localhost:port/x").await;
+        assert!(matches!(&wrong, OpenError::Wrong(_)), "{wrong}");
+        for error in [gone, wrong] {
+            assert!(!error.to_string().contains("canary"), "{error}");
+        }
     }
 
     #[tokio::test]

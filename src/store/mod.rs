@@ -14,6 +14,7 @@
 //! |---|---|
 //! | `settings` | what the environment says |
 //! | `front` | opening, what is too old to be seen, times |
+//! | `server` | the store in a PostgreSQL |
 //! | `provider` | events → the store |
 //! | `erasures` | users who are to be deleted |
 //! | `upkeep` | what is done beside |
@@ -26,7 +27,7 @@ use std::{
 };
 
 use analytics_relay_providers::{Provider, Step};
-use analytics_relay_store::{Store, sqlite, sqlite::SqliteStore};
+use analytics_relay_store::{Store, sqlite};
 use jiff::tz::TimeZone;
 use tracing::info;
 
@@ -35,14 +36,21 @@ use crate::{shutdown::Stop, telemetry::StoreMetrics, time::Clock};
 pub(crate) mod erasures;
 mod front;
 mod provider;
+#[cfg(feature = "postgres")]
+mod server;
+#[cfg(not(feature = "postgres"))]
+#[path = "no_server.rs"]
+mod server;
 pub(crate) mod settings;
 pub(crate) mod status;
 mod upkeep;
 
+pub(crate) use front::Backend;
 use front::Front;
 pub use front::OpenError;
+pub(crate) use server::Server;
 use settings::{StorePlace, StoreSettings};
-use status::StoreStatus;
+use status::{Connections, StoreStatus};
 
 /// A store that is there, open or to be opened.
 #[derive(Clone)]
@@ -80,10 +88,14 @@ impl OpenStore {
         Self { store: front.clone(), status: front.status().clone(), front }
     }
 
-    /// The embedded store, for what is done with it beside questions; nothing while it is not
-    /// open, or is another one.
-    pub(crate) fn embedded(&self) -> Option<SqliteStore> {
-        self.front.embedded()
+    /// What it is, for what is done with it beside questions; nothing before it was opened.
+    pub(crate) fn backend(&self) -> Option<Backend> {
+        self.front.backend()
+    }
+
+    /// Connections to a server; none to a file.
+    pub(crate) fn connections(&self) -> Connections {
+        self.front.connections()
     }
 
     /// Has somebody told, once, when what the store says of a tenant counts otherwise than
@@ -122,24 +134,31 @@ impl OpenStore {
 }
 
 /// Looks where the store is, without opening it: another process may have it.
-pub(crate) fn look(settings: &StoreSettings, data_dir: &Path) -> Vec<Step> {
+pub(crate) async fn look(settings: &StoreSettings, data_dir: &Path) -> Vec<Step> {
+    match &settings.place {
+        StorePlace::Nowhere => Vec::new(),
+        StorePlace::File(path) => vec![look_at_file(&data_dir.join(path))],
+        StorePlace::Postgres(url) => {
+            let shown = settings.shown();
+            vec![match server::look_at(settings, url).await {
+                Ok(found) => Step::ok("server", format!("{shown}: {found}")),
+                Err(why) => Step::failed("server", format!("{shown}: {why}")),
+            }]
+        }
+    }
+}
+
+fn look_at_file(path: &Path) -> Step {
     const FILE: &str = "file";
-    let Some(path) = settings.file(data_dir) else {
-        return match settings.place {
-            StorePlace::Postgres(_) => vec![Step::failed("store", "this relay is built without PostgreSQL")],
-            _ => Vec::new(),
-        };
-    };
     let shown = path.display();
-    let step = match fs::OpenOptions::new().append(true).open(&path) {
-        Ok(_) if sqlite::is_in_use(&path) => Step::ok(FILE, format!("{shown} is open in another process")),
+    match fs::OpenOptions::new().append(true).open(path) {
+        Ok(_) if sqlite::is_in_use(path) => Step::ok(FILE, format!("{shown} is open in another process")),
         Ok(_) => Step::ok(FILE, format!("{shown} can be written")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Step::ok(FILE, format!("{shown} is not there yet: it is made at the start"))
         }
         Err(error) => Step::failed(FILE, format!("{shown}: {error}")),
-    };
-    vec![step]
+    }
 }
 
 /// Files beside the store that had to be set aside.

@@ -106,6 +106,10 @@ mod tests {
         assert!(matches!(damaged, SendError::Misdirected { .. }), "it waits for a person: {damaged:?}");
         let invalid = StoreError::Invalid { field: "event", got: "x".into(), want: "y".into() };
         assert!(matches!(send_error(invalid), SendError::Refused { .. }), "the culprit is looked for");
+        let refused = send_error(StoreError::Refused("SQLSTATE 22P05".into()));
+        assert!(matches!(refused, SendError::Refused { .. }), "so it is of a server's: {refused:?}");
+        let unauthorized = send_error(StoreError::Unauthorized("a wrong password".into()));
+        assert!(matches!(unauthorized, SendError::Unauthorized { .. }), "a person is: {unauthorized:?}");
     }
 
     #[test]

@@ -11,6 +11,9 @@ use analytics_relay_store::sqlite;
 use crate::{batch_worker::BatchRule, settings::Reader};
 
 const URL: &str = "STORE_URL";
+const CONNECTIONS_MAX: &str = "STORE_CONNECTIONS_MAX";
+/// What writes, and what looks after the store, while every question has a connection.
+const OTHER_CONNECTIONS: usize = 2;
 const WANT: &str = "none, sqlite:<file> (a relative one lies in DATA_DIR), or postgres://<user>:<password>@<host>/<database>";
 /// What `sqlite:` alone stands for.
 const FILE: &str = "store.db";
@@ -44,12 +47,14 @@ pub struct StoreSettings {
     pub questions_max: usize,
     /// A question that takes longer is given up.
     pub question_timeout: Duration,
+    /// Connections to a server.
+    pub connections_max: usize,
 }
 
 impl StoreSettings {
     pub(crate) fn read(reader: &mut Reader, test_mode: bool) -> Self {
         let days: Option<u32> = reader.number_if_set("RETENTION_DAYS", 1..=36_500);
-        Self {
+        let settings = Self {
             place: place(reader, test_mode),
             retention: days.map(|days| DAY * days),
             batch: BatchRule {
@@ -60,7 +65,16 @@ impl StoreSettings {
             ids_max: reader.number("STORE_IDS_MAX", 1_000..=100_000_000),
             questions_max: reader.number("STORE_QUESTIONS_MAX", 1..=64),
             question_timeout: reader.seconds("STORE_QUESTION_TIMEOUT_SECONDS", 0.1..=600.0),
+            connections_max: reader.number(CONNECTIONS_MAX, 3..=1_000),
+        };
+        let least = settings.questions_max + OTHER_CONNECTIONS;
+        if matches!(settings.place, StorePlace::Postgres(_)) && settings.connections_max < least {
+            let got = settings.connections_max;
+            reader.error(format!(
+                "{CONNECTIONS_MAX}: got {got}, want at least {least}: two more than STORE_QUESTIONS_MAX"
+            ));
         }
+        settings
     }
 
     /// True if there is a store.
@@ -73,6 +87,15 @@ impl StoreSettings {
         match &self.place {
             StorePlace::File(path) => Some(data_dir.join(path)),
             StorePlace::Nowhere | StorePlace::Postgres(_) => None,
+        }
+    }
+
+    /// Where it is, without what is nobody's business.
+    pub(crate) fn shown(&self) -> String {
+        match &self.place {
+            StorePlace::Nowhere => "none".to_owned(),
+            StorePlace::File(path) => format!("sqlite:{}", path.display()),
+            StorePlace::Postgres(url) => shown(url.expose()),
         }
     }
 
@@ -194,6 +217,17 @@ mod tests {
         let shown = config.shown.iter().find(|shown| shown.name == "STORE_URL").unwrap();
         assert_eq!(shown.value, "postgres://***@db.example/x");
         assert!(!format!("{config:?}").contains("canary"));
+        assert_eq!(config.store.shown(), shown.value);
+    }
+
+    #[test]
+    fn each_question_and_what_writes_has_a_connection() {
+        let server = ("STORE_URL", "postgres://db.example/x");
+        let errors = read(&[server, ("STORE_QUESTIONS_MAX", "7")]).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("STORE_CONNECTIONS_MAX: got 8, want at least 9"), "{errors:?}");
+        assert_eq!(read(&[server, ("STORE_CONNECTIONS_MAX", "4")]).unwrap().store.connections_max, 4);
+        assert!(read(&[("STORE_URL", "sqlite:"), ("STORE_QUESTIONS_MAX", "7")]).is_ok(), "a file has none");
     }
 
     /// Their names end as those of settings that each vendor may have of its own.

@@ -9,6 +9,47 @@ use std::{
 };
 
 use analytics_relay_store::sqlite::Stats;
+use serde::{Deserialize, Serialize};
+
+/// What is in a PostgreSQL, of all relays that write to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServerStats {
+    /// Events.
+    pub(crate) events: u64,
+    /// Websites and apps.
+    pub(crate) sites: u64,
+    /// The times of the earliest and the latest event, in Unix milliseconds.
+    pub(crate) first_ms: Option<i64>,
+    pub(crate) last_ms: Option<i64>,
+    /// Bytes of the tables with their indexes.
+    pub(crate) bytes: u64,
+    /// Days that have a partition.
+    pub(crate) partitions: u64,
+    /// Events of days that have none.
+    pub(crate) default_events: u64,
+    /// What the server says it is.
+    pub(crate) server_version: String,
+    /// The version of TimescaleDB, where it is used.
+    pub(crate) timescaledb: Option<String>,
+    /// Links, aliases and keys of traits that this relay did not note since the start.
+    #[serde(default)]
+    pub(crate) links_refused: u64,
+    #[serde(default)]
+    pub(crate) aliases_refused: u64,
+    #[serde(default)]
+    pub(crate) traits_refused: u64,
+}
+
+/// Connections of this relay to a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Connections {
+    /// Used just now.
+    pub(crate) in_use: usize,
+    /// Free.
+    pub(crate) idle: usize,
+    /// Who waits for one.
+    pub(crate) waiting: usize,
+}
 
 /// Written by who works with the store, read by metrics and health. Nobody waits here.
 #[derive(Debug, Default)]
@@ -21,10 +62,11 @@ pub(crate) struct StoreStatus {
 #[derive(Debug, Default, Clone)]
 struct Told {
     is_open: bool,
-    /// Why it is not, if it should be.
+    /// What is wrong if it is not and should be.
     not_open: Option<String>,
     set_aside: Option<PathBuf>,
     stats: Stats,
+    server: ServerStats,
 }
 
 impl StoreStatus {
@@ -40,15 +82,29 @@ impl StoreStatus {
 
     /// It cannot be opened. True if that is not what was known already.
     pub(super) fn cannot_open(&self, why: &str) -> bool {
+        self.not_open(format!("the store cannot be opened: {why}"))
+    }
+
+    /// It was open, and cannot be reached now. True if that is not what was known already.
+    pub(super) fn lost(&self, why: &str) -> bool {
+        self.not_open(format!("the store cannot be reached: {why}"))
+    }
+
+    fn not_open(&self, trouble: String) -> bool {
         let mut told = self.told();
-        let is_new = told.not_open.as_deref() != Some(why);
-        told.not_open = Some(why.to_owned());
+        let is_new = told.not_open.as_ref() != Some(&trouble);
+        (told.is_open, told.not_open) = (false, Some(trouble));
         is_new
     }
 
     /// What was counted in it.
     pub(super) fn counted(&self, stats: Stats) {
         self.told().stats = stats;
+    }
+
+    /// What was counted in a server.
+    pub(super) fn counted_in_server(&self, stats: ServerStats) {
+        self.told().server = stats;
     }
 
     /// Events that were accepted until then are kept.
@@ -66,9 +122,14 @@ impl StoreStatus {
         self.told().set_aside.is_some()
     }
 
-    /// What was counted in it last.
+    /// What was counted in it last, if it is a file.
     pub(crate) fn stats(&self) -> Stats {
         self.told().stats.clone()
+    }
+
+    /// What was counted in it last, if it is a server.
+    pub(crate) fn server_stats(&self) -> ServerStats {
+        self.told().server.clone()
     }
 
     /// How far what is kept is behind what was accepted, while something is not kept yet.
@@ -82,7 +143,7 @@ impl StoreStatus {
     pub(crate) fn troubles(&self) -> Vec<String> {
         let Told { not_open, set_aside, stats, .. } = self.told().clone();
         let mut troubles = Vec::new();
-        troubles.extend(not_open.map(|why| format!("the store cannot be opened: {why}")));
+        troubles.extend(not_open);
         troubles.extend(set_aside.map(|aside| {
             let aside = aside.display();
             format!("the store was damaged and is empty: what it had is in {aside}, see store import")
@@ -125,5 +186,16 @@ mod tests {
         let troubles = status.troubles();
         assert!(troubles[0].contains("/data/store.db-damaged-1"), "{troubles:?}");
         assert!(troubles[1].contains("0 batches, 3 reads"), "{troubles:?}");
+    }
+
+    #[test]
+    fn a_server_that_is_lost_is_not_open_until_it_is_back() {
+        let status = StoreStatus::default();
+        status.opened(None);
+        assert!(status.lost("connection refused") && !status.lost("connection refused"));
+        assert!(!status.is_open());
+        assert_eq!(status.troubles(), ["the store cannot be reached: connection refused"]);
+        status.opened(None);
+        assert!(status.is_open() && status.troubles().is_empty());
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, interval};
 use tracing::{error, info, warn};
 
 use super::{
-    OpenStore,
+    Backend, OpenStore,
     erasures::{Erased, ErasureError, Erasures},
 };
 use crate::{
@@ -19,10 +19,14 @@ use crate::{
 
 /// Between two looks at who is to be erased.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// Between two tries to open it, two counts of what is in it, two errors of one sort.
+/// Between two counts of what is in it, two errors of one sort.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
-const OPEN_INTERVAL: Duration = Duration::from_secs(5);
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two looks whether a server is there.
+const SERVER_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two tries to open it: at first, and at most.
+const OPEN_PAUSE: Duration = Duration::from_millis(500);
+const OPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Between two looks whether something is too old, or it is night.
 const NIGHT_LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two deletions of what is too old.
@@ -57,6 +61,7 @@ impl Upkeep {
     async fn watch(&self) {
         let mut looks = interval(LOOK_INTERVAL);
         let (mut opens_at, mut counts_at, mut tells_at) = (Instant::now(), Instant::now(), Instant::now());
+        let (mut server_at, mut pause) = (Instant::now(), OPEN_PAUSE);
         if let Err(error) = self.erasures.forget_outcomes() {
             warn!(%error, "what came of earlier erasures cannot be removed");
         }
@@ -65,9 +70,15 @@ impl Upkeep {
             if !self.store.status.is_open() {
                 if now >= opens_at {
                     self.open().await;
-                    opens_at = Instant::now() + OPEN_INTERVAL;
+                    opens_at = Instant::now() + pause;
+                    pause = (2 * pause).min(OPEN_PAUSE_MAX);
                 }
                 continue;
+            }
+            pause = OPEN_PAUSE;
+            if now >= server_at {
+                self.store.front.look().await;
+                server_at = Instant::now() + SERVER_INTERVAL;
             }
             if now >= counts_at {
                 self.count().await;
@@ -88,17 +99,28 @@ impl Upkeep {
         }
     }
 
+    /// Opens it, or looks whether a server that was lost is back. Why not is told by who finds
+    /// out.
     async fn open(&self) {
         if self.store.front.open().await.is_ok() {
+            self.store.front.look().await;
+        }
+        if self.store.status.is_open() {
             info!("the store is open now");
         }
     }
 
     async fn count(&self) {
-        let Some(embedded) = self.store.embedded() else { return };
-        match embedded.stats().await {
-            Ok(stats) => self.store.status.counted(stats),
-            Err(StoreError::Closed) => {}
+        let status = &self.store.status;
+        let counted = match self.store.backend() {
+            Some(Backend::Embedded(embedded)) => embedded.stats().await.map(|stats| status.counted(stats)),
+            Some(Backend::Server(server)) => {
+                server.stats().await.map(|stats| status.counted_in_server(stats))
+            }
+            None => return,
+        };
+        match counted {
+            Ok(()) | Err(StoreError::Closed) => {}
             Err(error) => warn!(%error, "what is in the store cannot be counted"),
         }
     }
@@ -116,6 +138,7 @@ impl Upkeep {
                 continue;
             }
             if now_ms >= due.retain_ms {
+                self.keep_partitions(now_ms).await;
                 self.retain().await;
                 due.retain_ms = now_ms + RETAIN_INTERVAL_MS;
             }
@@ -138,8 +161,21 @@ impl Upkeep {
         }
     }
 
+    /// In a server each day has a partition, which is made before it comes and dropped with all
+    /// that is in it.
+    async fn keep_partitions(&self, now_ms: i64) {
+        let Some(Backend::Server(server)) = self.store.backend() else { return };
+        match server.upkeep(now_ms, self.store.front.kept_from_ms()).await {
+            Ok((0, 0)) | Err(StoreError::Closed) => {}
+            Ok((moved, dropped)) => {
+                info!(events_moved = moved, days_dropped = dropped, "the partitions of the store are kept");
+            }
+            Err(error) => warn!(%error, "the partitions of the store cannot be kept: it is tried again"),
+        }
+    }
+
     async fn tidy(&self, now_ms: i64) {
-        let Some(embedded) = self.store.embedded() else { return };
+        let Some(Backend::Embedded(embedded)) = self.store.backend() else { return };
         match embedded.tidy(now_ms - HOT_MS_MAX).await {
             Ok(merged) => info!(merged, "the store is tidied"),
             Err(StoreError::Closed) => {}

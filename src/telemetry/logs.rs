@@ -150,7 +150,9 @@ pub fn parse_level(level: &str) -> Result<EnvFilter, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let level = level.trim().to_ascii_lowercase();
     let directives = if LEVELS.contains(&level.as_str()) {
-        let theirs = if matches!(level.as_str(), "off" | "error") { level.as_str() } else { "warn" };
+        // A connection of the store's that is gone is told by who finds out.
+        let theirs =
+            if matches!(level.as_str(), "off" | "error") { level.as_str() } else { "warn,deadpool=error" };
         format!("{theirs},analytics_relay={level},analytics_relay_providers={level}")
     } else if level.contains(['=', ',']) {
         level

@@ -42,7 +42,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 91] = [
+pub const METRICS: [MetricInfo; 95] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -333,12 +333,36 @@ pub const METRICS: [MetricInfo; 91] = [
         "0 or 1",
         "1 for the state the spool is in: writing, full (events are refused) or failed (the disk fails, events are refused)",
     ),
-    metric("relay_store_open", "", "0 or 1", "1 while the store is open"),
+    metric("relay_store_open", "", "0 or 1", "1 while the store is open, and its server takes events"),
     metric("relay_store_events", "", "events", "Events in the store"),
     metric("relay_store_hot_events", "", "events", "Those of them that are in no block yet"),
     metric("relay_store_blocks", "", "blocks", "Blocks of the embedded store"),
-    metric("relay_store_file_bytes", "", "bytes", "Bytes of the embedded store's file, without its log"),
+    metric(
+        "relay_store_file_bytes",
+        "",
+        "bytes",
+        "Bytes of the embedded store's file, without its log; of a PostgreSQL's tables and indexes",
+    ),
     metric("relay_store_free_bytes", "", "bytes", "Those of them that are used again before the file grows"),
+    metric(
+        "relay_store_default_events",
+        "",
+        "events",
+        "Events in a PostgreSQL for whose day there is no partition yet",
+    ),
+    metric(
+        "relay_store_connections_in_use",
+        "",
+        "connections",
+        "Connections to a PostgreSQL that are used just now",
+    ),
+    metric("relay_store_connections_idle", "", "connections", "Connections to a PostgreSQL that are free"),
+    metric(
+        "relay_store_connections_waiting",
+        "",
+        "waiters",
+        "Batches and questions that wait for a connection to a PostgreSQL",
+    ),
     metric(
         "relay_store_lag_seconds",
         "",
