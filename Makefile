@@ -4,7 +4,7 @@ CARGO ?= cargo --locked
 # Where tests note what the machine lacks.
 NOT_RUN := $(CURDIR)/target/not-run
 
-.PHONY: run demo demo-crash test test-sigterm test-isolation test-power-cut test-durability coverage prove fuzz lint proto build bench bench-check bench-record bench-pure bench-durable bots clean
+.PHONY: run demo demo-crash test test-sigterm test-isolation test-power-cut test-durability coverage prove fuzz lint proto build bench bench-check bench-record bench-pure bench-durable bench-store bench-store-peers bench-store-move bots clean
 
 # The relay, in test mode unless there is a .env.
 run:
@@ -132,6 +132,34 @@ bench-pure:
 # minutes.
 bench-durable:
 	$(CARGO) bench --bench durable
+
+# The store: what appending and questions cost on one core, then questions while events
+# come in on all. Of so many million events; the store that is made for it is kept in
+# target/store-bench and used again.
+MILLIONS ?= 1
+STORE_BENCH := STORE_BENCH_DIR=$(CURDIR)/target/store-bench
+STORE_BENCH_RUN := $(CARGO) bench -p analytics-relay-store --bench store -- $(MILLIONS)
+
+bench-store:
+	@mkdir -p target/store-bench
+	$(CARGO) bench -p analytics-relay-store --bench store --no-run
+	$(STORE_BENCH) taskset -c 0 $(STORE_BENCH_RUN)
+	$(STORE_BENCH) $(STORE_BENCH_RUN) live
+
+# The same events and questions in PostgreSQL, DuckDB and chDB, in one table. Needs Python
+# and PyPI; what is not there is left out and named.
+bench-store-peers:
+	@mkdir -p target/store-bench; rm -f target/store-bench/store-bench-$(MILLIONS).*
+	$(CARGO) bench -p analytics-relay-store --bench store --no-run
+	$(STORE_BENCH) taskset -c 0 $(STORE_BENCH_RUN)
+	$(STORE_BENCH) taskset -c 0 $(STORE_BENCH_RUN) peers
+	python3 store/benches/peers target/store-bench $(MILLIONS)
+
+# `store export | store import` of the relay, and whether the answers stay the same.
+bench-store-move:
+	@mkdir -p target/store-bench
+	$(CARGO) build --release
+	RELAY_BIN=$(CURDIR)/target/release/analytics-relay $(STORE_BENCH) $(STORE_BENCH_RUN) move
 
 # What the table of bots (src/enrich/data/bots.tsv) lacks of the newest
 # crawler-user-agents of npm: to be looked up and entered by hand, not copied. Needs Node.
