@@ -1,7 +1,7 @@
 """The store beside what else could keep its events: PostgreSQL with one wide table and an
 index for whatever is asked, DuckDB, and chDB, which is ClickHouse in the process.
 
-    python3 store/benches/peers <folder> <million events>
+    python3 store/benches/peers <folder> <million events> [engines]
 
 reads what `cargo bench -p analytics-relay-store --bench store -- <million events> peers`
 wrote to the folder: the events as CSV, and the store's answers with what they cost. Each
@@ -105,11 +105,12 @@ def table(all_figures: dict[str, Figures]) -> None:
     run = {name: figures for name, figures in all_figures.items() if "not_run" not in figures}
 
     def line(what: str, values: list[str]) -> None:
-        print(f"{what:34}" + "".join(f"{value:>18}" for value in values))
+        print(f"{what:36}" + "".join(f"{value:>18}" for value in values))
 
-    line("ms, median of 5", list(run))
+    line("ms (of processor), medians of 5", list(run))
     for question in Dialect().questions():
-        line(question, [f"{figures['questions'][question]['ms']:.1f}" for figures in run.values()])
+        asked = [figures["questions"][question] for figures in run.values()]
+        line(question, [f"{one['ms']:.1f} ({one['cpu_ms']:.1f})" for one in asked])
     for batch in (1_000, 100, "all at once"):
         line(f"µs an event to append, {batch}", [appended(figures, batch) for figures in run.values()])
     line("bytes an event", [f"{figures['loaded']['bytes_an_event']:.0f}" for figures in run.values()])
@@ -128,12 +129,12 @@ def appended(figures: Figures, batch: int | str) -> str:
     return "-"
 
 
-def main(folder: str, millions: str) -> int:
+def main(folder: str, millions: str, *names: str) -> int:
     in_venv()
     csv_file = Path(folder).resolve() / f"store-bench-{millions}.csv"
     ours = json.loads(csv_file.with_suffix(".answers.json").read_text())
     all_figures, wrong = {OURS: ours}, 0
-    for name in NAMES:
+    for name in names or NAMES:
         figures = all_figures[name] = measure(name, csv_file, ours["events"])
         if "not_run" in figures:
             print(f"not run: {name}: {figures['not_run']}")

@@ -320,18 +320,18 @@ class PostgreSql:
     def cpu(self) -> float:
         """Processor seconds of the server with all its processes."""
         children = Path(f"/proc/{self.server}/task/{self.server}/children").read_text().split()
-        # Of the server also what those took that are gone.
-        own = sum(_stat(self.server)[:4])
-        return (own + sum(sum(_stat(int(child))[:2]) for child in children)) / os.sysconf("SC_CLK_TCK")
+        alive = sum(_processor_ns(process) for process in (self.server, *children))
+        gone = Path(f"/proc/{self.server}/stat").read_text().rsplit(")", 1)[1].split()[13:15]
+        return alive / 1e9 + sum(map(int, gone)) / os.sysconf("SC_CLK_TCK")
 
     def peak_mb(self) -> int:
         """Of the process that answers, with what it touched of the shared memory."""
         return peak_mb(self.connection.info.backend_pid)
 
 
-def _stat(process: int) -> list[int]:
-    """User and system time, its own and of children that ended."""
-    return [int(n) for n in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[11:15]]
+def _processor_ns(process: str | int) -> int:
+    """Processor time of a process with one thread."""
+    return int(Path(f"/proc/{process}/schedstat").read_text().split()[0])
 
 
 _2000 = datetime(2000, 1, 1, tzinfo=timezone.utc)
