@@ -149,7 +149,7 @@ bench-store:
 # The same events and questions in PostgreSQL, DuckDB and chDB, in one table. Needs Python
 # and PyPI; what is not there is left out and named.
 bench-store-peers:
-	@mkdir -p target/store-bench; rm -f target/store-bench/store-bench-$(MILLIONS).*
+	@mkdir -p target/store-bench; rm -rf target/store-bench/store-bench-$(MILLIONS).*
 	$(CARGO) bench -p analytics-relay-store --bench store --no-run
 	$(STORE_BENCH) taskset -c 0 $(STORE_BENCH_RUN)
 	$(STORE_BENCH) taskset -c 0 $(STORE_BENCH_RUN) peers
