@@ -393,6 +393,8 @@ enum StoreCommand {
     Import(ImportStoreArgs),
     /// Give free pages of the file back to the file system; what is to be stored waits meanwhile
     Vacuum(StoreAt),
+    /// Do now what is done at night: make blocks of what is older than a day, merge small ones
+    Tidy(StoreAt),
     /// Show how much is in it
     Stats(StatsStoreArgs),
 }

@@ -1,4 +1,4 @@
-//! `analytics-relay store check|backup|export|import|vacuum|stats`.
+//! `analytics-relay store check|backup|export|import|vacuum|tidy|stats`.
 
 use std::{
     fs::{self, File},
@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    control::wire::{EmbeddedStats, IMPORT, Imported, STATS, StoreStats, VACUUM, Vacuumed},
+    control::wire::{EmbeddedStats, IMPORT, Imported, STATS, StoreStats, TIDY, Tidied, VACUUM, Vacuumed},
     files,
     store::status::ServerStats,
     time::rfc_3339,
@@ -53,6 +53,7 @@ const USE_PG_DUMP: &str = "a copy of it is pg_dump's: \
      pg_dump --format=custom --file=<new file> --dbname=\"$STORE_URL\"; pg_restore takes it back";
 const AUTOVACUUM_DOES: &str = "its autovacuum gives free room to what comes next, and days that are over their \
      retention go as whole tables: there is nothing to do";
+const HAS_NO_BLOCKS: &str = "it has no blocks, so there is nothing to tidy";
 
 pub(super) fn run(config: &Config, command: StoreCommand) -> anyhow::Result<ExitCode> {
     match command {
@@ -61,6 +62,7 @@ pub(super) fn run(config: &Config, command: StoreCommand) -> anyhow::Result<Exit
         StoreCommand::Export(args) => Ok(in_runtime(export(config, args))),
         StoreCommand::Import(args) => Ok(in_runtime(import(config, args))),
         StoreCommand::Vacuum(at) => Ok(in_runtime(vacuum(config, at))),
+        StoreCommand::Tidy(at) => Ok(in_runtime(tidy(config, at))),
         StoreCommand::Stats(args) => Ok(in_runtime(stats(config, args))),
     }
 }
@@ -424,6 +426,22 @@ async fn vacuum(config: &Config, at: StoreAt) -> anyhow::Result<ExitCode> {
     way.close().await;
     let Vacuumed { before_bytes, after_bytes } = done?;
     writeln!(io::stdout(), "the file has {after_bytes} bytes, it had {before_bytes}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Does what is else done at night.
+async fn tidy(config: &Config, at: StoreAt) -> anyhow::Result<ExitCode> {
+    Target::of(config, &at)?.file(HAS_NO_BLOCKS)?;
+    let mut way = Way::open(config, &at, false).await?;
+    let (mut progress, started) = (Progress::new(), Instant::now());
+    let done = way.work(TIDY, Body::empty(), |_: &Tidied| {
+        progress.show(|| format!("{} s", started.elapsed().as_secs()));
+    });
+    let done = done.await;
+    progress.clear();
+    way.close().await;
+    let Tidied { merged } = done?;
+    writeln!(io::stdout(), "tidied: {merged} block(s) went into others")?;
     Ok(ExitCode::SUCCESS)
 }
 

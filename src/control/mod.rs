@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `GET /store/stats` | | what is in the store |
 //! | `POST /store/vacuum` | | lines, the last of which says what it gave back |
+//! | `POST /store/tidy` | | lines, the last of which says how many blocks were merged |
 //! | `POST /store/import` | an event a line, as many as there are | lines, the last of which says what became of them |
 //! | `GET /identity?user=` or `?device=`, `&tenant=` | | what is known about somebody |
 //! | `GET /identity/log?` the same, `&limit=` | | what was decided about all their ids, the latest first |
@@ -45,7 +46,7 @@ use tracing::info;
 
 use crate::{
     privacy::suppression::Suppressed,
-    store::{Backend, OpenStore},
+    store::{Backend, HOT_MS_MAX, OpenStore},
     time::Clock,
 };
 
@@ -54,7 +55,7 @@ pub(crate) mod socket;
 pub(crate) mod wire;
 
 use import::{Progress, progress_of};
-use wire::{Decided, Failed, Imported, Known, Pair, SMALL_BYTES_MAX, StoreStats, Told, Vacuumed};
+use wire::{Decided, Failed, Imported, Known, Pair, SMALL_BYTES_MAX, StoreStats, Tidied, Told, Vacuumed};
 
 /// Longest time for a call that is no stream of lines: less than commands wait.
 const SHORT_TIME: Duration = Duration::from_secs(8);
@@ -88,6 +89,7 @@ pub(crate) fn router(control: Control) -> Router {
     Router::new()
         .route(wire::STATS, get(stats))
         .route(wire::VACUUM, post(vacuum))
+        .route(wire::TIDY, post(tidy))
         .route(wire::IMPORT, post(import))
         .route(wire::IDENTITY, get(identity))
         .route(wire::LOG, get(log))
@@ -132,6 +134,17 @@ async fn vacuum(State(control): State<Control>) -> Result<Response, Failure> {
         Ok(Vacuumed { before_bytes, after_bytes })
     };
     Ok(in_lines(control.unless_draining(work), move || so_far))
+}
+
+async fn tidy(State(control): State<Control>) -> Result<Response, Failure> {
+    let embedded = control.embedded()?;
+    let before_ms = control.clock.now_ms() - HOT_MS_MAX;
+    let work = async move {
+        let merged = embedded.tidy(before_ms).await?;
+        info!(merged, "the store is tidied");
+        Ok(Tidied { merged })
+    };
+    Ok(in_lines(control.unless_draining(work), Tidied::default))
 }
 
 async fn import(State(control): State<Control>, request: Request) -> Response {

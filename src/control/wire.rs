@@ -18,6 +18,7 @@ pub(crate) const BAD_SHOWN_MAX: usize = 20;
 /// The calls.
 pub(crate) const STATS: &str = "/store/stats";
 pub(crate) const VACUUM: &str = "/store/vacuum";
+pub(crate) const TIDY: &str = "/store/tidy";
 pub(crate) const IMPORT: &str = "/store/import";
 pub(crate) const IDENTITY: &str = "/identity";
 pub(crate) const LOG: &str = "/identity/log";
@@ -86,6 +87,13 @@ pub(crate) struct Vacuumed {
     pub(crate) before_bytes: u64,
     /// And after.
     pub(crate) after_bytes: u64,
+}
+
+/// What was done as in a night.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tidied {
+    /// Blocks that went into others.
+    pub(crate) merged: u64,
 }
 
 /// What is in the store, and what happened since it was opened.

@@ -51,6 +51,7 @@ pub use front::OpenError;
 pub(crate) use server::Server;
 use settings::{StorePlace, StoreSettings};
 use status::{Connections, StoreStatus};
+pub(crate) use upkeep::HOT_MS_MAX;
 
 /// A store that is there, open or to be opened.
 #[derive(Clone)]

@@ -34,7 +34,7 @@ const RETAIN_INTERVAL_MS: i64 = 60 * 60 * 1000;
 /// A start has other things to do.
 const FIRST_AFTER_MS: i64 = 10 * 60 * 1000;
 /// What came before is to be in blocks, however few it is.
-const HOT_MS_MAX: i64 = 24 * 60 * 60 * 1000;
+pub(crate) const HOT_MS_MAX: i64 = 24 * 60 * 60 * 1000;
 /// Relays do not tidy at the same time.
 const NIGHT_SPREAD_MINUTES: i64 = 60;
 

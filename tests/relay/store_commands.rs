@@ -135,6 +135,7 @@ async fn every_command(setup: &Setup, turn: usize) {
     let checked = json_of(setup, &["store", "check", "--json"]).await;
     assert_eq!(checked["is_whole"], true, "{checked}");
     assert!(done(setup, &["store", "vacuum"]).await.contains("the file has"));
+    assert!(done(setup, &["store", "tidy"]).await.starts_with("tidied: "));
 
     let exported = by_id(&done(setup, &["store", "export"]).await);
     for n in turn * 1_000..(turn + 1) * 1_000 {
@@ -369,7 +370,9 @@ async fn a_relay_stops_in_time_under_an_import_which_can_be_run_again() {
 async fn a_file_that_is_no_store_is_refused_and_left_as_it_is() {
     let mut setup = with_store().await;
     setup.set("STORE_URL", "sqlite:");
-    for args in [&["store", "stats"][..], &["store", "vacuum"], &["identity", "split", "d", "u"]] {
+    for args in
+        [&["store", "stats"][..], &["store", "vacuum"], &["store", "tidy"], &["identity", "split", "d", "u"]]
+    {
         let (code, _, err) = setup.run(args).await;
         assert!(code == 1 && err.contains("there is no store in"), "{args:?}: {err}");
     }
@@ -388,6 +391,7 @@ async fn a_file_that_is_no_store_is_refused_and_left_as_it_is() {
         &["store", "export"],
         &["store", "import", &name],
         &["store", "vacuum"],
+        &["store", "tidy"],
         &["store", "stats"],
         &["identity", "show", "u"],
     ] {
