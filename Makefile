@@ -38,19 +38,21 @@ test-sigterm:
 test-isolation:
 	$(CARGO) bench --bench suite -- isolation --check
 
-# Cuts the power of a file system in an image: needs root and a loop device, both
-# of which it gives back.
+# Cuts the power of a file system in an image, with a store and without: needs root and
+# a loop device, which it gives back.
 test-power-cut:
 	RELAY_REQUIRE=all $(CARGO) test --test durability power_fails -- --ignored --nocapture
 
 # A million simulated schedules of the log; then, on the relay as a process, 1,000
-# SIGKILLs, a SIGKILL before and an error at every storage call, 200 power cuts,
-# full disks, half an hour without a provider: about an hour. Needs root, strace and loop devices, and fails where
-# it lacks one. RELAY_SEED=<number> repeats a run; the short form is in `test`.
+# SIGKILLs and as many of one with a store, a SIGKILL before and an error at every storage
+# call, 200 power cuts and 50 of one with a store, full disks, half an hour without a
+# provider: two hours. Needs root, strace and loop devices, and fails where it lacks one.
+# RELAY_SEED=<number> repeats a run; the short form is in `test`.
 test-durability:
 	RELAY_SEED=$${RELAY_SEED:-$$(date +%s)} RELAY_SPOOL_SCHEDULES=1000000 \
 		$(CARGO) test --release --lib queue::spool -- --nocapture
-	RELAY_REQUIRE=all RELAY_LONG=1 RELAY_KILL_RUNS=1000 RELAY_POWER_CUTS=200 RELAY_OUTAGE_SECONDS=1800 \
+	RELAY_REQUIRE=all RELAY_LONG=1 RELAY_KILL_RUNS=1000 RELAY_POWER_CUTS=200 RELAY_STORE_POWER_CUTS=50 \
+		RELAY_OUTAGE_SECONDS=1800 \
 		$(CARGO) test --test durability -- --include-ignored --nocapture --test-threads 1
 
 # Which lines the tests run, those in a relay that they start as a process among

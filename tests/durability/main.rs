@@ -14,9 +14,14 @@ mod harness;
 
 mod disk_full;
 mod file_systems;
+mod moments;
 mod oracle;
 mod outage;
 mod power_cut;
 mod relays;
 mod sigkill;
+mod stored;
+mod stored_load;
+mod stored_power_cut;
+mod stored_sigkill;
 mod syscalls;

@@ -40,19 +40,25 @@ const MORE_CUTS: u64 = 40;
 const SYNCED_CALLERS: u64 = 4;
 const FAULTS: [Option<&str>; 4] = [None, Some("503"), Some("40%503"), Some("30%reset-after")];
 
-fn mounted(image: &Path, dir: &Path) -> Option<Mount> {
+pub(crate) fn mounted(image: &Path, dir: &Path) -> Option<Mount> {
     fs::create_dir_all(dir).unwrap();
     let mut mount = Command::new("mount");
     mount.args(["-o", "loop,commit=300"]).arg(image).arg(dir);
     Mount::with(mount, dir)
 }
 
-fn make_image(path: &Path) -> bool {
-    fs::File::create(path).unwrap().set_len(IMAGE_BYTES).unwrap();
+pub(crate) fn make_image(path: &Path, bytes: u64) -> bool {
+    fs::File::create(path).unwrap().set_len(bytes).unwrap();
     let paths = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
     let mut make = Command::new("mkfs.ext4");
     make.args(["-q", "-F"]).arg(path).env("PATH", paths);
     make.output().is_ok_and(|output| output.status.success())
+}
+
+/// Takes what stands in an image now, as a machine that has lost its power would find it.
+pub(crate) fn copy_image(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("--sparse=always").args([from, to]).status();
+    assert!(copied.unwrap().success());
 }
 
 #[derive(Default)]
@@ -102,7 +108,7 @@ async fn chain(random: &mut Rng, tally: &mut Tally, turns: u64) -> bool {
     let mut setup = durable("synced").await;
     let images: Vec<PathBuf> =
         (0..=turns).map(|turn| setup.data.path().join(format!("image-{turn}"))).collect();
-    if !make_image(&images[0]) {
+    if !make_image(&images[0], IMAGE_BYTES) {
         return false;
     }
     let mut oracle = Oracle::default();
@@ -135,8 +141,7 @@ async fn chain(random: &mut Rng, tally: &mut Tally, turns: u64) -> bool {
         }
         stop(&relay).await;
         let next = &images[turn as usize + 1];
-        let copied = Command::new("cp").arg("--sparse=always").args([image, next]).status();
-        assert!(copied.unwrap().success());
+        copy_image(image, next);
         let lost = differs(&setup, next);
         tally.cuts += 1;
         tally.cuts_that_lost += u64::from(lost);
@@ -160,7 +165,7 @@ async fn chain(random: &mut Rng, tally: &mut Tally, turns: u64) -> bool {
 }
 
 /// Stops the relay; returns when none of its threads is in a call.
-async fn stop(relay: &Relay) {
+pub(crate) async fn stop(relay: &Relay) {
     relay.signal("STOP");
     let start = Instant::now();
     let stopped = |task: fs::DirEntry| {
@@ -175,16 +180,21 @@ async fn stop(relay: &Relay) {
 
 /// True if the segments of the copy are not what the relay had written.
 fn differs(setup: &Setup, copy: &Path) -> bool {
-    let looked_at = setup.data.path().join("looked-at");
-    let again = setup.data.path().join("looked-at-image");
-    fs::copy(copy, &again).unwrap();
-    let _mount = mounted(&again, &looked_at).unwrap();
     let read = |root: &Path| -> Vec<(PathBuf, Vec<u8>)> {
         let entries = fs::read_dir(root.join("spool/segments")).into_iter().flatten();
         let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
         files.sort();
         files.iter().map(|path| (path.file_name().unwrap().into(), fs::read(path).unwrap())).collect()
     };
+    is_otherwise(setup, copy, read)
+}
+
+/// True if something reads otherwise in the copy of an image than as the relay has it.
+pub(crate) fn is_otherwise<T: PartialEq>(setup: &Setup, copy: &Path, read: impl Fn(&Path) -> T) -> bool {
+    let looked_at = setup.data.path().join("looked-at");
+    let again = setup.data.path().join("looked-at-image");
+    copy_image(copy, &again);
+    let _mount = mounted(&again, &looked_at).unwrap();
     read(setup.data_dir()) != read(&looked_at.join("data"))
 }
 
