@@ -27,6 +27,8 @@ use crate::{
 };
 
 const CALLERS: usize = 16;
+/// So many leave whoever tidies the time to come to an end.
+const FEW_CALLERS: usize = 2;
 /// Most events of one call.
 const BATCH_MAX: usize = 12;
 const FAULTS: [Option<&str>; 4] = [None, Some("503"), Some("40%503"), Some("stall")];
@@ -76,9 +78,10 @@ pub(crate) fn load(
     random: &mut Rng,
     before: &Callers,
     levels: &[Durability],
+    by_few: bool,
 ) -> JoinSet<Callers> {
     let mut callers = JoinSet::new();
-    for _ in 0..CALLERS {
+    for _ in 0..if by_few { FEW_CALLERS } else { CALLERS } {
         let (client, mut random, levels) = (relay.client(), random.fork(), levels.to_vec());
         let earlier = before.some(&mut random, BATCH_MAX);
         callers.spawn(send_until_gone(client, random, earlier, levels));
