@@ -348,7 +348,7 @@ pub const METRICS: [MetricInfo; 95] = [
         "relay_store_default_events",
         "",
         "events",
-        "Events in a PostgreSQL for whose day there is no partition yet",
+        "Events in a PostgreSQL for whose day there is no partition yet; counted up to a million",
     ),
     metric(
         "relay_store_connections_in_use",

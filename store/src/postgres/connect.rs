@@ -3,6 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio::time::timeout;
 use tokio_postgres::{Config, config::SslMode};
 
 use super::{
@@ -18,13 +19,20 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// So long the other side may keep silent before it is asked whether it is there, and how
 /// long it may take to say so.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// What holds in each session: a relay that is gone holds no lock for long, on either side; and
-/// what is acknowledged is on the disk, whatever else the server is told.
+/// What holds in each session: a relay that is gone holds no lock for long, on either side;
+/// who waited for a lock sees what was committed meanwhile; and what is acknowledged is on the
+/// disk; whatever else the server is told.
 const SESSION: &str = "SET statement_timeout = '60s'; SET lock_timeout = '20s';
     SET idle_in_transaction_session_timeout = '60s'; SET tcp_keepalives_idle = 30;
-    SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET client_min_messages = warning;
+    SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '30s';
+    SET default_transaction_isolation = 'read committed'; SET client_min_messages = warning;
     SET TimeZone = 'UTC'; SET standard_conforming_strings = on; SET jit = off;
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// From PostgreSQL 14 on, where its system has it, a server that is busy with a long statement
+/// notices, too, that who asked is gone.
+const NOTICE: &str = "SELECT set_config(name, '10s', false) FROM pg_settings
+    WHERE name = 'client_connection_check_interval'";
 
 /// Where to, and how it is secured, as a URL says it.
 #[derive(Debug)]
@@ -84,7 +92,16 @@ pub(super) fn pool(settings: &Settings) -> Result<Pool, StoreError> {
     let timeouts =
         Timeouts { wait: Some(WAIT_MAX), create: Some(CONNECT_TIME_MAX), recycle: Some(CONNECT_TIME_MAX) };
     let prepare = Hook::async_fn(|client, _| {
-        Box::pin(async move { client.batch_execute(SESSION).await.map_err(HookError::Backend) })
+        Box::pin(async move {
+            let prepared = async {
+                let done = client.batch_execute(SESSION).await.map_err(HookError::Backend);
+                // What no session depends on.
+                let _ = client.batch_execute(NOTICE).await;
+                done
+            };
+            let late = |_| HookError::message("the server did not answer in time");
+            timeout(CONNECT_TIME_MAX, prepared).await.map_err(late)?
+        })
     });
     Pool::builder(manager)
         .max_size(settings.connections_max.max(settings.readers + 2))

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io::{BufRead, Write},
+    ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -63,6 +64,9 @@ const CONFLICTS_MAX: usize = 5;
 /// So many events of a day in one batch are worth a partition, of so many days back.
 const ROWS_OF_A_DAY: usize = 100;
 const DAYS_BACK: i64 = 800;
+/// A batch waits no longer for its partitions, and after that it is not tried again so long.
+const DAYS_PATIENCE: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
+const DAYS_REST: Duration = Duration::from_secs(300);
 /// How the text of an error ends that says that a statement took too long.
 const CANCELLED: &str = "(SQLSTATE 57014)";
 
@@ -197,6 +201,8 @@ struct Shared {
     counters: Counters,
     /// Days that have a partition.
     days: Mutex<BTreeSet<i64>>,
+    /// Until when none is made for a batch, after one could not be.
+    days_rest_until: Mutex<Option<Instant>>,
     /// One batch of this process after the other.
     writing: tokio::sync::Mutex<Known>,
     turns: Arc<Semaphore>,
@@ -228,7 +234,7 @@ impl PostgresStore {
     /// server is not there or starts: try again; any other error is for a person.
     pub async fn open(settings: Settings) -> Result<Self, StoreError> {
         let pool = connect::pool(&settings)?;
-        let mut connection = pool.get().await?;
+        let mut connection = Lent::of(pool.get().await?);
         let opened = async {
             let transaction = connection.transaction().await?;
             let opened = schema::open(&transaction, now_ms()).await?;
@@ -250,6 +256,7 @@ impl PostgresStore {
                 owners: Owners::default(),
                 counters: Counters::default(),
                 days: Mutex::new(opened.days.clone()),
+                days_rest_until: Mutex::default(),
                 writing: Default::default(),
                 turns: Arc::new(Semaphore::new(readers)),
                 waiting: Semaphore::new(WAITING_MAX),
@@ -264,8 +271,8 @@ impl PostgresStore {
         self.shared.pool.close();
     }
 
-    async fn connection(&self) -> Result<Object, StoreError> {
-        Ok(self.shared.pool.get().await?)
+    async fn connection(&self) -> Result<Lent, StoreError> {
+        Ok(Lent::of(self.shared.pool.get().await?))
     }
 
     /// Tells what took long, by its name and nothing else.
@@ -331,9 +338,11 @@ impl PostgresStore {
         let (events, keys) = (batch.to_vec(), shared.keys);
         let rows = tokio::task::spawn_blocking(move || write::rows_of(&events, keys)).await;
         let rows = rows.map_err(|_| StoreError::Unavailable("reading the events panicked".into()))?;
+        // What was noted by who was dropped in the middle was not committed.
+        known.ended(false);
         let mut connection = self.connection().await?;
         let done = async {
-            self.make_days(&mut connection, &write::days_of(&rows)).await?;
+            self.make_days(&mut connection, &write::days_of(&rows)).await;
             let transaction = connection.transaction().await?;
             schema::lock(&transaction).await?;
             let kept = write::append(&transaction, batch, &rows, shared.settings.window).await?;
@@ -352,8 +361,20 @@ impl PostgresStore {
         Ok(verdicts)
     }
 
-    /// Makes the partitions of days that many of a batch's events are of.
-    async fn make_days(&self, connection: &mut Object, days: &HashMap<i64, usize>) -> Result<(), StoreError> {
+    /// Makes the partitions of days that many of a batch's events are of. What cannot be made
+    /// soon, as somebody reads all there is, is not tried again for a while: events have their
+    /// place without.
+    async fn make_days(&self, connection: &mut Object, days: &HashMap<i64, usize>) {
+        if lock(&self.shared.days_rest_until).is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        if let Err(error) = self.try_days(connection, days).await {
+            tracing::warn!(%error, "partitions cannot be made now: events of their days go to events_default");
+            *lock(&self.shared.days_rest_until) = Some(Instant::now() + DAYS_REST);
+        }
+    }
+
+    async fn try_days(&self, connection: &mut Object, days: &HashMap<i64, usize>) -> Result<(), StoreError> {
         let today = now_ms().div_euclid(DAY_MS);
         let is_due = |(day, count): &(&i64, &usize)| {
             **count >= ROWS_OF_A_DAY && (today - DAYS_BACK..=today).contains(*day)
@@ -366,6 +387,7 @@ impl PostgresStore {
         }
         let transaction = connection.transaction().await?;
         schema::lock(&transaction).await?;
+        transaction.batch_execute(DAYS_PATIENCE).await?;
         let mut days = schema::days(&transaction).await?;
         for day in due {
             schema::make_partition(&transaction, day, &mut days).await?;
@@ -431,14 +453,46 @@ impl PostgresStore {
     }
 }
 
+/// A connection that is used. Whoever is dropped with one may leave it in the middle of
+/// something: it is closed then, and is given back by [`give_back`] alone.
+struct Lent(Option<Object>);
+
+impl Lent {
+    fn of(connection: Object) -> Self {
+        Self(Some(connection))
+    }
+}
+
+impl Deref for Lent {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        self.0.as_ref().expect("it is taken out by who has it as a whole")
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut Object {
+        self.0.as_mut().expect("it is taken out by who has it as a whole")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(Object::take(connection));
+        }
+    }
+}
+
 /// Gives a connection back; one that something went wrong with is closed, as nobody knows what
 /// is wrong: the next goes to whoever is the server then.
-fn give_back<T>(done: Result<T, StoreError>, connection: Object) -> Result<T, StoreError> {
+fn give_back<T>(done: Result<T, StoreError>, mut connection: Lent) -> Result<T, StoreError> {
     let is_doubtful = |error: &StoreError| {
         matches!(error, StoreError::Unavailable(_) | StoreError::Damaged(_) | StoreError::TooExpensive(_))
     };
-    if done.as_ref().is_err_and(is_doubtful) {
-        drop(Object::take(connection));
+    if !done.as_ref().is_err_and(is_doubtful) {
+        drop(connection.0.take());
     }
     done
 }
@@ -463,10 +517,11 @@ impl Shared {
         patience: Patience,
         ask: impl FnOnce(&mut PgScan<'_>, &Self) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut connection = handle.block_on(self.pool.get())?;
+        let mut connection = Lent::of(handle.block_on(self.pool.get())?);
         let answer = (|| {
             patience.check()?;
-            let (transaction, owners) = handle.block_on(self.begin(&mut connection, &of.tenant))?;
+            let begun = patience.wait(handle, self.begin(&mut connection, &of.tenant));
+            let (transaction, owners) = begun?;
             let (keys, secret) = (self.keys, self.secret);
             let handle = handle.clone();
             ask(&mut PgScan { handle, transaction: &transaction, of, owners, patience, keys, secret }, self)
@@ -505,6 +560,11 @@ impl Store for PostgresStore {
                 Err(error) if error::is_conflict(&error) => known.clear(),
                 done => {
                     known.ended(done.is_ok());
+                    if matches!(done, Err(StoreError::Unavailable(_))) {
+                        // Who answers next may be another server, that lost the last commits.
+                        known.clear();
+                        self.shared.owners.clear();
+                    }
                     self.timed("append", since);
                     return done;
                 }

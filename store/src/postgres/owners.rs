@@ -27,6 +27,11 @@ impl Owners {
         *numbers.entry(tenant.to_owned()).or_insert(next)
     }
 
+    /// Forgets all: who answers next may be a server that does not know what was read.
+    pub(super) fn clear(&self) {
+        self.cache.clear();
+    }
+
     /// The owners of a tenant at the moment of a transaction: what changed since they were
     /// read, or all of them if some were deleted, or another question has read a later moment.
     pub(super) async fn get(

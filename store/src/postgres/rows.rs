@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
 
-use analytics_relay_providers::Event;
+use analytics_relay_providers::{Event, EventKind};
 use uuid::Uuid;
 
 use super::time::Ts;
@@ -206,6 +206,13 @@ pub(super) const TEXTS: [&str; 7 + COLUMNS.len()] = {
     all
 };
 
+fn previous_id_of(event: &Event) -> Option<&str> {
+    match event.kind() {
+        EventKind::Alias { previous_id } => Some(previous_id),
+        _ => None,
+    }
+}
+
 impl Row {
     /// Of an event; or why it cannot be one.
     pub(super) fn of(event: &Event, keys: Keys) -> Result<Self, String> {
@@ -219,6 +226,7 @@ impl Row {
             ("user id", event.user_id()),
             ("anonymous id", event.anonymous_id()),
             ("session id", event.session_id()),
+            ("previous id", previous_id_of(event)),
         ] {
             if text.is_some_and(|text| text.len() > KEY_BYTES_MAX) {
                 return Err(format!("its {what} is longer than {KEY_BYTES_MAX} bytes"));

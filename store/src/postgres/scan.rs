@@ -117,13 +117,13 @@ impl PgScan<'_> {
         };
         let parameters: [&(dyn ToSql + Sync); 8] =
             [&tenant, &sources, &first, &last, &range_ms.start, &range_ms.end, &keys, &device];
-        let portal = self.handle.block_on(async {
+        let portal = self.patience.wait(&self.handle, async {
             let statement = self.transaction.prepare(&selected.sql).await?;
             self.transaction.bind(&statement, &parameters).await
         })?;
         loop {
             self.patience.check()?;
-            let rows = self.handle.block_on(self.transaction.query_portal(&portal, at_once))?;
+            let rows = self.patience.wait(&self.handle, self.transaction.query_portal(&portal, at_once))?;
             let is_last = rows.len() < at_once as usize;
             if !rows.is_empty() && !each(&rows)? || is_last {
                 return Ok(());
@@ -176,13 +176,13 @@ impl PgScan<'_> {
             [&tenant, &sources, &first, &last, &range_ms.start, &range_ms.end, &buckets.starts_ms];
         let seen = Seen { owners: &self.owners };
         // Not some at a time: the server uses several processes only for all at once.
-        let rows = self.handle.block_on(async {
+        let rows = self.patience.wait(&self.handle, async {
             let statement = self.transaction.prepare(&sql).await?;
             self.transaction.query_raw(&statement, parameters).await
         })?;
         let mut rows = std::pin::pin!(rows);
         let mut number = 0_usize;
-        while let Some(row) = self.handle.block_on(rows.as_mut().try_next())? {
+        while let Some(row) = self.patience.wait(&self.handle, rows.as_mut().try_next())? {
             let (bucket, who): (i32, i64) = (row.get(0), row.get(1));
             let [events, first_ms, last_ms] = [2, 3, 4].map(|at| row.get::<_, i64>(at));
             let bucket = usize::try_from(bucket).unwrap_or(usize::MAX);
@@ -203,7 +203,7 @@ impl PgScan<'_> {
         let sql = "SELECT coalesce(sum(n), 0)::bigint FROM hourly WHERE tenant = $1
             AND ($2::text[] IS NULL OR website_id = ANY($2))
             AND hour BETWEEN date_trunc('hour', $3::timestamptz) AND $4";
-        let sum: i64 = self.handle.block_on(async {
+        let sum: i64 = self.patience.wait(&self.handle, async {
             let statement = self.transaction.prepare_cached(sql).await?;
             let row = self.transaction.query_one(&statement, &[&tenant, &sources, &first, &last]).await?;
             Ok::<_, StoreError>(row.get(0))

@@ -94,11 +94,18 @@ pub(super) async fn lock(transaction: &Transaction<'_>) -> Result<(), StoreError
 pub(super) async fn open(transaction: &Transaction<'_>, now_ms: i64) -> Result<Opened, StoreError> {
     let row = transaction
         .query_one(
-            "SELECT current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",
+            "SELECT current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
+                current_setting('server_encoding')",
             &[],
         )
         .await?;
     let (number, server_version, only_reads): (i32, String, bool) = (row.get(0), row.get(1), row.get(2));
+    let encoding: String = row.get(3);
+    if encoding != "UTF8" {
+        return Err(StoreError::Refused(format!(
+            "the encoding of the database is {encoding}, want UTF8: others have no room for most texts"
+        )));
+    }
     if number < SERVER_MIN {
         return Err(StoreError::Refused(format!("PostgreSQL {server_version}, want 13 or later")));
     }
@@ -166,7 +173,7 @@ pub(super) async fn days(transaction: &Transaction<'_>) -> Result<BTreeSet<i64>,
     Ok(rows.iter().filter_map(|row| day_of(row.get(0))).collect())
 }
 
-/// The name of a day's partition.
+/// The name of a day's partition, which is quoted as that of one before 1970 has a sign.
 pub(super) fn partition(day: i64) -> String {
     format!("events_d{day}")
 }
@@ -188,12 +195,14 @@ pub(super) async fn make_partition(
     let (name, from, to) = (partition(day), Ts::of(day * DAY_MS).text(), Ts::of((day + 1) * DAY_MS).text());
     let range = format!("\"timestamp\" >= '{from}' AND \"timestamp\" < '{to}'");
     let sql = format!(
-        "CREATE TABLE {name} (LIKE events INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
-        WITH moved AS (DELETE FROM events_default WHERE {range} RETURNING *) INSERT INTO {name} SELECT * FROM moved"
+        "CREATE TABLE \"{name}\" (LIKE events INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+        WITH moved AS (DELETE FROM events_default WHERE {range} RETURNING *) INSERT INTO \"{name}\" SELECT * FROM moved"
     );
     transaction.batch_execute(&sql).await?;
-    let moved = transaction.query_one(&format!("SELECT count(*) FROM {name}"), &[]).await?.get::<_, i64>(0);
-    let sql = format!("ALTER TABLE events ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')");
+    let moved =
+        transaction.query_one(&format!("SELECT count(*) FROM \"{name}\""), &[]).await?.get::<_, i64>(0);
+    let sql =
+        format!("ALTER TABLE events ATTACH PARTITION \"{name}\" FOR VALUES FROM ('{from}') TO ('{to}')");
     transaction.batch_execute(&sql).await?;
     days.insert(day);
     Ok(Some(moved.max(0) as u64))

@@ -15,6 +15,7 @@ use crate::{
     sqlite::SqliteStore,
 };
 
+mod days;
 mod failures;
 mod server;
 
@@ -87,6 +88,13 @@ fn runtime() -> tokio::runtime::Runtime {
 
 fn pool_of(specs: &[Spec]) -> Vec<Event> {
     specs.iter().enumerate().map(|(id, spec)| spec.event(id)).collect()
+}
+
+async fn number(store: &PostgresStore, sql: &str) -> i64 {
+    let connection = store.connection().await.unwrap();
+    let number = connection.query_one(sql, &[]).await.unwrap().get(0);
+    give_back(Ok(()), connection).unwrap();
+    number
 }
 
 async fn whole(store: &PostgresStore) {

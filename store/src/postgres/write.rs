@@ -188,7 +188,7 @@ async fn remember(transaction: &Transaction<'_>, ids: &[i64], window: usize) -> 
     let Some(last) = last.filter(|last| *last > window) else { return Ok(()) };
     // Not each time: a few more are remembered.
     if last / at_once != (last - ids.len() as i64) / at_once {
-        let statement = transaction.prepare_cached("DELETE FROM relay_seen WHERE n <= $1").await?;
+        let statement = transaction.prepare_cached("DELETE FROM relay_seen WHERE h IN (SELECT h FROM relay_seen WHERE n <= $1 ORDER BY n LIMIT 100000)").await?;
         transaction.execute(&statement, &[&(last - window)]).await?;
     }
     Ok(())

@@ -146,6 +146,11 @@ impl OwnerCache {
         self.cached().get(tenant)
     }
 
+    /// Forgets all.
+    pub(crate) fn clear(&self) {
+        self.cached().maps.clear();
+    }
+
     /// Remembers what was read.
     pub(crate) fn keep(&self, tenant: i64, map: Arc<OwnerMap>) {
         self.cached().put(tenant, map);

@@ -208,6 +208,25 @@ impl Patience {
     }
 }
 
+#[cfg(feature = "postgres")]
+impl Patience {
+    /// Waits for what a server says, which is to give up by itself when the time is over: not
+    /// much longer, if it cannot be heard.
+    pub(crate) fn wait<T, E>(
+        &self,
+        handle: &tokio::runtime::Handle,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, StoreError>
+    where
+        StoreError: From<E>,
+    {
+        const GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+        let late = |_| StoreError::Unavailable("the server did not answer in time".into());
+        let until = tokio::time::Instant::from_std(self.until + GRACE);
+        Ok(handle.block_on(async { tokio::time::timeout_at(until, answer).await }).map_err(late)??)
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);

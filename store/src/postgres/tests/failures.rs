@@ -179,3 +179,48 @@ fn what_a_batch_cannot_keep_is_one_events_fault() {
         not_run("PostgreSQL");
     }
 }
+
+#[test]
+fn a_connection_that_somebody_was_dropped_with_goes_to_nobody_else() {
+    let is_run = runtime().block_on(async {
+        let Some(served) = served().await else { return false };
+        let store = served.open().await;
+        let backend = || async { number(&store, "SELECT pg_backend_pid()::bigint").await };
+        let first = backend().await;
+        assert_eq!(backend().await, first, "what is given back is used again");
+        let dropped = async {
+            let connection = store.connection().await.unwrap();
+            connection.batch_execute("SELECT pg_sleep(30)").await
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(300), dropped).await.is_err());
+        let next = tokio::time::timeout(Duration::from_secs(10), backend()).await;
+        assert_ne!(next.expect("nobody waits for the one before"), first);
+        store.close().await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}
+
+#[test]
+fn a_database_without_room_for_every_text_is_refused() {
+    let is_run = runtime().block_on(async {
+        let Some(served) = served().await else { return false };
+        let name = format!("latin_{}", served.schema);
+        let make = format!(
+            "CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        );
+        sql(&served, &make).await;
+        let url = SERVER.as_ref().unwrap().database_url(&name);
+        let error = PostgresStore::open(Settings::new(url)).await.unwrap_err();
+        assert!(matches!(&error, StoreError::Refused(why) if why.contains("want UTF8")), "{error}");
+        sql(&served, &format!("DROP DATABASE {name}")).await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}

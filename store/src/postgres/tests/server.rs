@@ -112,8 +112,13 @@ impl Server {
 
     /// The URL of a database, in a schema of it.
     pub(crate) fn url(&self, schema: &str) -> String {
+        format!("{}?options=-csearch_path%3D{schema}", self.database_url("postgres"))
+    }
+
+    /// The URL of a database.
+    pub(crate) fn database_url(&self, database: &str) -> String {
         let host = self.dir.display().to_string().replace('/', "%2F");
-        format!("postgres://postgres@{host}/postgres?options=-csearch_path%3D{schema}")
+        format!("postgres://postgres@{host}/{database}")
     }
 
     /// Kills it as a crash would, with all that works for it.
