@@ -18,11 +18,11 @@ use analytics_relay_store::{
 };
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use thiserror::Error;
 use tokio::{task::spawn_blocking, time::Instant};
 use tracing::{error, warn};
 
 use super::{
+    error::OpenError,
     server::{self, Server},
     settings::{StorePlace, StoreSettings},
     status::{Connections, StoreStatus},
@@ -32,25 +32,6 @@ use crate::{files, telemetry::StoreMetrics, time::Clock};
 /// A process that ends, or a command that only looks, lets go of the file within this time.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// Why the store is not open, named for what the relay does about it.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum OpenError {
-    /// It will not be open by itself: the relay does not start.
-    #[error("STORE_URL: {0}")]
-    Wrong(String),
-    /// The disk is full or fails, or the server is not there: the relay starts, what the store
-    /// is to get waits, and it is tried again.
-    #[error("the store cannot be opened now: {0}")]
-    NotNow(String),
-}
-
-impl OpenError {
-    fn why(&self) -> &str {
-        let (Self::Wrong(why) | Self::NotNow(why)) = self;
-        why
-    }
-}
 
 /// What a store is, for what is done with it beside questions.
 #[derive(Debug, Clone)]

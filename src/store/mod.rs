@@ -34,6 +34,7 @@ use tracing::info;
 use crate::{shutdown::Stop, telemetry::StoreMetrics, time::Clock};
 
 pub(crate) mod erasures;
+mod error;
 mod front;
 mod provider;
 #[cfg(feature = "postgres")]
@@ -45,9 +46,9 @@ pub(crate) mod settings;
 pub(crate) mod status;
 mod upkeep;
 
+pub use error::OpenError;
 pub(crate) use front::Backend;
 use front::Front;
-pub use front::OpenError;
 pub(crate) use server::Server;
 use settings::{StorePlace, StoreSettings};
 use status::{Connections, StoreStatus};

@@ -10,7 +10,7 @@ use analytics_relay_store::{
 };
 
 use super::{
-    front::OpenError,
+    error::OpenError,
     settings::StoreSettings,
     status::{Connections, ServerStats},
 };

@@ -12,7 +12,7 @@ use analytics_relay_store::{
 use tokio::time::timeout;
 
 use super::{
-    front::OpenError,
+    error::OpenError,
     settings::StoreSettings,
     status::{Connections, ServerStats},
 };
