@@ -12,6 +12,8 @@ use crate::{
     oracle::Oracle,
 };
 
+pub(crate) mod people;
+
 /// A backend that is tested.
 pub(crate) trait Backend {
     /// One that is open.
@@ -26,9 +28,7 @@ pub(crate) trait Backend {
     fn keys(&self, store: &Self::Store) -> Keys;
 
     /// How much is noted of who is who.
-    fn fact_limits(&self) -> FactLimits {
-        FactLimits::default()
-    }
+    fn fact_limits(&self) -> FactLimits;
 
     /// So many events are known again by their ids alone.
     fn window(&self) -> usize;
@@ -434,8 +434,11 @@ pub(crate) async fn compare_cut(store: &dyn Store, oracle: &dyn Store, scope: &S
     assert_eq!(sum(&rows), sum(&want), "pages of {scope:#?}");
 }
 
+/// So many cases, or `RELAY_STORE_CASES` times as many, as a campaign wants them.
 pub(crate) fn cases(number: u32) -> ProptestConfig {
-    ProptestConfig { cases: number, max_shrink_iters: 600, ..ProptestConfig::default() }
+    let times =
+        std::env::var("RELAY_STORE_CASES").map_or(1, |times| times.parse().expect("a number of times"));
+    ProptestConfig { cases: number * times, max_shrink_iters: 2_000, ..ProptestConfig::default() }
 }
 
 pub(crate) fn everybody() -> Vec<Subject> {

@@ -599,11 +599,11 @@ impl<'a> FactTables<'a> {
 
     /// Nobody's id stays behind, not even as its key.
     async fn disown(&self, before: &Tenant, after: &Tenant, id: &str) -> Result<(), StoreError> {
-        let left = after.ids();
+        let (left, owned) = (after.ids(), self.owned(after));
         let gone = before.ids().into_iter().filter(|id| !left.contains(id)).chain([id.to_owned()]);
-        let keys: Vec<i64> = gone
-            .flat_map(|id| [self.keys.user(&id), self.keys.anonymous(&id)].map(|key| key as i64))
-            .collect();
+        // A device may have the id of a user, who stays; and the other way round.
+        let keys = gone.flat_map(|id| [self.keys.user(&id), self.keys.anonymous(&id)]);
+        let keys: Vec<i64> = keys.filter(|key| !owned.contains_key(key)).map(|key| key as i64).collect();
         let sql = "DELETE FROM relay_owner WHERE tenant = $1 AND who = ANY($2)";
         self.transaction.execute(sql, &[&self.tenant, &keys]).await?;
         Ok(())

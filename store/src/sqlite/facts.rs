@@ -801,6 +801,8 @@ impl FactTables<'_> {
                 for user in &whose.users {
                     // Whoever shared a device with them may now be its owner.
                     touched.devices.extend(self.devices_of(user)?);
+                    // An alias may say whose a device of that name was.
+                    touched.devices.insert(user.clone());
                     touched.users.insert(user.clone());
                     delete("DELETE FROM user WHERE tenant = ?1 AND id = ?2", user)?;
                     delete("DELETE FROM link WHERE tenant = ?1 AND user = ?2", user)?;

@@ -47,6 +47,10 @@ impl Backend for Embedded {
         store.shared.keys
     }
 
+    fn fact_limits(&self) -> FactLimits {
+        self.0.fact_limits
+    }
+
     fn window(&self) -> usize {
         self.0.window
     }

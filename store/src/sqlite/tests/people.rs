@@ -3,7 +3,11 @@
 use std::time::Instant as Clock;
 
 use super::*;
-use crate::{By, Decision, Tie, model::identity::LOG_MAX};
+use crate::{
+    By, Decision, Tie,
+    conformance::people::{FEW, happens, known_after},
+    model::identity::LOG_MAX,
+};
 
 fn of() -> TenantScope {
     TenantScope::tenant("")
@@ -374,117 +378,8 @@ proptest! {
     }
 }
 
-/// Ids that are those of users and of devices.
-const IDS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
-const FEW: FactLimits = FactLimits { users_joined: 3, users_of_a_device: 2, devices_of_a_user: 3 };
-
-/// What happens to them.
-#[derive(Debug, Clone)]
-enum Happens {
-    Seen(u8, u8, i64),
-    Alias(u8, u8, i64),
-    Link(u8, u8, bool),
-    Erase(u8, bool),
-    Reopen,
-}
-
-fn happens() -> impl Strategy<Value = Happens> {
-    let id = || 0..IDS.len() as u8;
-    prop_oneof![
-        // One more: none.
-        12 => (0..IDS.len() as u8 + 1, id(), 0..6_i64).prop_map(|(user, device, hour)| Happens::Seen(user, device, hour)),
-        8 => (id(), id(), 0..6_i64).prop_map(|(from, user, hour)| Happens::Alias(from, user, hour)),
-        1 => (id(), id(), any::<bool>()).prop_map(|(from, user, joined)| Happens::Link(from, user, joined)),
-        1 => (id(), any::<bool>()).prop_map(|(who, is_user)| Happens::Erase(who, is_user)),
-        1 => Just(Happens::Reopen),
-    ]
-}
-
-/// A store to which events come in batches of a size, and one that judges it.
-struct Judged {
-    store: SqliteStore,
-    oracle: Oracle,
-    batch: Vec<Event>,
-    batch_max: usize,
-}
-
-impl Judged {
-    fn open(path: &Path, batch_max: usize) -> Self {
-        let settings = Settings { path: path.to_owned(), fact_limits: FEW, ..settings(path) };
-        let store = SqliteStore::open(settings).unwrap();
-        let oracle = Oracle::with_keys(store.shared.keys).within(FEW);
-        Self { store, oracle, batch: Vec::new(), batch_max }
-    }
-
-    async fn append(&mut self) {
-        let batch = std::mem::take(&mut self.batch);
-        assert_eq!(self.store.append(&batch).await, self.oracle.append(&batch).await);
-    }
-
-    async fn take(&mut self, number: usize, one: &Happens) {
-        let id = |id: &u8| IDS[usize::from(*id)];
-        match one {
-            Happens::Seen(user, device, hour) => {
-                let who = match IDS.get(usize::from(*user)) {
-                    Some(user) => both(user, id(device)),
-                    None => format!(r#","anonymous_id":"{}""#, id(device)),
-                };
-                self.batch.push(event(&number.to_string(), *hour, &who));
-            }
-            Happens::Alias(from, user, hour) => {
-                self.batch.push(alias(&number.to_string(), *hour, id(from), id(user)));
-            }
-            other => {
-                self.append().await;
-                self.change(other).await;
-            }
-        }
-        if self.batch.len() >= self.batch_max {
-            self.append().await;
-        }
-    }
-
-    async fn change(&mut self, one: &Happens) {
-        let id = |id: &u8| IDS[usize::from(*id)];
-        match one {
-            Happens::Link(from, user, joined) => {
-                for store in [&self.store as &dyn Store, &self.oracle] {
-                    store.link(&of(), id(from), id(user), *joined, &ann(5)).await.unwrap();
-                }
-            }
-            Happens::Erase(who, is_user) => {
-                let who = if *is_user { user(id(who)) } else { device(id(who)) };
-                let deleted = self.store.erase(&of(), &who).await.unwrap();
-                assert_eq!(deleted.events, self.oracle.erase(&of(), &who).await.unwrap().events, "{who:?}");
-            }
-            _ => {
-                let settings = self.store.shared.settings.clone();
-                self.store.close().await;
-                self.store = SqliteStore::open(settings).unwrap();
-            }
-        }
-    }
-
-    /// What is known of everybody.
-    async fn check(&self) -> Vec<Option<Identity>> {
-        let scope = strain::all("");
-        let mut all = Vec::new();
-        for who in IDS.iter().flat_map(|id| [user(id), device(id)]) {
-            let known = self.store.identity(&of(), &who).await.unwrap();
-            assert_eq!(known, self.oracle.identity(&of(), &who).await.unwrap(), "{who:?}");
-            let log = self.store.identity_log(&of(), &who, 1_000).await;
-            assert_eq!(log, self.oracle.identity_log(&of(), &who, 1_000).await, "{who:?}");
-            let events = self.store.recent(&scope, Some(&who), 1_000).await;
-            assert_eq!(events, self.oracle.recent(&scope, Some(&who), 1_000).await, "{who:?}");
-            all.push(known);
-        }
-        assert_eq!(self.store.summary(&scope).await, self.oracle.summary(&scope).await);
-        all
-    }
-}
-
 proptest! {
-    #![proptest_config(cases(30))]
+    #![proptest_config(cases(40))]
 
     /// Where there is no room for all that is told, it is the same that is known, in
     /// whatever batches the events come.
@@ -494,13 +389,11 @@ proptest! {
             let dir = tempfile::tempdir().unwrap();
             let mut known = Vec::new();
             for batch_max in [1, 4, 1_000] {
-                let mut judged = Judged::open(&dir.path().join(format!("{batch_max}.db")), batch_max);
-                for (number, one) in all.iter().enumerate() {
-                    judged.take(number, one).await;
-                }
-                judged.append().await;
-                known.push(judged.check().await);
-                judged.store.close().await;
+                let path = dir.path().join(format!("{batch_max}.db"));
+                let backend = Embedded(Settings { path, fact_limits: FEW, ..settings(dir.path()) });
+                let (store, of_each) = known_after(&backend, batch_max, &all).await;
+                known.push(of_each);
+                store.close().await;
             }
             assert_eq!(known[0], known[1]);
             assert_eq!(known[0], known[2]);
