@@ -1,6 +1,9 @@
 //! How long a caller waits for the answer to an event of a browser's with everything found
 //! out about it, beside the same relay that finds out nothing. A round before, between or
 //! behind which TCP itself was slow tells nothing and is repeated.
+//!
+//! While a vendor takes the events, too, and while it takes none: on two cores it has the
+//! callers' core, where whatever it does with a larger request is their wait.
 
 use analytics_relay::providers::sandbox::Vendor;
 use anyhow::ensure;
@@ -37,20 +40,28 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let all = [("ENRICH", "all"), ("PII_MODE", "standard"), ("GEO_DATABASE", &*database)];
     let none = [("ENRICH", "none"), ("PII_MODE", "off"), ("GEO_DATABASE", "")];
     for rate in RATES {
-        at_rate(report, rate, [&all, &none]).await?;
+        for takes in [false, true] {
+            at_rate(report, rate, takes, [&all, &none]).await?;
+        }
     }
     Ok(())
 }
 
-async fn at_rate(report: &mut Report, rate: u32, [all, none]: [&[(&str, &str)]; 2]) -> anyhow::Result<()> {
+async fn at_rate(
+    report: &mut Report,
+    rate: u32,
+    takes: bool,
+    [all, none]: [&[(&str, &str)]; 2],
+) -> anyhow::Result<()> {
+    let name = format!("accept_enriched.{rate}{}", if takes { ".delivering" } else { "" });
     let mut rounds = Vec::new();
     for number in 0..TRIES {
         // What comes second meets a machine that is warm: each comes first in its turn.
         let (first, second) = if number % 2 == 0 { (none, all) } else { (all, none) };
         let before = floor_p99(rate).await?;
-        let first = round(rate, first).await?;
+        let first = round(rate, takes, first).await?;
         let between = floor_p99(rate).await?;
-        let second = round(rate, second).await?;
+        let second = round(rate, takes, second).await?;
         if before.max(between).max(floor_p99(rate).await?) <= FLOOR_P99_MICROS {
             rounds.push(if number % 2 == 0 { (first, second) } else { (second, first) });
         }
@@ -59,13 +70,12 @@ async fn at_rate(report: &mut Report, rate: u32, [all, none]: [&[(&str, &str)]; 
         }
     }
     if rounds.is_empty() {
-        report.not_run(&format!("accept_enriched.{rate}"), "TCP alone was slow each time");
+        report.not_run(&name, "TCP alone was slow each time");
         return Ok(());
     }
     for (share, label) in [(0.5, "p50"), (0.99, "p99")] {
-        let mut add = |name: &str, unit: &'static str, value: &dyn Fn(&(Round, Round)) -> f64| {
-            let name = format!("accept_enriched.{rate}.{label}{name}");
-            report.add(&name, median(rounds.iter().map(value).collect()), unit);
+        let mut add = |end: &str, unit: &'static str, value: &dyn Fn(&(Round, Round)) -> f64| {
+            report.add(&format!("{name}.{label}{end}"), median(rounds.iter().map(value).collect()), unit);
         };
         add(".off", "us", &|(off, _)| off.micros(share));
         add("", "us", &|(_, on)| on.micros(share));
@@ -79,16 +89,17 @@ async fn floor_p99(rate: u32) -> anyhow::Result<f64> {
     Ok(Timetable { rate, seconds: 0.5 }.over_tcp(&tcp.addr).await?.micros(0.99))
 }
 
-async fn round(rate: u32, settings: &[(&str, &str)]) -> anyhow::Result<Round> {
+async fn round(rate: u32, takes: bool, settings: &[(&str, &str)]) -> anyhow::Result<Round> {
     let (sink, data) = (Sink::start().await?, tempfile::tempdir()?);
-    let settings = [&[("ANALYTICS_PROVIDER", "segment")], settings].concat();
-    let relay = Relay::start_pinned(&sink.url, data.path(), &settings).await?;
+    let relay = Relay::start_roomy(&sink.url, data.path(), "segment", settings).await?;
     let bodies: Vec<Bytes> = (0..DEVICES).map(|device| event(device).to_string().into()).collect();
     // What is asked once a run, and whom it sees for the first time, is no caller's wait.
     let warm_up = Timetable { rate: rate / 2, seconds: 1.0 };
     warm_up.over_h2(&relay.http_addr, OpenCall::json(TRACK), bodies.clone()).await?;
+    sink.hang(!takes);
     let timetable = Timetable { rate, seconds: SECONDS };
     let round = timetable.over_h2(&relay.http_addr, OpenCall::json(TRACK), bodies).await?;
+    sink.hang(false);
     let balance = relay.terminate().await?;
     let sent = warm_up.events() + timetable.events();
     ensure!(balance["delivered"] == sent, "not all were delivered: {balance}");

@@ -35,6 +35,20 @@ pub(crate) fn happens() -> impl Strategy<Value = Happens> {
     ]
 }
 
+/// What was wrong once, and is rarely met by chance.
+pub(crate) fn odd_cases() -> Vec<Vec<Happens>> {
+    use Happens::*;
+    vec![
+        // A device is no user's any more who is erased, and is theirs when they come again.
+        vec![Link(3, 0, false), Erase(0, true), Seen(0, 3, 1), Seen(1, 3, 2), Seen(6, 3, 0), Seen(6, 3, 4)],
+        // An alias says whose a device was that has the name of a user who is erased.
+        vec![Alias(3, 0, 0), Erase(3, true), Seen(0, 0, 0), Seen(6, 3, 0)],
+        vec![Link(5, 0, false), Seen(0, 5, 0), Seen(6, 5, 0), Erase(5, true)],
+        // A user has the name of a device that is erased.
+        vec![Alias(1, 4, 0), Alias(4, 0, 0), Erase(4, false)],
+    ]
+}
+
 fn of() -> TenantScope {
     TenantScope::tenant("")
 }

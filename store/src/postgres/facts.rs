@@ -106,7 +106,8 @@ const NEAR: &str = "WITH RECURSIVE asked(id) AS (SELECT unnest($2::text[])),
     SELECT 0, user_id, '', first_ms, last_ms FROM user_identities, near WHERE tenant = $1 AND user_id = near.id
     UNION ALL SELECT 1, device, user_id, first_ms, last_ms FROM relay_link, devices WHERE tenant = $1 AND device = devices.id
     UNION ALL SELECT 2, previous, user_id, first_ms, first_ms FROM relay_alias, near WHERE tenant = $1 AND previous = near.id
-    UNION ALL SELECT 3, device, user_id, 0, 0 FROM relay_apart, near WHERE tenant = $1 AND device = near.id";
+    UNION ALL SELECT 3, device, user_id, 0, 0 FROM relay_apart, near WHERE tenant = $1 AND device = near.id
+    UNION ALL SELECT 3, device, user_id, 0, 0 FROM relay_apart, near WHERE tenant = $1 AND user_id = near.id";
 
 impl<'a> FactTables<'a> {
     pub(super) fn new(transaction: &'a Transaction<'a>, tenant: &str, shared: &Shared) -> Self {

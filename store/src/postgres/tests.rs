@@ -10,7 +10,7 @@ use crate::{
     conformance::{
         BASE_MS, Backend, Do, MINUTE_MS, Spec, cases, compare, compare_cut, compare_logs, doing, everybody,
         minutes,
-        people::{FEW, happens, known_after},
+        people::{FEW, happens, known_after, odd_cases},
         scopes, spec,
     },
     oracle::Oracle,
@@ -265,6 +265,23 @@ proptest! {
             moved.close().await;
             again.drop().await;
         });
+    }
+}
+
+#[test]
+fn who_is_erased_leaves_others_who_they_are_whatever_ids_they_have() {
+    for all in odd_cases() {
+        let is_run = runtime().block_on(async {
+            let Some(served) = served().await else { return false };
+            let (store, _) = known_after(&served, 1, &all).await;
+            whole(&store).await;
+            store.close().await;
+            served.drop().await;
+            true
+        });
+        if !is_run {
+            return not_run("PostgreSQL");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant as Clock;
 use super::*;
 use crate::{
     By, Decision, Tie,
-    conformance::people::{FEW, happens, known_after},
+    conformance::people::{FEW, happens, known_after, odd_cases},
     model::identity::LOG_MAX,
 };
 
@@ -374,6 +374,17 @@ proptest! {
             }
             store.close().await;
             moved.close().await;
+        });
+    }
+}
+
+#[test]
+fn who_is_erased_leaves_others_who_they_are_whatever_ids_they_have() {
+    for all in odd_cases() {
+        runtime().block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let backend = Embedded(Settings { fact_limits: FEW, ..settings(dir.path()) });
+            known_after(&backend, 1, &all).await.0.close().await;
         });
     }
 }
