@@ -520,7 +520,7 @@ impl Shared {
         let mut connection = Lent::of(handle.block_on(self.pool.get())?);
         let answer = (|| {
             patience.check()?;
-            let begun = patience.wait(handle, self.begin(&mut connection, &of.tenant));
+            let begun = patience.wait(handle, self.begin(&mut connection, &of.tenant, &patience));
             let (transaction, owners) = begun?;
             let (keys, secret) = (self.keys, self.secret);
             let handle = handle.clone();
@@ -540,12 +540,13 @@ impl Shared {
         &self,
         connection: &'c mut Object,
         tenant: &str,
+        patience: &Patience,
     ) -> Result<(Transaction<'c>, Arc<OwnerMap>), StoreError> {
         let transaction =
             connection.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
         let transaction = transaction.start().await?;
         transaction.batch_execute(&scan::bounds(self.settings.deadline)).await?;
-        let owners = self.owners.get(&transaction, tenant).await?;
+        let owners = self.owners.get(&transaction, tenant, patience).await?;
         Ok((transaction, owners))
     }
 }

@@ -10,8 +10,14 @@ use deadpool_postgres::Transaction;
 use super::rows::kept;
 use crate::{
     StoreError,
-    scan::owners::{OwnerCache, OwnerMap},
+    scan::{
+        owners::{OwnerCache, OwnerMap},
+        seam::Patience,
+    },
 };
+
+/// Owners that are read at once.
+const AT_ONCE: i32 = 10_000;
 
 /// What was read last, by numbers that tenants have in this process.
 #[derive(Debug, Default)]
@@ -27,6 +33,12 @@ impl Owners {
         *numbers.entry(tenant.to_owned()).or_insert(next)
     }
 
+    /// What was read of a tenant so far.
+    #[cfg(test)]
+    pub(super) fn last(&self, tenant: &str) -> Arc<OwnerMap> {
+        self.cache.last(self.number(tenant))
+    }
+
     /// Forgets all: who answers next may be a server that does not know what was read.
     pub(super) fn clear(&self) {
         self.cache.clear();
@@ -34,10 +46,12 @@ impl Owners {
 
     /// The owners of a tenant at the moment of a transaction: what changed since they were
     /// read, or all of them if some were deleted, or another question has read a later moment.
+    /// What was read when patience is over is kept: the next question goes on from there.
     pub(super) async fn get(
         &self,
         transaction: &Transaction<'_>,
         tenant: &str,
+        patience: &Patience,
     ) -> Result<Arc<OwnerMap>, StoreError> {
         let number = self.number(tenant);
         let tenant = kept(tenant);
@@ -48,22 +62,58 @@ impl Owners {
         };
         let (epoch, n): (i64, i64) = (row.get(0), row.get(1));
         let mut map = self.cache.last(number);
-        if map.epoch == epoch && map.n == n {
+        if (map.epoch, map.n, map.read_of) == (epoch, n, n) {
             return Ok(map);
         }
-        if map.epoch != epoch || map.n > n {
+        if map.epoch != epoch || map.read_of > n {
             map = Arc::new(OwnerMap::of_epoch(epoch));
         }
-        let sql = "SELECT who, root, until_ms FROM relay_owner WHERE tenant = $1 AND n > $2";
-        let statement = transaction.prepare_cached(sql).await?;
-        let rows = transaction.query(&statement, &[&tenant, &map.n]).await?;
         let changed = Arc::make_mut(&mut map);
-        for row in &rows {
-            let [who, root, until_ms] = [0, 1, 2].map(|at| row.get::<_, i64>(at));
-            changed.insert(who as u64, (root as u64, until_ms));
+        changed.read_of = n;
+        let read = read(transaction, &tenant, changed, patience).await;
+        if read.is_ok() {
+            changed.n = n;
         }
-        changed.n = n;
         self.cache.keep(number, map.clone());
-        Ok(map)
+        read.map(|()| map)
     }
+}
+
+/// Reads what changed behind what a map has, in the order of the changes: what one change did
+/// is taken in once all of it was read.
+async fn read(
+    transaction: &Transaction<'_>,
+    tenant: &str,
+    map: &mut OwnerMap,
+    patience: &Patience,
+) -> Result<(), StoreError> {
+    // All must not be sorted before the first is here: the index has them in order.
+    transaction.batch_execute("SET LOCAL enable_sort = off").await?;
+    let sql = "SELECT who, root, until_ms, n FROM relay_owner WHERE tenant = $1 AND n > $2 ORDER BY n";
+    let statement = transaction.prepare_cached(sql).await?;
+    let portal = transaction.bind(&statement, &[&tenant, &map.n]).await?;
+    transaction.batch_execute("SET LOCAL enable_sort TO DEFAULT").await?;
+    let (mut of_change, mut change) = (Vec::new(), map.n);
+    loop {
+        let rows = transaction.query_portal(&portal, AT_ONCE).await?;
+        for row in &rows {
+            let [who, root, until_ms, n] = [0, 1, 2, 3].map(|at| row.get::<_, i64>(at));
+            if n != change {
+                take_in(map, &mut of_change, change);
+                change = n;
+            }
+            of_change.push((who as u64, (root as u64, until_ms)));
+        }
+        if rows.len() < AT_ONCE as usize {
+            take_in(map, &mut of_change, change);
+            return Ok(());
+        }
+        let late = |_| StoreError::Unavailable("who is who is still being read: ask again".into());
+        patience.check().map_err(late)?;
+    }
+}
+
+fn take_in(map: &mut OwnerMap, owners: &mut Vec<(u64, (u64, i64))>, n: i64) {
+    owners.drain(..).for_each(|(who, owner)| map.insert(who, owner));
+    map.n = n;
 }

@@ -19,6 +19,7 @@ use crate::{
 
 mod days;
 mod failures;
+mod owners;
 mod server;
 
 use server::{SERVER, not_run};

@@ -49,6 +49,10 @@ pub(crate) struct OwnerMap {
     changed: Owned,
     /// Up to which change it goes.
     pub(crate) n: i64,
+    /// The latest moment that it was read of, by its last change: later than `n` while not all
+    /// of it was read, and then it is whole for nobody.
+    #[cfg(feature = "postgres")]
+    pub(crate) read_of: i64,
     /// How often some were deleted.
     pub(crate) epoch: i64,
 }

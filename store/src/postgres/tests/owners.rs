@@ -1,0 +1,71 @@
+//! Tenants with many devices.
+
+use super::*;
+
+const OWNERS: u64 = 200_000;
+
+/// So many owners, fifty of a change.
+async fn many_owners(served: &Served) {
+    sql(
+        served,
+        &format!(
+            "INSERT INTO relay_tenant (tenant, epoch, n) VALUES ('', 3, {OWNERS} / 50 + 1);
+            INSERT INTO relay_owner (tenant, who, root, until_ms, n)
+                SELECT '', i, 1000000 + i / 7, i, i / 50 + 1 FROM generate_series(1, {OWNERS}) AS i"
+        ),
+    )
+    .await;
+}
+
+/// Reads owners without any patience.
+async fn read_a_piece(store: &PostgresStore) -> Result<Arc<OwnerMap>, StoreError> {
+    let mut connection = store.connection().await.unwrap();
+    let (_waiting, gone) = waiting();
+    let patience = Patience::new(Instant::now(), gone);
+    let read = store.shared.begin(&mut connection, "", &patience).await.map(|(_, owners)| owners);
+    give_back(read, connection)
+}
+
+#[test]
+fn owners_that_are_too_many_for_one_question_are_read_by_several() {
+    let is_run = runtime().block_on(async {
+        let Some(served) = served().await else { return false };
+        let store = served.open().await;
+        many_owners(&served).await;
+        let (mut refused, mut far) = (0, -1);
+        let owners = loop {
+            match read_a_piece(&store).await {
+                Ok(owners) => break owners,
+                Err(StoreError::Unavailable(why)) => assert!(why.contains("ask again"), "{why}"),
+                Err(error) => panic!("{error}"),
+            }
+            let known = store.shared.owners.last("");
+            assert!(known.n > far && known.n < known.read_of, "each goes on where the last one stopped");
+            (far, refused) = (known.n, refused + 1);
+            if refused == 3 {
+                // One that was read already is another's now.
+                let change = "UPDATE relay_tenant SET n = n + 1;
+                    UPDATE relay_owner SET root = 5, n = (SELECT n FROM relay_tenant) WHERE who = 70";
+                sql(&served, change).await;
+            }
+        };
+        assert!((10..30).contains(&refused), "{refused}");
+        for who in 1..=OWNERS {
+            let root = if who == 70 { 5 } else { 1_000_000 + who / 7 };
+            assert_eq!(owners.owner(who), (root, who as i64));
+        }
+        assert_eq!(read_a_piece(&store).await.unwrap().n, owners.n, "nothing is read twice");
+
+        // Of another epoch nothing is known.
+        sql(&served, "UPDATE relay_tenant SET epoch = epoch + 1; DELETE FROM relay_owner WHERE who > 9")
+            .await;
+        let owners = read_a_piece(&store).await.unwrap();
+        assert_eq!([9, 10].map(|who| owners.owner(who).0), [1_000_001, 10]);
+        store.close().await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}
