@@ -779,45 +779,40 @@ fn entry(row: &Row) -> Result<LogEntry, StoreError> {
     Ok(LogEntry { at_ms: row.get(0), by, what, from: text_at(5), user: text_at(6), before })
 }
 
-/// Every fact of a tenant, or of all.
-pub(super) async fn all(
-    transaction: &Transaction<'_>,
-    tenant: Option<&str>,
-) -> Result<Vec<KnownFact>, StoreError> {
-    type Read = fn(&Row) -> Told;
-    let read: [(&str, Read); 5] = [
-        ("tenant, user_id, first_ms, last_ms FROM user_identities", |row| Told::User {
-            user: text(row, 1),
-            seen: seen(row, 2),
-        }),
-        ("tenant, device, user_id, first_ms, last_ms FROM relay_link", |row| Told::Link {
-            anonymous: text(row, 1),
-            user: text(row, 2),
-            seen: seen(row, 3),
-        }),
-        ("tenant, previous, user_id, first_ms FROM relay_alias", |row| Told::Alias {
-            previous: text(row, 1),
-            user: text(row, 2),
-            first_ms: row.get(3),
-        }),
-        ("tenant, device, user_id, operator, reason, at_ms FROM relay_apart", |row| Told::Apart {
-            from: text(row, 1),
-            user: text(row, 2),
-            by: Operator { name: text(row, 3), reason: text(row, 4), at_ms: row.get(5) },
-        }),
-        ("tenant, is_user, id, traits FROM relay_traits", |row| {
-            let id = text(row, 2);
-            let who = if row.get(1) { Subject::User(id) } else { Subject::Anonymous(id) };
-            Told::Traits { who, traits: Traits::from_stored(row.get(3)) }
-        }),
-    ];
-    let mut all = Vec::new();
-    for (what, known) in read {
-        let sql = format!("SELECT {what} WHERE $1::text IS NULL OR tenant = $1");
-        let rows = transaction.query(&sql, &[&tenant]).await?;
-        all.extend(rows.iter().map(|row| KnownFact { tenant: text(row, 0), what: known(row) }));
-    }
-    Ok(all)
+/// How a row tells a fact.
+pub(super) type Read = fn(&Row) -> Told;
+
+/// Where every fact stands: columns and table, and how a row tells it.
+pub(super) const EVERYWHERE: [(&str, Read); 5] = [
+    ("tenant, user_id, first_ms, last_ms FROM user_identities", |row| Told::User {
+        user: text(row, 1),
+        seen: seen(row, 2),
+    }),
+    ("tenant, device, user_id, first_ms, last_ms FROM relay_link", |row| Told::Link {
+        anonymous: text(row, 1),
+        user: text(row, 2),
+        seen: seen(row, 3),
+    }),
+    ("tenant, previous, user_id, first_ms FROM relay_alias", |row| Told::Alias {
+        previous: text(row, 1),
+        user: text(row, 2),
+        first_ms: row.get(3),
+    }),
+    ("tenant, device, user_id, operator, reason, at_ms FROM relay_apart", |row| Told::Apart {
+        from: text(row, 1),
+        user: text(row, 2),
+        by: Operator { name: text(row, 3), reason: text(row, 4), at_ms: row.get(5) },
+    }),
+    ("tenant, is_user, id, traits FROM relay_traits", |row| {
+        let id = text(row, 2);
+        let who = if row.get(1) { Subject::User(id) } else { Subject::Anonymous(id) };
+        Told::Traits { who, traits: Traits::from_stored(row.get(3)) }
+    }),
+];
+
+/// The fact that a row tells.
+pub(super) fn fact_of(row: &Row, read: Read) -> KnownFact {
+    KnownFact { tenant: text(row, 0), what: read(row) }
 }
 
 fn text(row: &Row, at: usize) -> String {

@@ -54,6 +54,7 @@ use facts::{FactTables, Known, Refused};
 use owners::Owners;
 use scan::PgScan;
 use schema::Opened;
+use upkeep::Behind;
 
 /// Questions that wait for their turn; more are refused.
 const WAITING_MAX: usize = 64;
@@ -769,9 +770,17 @@ impl Store for PostgresStore {
 
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
         let tenant = of.whole()?;
-        let _writing = self.shared.writing.lock().await;
-        let mut connection = self.connection().await?;
-        let done = upkeep::retain(&mut connection, tenant, from_ms).await;
-        give_back(done, connection)
+        let (mut deleted, mut behind) = (Deleted::default(), Behind::default());
+        loop {
+            // Others write in between.
+            let _writing = self.shared.writing.lock().await;
+            let mut connection = self.connection().await?;
+            let done = upkeep::retain(&mut connection, tenant, from_ms, &mut behind).await;
+            let (events, is_last) = give_back(done, connection)?;
+            deleted.events += events;
+            if is_last {
+                return Ok(deleted);
+            }
+        }
     }
 }

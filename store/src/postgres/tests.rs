@@ -20,6 +20,7 @@ use crate::{
 mod days;
 mod failures;
 mod owners;
+mod pieces;
 mod server;
 
 use server::{SERVER, not_run};

@@ -4,13 +4,13 @@ use std::{collections::BTreeSet, io::Write};
 
 use analytics_relay_providers::Event;
 use deadpool_postgres::{Object, Transaction};
-use tokio_postgres::{IsolationLevel, types::ToSql};
+use tokio_postgres::{IsolationLevel, Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
     CheckReport, Shared, Stats, Upkept,
-    facts::FactTables,
-    rows::{Row, kept},
+    facts::{self, FactTables},
+    rows::{self, kept},
     scan::place,
     schema,
     time::Ts,
@@ -73,7 +73,7 @@ pub(super) async fn upkeep(
             forget_hours(&transaction, from_ms).await?;
             let row = transaction.query_one(timescale::DROP_CHUNKS, &[&Ts::of(from_ms)]).await?;
             upkept.dropped = row.get::<_, i64>(0).max(0) as u64;
-            recount(&transaction, None).await?;
+            recount(&transaction, None, None).await?;
             transaction.commit().await?;
         }
         return Ok((upkept, BTreeSet::new()));
@@ -115,7 +115,7 @@ async fn drop_day(connection: &mut Object, day: i64) -> Result<(), StoreError> {
         transaction.execute(sql, &[&from, &to]).await?;
         // One that reached over midnight is of the day before, which goes first.
         transaction.execute("DELETE FROM session WHERE last < $1", &[&to]).await?;
-        recount(&transaction, None).await?;
+        recount(&transaction, None, None).await?;
     }
     Ok(transaction.commit().await?)
 }
@@ -136,33 +136,71 @@ async fn begin(connection: &mut Object) -> Result<Transaction<'_>, StoreError> {
 }
 
 /// Brings up how many events websites have, and of when, after some are gone.
-async fn recount(transaction: &Transaction<'_>, tenant: Option<&str>) -> Result<(), StoreError> {
+async fn recount(
+    transaction: &Transaction<'_>,
+    tenant: Option<&str>,
+    websites: Option<&[String]>,
+) -> Result<(), StoreError> {
     let sql = "UPDATE relay_site AS site SET
             events = (SELECT coalesce(sum(n), 0) FROM hourly WHERE (tenant, website_id) = (site.tenant, site.website_id)),
             first_ms = (SELECT min(time_ms) FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)
                 AND \"timestamp\" = (SELECT min(\"timestamp\") FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id))),
             last_ms = (SELECT max(time_ms) FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)
                 AND \"timestamp\" = (SELECT max(\"timestamp\") FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)))
-        WHERE $1::text IS NULL OR tenant = $1";
-    transaction.execute(sql, &[&tenant]).await?;
+        WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text[] IS NULL OR website_id = ANY($2))";
+    transaction.execute(sql, &[&tenant, &websites]).await?;
     Ok(())
 }
 
-/// Deletes events, with all that is summed up of them; the last part of a statement that says
-/// which in `gone`.
-const GONE: &str = ", fewer AS (
+/// Keys of events of a tenant that are to be deleted: at most [`AT_ONCE`].
+#[derive(Debug, Default)]
+struct Piece {
+    websites: Vec<String>,
+    times: Vec<Ts>,
+    ids: Vec<Uuid>,
+}
+
+impl Piece {
+    /// Adds the event of a row that has its key from a column on.
+    fn add(&mut self, row: &Row, at: usize) {
+        self.websites.push(row.get(at));
+        self.times.push(row.get(at + 1));
+        self.ids.push(row.get(at + 2));
+    }
+}
+
+/// Deletes events, with all that is summed up of them by hours. The times of all of them
+/// together spare a look at the other days.
+const DELETE: &str = "WITH gone AS (
+        DELETE FROM events AS e USING unnest($2::text[], $3::timestamptz[], $4::uuid[]) AS g(website_id, ts, id)
+        WHERE e.tenant = $1 AND e.\"timestamp\" BETWEEN $5 AND $6
+            AND (e.website_id, e.\"timestamp\", e.id) = (g.website_id, g.ts, g.id)
+        RETURNING e.tenant, e.website_id, e.\"timestamp\", e.event_type, e.session_key, e.session_id
+    ), fewer AS (
         UPDATE hourly SET n = hourly.n - g.n FROM (
             SELECT tenant, website_id, date_trunc('hour', \"timestamp\") AS hour, event_type, count(*) AS n FROM gone GROUP BY 1, 2, 3, 4
         ) AS g WHERE (hourly.tenant, hourly.website_id, hourly.hour, hourly.event_type) = (g.tenant, g.website_id, g.hour, g.event_type)
     ) SELECT count(*), coalesce(array_agg(DISTINCT session_key) FILTER (WHERE session_id IS NOT NULL), '{}') FROM gone";
 
-/// What a deletion leaves to be done: sessions are put together anew of what is left of them.
-async fn after_deletion(
+/// Deletes some events. How many websites have is for [`recount`].
+async fn delete(transaction: &Transaction<'_>, tenant: &str, piece: &Piece) -> Result<u64, StoreError> {
+    let Piece { websites, times, ids } = piece;
+    let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) else { return Ok(0) };
+    let row = transaction.query_one(DELETE, &[&tenant, websites, times, ids, first, last]).await?;
+    let (events, sessions): (i64, Vec<i64>) = (row.get(0), row.get(1));
+    let sql = "DELETE FROM hourly WHERE tenant = $1 AND website_id = ANY($2)
+        AND hour BETWEEN date_trunc('hour', $3::timestamptz) AND $4 AND n = 0";
+    transaction.execute(sql, &[&tenant, websites, first, last]).await?;
+    renew_sessions(transaction, tenant, &sessions).await?;
+    Ok(events.max(0) as u64)
+}
+
+/// Sessions are put together anew of what is left of them.
+async fn renew_sessions(
     transaction: &Transaction<'_>,
     tenant: &str,
     sessions: &[i64],
 ) -> Result<(), StoreError> {
-    transaction.execute("DELETE FROM hourly WHERE tenant = $1 AND n = 0", &[&tenant]).await?;
     let sql = "DELETE FROM session WHERE tenant = $1 AND session_key = ANY($2)
         RETURNING website_id, session_key, start, last";
     let gone = transaction.query(sql, &[&tenant, &sessions]).await?;
@@ -170,39 +208,71 @@ async fn after_deletion(
     let keys: Vec<i64> = gone.iter().map(|row| row.get(1)).collect();
     let starts: Vec<Ts> = gone.iter().map(|row| row.get(2)).collect();
     let lasts: Vec<Ts> = gone.iter().map(|row| row.get(3)).collect();
+    let (Some(first), Some(last)) = (starts.iter().min(), lasts.iter().max()) else { return Ok(()) };
     let sql = format!(
         "INSERT INTO session AS s {SESSION} FROM (
             SELECT e.* FROM unnest($2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[]) AS g(website_id, session_key, start, last)
             JOIN events AS e ON e.tenant = $1 AND e.website_id = g.website_id AND e.\"timestamp\" BETWEEN g.start AND g.last
-                AND e.session_key = g.session_key
+                AND e.session_key = g.session_key AND e.\"timestamp\" BETWEEN $6 AND $7
         ) AS left_over WHERE session_id IS NOT NULL AND NOT is_bot GROUP BY 1, 2, 3"
     );
-    transaction.execute(&sql, &[&tenant, &websites, &keys, &starts, &lasts]).await?;
-    recount(transaction, Some(tenant)).await
+    transaction.execute(&sql, &[&tenant, &websites, &keys, &starts, &lasts, first, last]).await?;
+    Ok(())
 }
 
-/// Deletes what is older than a time.
+/// How far a deletion of what is too old has come in a tenant.
+#[derive(Debug)]
+pub(super) struct Behind {
+    website: String,
+    time: Ts,
+    id: Uuid,
+}
+
+impl Default for Behind {
+    /// Nowhere.
+    fn default() -> Self {
+        Self { website: String::new(), time: Ts::of(i64::MIN), id: Uuid::nil() }
+    }
+}
+
+/// Deletes some of what is older than a time. Returns how many events, and whether it came to
+/// the end.
 pub(super) async fn retain(
     connection: &mut Object,
     tenant: &str,
     from_ms: i64,
-) -> Result<Deleted, StoreError> {
+    behind: &mut Behind,
+) -> Result<(u64, bool), StoreError> {
     let tenant = kept(tenant);
     let transaction = begin(connection).await?;
+    // What was deleted is not looked through again.
     let sql = format!(
-        "WITH gone AS (DELETE FROM events WHERE tenant = $1 AND \"timestamp\" <= $2 AND time_ms < $3
-            RETURNING tenant, website_id, \"timestamp\", event_type, session_key, session_id){GONE}"
+        "SELECT website_id, \"timestamp\", id FROM events WHERE tenant = $1 AND \"timestamp\" <= $2 AND time_ms < $3
+            AND (website_id, \"timestamp\", id) >= ($4, $5, $6)
+        ORDER BY website_id, \"timestamp\", id LIMIT {AT_ONCE}"
     );
-    let row = transaction.query_one(&sql, &[&tenant, &Ts::of(from_ms), &from_ms]).await?;
-    let (events, sessions): (i64, Vec<i64>) = (row.get(0), row.get(1));
+    let parameters: [&(dyn ToSql + Sync); 6] =
+        [&tenant, &Ts::of(from_ms), &from_ms, &behind.website, &behind.time, &behind.id];
+    let mut piece = Piece::default();
+    for row in transaction.query(&sql, &parameters).await? {
+        piece.add(&row, 0);
+    }
+    let events = delete(&transaction, &tenant, &piece).await?;
     if events > 0 {
-        after_deletion(&transaction, &tenant, &sessions).await?;
+        piece.websites.dedup();
+        recount(&transaction, Some(&tenant), Some(&piece.websites)).await?;
     }
     transaction.commit().await?;
-    Ok(Deleted { events: events.max(0) as u64, ..Deleted::default() })
+    let is_last = piece.ids.len() < AT_ONCE as usize || events == 0;
+    if let (Some(website), Some(time), Some(id)) = (piece.websites.pop(), piece.times.pop(), piece.ids.pop())
+    {
+        *behind = Behind { website, time, id };
+    }
+    Ok((events, is_last))
 }
 
-/// Deletes somebody, with what is known about them, in one transaction.
+/// Deletes somebody, with what is known about them, in one transaction: by pieces, that nobody
+/// else sees before all are done.
 pub(super) async fn erase(
     connection: &mut Object,
     tenant: &str,
@@ -220,33 +290,27 @@ pub(super) async fn erase(
     let device = names_device.map(|device| device.replace('\0', "\u{fffd}"));
     let statement = transaction.prepare(sql).await?;
     let parameters: [&(dyn ToSql + Sync); 4] = [&tenant, &keys, &device.is_some(), &device];
+    // It shows what was there when it was made, whatever is deleted meanwhile.
     let portal = transaction.bind(&statement, &parameters).await?;
-    let (mut websites, mut times, mut ids) = (Vec::<String>::new(), Vec::<Ts>::new(), Vec::<Uuid>::new());
+    let mut events = 0;
     loop {
         let rows = transaction.query_portal(&portal, AT_ONCE).await?;
+        let mut piece = Piece::default();
         for row in &rows {
             if doomed.includes(&event_of(row.get(0))?) {
-                websites.push(row.get(1));
-                times.push(row.get(2));
-                ids.push(row.get(3));
+                piece.add(row, 1);
             }
         }
+        events += delete(&transaction, &tenant, &piece).await?;
         if rows.len() < AT_ONCE as usize {
             break;
         }
     }
-    let sql = format!(
-        "WITH gone AS (DELETE FROM events AS e USING unnest($2::text[], $3::timestamptz[], $4::uuid[]) AS g(website_id, ts, id)
-            WHERE e.tenant = $1 AND (e.website_id, e.\"timestamp\", e.id) = (g.website_id, g.ts, g.id)
-            RETURNING e.tenant, e.website_id, e.\"timestamp\", e.event_type, e.session_key, e.session_id){GONE}"
-    );
-    let row = transaction.query_one(&sql, &[&tenant, &websites, &times, &ids]).await?;
-    let (events, sessions): (i64, Vec<i64>) = (row.get(0), row.get(1));
     if events > 0 {
-        after_deletion(&transaction, &tenant, &sessions).await?;
+        recount(&transaction, Some(&tenant), None).await?;
     }
     transaction.commit().await?;
-    Ok(Deleted { events: events.max(0) as u64, facts: forgotten, ..Deleted::default() })
+    Ok(Deleted { events, facts: forgotten, ..Deleted::default() })
 }
 
 fn event_of(json: &str) -> Result<Event, StoreError> {
@@ -276,7 +340,7 @@ pub(super) async fn check(connection: &mut Object, keys: Keys) -> Result<CheckRe
         for row in &rows {
             report.events += 1;
             let id: Uuid = row.get(5);
-            let wrong = match event_of(row.get(0)).map(|event| Row::of(&event, keys)) {
+            let wrong = match event_of(row.get(0)).map(|event| rows::Row::of(&event, keys)) {
                 Ok(Ok(want)) => {
                     let found: (i64, i64, i64, &str, Uuid) =
                         (row.get(1), row.get(2), row.get(3), row.get(4), id);
@@ -311,7 +375,7 @@ pub(super) async fn check(connection: &mut Object, keys: Keys) -> Result<CheckRe
 pub(super) async fn export(
     connection: &mut Object,
     wanted: &Wanted,
-    mut out: impl Write + Send + 'static,
+    out: impl Write + Send + 'static,
 ) -> Result<ExportReport, StoreError> {
     let transaction = begin_to_read(connection).await?;
     let mut report = ExportReport::default();
@@ -319,42 +383,66 @@ pub(super) async fn export(
     let (from_ms, to_ms) = (*wanted.range_ms.start(), *wanted.range_ms.end());
     let sql = "SELECT event FROM events WHERE ($1::text IS NULL OR tenant = $1)
         AND \"timestamp\" BETWEEN $2 AND $3 AND time_ms BETWEEN $4 AND $5";
-    let statement = transaction.prepare(sql).await?;
     let (first, last) = (Ts::of(from_ms), Ts::of(to_ms));
     let parameters: [&(dyn ToSql + Sync); 5] = [&tenant, &first, &last, &from_ms, &to_ms];
-    let portal = transaction.bind(&statement, &parameters).await?;
-    loop {
-        let rows = transaction.query_portal(&portal, AT_ONCE).await?;
-        let is_last = rows.len() < AT_ONCE as usize;
-        // Whoever reads what is written may be slow.
-        let write = tokio::task::spawn_blocking(move || {
-            let (mut events, mut damaged) = (0, 0);
-            for row in &rows {
-                match event_of(row.get(0)) {
-                    Ok(event) => {
-                        lines::write_event(&mut out, &event)?;
-                        events += 1;
-                    }
-                    Err(_) => damaged += 1,
-                }
-            }
-            Ok::<_, StoreError>((out, events, damaged))
-        });
-        let written = write.await.map_err(|_| StoreError::Unavailable("writing panicked".into()))?;
-        let (back, events, damaged) = written?;
-        out = back;
-        report.events += events;
-        report.damaged += damaged;
-        if is_last {
-            break;
-        }
-    }
+    let (written, rows) = write_rows(&transaction, sql, &parameters, out, |row, out| {
+        let Ok(event) = event_of(row.get(0)) else { return Ok(false) };
+        lines::write_event(out, &event).map(|()| true)
+    })
+    .await?;
+    let mut out = written;
+    (report.events, report.damaged) = (rows.written, rows.damaged);
     if wanted.has_facts() {
-        for fact in super::facts::all(&transaction, tenant.as_deref()).await? {
-            lines::write_fact(&mut out, &fact)?;
-            report.facts += 1;
+        for (what, read) in facts::EVERYWHERE {
+            let sql = format!("SELECT {what} WHERE $1::text IS NULL OR tenant = $1");
+            let write = move |row: &Row, out: &mut _| {
+                lines::write_fact(out, &facts::fact_of(row, read)).map(|()| true)
+            };
+            let (written, rows) = write_rows(&transaction, &sql, &[&tenant], out, write).await?;
+            out = written;
+            report.facts += rows.written;
         }
     }
     lines::finish(&mut out)?;
     Ok(report)
+}
+
+/// What became of rows that were to be written.
+#[derive(Debug, Clone, Copy, Default)]
+struct Written {
+    written: u64,
+    damaged: u64,
+}
+
+/// Writes the rows of a statement, few of which are in memory at once. `write` says whether it
+/// could write one.
+async fn write_rows<W: Write + Send + 'static>(
+    transaction: &Transaction<'_>,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+    mut out: W,
+    write: impl Fn(&Row, &mut W) -> Result<bool, StoreError> + Copy + Send + 'static,
+) -> Result<(W, Written), StoreError> {
+    let statement = transaction.prepare(sql).await?;
+    let portal = transaction.bind(&statement, parameters).await?;
+    let mut sum = Written::default();
+    loop {
+        let rows = transaction.query_portal(&portal, AT_ONCE).await?;
+        let is_last = rows.len() < AT_ONCE as usize;
+        // Whoever reads what is written may be slow.
+        let written = tokio::task::spawn_blocking(move || {
+            for row in &rows {
+                match write(row, &mut out)? {
+                    true => sum.written += 1,
+                    false => sum.damaged += 1,
+                }
+            }
+            Ok::<_, StoreError>((out, sum))
+        });
+        let written = written.await.map_err(|_| StoreError::Unavailable("writing panicked".into()))?;
+        (out, sum) = written?;
+        if is_last {
+            return Ok((out, sum));
+        }
+    }
 }
