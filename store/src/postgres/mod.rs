@@ -65,8 +65,7 @@ const CONFLICTS_MAX: usize = 5;
 /// So many events of a day in one batch are worth a partition, of so many days back.
 const ROWS_OF_A_DAY: usize = 100;
 const DAYS_BACK: i64 = 800;
-/// A batch waits no longer for its partitions, and after that it is not tried again so long.
-const DAYS_PATIENCE: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
+/// After partitions could not be made soon, it is not tried again for a batch so long.
 const DAYS_REST: Duration = Duration::from_secs(300);
 /// How the text of an error ends that says that a statement took too long.
 const CANCELLED: &str = "(SQLSTATE 57014)";
@@ -238,7 +237,7 @@ impl PostgresStore {
         let mut connection = Lent::of(pool.get().await?);
         let opened = async {
             let transaction = connection.transaction().await?;
-            let opened = schema::open(&transaction, now_ms()).await?;
+            let opened = schema::open(&transaction).await?;
             transaction.commit().await?;
             Ok(opened)
         };
@@ -249,7 +248,7 @@ impl PostgresStore {
             return Err(StoreError::Damaged("its secret is too short".into()));
         };
         let readers = settings.readers.max(1);
-        Ok(Self {
+        let store = Self {
             shared: Arc::new(Shared {
                 pool,
                 keys: Keys::new(key),
@@ -264,7 +263,36 @@ impl PostgresStore {
                 opened,
                 settings,
             }),
-        })
+        };
+        store.make_days_ahead().await;
+        Ok(store)
+    }
+
+    /// Makes the partitions of the days to come. A start does not wait for whoever reads all
+    /// there is, as a dump does: events have their place without.
+    async fn make_days_ahead(&self) {
+        let known = lock(&self.shared.days).clone();
+        let due: Vec<i64> = schema::days_ahead(now_ms()).filter(|day| !known.contains(day)).collect();
+        if due.is_empty() || self.shared.opened.timescaledb.is_some() {
+            return;
+        }
+        let made = async {
+            let mut connection = self.connection().await?;
+            let made = schema::make_soon(&mut connection, &due).await;
+            give_back(made, connection)
+        };
+        self.made_days(made.await);
+    }
+
+    /// Notes which days have a partition; or that none is made for a batch for a while.
+    fn made_days(&self, made: Result<BTreeSet<i64>, StoreError>) {
+        match made {
+            Ok(days) => *lock(&self.shared.days) = days,
+            Err(error) => {
+                tracing::warn!(%error, "partitions cannot be made now: events of their days go to events_default");
+                *lock(&self.shared.days_rest_until) = Some(Instant::now() + DAYS_REST);
+            }
+        }
     }
 
     /// Ends what runs. Calls that come later fail.
@@ -369,13 +397,6 @@ impl PostgresStore {
         if lock(&self.shared.days_rest_until).is_some_and(|until| Instant::now() < until) {
             return;
         }
-        if let Err(error) = self.try_days(connection, days).await {
-            tracing::warn!(%error, "partitions cannot be made now: events of their days go to events_default");
-            *lock(&self.shared.days_rest_until) = Some(Instant::now() + DAYS_REST);
-        }
-    }
-
-    async fn try_days(&self, connection: &mut Object, days: &HashMap<i64, usize>) -> Result<(), StoreError> {
         let today = now_ms().div_euclid(DAY_MS);
         let is_due = |(day, count): &(&i64, &usize)| {
             **count >= ROWS_OF_A_DAY && (today - DAYS_BACK..=today).contains(*day)
@@ -384,18 +405,9 @@ impl PostgresStore {
         let due: Vec<i64> =
             days.iter().filter(is_due).map(|(day, _)| *day).filter(|day| !known.contains(day)).collect();
         if due.is_empty() || self.shared.opened.timescaledb.is_some() {
-            return Ok(());
+            return;
         }
-        let transaction = connection.transaction().await?;
-        schema::lock(&transaction).await?;
-        transaction.batch_execute(DAYS_PATIENCE).await?;
-        let mut days = schema::days(&transaction).await?;
-        for day in due {
-            schema::make_partition(&transaction, day, &mut days).await?;
-        }
-        transaction.commit().await?;
-        *lock(&self.shared.days) = days;
-        Ok(())
+        self.made_days(schema::make_soon(connection, &due).await);
     }
 
     /// What is in the store, and what happened since it was opened.

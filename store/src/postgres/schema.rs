@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use deadpool_postgres::Transaction;
+use deadpool_postgres::{Object, Transaction};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{time::Ts, timescale};
@@ -17,6 +17,8 @@ const SERVER_MIN: i32 = 130_000;
 const LOCK: i64 = 0x616e_616c_7974_6963;
 /// Days from today on that have a partition before anything comes for them.
 const DAYS_AHEAD: i64 = 7;
+/// So long is waited for partitions by whoever has other things to do.
+const DAYS_PATIENCE: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
 
 /// What each event has in columns, for people's own SQL and for questions. `event` is the
 /// event itself, from which all else follows.
@@ -91,7 +93,7 @@ pub(super) async fn lock(transaction: &Transaction<'_>) -> Result<(), StoreError
 }
 
 /// Makes the tables, or brings them up.
-pub(super) async fn open(transaction: &Transaction<'_>, now_ms: i64) -> Result<Opened, StoreError> {
+pub(super) async fn open(transaction: &Transaction<'_>) -> Result<Opened, StoreError> {
     let row = transaction
         .query_one(
             "SELECT current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
@@ -123,13 +125,7 @@ pub(super) async fn open(transaction: &Transaction<'_>, now_ms: i64) -> Result<O
     let secrets = meta(transaction, "secret").await?.and_then(|secret| secret.try_into().ok());
     let secrets = secrets.ok_or_else(|| StoreError::Damaged("it has no secret".into()))?;
     let timescaledb = timescale::version_in_use(transaction).await?;
-    let mut days = days(transaction).await?;
-    if timescaledb.is_none() {
-        let today = now_ms.div_euclid(DAY_MS);
-        for day in today - 1..=today + DAYS_AHEAD {
-            make_partition(transaction, day, &mut days).await?;
-        }
-    }
+    let days = days(transaction).await?;
     Ok(Opened { secrets, server_version, timescaledb, days })
 }
 
@@ -206,6 +202,19 @@ pub(super) async fn make_partition(
     transaction.batch_execute(&sql).await?;
     days.insert(day);
     Ok(Some(moved.max(0) as u64))
+}
+
+/// Makes the partitions of days, unless that takes long. Returns all days that have one.
+pub(super) async fn make_soon(connection: &mut Object, due: &[i64]) -> Result<BTreeSet<i64>, StoreError> {
+    let transaction = connection.transaction().await?;
+    lock(&transaction).await?;
+    transaction.batch_execute(DAYS_PATIENCE).await?;
+    let mut days = days(&transaction).await?;
+    for day in due {
+        make_partition(&transaction, *day, &mut days).await?;
+    }
+    transaction.commit().await?;
+    Ok(days)
 }
 
 /// The days that are to have a partition at a time.

@@ -69,3 +69,37 @@ fn a_batch_does_not_wait_for_the_partition_of_its_day_while_somebody_reads_all_t
         not_run("PostgreSQL");
     }
 }
+
+#[test]
+fn a_start_does_not_wait_for_partitions_while_somebody_reads_all_there_is() {
+    let is_run = runtime().block_on(async {
+        let Some(served) = served().await else { return false };
+        let store = served.open().await;
+        let today = now_ms().div_euclid(DAY_MS);
+        let name = schema::partition(today);
+        sql(&served, &format!("ALTER TABLE events DETACH PARTITION {name}; DROP TABLE {name}")).await;
+        // As pg_dump does.
+        let mut reader = store.connection().await.unwrap();
+        let reading = reader.transaction().await.unwrap();
+        reading.batch_execute("SELECT count(*) FROM events").await.unwrap();
+        let opened = tokio::time::timeout(Duration::from_secs(15), served.open()).await;
+        let opened = opened.expect("it does not wait for the reader");
+        let batch: Vec<Event> = (0..ROWS_OF_A_DAY).map(|n| view_at(&n.to_string(), "s", n as i64)).collect();
+        let appended = tokio::time::timeout(Duration::from_secs(15), opened.append(&batch)).await;
+        appended.expect("neither does a batch").unwrap();
+        drop(reading);
+        give_back(Ok(()), reader).unwrap();
+        let default_events = async || opened.stats().await.unwrap().default_events;
+        assert_eq!(default_events().await, ROWS_OF_A_DAY as u64);
+        let upkept = opened.upkeep(now_ms(), None).await.unwrap();
+        assert_eq!((upkept.made, upkept.moved, default_events().await), (1, ROWS_OF_A_DAY as u64, 0));
+        whole(&opened).await;
+        opened.close().await;
+        store.close().await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}
