@@ -227,11 +227,15 @@ impl Importing {
             facts.retain(|fact| !is_of_suppressed(fact, suppressed));
         }
         let (store, mut patience) = (&self.control.open.store, Patience::new());
-        while let Err(error) = store.know(&facts).await {
-            patience.wait(error).await?;
-        }
+        let unstorable = loop {
+            match store.know(&facts).await {
+                Ok(unstorable) => break unstorable,
+                Err(error) => patience.wait(error).await?,
+            }
+        };
         let mut told = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        told.facts += facts.len() as u64;
+        told.facts += facts.len() as u64 - unstorable;
+        told.unstorable += unstorable;
         told.suppressed += (all - facts.len()) as u64;
         Ok(())
     }

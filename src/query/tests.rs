@@ -132,7 +132,7 @@ impl Store for Moody {
     ) -> Result<Vec<LogEntry>, StoreError> {
         unimplemented!()
     }
-    async fn know(&self, _: &[KnownFact]) -> Result<(), StoreError> {
+    async fn know(&self, _: &[KnownFact]) -> Result<u64, StoreError> {
         unimplemented!()
     }
     async fn link(&self, _: &TenantScope, _: &str, _: &str, _: bool, _: &Operator) -> Result<(), StoreError> {

@@ -411,7 +411,7 @@ impl Store for Front {
         self.changing(of, async move { store.link(&tenant, &from, &user, joined, &by).await }).await
     }
 
-    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
+    async fn know(&self, facts: &[KnownFact]) -> Result<u64, StoreError> {
         self.store()?.know(facts).await
     }
 

@@ -87,7 +87,7 @@ pub struct ImportReport {
     pub duplicates: u64,
     /// Facts about who is who, whether they were there or not.
     pub facts: u64,
-    /// Lines that are neither, or of a newer relay.
+    /// Lines that are neither, or of a newer relay, and what the store cannot keep.
     pub damaged: u64,
 }
 
@@ -113,9 +113,10 @@ pub async fn import(
             }
         }
         if !part.facts.is_empty() {
-            store.know(&part.facts).await?;
+            let unstorable = store.know(&part.facts).await?;
+            report.facts += part.facts.len() as u64 - unstorable;
+            report.damaged += unstorable;
         }
-        report.facts += part.facts.len() as u64;
         report.damaged += part.damaged;
         if part.is_last {
             return Ok(report);

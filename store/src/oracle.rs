@@ -552,12 +552,12 @@ impl Store for Oracle {
         Ok(())
     }
 
-    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
+    async fn know(&self, facts: &[KnownFact]) -> Result<u64, StoreError> {
         let mut kept = self.kept();
         for KnownFact { tenant, what } in facts {
             kept.tenants.entry(tenant.clone()).or_default().know(what, &self.limits);
         }
-        Ok(())
+        Ok(0)
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {

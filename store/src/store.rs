@@ -112,8 +112,9 @@ pub trait Store: Send + Sync {
     ) -> Result<(), StoreError>;
 
     /// Takes in what another store knows about who is who: what the events that are kept
-    /// do not tell, or not any more. In any order, and any number of times.
-    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError>;
+    /// do not tell, or not any more. In any order, and any number of times. Returns how many
+    /// it can never keep, as it cannot keep events with such ids: [`Appended::Unstorable`].
+    async fn know(&self, facts: &[KnownFact]) -> Result<u64, StoreError>;
 
     /// Deletes somebody: of a user all events under any of their ids and what is known
     /// about them; of a device all events that name it. The answer says what could not be

@@ -10,7 +10,7 @@ use tokio_postgres::{Row, types::ToSql};
 
 use super::{
     Shared,
-    rows::{kept, properties, told},
+    rows::{fits_key, kept, properties, told},
     time::Ts,
 };
 use crate::{
@@ -777,6 +777,18 @@ fn entry(row: &Row) -> Result<LogEntry, StoreError> {
     let what = *what.ok_or_else(|| StoreError::Damaged("a decision is none".into()))?;
     let before = row.get::<_, Option<&str>>(7).map(told);
     Ok(LogEntry { at_ms: row.get(0), by, what, from: text_at(5), user: text_at(6), before })
+}
+
+/// False if an id of a fact is one with which no event is kept either.
+pub(super) fn is_keepable(fact: &KnownFact) -> bool {
+    let ids = match &fact.what {
+        Told::User { user, .. } => [user, user],
+        Told::Link { anonymous: from, user, .. }
+        | Told::Alias { previous: from, user, .. }
+        | Told::Apart { from, user, .. } => [from, user],
+        Told::Traits { who: Subject::User(id) | Subject::Anonymous(id), .. } => [id, id],
+    };
+    ids.into_iter().chain([&fact.tenant]).all(|text| fits_key(text))
 }
 
 /// How a row tells a fact.

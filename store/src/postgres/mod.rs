@@ -749,10 +749,12 @@ impl Store for PostgresStore {
         give_back(done.await, connection)
     }
 
-    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
+    async fn know(&self, facts: &[KnownFact]) -> Result<u64, StoreError> {
         let mut known = self.shared.writing.lock().await;
         let mut by_tenant: BTreeMap<&str, Vec<&KnownFact>> = BTreeMap::new();
-        facts.iter().for_each(|fact| by_tenant.entry(&fact.tenant).or_default().push(fact));
+        let (keepable, unstorable): (Vec<_>, Vec<_>) =
+            facts.iter().partition(|fact| facts::is_keepable(fact));
+        keepable.into_iter().for_each(|fact| by_tenant.entry(&fact.tenant).or_default().push(fact));
         let mut connection = self.connection().await?;
         let done = async {
             let transaction = connection.transaction().await?;
@@ -768,7 +770,11 @@ impl Store for PostgresStore {
         self.shared.counters.refused(refused);
         // What gave way is not known any more.
         known.clear();
-        Ok(())
+        if !unstorable.is_empty() {
+            let facts = unstorable.len();
+            tracing::warn!(facts, "facts about who is who are not kept: an id in them is too long for a key");
+        }
+        Ok(unstorable.len() as u64)
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {

@@ -171,6 +171,11 @@ pub(super) fn class_number(class: Class) -> i16 {
 /// Longest text that is part of a key.
 const KEY_BYTES_MAX: usize = 600;
 
+/// False if a text is too long for a part of a key.
+pub(super) fn fits_key(text: &str) -> bool {
+    kept(text).len() <= KEY_BYTES_MAX
+}
+
 /// An event as a row.
 #[derive(Debug)]
 pub(super) struct Row {
@@ -228,7 +233,7 @@ impl Row {
             ("session id", event.session_id()),
             ("previous id", previous_id_of(event)),
         ] {
-            if text.is_some_and(|text| text.len() > KEY_BYTES_MAX) {
+            if text.is_some_and(|text| !fits_key(text)) {
                 return Err(format!("its {what} is longer than {KEY_BYTES_MAX} bytes"));
             }
         }

@@ -615,9 +615,9 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn know(&self, facts: &[KnownFact]) -> Result<(), StoreError> {
+    async fn know(&self, facts: &[KnownFact]) -> Result<u64, StoreError> {
         let facts = facts.to_vec();
-        self.write(move |writer| upkeep::know(writer, &facts)).await
+        self.write(move |writer| upkeep::know(writer, &facts)).await.map(|()| 0)
     }
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {

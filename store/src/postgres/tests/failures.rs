@@ -180,6 +180,54 @@ fn what_a_batch_cannot_keep_is_one_events_fault() {
     }
 }
 
+/// What can be kept, and what has an id that fits no key, of each sort.
+fn long_lines() -> Vec<u8> {
+    let (long, odd) = ("u".repeat(3_000), "\\\\".repeat(400));
+    let event = |id: &str, user: &str| {
+        format!(r#"{{"id":"{id}","kind":"page","user_id":"{user}","time_ms":1,"accepted_ms":1}}"#)
+    };
+    let seen = crate::model::Seen::at(1);
+    let fact = |tenant: &str, what| KnownFact { tenant: tenant.to_owned(), what }.to_line();
+    let user = |user: &str| crate::model::Known::User { user: user.to_owned(), seen };
+    let link = |anonymous: &str, user: &str| crate::model::Known::Link {
+        anonymous: anonymous.to_owned(),
+        user: user.to_owned(),
+        seen,
+    };
+    let lines = [
+        event("a", &long),
+        event("b", &odd),
+        event("c", "u"),
+        fact("", user(&long)),
+        fact("", user(&"\\".repeat(400))),
+        fact("", link("d", "u")),
+        fact("", link(&long, "u")),
+        fact(&long, link("d", "u")),
+        fact("", user("v")),
+    ];
+    (lines.join("\n") + "\n").into_bytes()
+}
+
+#[test]
+fn an_import_goes_on_behind_ids_that_fit_no_key() {
+    let is_run = runtime().block_on(async {
+        let Some(served) = served().await else { return false };
+        let store = served.open().await;
+        let report = store.import(std::io::Cursor::new(long_lines())).await.unwrap();
+        assert_eq!(report, ImportReport { new: 1, duplicates: 0, facts: 2, damaged: 6 });
+        let of = TenantScope::tenant("");
+        let identity = store.identity(&of, &Subject::Anonymous("d".into())).await.unwrap().unwrap();
+        assert!(identity.users == ["u"], "{identity:?}");
+        assert!(store.identity(&of, &Subject::User("v".into())).await.unwrap().is_some());
+        store.close().await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}
+
 #[test]
 fn a_connection_that_somebody_was_dropped_with_goes_to_nobody_else() {
     let is_run = runtime().block_on(async {
