@@ -12,7 +12,7 @@ impl From<Error> for StoreError {
         match error.code() {
             Some(code) => of_server(code, &error),
             None if is_refused_by_tls(&error) => Self::Unauthorized(of_chain(&error)),
-            None => Self::Unavailable(of_chain(&error)),
+            None => of_client(of_chain(&error)),
         }
     }
 }
@@ -45,8 +45,12 @@ fn of_server(code: &SqlState, error: &Error) -> StoreError {
         }
         // The server's own words for these name the user, who is nobody's business.
         "28P01" => StoreError::Unauthorized("the user or the password is wrong (SQLSTATE 28P01)".into()),
+        "3D000" => StoreError::Unauthorized(format!("want a database that exists: {}", said())),
         code if code.starts_with("28") => {
-            StoreError::Unauthorized(format!("the user may not connect: see pg_hba.conf (SQLSTATE {code})"))
+            let want = "want a role that exists, may log in and is let in by pg_hba.conf";
+            StoreError::Unauthorized(format!(
+                "the server does not let in the user of the URL, {want} (SQLSTATE {code})"
+            ))
         }
         "53300" => StoreError::Unavailable("too many connections (SQLSTATE 53300)".into()),
         code if matches!(code.get(..2), Some("42" | "3D" | "3F")) => StoreError::Unauthorized(said()),
@@ -70,6 +74,30 @@ fn is_refused_by_tls(error: &Error) -> bool {
         source = one.source();
     }
     false
+}
+
+/// Of what went wrong on this side, by its text, as nothing else tells it: what the settings
+/// are the reason of stays so, the rest passes.
+fn of_client(text: String) -> StoreError {
+    let said = |got: &str, want: &str| StoreError::Unauthorized(format!("{got}, {want}"));
+    match &*text {
+        "invalid configuration: password missing" => {
+            said("got no password", "want one in the URL: the server asks for it")
+        }
+        "error performing TLS handshake: server does not support TLS" => said(
+            "got a server without TLS",
+            "want one with it, as sslmode says, or sslmode=prefer or disable in the URL",
+        ),
+        "error performing TLS handshake: no hostname provided for TLS handshake" => {
+            said("got a server without a name", "want the name of its host in the URL, as TLS needs it")
+        }
+        "authentication error: unsupported authentication method" => said(
+            "got a way to log in that is not known",
+            "want password, md5 or scram-sha-256 in pg_hba.conf",
+        ),
+        text if text.starts_with("invalid configuration: ") => StoreError::Unauthorized(text.to_owned()),
+        _ => StoreError::Unavailable(text),
+    }
 }
 
 fn of_chain(error: &Error) -> String {

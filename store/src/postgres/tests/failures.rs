@@ -122,8 +122,12 @@ fn what_is_wrong_is_told_so_that_the_next_move_is_clear() {
         let open = async |url: String| PostgresStore::open(Settings::new(url)).await.unwrap_err();
         let nobody = open(url.replace("postgres@", "nobody_here@")).await;
         assert!(matches!(nobody, StoreError::Unauthorized(_)), "{nobody}");
+        assert!(nobody.to_string().contains("want a role that exists"), "{nobody}");
         let nowhere = open(url.replace("/postgres?", "/not_there?")).await;
         assert!(matches!(nowhere, StoreError::Unauthorized(_)), "{nowhere}");
+        assert!(nowhere.to_string().contains("want a database that exists"), "{nowhere}");
+        let plain = open(format!("{url}&sslmode=require")).await;
+        assert!(matches!(&plain, StoreError::Unauthorized(why) if why.contains("got a server without TLS, want")), "{plain}");
         let gone = open("postgres://127.0.0.1:1/x".into()).await;
         assert!(matches!(gone, StoreError::Unavailable(_)), "{gone}");
         // A server that only reads, as one after a failover.
@@ -152,6 +156,39 @@ fn what_is_wrong_is_told_so_that_the_next_move_is_clear() {
         assert!(matches!(error, StoreError::Unauthorized(_)), "{error}");
         store.close().await;
         assert_eq!(store.summary(&all()).await, Err(StoreError::Closed));
+    });
+}
+
+#[test]
+fn a_password_that_is_asked_for_and_not_given_is_for_a_person() {
+    let Some(server) = Server::start() else { return not_run("PostgreSQL") };
+    runtime().block_on(async {
+        let served = Served { settings: Settings::new(server.url("public")), schema: "public".into() };
+        let store = served.open().await;
+        let asked = "CREATE ROLE asked LOGIN SUPERUSER PASSWORD 'right';
+            DO $$ BEGIN EXECUTE format('COPY (VALUES (''local all asked scram-sha-256''), (''local all all trust'')) TO %L',
+                current_setting('hba_file')); END $$; SELECT pg_reload_conf()";
+        sql(&served, asked).await;
+        let open = async |user: &str| {
+            let url = served.settings.url.replace("postgres@", &format!("{user}@"));
+            let opened = PostgresStore::open(Settings::new(url)).await;
+            opened.map(|store| drop(tokio::spawn(async move { store.close().await })))
+        };
+        let since = Instant::now();
+        // The server reads it in a moment.
+        let error = loop {
+            match open("asked").await {
+                Ok(()) => assert!(since.elapsed() < Duration::from_secs(20), "it asks for none"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(&error, StoreError::Unauthorized(why) if why.contains("got no password, want one")), "{error}");
+        let wrong = open("asked:wrong").await.unwrap_err();
+        assert!(matches!(&wrong, StoreError::Unauthorized(why) if why.contains("28P01")), "{wrong}");
+        open("asked:right").await.unwrap();
+        // Others are asked for none.
+        store.append(&events(0..1)).await.unwrap();
+        store.close().await;
     });
 }
 
