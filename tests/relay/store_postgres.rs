@@ -325,6 +325,8 @@ async fn what_only_a_person_can_mend_ends_the_start_and_is_told_without_the_pass
         (postgres.url_as("nobody-of-this-name", &wrong, "relay"), "password"),
         (postgres.url_as(USER, PASSWORD, "nowhere"), "database \"nowhere\" does not exist"),
         (format!("{}?sslmode={PASSWORD}", postgres.url()), "sslmode"),
+        (format!("{}?sslmode=require", postgres.url()), "got a server without TLS, want one with it"),
+        (postgres.url().replace(&format!(":{PASSWORD}@"), "@"), "got no password, want one in the URL"),
     ] {
         setup.set("STORE_URL", &url);
         let (code, out, error) = setup.run(&[]).await;
