@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use analytics_relay_store::{StoreError, TenantScope};
 use jiff::{Timestamp, ToSpan, civil::time, tz::TimeZone};
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::{
@@ -53,6 +53,7 @@ impl Upkeep {
     pub(super) async fn run(self) {
         tokio::select! {
             () = self.watch() => {}
+            () = self.watch_server() => {}
             () = self.tidy_at_night() => {}
             () = self.stop.draining() => {}
         }
@@ -61,14 +62,15 @@ impl Upkeep {
     async fn watch(&self) {
         let mut looks = interval(LOOK_INTERVAL);
         let (mut opens_at, mut counts_at, mut tells_at) = (Instant::now(), Instant::now(), Instant::now());
-        let (mut server_at, mut pause) = (Instant::now(), OPEN_PAUSE);
+        let mut pause = OPEN_PAUSE;
         if let Err(error) = self.erasures.forget_outcomes() {
             warn!(%error, "what came of earlier erasures cannot be removed");
         }
         loop {
             let now = looks.tick().await;
             if !self.store.status.is_open() {
-                if now >= opens_at {
+                // One that was lost is looked at beside this.
+                if now >= opens_at && self.store.backend().is_none() {
                     self.open().await;
                     opens_at = Instant::now() + pause;
                     pause = (2 * pause).min(OPEN_PAUSE_MAX);
@@ -76,10 +78,6 @@ impl Upkeep {
                 continue;
             }
             pause = OPEN_PAUSE;
-            if now >= server_at {
-                self.store.front.look().await;
-                server_at = Instant::now() + SERVER_INTERVAL;
-            }
             if now >= counts_at {
                 self.count().await;
                 counts_at = Instant::now() + COUNT_INTERVAL;
@@ -99,13 +97,27 @@ impl Upkeep {
         }
     }
 
-    /// Opens it, or looks whether a server that was lost is back. Why not is told by who finds
-    /// out.
+    /// Looks whether a server is there, or back: beside all else, so that none of it, however
+    /// long it takes, hides that the server is lost.
+    async fn watch_server(&self) {
+        let mut looks = interval(SERVER_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            if self.store.backend().is_none() {
+                continue;
+            }
+            let was_open = self.store.status.is_open();
+            self.store.front.look().await;
+            if !was_open && self.store.status.is_open() {
+                info!("the store is open now");
+            }
+        }
+    }
+
+    /// Opens it. Why it cannot be is told by who finds out.
     async fn open(&self) {
         if self.store.front.open().await.is_ok() {
-            self.store.front.look().await;
-        }
-        if self.store.status.is_open() {
             info!("the store is open now");
         }
     }

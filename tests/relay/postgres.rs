@@ -3,6 +3,7 @@
 
 use std::{
     env, fs,
+    io::Write,
     net::{Ipv4Addr, TcpListener},
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
@@ -175,6 +176,14 @@ impl Postgres {
         let mut psql = Command::new(self.programs.join("psql"));
         psql.env_clear().arg("-XAtq").arg(self.url()).stdin(Stdio::piped()).stdout(Stdio::null());
         Idle(psql.stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// One that says this first.
+    pub(crate) fn client_that(&self, says: &str) -> Idle {
+        let mut client = self.client();
+        let input = client.0.stdin.as_mut().expect("it is piped");
+        writeln!(input, "{says};").expect("it reads");
+        client
     }
 
     /// All that the server has said.

@@ -419,6 +419,49 @@ async fn an_erased_user_is_gone_from_the_server() {
     assert_eq!(ids(&postgres).len(), 0);
 }
 
+/// What the store is asked to do hides nothing, however long it takes.
+#[tokio::test]
+async fn a_server_is_looked_at_while_somebody_is_erased() {
+    let Some(postgres) = Postgres::start(&[]) else { return };
+    let setup = stored(&postgres, "none").await;
+    let relay = setup.start().await;
+    relay.client().track_event(track("Order Placed", "erased-canary")).await.unwrap();
+    delivered(&relay, 1).await;
+    // Another who writes, as a relay does.
+    let writer = postgres.client_that("BEGIN; SELECT pg_advisory_xact_lock(7020655987639216483)");
+    let locks = |are: &str| {
+        postgres.sql(&format!("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {are}"))
+    };
+    let one = async |are: &str| {
+        let begun = Instant::now();
+        while locks(are) != "1" {
+            assert!(begun.elapsed() < PATIENCE, "want one lock that is {are}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    one("granted").await;
+    let watching = async {
+        one("NOT granted").await;
+        postgres.sql("ALTER SYSTEM SET default_transaction_read_only = on");
+        postgres.sql("SELECT pg_reload_conf()");
+        let degraded = health(&relay, "it only reads for now").await;
+        assert_eq!(relay.metric("relay_store_open", &[]).await, 0.0);
+        postgres.sql("ALTER SYSTEM RESET default_transaction_read_only");
+        postgres.sql("SELECT pg_reload_conf()");
+        relay.log("the store is open now").await;
+        assert_eq!(locks("NOT granted"), "1", "it waits all the while");
+        drop(writer);
+        degraded
+    };
+    let args = ["erase", "--user-id", "erased-canary"];
+    let ((code, said, error), degraded) = tokio::join!(setup.run(&args), watching);
+    assert!(code == 0 && said.contains("the store: events deleted: 1"), "{said}{error}");
+    is_well(&relay).await;
+    let ended = relay.terminate().await;
+    assert_eq!(ended.code, 0);
+    told_no_password(&setup, &[&degraded], &ended);
+}
+
 /// Events of fifty people: devices that log in, identifies, aliases.
 fn event(n: usize) -> Value {
     let (user, device) = (format!("user-{}", n % 50), format!("device-{}", n % 75));
