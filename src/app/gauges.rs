@@ -146,7 +146,6 @@ pub(super) fn of_store(telemetry: &mut Telemetry, store: &OpenStore, lanes: &[La
     telemetry.gauge("relay_store_free_bytes", live(|stats| stats.free_bytes));
     telemetry.gauge("relay_store_damaged", live(|stats| stats.damaged_batches + stats.damaged_reads));
     telemetry.gauge("relay_store_blocks_failed", live(|stats| stats.seals_failed));
-    telemetry.gauge("relay_store_sources_refused", live(|stats| stats.sources_refused));
     // What only a file has is 0 of a server, and the other way round.
     let both = |of_file: fn(&Stats) -> u64, of_server: fn(&ServerStats) -> u64| {
         let status = status.clone();
@@ -164,6 +163,10 @@ pub(super) fn of_store(telemetry: &mut Telemetry, store: &OpenStore, lanes: &[La
     telemetry.gauge(
         "relay_store_traits_refused",
         both(|stats| stats.traits_refused, |stats| stats.traits_refused),
+    );
+    telemetry.gauge(
+        "relay_store_sources_refused",
+        both(|stats| stats.sources_refused, |stats| stats.sources_refused),
     );
     let connections = |value: fn(Connections) -> usize| {
         let store = store.clone();

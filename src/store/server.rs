@@ -73,6 +73,7 @@ impl Server {
             links_refused: stats.links_refused,
             aliases_refused: stats.aliases_refused,
             traits_refused: stats.traits_refused,
+            sources_refused: stats.sources_refused,
         })
     }
 

@@ -38,6 +38,9 @@ pub(crate) struct ServerStats {
     pub(crate) aliases_refused: u64,
     #[serde(default)]
     pub(crate) traits_refused: u64,
+    /// Events of websites that it did not keep since the start, as their tenant had too many.
+    #[serde(default)]
+    pub(crate) sources_refused: u64,
 }
 
 /// Connections of this relay to a server.

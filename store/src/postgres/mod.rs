@@ -85,6 +85,9 @@ pub struct Settings {
     pub deadline: Duration,
     /// What an answer may take.
     pub limits: Limits,
+    /// Websites and apps of a tenant. Events of more that their callers name, and no key, are
+    /// kept as such that name none.
+    pub sites_max: usize,
     /// How much is noted of who is who.
     pub fact_limits: FactLimits,
     /// So many of the last events are known again by their ids alone, whatever their times.
@@ -100,6 +103,7 @@ impl Settings {
             readers: 2,
             deadline: Duration::from_secs(5),
             limits: Limits::default(),
+            sites_max: 1_000,
             fact_limits: FactLimits::default(),
             window: 1_000_000,
         }
@@ -114,6 +118,7 @@ impl std::fmt::Debug for Settings {
             .field("readers", &self.readers)
             .field("deadline", &self.deadline)
             .field("limits", &self.limits)
+            .field("sites_max", &self.sites_max)
             .field("fact_limits", &self.fact_limits)
             .field("window", &self.window)
             .finish_non_exhaustive()
@@ -153,6 +158,8 @@ pub struct Stats {
     pub aliases_refused: u64,
     /// Keys of traits that were not kept: somebody had too much of them.
     pub traits_refused: u64,
+    /// Events of websites of which their tenant had too many, kept as such that name none.
+    pub sources_refused: u64,
     /// Statements that took over half a second.
     pub slow: u64,
 }
@@ -216,6 +223,7 @@ struct Counters {
     links_refused: AtomicU64,
     aliases_refused: AtomicU64,
     traits_refused: AtomicU64,
+    sources_refused: AtomicU64,
     slow: AtomicU64,
 }
 
@@ -366,7 +374,7 @@ impl PostgresStore {
         let shared = &self.shared;
         let (events, keys) = (batch.to_vec(), shared.keys);
         let rows = tokio::task::spawn_blocking(move || write::rows_of(&events, keys)).await;
-        let rows = rows.map_err(|_| StoreError::Unavailable("reading the events panicked".into()))?;
+        let mut rows = rows.map_err(|_| StoreError::Unavailable("reading the events panicked".into()))?;
         // What was noted by who was dropped in the middle was not committed.
         known.ended(false);
         let mut connection = self.connection().await?;
@@ -374,6 +382,8 @@ impl PostgresStore {
             self.make_days(&mut connection, &write::days_of(&rows)).await;
             let transaction = connection.transaction().await?;
             schema::lock(&transaction).await?;
+            let sites_max = shared.settings.sites_max;
+            let without_source = write::bound_sites(&transaction, batch, &mut rows, sites_max).await?;
             let kept = write::append(&transaction, batch, &rows, shared.settings.window).await?;
             let mut refused = Refused::default();
             for (tenant, events) in &kept.new {
@@ -381,12 +391,13 @@ impl PostgresStore {
                 refused.add(facts.note(events, known).await?);
             }
             transaction.commit().await?;
-            Ok((kept.verdicts, refused))
+            Ok((kept.verdicts, refused, without_source))
         };
-        let (verdicts, refused) = give_back(done.await, connection)?;
+        let (verdicts, refused, without_source) = give_back(done.await, connection)?;
         let new = verdicts.iter().filter(|verdict| **verdict == Appended::New).count();
         shared.counters.appended.fetch_add(new as u64, Ordering::Relaxed);
         shared.counters.refused(refused);
+        shared.counters.sources_refused.fetch_add(without_source, Ordering::Relaxed);
         Ok(verdicts)
     }
 
@@ -425,6 +436,7 @@ impl PostgresStore {
             links_refused: count(&shared.counters.links_refused),
             aliases_refused: count(&shared.counters.aliases_refused),
             traits_refused: count(&shared.counters.traits_refused),
+            sources_refused: count(&shared.counters.sources_refused),
             slow: count(&shared.counters.slow),
             ..give_back(stats, connection)?
         })

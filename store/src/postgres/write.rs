@@ -136,6 +136,74 @@ pub(super) async fn append<'e>(
     Ok(Kept { verdicts, new })
 }
 
+/// Takes the website from events whose callers name one, and no key, where the tenant has as
+/// many as it may have: each costs rows of sums and sessions of its own. Returns of how many.
+pub(super) async fn bound_sites(
+    transaction: &Transaction<'_>,
+    batch: &[Event],
+    rows: &mut [Result<Row, String>],
+    sites_max: usize,
+) -> Result<u64, StoreError> {
+    // In the order in which they came.
+    let (mut named, mut given) = (Vec::new(), HashSet::new());
+    for (event, row) in batch.iter().zip(&*rows) {
+        let Ok(row) = row else { continue };
+        let place = (row.tenant.clone(), row.website_id.clone());
+        match event.source() {
+            Some(_) => drop(given.insert(place)),
+            None if !place.1.is_empty() => named.push(place),
+            None => {}
+        }
+    }
+    named.retain(|place| !given.contains(place));
+    let new = new_sites(transaction, named).await?;
+    if new.is_empty() {
+        return Ok(0);
+    }
+    let tenants: Vec<&str> = new.iter().map(|(tenant, _)| &**tenant).collect();
+    let sql = "SELECT tenant, count(*) FROM relay_site WHERE tenant = ANY($1) GROUP BY tenant";
+    let statement = transaction.prepare_cached(sql).await?;
+    let counted = transaction.query(&statement, &[&tenants]).await?;
+    let mut counts: HashMap<String, i64> = counted.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let (mut refused, sites_max) = (HashSet::new(), i64::try_from(sites_max).unwrap_or(i64::MAX));
+    for place in new {
+        let count = counts.entry(place.0.clone()).or_default();
+        *count += 1;
+        if *count > sites_max {
+            refused.insert(place);
+        }
+    }
+    let mut without = 0;
+    for row in rows.iter_mut().flatten() {
+        if refused.contains(&(row.tenant.clone(), row.website_id.clone())) {
+            row.website_id.clear();
+            without += 1;
+        }
+    }
+    Ok(without)
+}
+
+/// Those of websites that have no events yet, each once.
+async fn new_sites(
+    transaction: &Transaction<'_>,
+    mut named: Vec<(String, String)>,
+) -> Result<Vec<(String, String)>, StoreError> {
+    let mut met = HashSet::new();
+    named.retain(|place| met.insert(place.clone()));
+    if named.is_empty() {
+        return Ok(named);
+    }
+    let (tenants, websites): (Vec<&str>, Vec<&str>) =
+        named.iter().map(|(tenant, website)| (&**tenant, &**website)).unzip();
+    let sql = "SELECT tenant, website_id FROM relay_site
+        WHERE (tenant, website_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
+    let statement = transaction.prepare_cached(sql).await?;
+    let rows = transaction.query(&statement, &[&tenants, &websites]).await?;
+    let known: HashSet<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    named.retain(|place| !known.contains(place));
+    Ok(named)
+}
+
 async fn seen(transaction: &Transaction<'_>, ids: &[i64]) -> Result<HashSet<i64>, StoreError> {
     let statement = transaction.prepare_cached("SELECT h FROM relay_seen WHERE h = ANY($1)").await?;
     Ok(transaction.query(&statement, &[&ids]).await?.iter().map(|row| row.get(0)).collect())

@@ -217,6 +217,56 @@ fn what_a_batch_cannot_keep_is_one_events_fault() {
     }
 }
 
+#[test]
+fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
+    let is_run = runtime().block_on(async {
+        let Some(mut served) = served().await else { return false };
+        served.settings.sites_max = 10;
+        // Ids are forgotten at once: what is there is found by its website.
+        served.settings.window = 0;
+        let store = served.open().await;
+        let page = |id: &str, own: &str| {
+            let json = format!(
+                r#"{{"id":"{id}","kind":"page","user_id":"u","time_ms":{BASE_MS},"accepted_ms":{BASE_MS}{own}}}"#
+            );
+            Event::from_json(json.as_bytes()).unwrap()
+        };
+        let of_site =
+            |n: usize| page(&n.to_string(), &format!(r#","properties":{{"website_id":"w{n}"}}"#));
+        for part in 0..10 {
+            store.append(&(part * 20..part * 20 + 20).map(of_site).collect::<Vec<_>>()).await.unwrap();
+        }
+        let own = [
+            page("by key", r#","source":"of a key""#),
+            page("other tenant", r#","tenant":"t","properties":{"website_id":"w"}"#),
+        ];
+        store.append(&own).await.unwrap();
+        // The ten, those that name none, the key's, the other tenant's.
+        let stats = store.stats().await.unwrap();
+        assert_eq!((stats.sites, stats.sources_refused), (13, 190), "{stats:?}");
+        let events = async |source: &str| {
+            let scope = Scope { of: TenantScope::source("", source), ..all() };
+            store.summary(&scope).await.unwrap().events
+        };
+        let of = async || [events("w9").await, events("w10").await, events("").await, events("of a key").await];
+        assert_eq!(of().await, [1, 0, 190, 1]);
+        assert_eq!(store.summary(&all()).await.unwrap().events, 201);
+        // What is there is there once, also for another relay.
+        let other = served.open().await;
+        assert_eq!(other.append(&[of_site(150), of_site(5)]).await.unwrap(), vec![Appended::Duplicate; 2]);
+        other.append(&[of_site(1_000)]).await.unwrap();
+        assert_eq!(of().await, [1, 0, 191, 1]);
+        whole(&store).await;
+        other.close().await;
+        store.close().await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}
+
 /// What can be kept, and what has an id that fits no key, of each sort.
 fn long_lines() -> Vec<u8> {
     let (long, odd) = ("u".repeat(3_000), "\\\\".repeat(400));
