@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Config, config::SslMode};
 
 use super::{
-    Settings,
+    Settings, timescale,
     tls::{MakeTls, Trust},
 };
 use crate::StoreError;
@@ -97,6 +97,7 @@ pub(super) fn pool(settings: &Settings) -> Result<Pool, StoreError> {
                 let done = client.batch_execute(SESSION).await.map_err(HookError::Backend);
                 // What no session depends on.
                 let _ = client.batch_execute(NOTICE).await;
+                let _ = client.batch_execute(timescale::SESSION).await;
                 done
             };
             let late = |_| HookError::message("the server did not answer in time");

@@ -138,7 +138,7 @@ pub struct Stats {
     pub last_ms: Option<i64>,
     /// Bytes of the tables of the store with their indexes.
     pub bytes: u64,
-    /// Days that have a partition.
+    /// Days that have a partition, or a chunk of TimescaleDB's.
     pub partitions: u64,
     /// Events of days that have none.
     pub default_events: u64,
@@ -424,7 +424,8 @@ impl PostgresStore {
     /// What is in the store, and what happened since it was opened.
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         let connection = self.connection().await?;
-        let stats = upkeep::stats(&connection).await;
+        let timescaledb = self.shared.opened.timescaledb.is_some();
+        let stats = upkeep::stats(&connection, timescaledb).await;
         let (shared, status) = (&self.shared, self.shared.pool.status());
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Ok(Stats {

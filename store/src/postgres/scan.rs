@@ -243,7 +243,7 @@ impl Scan for PgScan<'_> {
             let times = || rows.iter().map(|row| row.get::<_, i64>(0));
             let last_ms = times().max().unwrap_or(i64::MIN);
             let wanted = self.with_chunk(rows, &selected, wants, |chunk| take(chunk, last_ms, &seen))?;
-            // Those that follow stand behind the last, which may be infinite.
+            // Those that follow stand behind the last, which may be at an end of time.
             let next_ms = times().next_back().map_or(i64::MIN, |time_ms| Ts::of(time_ms).last_ms());
             Ok(wanted.is_none_or(|wanted| wanted <= next_ms))
         })

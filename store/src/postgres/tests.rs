@@ -22,6 +22,7 @@ mod failures;
 mod owners;
 mod pieces;
 mod server;
+mod timescale;
 
 use server::{SERVER, not_run};
 

@@ -1,4 +1,4 @@
-//! Times as a server has them: microseconds since 2000. What it cannot hold is infinite.
+//! Times as a server has them: microseconds since 2000. What it cannot hold is at an end.
 
 use std::error::Error;
 
@@ -7,44 +7,34 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 /// 2000-01-01: Unix milliseconds.
 const EPOCH_MS: i64 = 946_684_800_000;
-/// The first and the last millisecond that a server knows, since its epoch.
+/// The first millisecond that a server knows, since its epoch; and the last of the year 294245:
+/// a server knows 31 years more, TimescaleDB does not. Nor has it infinite times.
 const FIRST_MS: i64 = -211_813_488_000_000;
-const LAST_MS: i64 = 9_223_371_331_199_999;
+const LAST_MS: i64 = 9_222_393_023_999_999;
 
-/// A `timestamptz`. Of two times that are one behind the other so are these, or both are
-/// infinite.
+/// A `timestamptz`. Of two times that are one behind the other so are these, or both are at the
+/// same end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Ts(i64);
 
 impl Ts {
     /// Of Unix milliseconds.
     pub(super) fn of(time_ms: i64) -> Self {
-        match time_ms.saturating_sub(EPOCH_MS) {
-            ms if ms < FIRST_MS => Self(i64::MIN),
-            ms if ms > LAST_MS => Self(i64::MAX),
-            ms => Self(ms * 1_000),
-        }
+        Self(time_ms.saturating_sub(EPOCH_MS).clamp(FIRST_MS, LAST_MS) * 1_000)
     }
 
     /// The latest time that may have become this one: Unix milliseconds.
     pub(super) fn last_ms(self) -> i64 {
-        match self.0 {
-            i64::MIN => FIRST_MS + EPOCH_MS - 1,
-            i64::MAX => i64::MAX,
-            micros => micros.div_euclid(1_000) + EPOCH_MS,
+        match self.0.div_euclid(1_000) {
+            ms if ms >= LAST_MS => i64::MAX,
+            ms => ms + EPOCH_MS,
         }
     }
 
-    /// As SQL has it.
+    /// As SQL has it, of years that have four digits; those that have more are infinite.
     pub(super) fn text(self) -> String {
-        match self.0 {
-            i64::MIN => "-infinity".into(),
-            i64::MAX => "infinity".into(),
-            micros => {
-                let second = jiff::Timestamp::from_second((micros.div_euclid(1_000) + EPOCH_MS) / 1_000);
-                second.map_or_else(|_| "infinity".into(), |time| time.to_string())
-            }
-        }
+        let second = jiff::Timestamp::from_second((self.0.div_euclid(1_000) + EPOCH_MS) / 1_000);
+        second.map_or_else(|_| "infinity".into(), |time| time.to_string())
     }
 }
 
@@ -76,11 +66,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_keep_their_order_and_those_of_no_calendar_are_infinite() {
+    fn times_keep_their_order_and_those_of_no_calendar_are_at_its_ends() {
         let times = [i64::MIN, -300_000_000_000_000_000, -1, 0, 1, 1_790_280_000_000, i64::MAX - 1, i64::MAX];
         let stored: Vec<Ts> = times.iter().map(|time| Ts::of(*time)).collect();
         assert!(stored.is_sorted());
-        assert_eq!((stored[0], stored[1]), (Ts(i64::MIN), Ts(i64::MIN)));
+        assert_eq!((stored[0], stored[1]), (Ts(FIRST_MS * 1_000), Ts(FIRST_MS * 1_000)));
+        assert_eq!((stored[6], stored[7]), (Ts(LAST_MS * 1_000), Ts(LAST_MS * 1_000)));
         for (time, stored) in times.iter().zip(&stored) {
             assert!(stored.last_ms() >= *time, "{time}");
         }

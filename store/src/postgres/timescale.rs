@@ -40,9 +40,19 @@ SELECT add_continuous_aggregate_policy('events_daily', start_offset => INTERVAL 
     end_offset => INTERVAL '1 day', schedule_interval => INTERVAL '1 hour');
 "#;
 
+/// What holds in each session: who has much in what is kept by column can be erased, and what
+/// comes late for it is taken in, however many rows must be read from there. What is done at once
+/// has bounds of its own. Before 2.11 or where it is not used there is no such setting.
+pub(super) const SESSION: &str = "SELECT set_config(name, '0', false) FROM pg_settings
+    WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction'";
+
 /// Drops chunks of which all is older than a time; what is left of it is deleted as anywhere.
 pub(super) const DROP_CHUNKS: &str =
     "SELECT count(*) FROM drop_chunks('events', older_than => $1::timestamptz)";
+
+/// How many bytes chunks take beside the table itself, with what is kept by column; and how many
+/// they are.
+pub(super) const CHUNKS: &str = "SELECT hypertable_size('events') - pg_total_relation_size('events'), (SELECT count(*) FROM show_chunks('events'))";
 
 /// True if the extension was made in the database.
 pub(super) async fn is_there(transaction: &Transaction<'_>) -> Result<bool, StoreError> {

@@ -39,7 +39,7 @@ pub(super) async fn as_of(connection: &Object, of: &TenantScope) -> Result<AsOf,
     Ok(AsOf { events: row.get::<_, i64>(0).max(0) as u64, last_ms: row.get(1) })
 }
 
-pub(super) async fn stats(connection: &Object) -> Result<Stats, StoreError> {
+pub(super) async fn stats(connection: &Object, timescaledb: bool) -> Result<Stats, StoreError> {
     let sql = "SELECT coalesce(sum(events), 0)::bigint, count(*), min(first_ms), max(last_ms) FROM relay_site WHERE events > 0";
     let row = connection.query_one(sql, &[]).await?;
     let [events, sites] = [0, 1].map(|at| row.get::<_, i64>(at).max(0) as u64);
@@ -49,6 +49,12 @@ pub(super) async fn stats(connection: &Object) -> Result<Stats, StoreError> {
             AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'relay_meta'::regclass)";
     let row = connection.query_one(sql, &[]).await?;
     [stats.bytes, stats.partitions] = [0, 1].map(|at| row.get::<_, i64>(at).max(0) as u64);
+    if timescaledb {
+        let row = connection.query_one(timescale::CHUNKS, &[]).await?;
+        let [bytes, chunks] = [0, 1].map(|at| row.get::<_, i64>(at).max(0) as u64);
+        stats.bytes += bytes;
+        stats.partitions = chunks;
+    }
     let sql = "SELECT to_regclass('events_default') IS NOT NULL";
     if connection.query_one(sql, &[]).await?.get(0) {
         // Counted often: not further than a person wants to know.
