@@ -5,9 +5,10 @@
 //! licence; where they are not there, as in builds of the Apache licence, making the store
 //! says so.
 
-use deadpool_postgres::Transaction;
+use deadpool_postgres::{Object, Transaction};
 
-use crate::StoreError;
+use super::time::Ts;
+use crate::{StoreError, model::DAY_MS};
 
 /// Makes of the table `events` a hypertable with a chunk for each day, whose chunks are kept
 /// by column from a week on; and the sums by hour and day that people's own SQL asks for.
@@ -53,6 +54,33 @@ pub(super) const DROP_CHUNKS: &str =
 /// How many bytes chunks take beside the table itself, with what is kept by column; and how many
 /// they are.
 pub(super) const CHUNKS: &str = "SELECT hypertable_size('events') - pg_total_relation_size('events'), (SELECT count(*) FROM show_chunks('events'))";
+
+/// The sums, and how long each of their rows is: the last of them may still change.
+const SUMS: [(&str, i64); 2] = [("events_hourly", DAY_MS / 24), ("events_daily", DAY_MS)];
+
+/// Brings the sums up where events came or went that their policies do not look at: an import,
+/// what was late by days, somebody who was erased. What is said of events that are too old stays.
+pub(super) async fn refresh(
+    connection: &Object,
+    now_ms: i64,
+    kept_from_ms: Option<i64>,
+) -> Result<(), StoreError> {
+    // It runs in no transaction, which could have a setting of its own.
+    connection.batch_execute("SET statement_timeout = '1h'").await?;
+    let mut done = Ok(0);
+    for (sums, row_ms) in SUMS {
+        let to_ms = now_ms.saturating_sub(row_ms);
+        // There must be a whole row.
+        if done.is_ok() && kept_from_ms.is_none_or(|from_ms| to_ms.saturating_sub(from_ms) >= 2 * row_ms) {
+            let sql =
+                format!("CALL refresh_continuous_aggregate('{sums}', $1::timestamptz, $2::timestamptz)");
+            done = connection.execute(&sql, &[&kept_from_ms.map(Ts::of), &Ts::of(to_ms)]).await;
+        }
+    }
+    connection.batch_execute("SET statement_timeout = '60s'").await?;
+    done?;
+    Ok(())
+}
 
 /// True if the extension was made in the database.
 pub(super) async fn is_there(transaction: &Transaction<'_>) -> Result<bool, StoreError> {

@@ -82,6 +82,7 @@ pub(super) async fn upkeep(
             recount(&transaction, None, None).await?;
             transaction.commit().await?;
         }
+        timescale::refresh(connection, now_ms, kept_from_ms).await?;
         return Ok((upkept, BTreeSet::new()));
     }
     let transaction = begin(connection).await?;
