@@ -106,7 +106,7 @@ pub(super) async fn version_in_use(transaction: &Transaction<'_>) -> Result<Opti
 mod tests {
     use super::*;
 
-    /// It cannot be run without the extension: what it must not say is looked for.
+    /// What no test sees that runs it, as it is there on another day or in what somebody adds up.
     #[test]
     fn the_sums_have_no_time_of_their_own_and_say_what_can_be_added_up() {
         let text = DDL.to_lowercase();

@@ -1,6 +1,9 @@
 //! What is done to a store beside writing and asking.
 
-use std::{collections::BTreeSet, io::Write};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+};
 
 use analytics_relay_providers::Event;
 use deadpool_postgres::{Object, Transaction};
@@ -174,13 +177,27 @@ impl Piece {
         self.times.push(row.get(at + 1));
         self.ids.push(row.get(at + 2));
     }
+
+    /// The same day by day, with the websites of each.
+    fn by_days(&self) -> BTreeMap<i64, (Self, BTreeSet<&str>)> {
+        let mut days = BTreeMap::<i64, (Self, BTreeSet<&str>)>::new();
+        for ((website, time), id) in self.websites.iter().zip(&self.times).zip(&self.ids) {
+            let (piece, websites) = days.entry(time.last_ms().div_euclid(DAY_MS)).or_default();
+            piece.websites.push(website.clone());
+            piece.times.push(*time);
+            piece.ids.push(*id);
+            websites.insert(website);
+        }
+        days
+    }
 }
 
-/// Deletes events, with all that is summed up of them by hours. The times of all of them
-/// together spare a look at the other days.
+/// Deletes events, with all that is summed up of them by hours. The times and the websites of all
+/// of them together spare a look at others: where events are kept by column, all that is looked
+/// at is taken out of there.
 const DELETE: &str = "WITH gone AS (
         DELETE FROM events AS e USING unnest($2::text[], $3::timestamptz[], $4::uuid[]) AS g(website_id, ts, id)
-        WHERE e.tenant = $1 AND e.\"timestamp\" BETWEEN $5 AND $6
+        WHERE e.tenant = $1 AND e.website_id = ANY($7) AND e.\"timestamp\" BETWEEN $5 AND $6
             AND (e.website_id, e.\"timestamp\", e.id) = (g.website_id, g.ts, g.id)
         RETURNING e.tenant, e.website_id, e.\"timestamp\", e.event_type, e.session_key, e.session_id
     ), fewer AS (
@@ -191,10 +208,16 @@ const DELETE: &str = "WITH gone AS (
 
 /// Deletes some events. How many websites have is for [`recount`].
 async fn delete(transaction: &Transaction<'_>, tenant: &str, piece: &Piece) -> Result<u64, StoreError> {
-    let Piece { websites, times, ids } = piece;
+    let Piece { websites, times, .. } = piece;
     let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) else { return Ok(0) };
-    let row = transaction.query_one(DELETE, &[&tenant, websites, times, ids, first, last]).await?;
-    let (events, sessions): (i64, Vec<i64>) = (row.get(0), row.get(1));
+    let (mut events, mut sessions) = (0, Vec::<i64>::new());
+    for (Piece { websites, times, ids }, of) in piece.by_days().values() {
+        let of: Vec<&str> = of.iter().copied().collect();
+        let (first, last) = (times.iter().min(), times.iter().max());
+        let row = transaction.query_one(DELETE, &[&tenant, websites, times, ids, &first, &last, &of]).await?;
+        events += row.get::<_, i64>(0);
+        sessions.extend(row.get::<_, Vec<i64>>(1));
+    }
     let sql = "DELETE FROM hourly WHERE tenant = $1 AND website_id = ANY($2)
         AND hour BETWEEN date_trunc('hour', $3::timestamptz) AND $4 AND n = 0";
     transaction.execute(sql, &[&tenant, websites, first, last]).await?;

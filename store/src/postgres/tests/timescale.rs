@@ -289,6 +289,51 @@ fn a_batch_of_many_days_is_kept_and_what_is_wholly_too_old_goes_as_chunks() {
     );
 }
 
+/// How many events are not kept by column.
+async fn by_row(store: &PostgresStore) -> i64 {
+    let mut rows = 0;
+    for chunk in texts(store, "SELECT chunk::text FROM show_chunks('events') AS chunk").await {
+        rows += number(store, &format!("SELECT count(*) FROM ONLY {chunk}")).await;
+    }
+    rows
+}
+
+#[test]
+fn where_somebody_did_nothing_what_is_compressed_stays_so() {
+    with_timescaledb(
+        |_| {},
+        async |hypertable| {
+            let store = hypertable.open().await;
+            // u0 and u1 were there on the first and the fifth day; u2 and u3 on each.
+            let batch: Vec<Event> = (0..400)
+                .map(|n| {
+                    let day = n as i64 / 80;
+                    let user = if day % 4 == 0 { n % 4 } else { 2 + n % 2 };
+                    let time_ms = BASE_MS + day * DAY_MS + n as i64;
+                    let json = format!(
+                        r#"{{"id":"e{n}","kind":"page","user_id":"u{user}","source":"w{}","time_ms":{time_ms},"accepted_ms":1}}"#,
+                        user % 2
+                    );
+                    Event::from_json(json.as_bytes()).unwrap()
+                })
+                .collect();
+            store.append(&batch).await.unwrap();
+            hypertable.compress().await;
+            assert_eq!(by_row(&store).await, 0);
+            let of = TenantScope::tenant("");
+            let deleted = store.erase(&of, &Subject::User("u0".into())).await.unwrap();
+            assert_eq!(deleted.events, 40);
+            // What u2 did on those days: the other website is not touched, nor are other days.
+            assert_eq!(by_row(&store).await, 40);
+            hypertable.compress().await;
+            store.retain(&of, BASE_MS + 100).await.unwrap();
+            assert!(by_row(&store).await <= 80, "what is of the second day at most");
+            whole(&store).await;
+            store.close().await;
+        },
+    );
+}
+
 #[test]
 fn somebody_who_has_much_in_compressed_chunks_is_erased_and_what_is_late_comes_in() {
     with_timescaledb(
