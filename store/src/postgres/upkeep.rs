@@ -82,7 +82,9 @@ pub(super) async fn upkeep(
             forget_hours(&transaction, from_ms).await?;
             let row = transaction.query_one(timescale::DROP_CHUNKS, &[&Ts::of(from_ms)]).await?;
             upkept.dropped = row.get::<_, i64>(0).max(0) as u64;
-            recount(&transaction, None, None).await?;
+            if upkept.dropped > 0 {
+                recount(&transaction, None, None).await?;
+            }
             transaction.commit().await?;
         }
         timescale::refresh(connection, now_ms, kept_from_ms).await?;
