@@ -24,6 +24,10 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two looks whether a server is there.
 const SERVER_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two tries to erase somebody after one that failed: at first, and at most. Each may
+/// keep the writer for long.
+const ERASE_PAUSE: Duration = Duration::from_secs(1);
+const ERASE_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
 /// Between two tries to open it: at first, and at most.
 const OPEN_PAUSE: Duration = Duration::from_millis(500);
 const OPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -63,12 +67,14 @@ impl Upkeep {
         let mut looks = interval(LOOK_INTERVAL);
         let (mut opens_at, mut counts_at, mut tells_at) = (Instant::now(), Instant::now(), Instant::now());
         let mut pause = OPEN_PAUSE;
+        let (mut erases_at, mut erase_pause) = (Instant::now(), ERASE_PAUSE);
         if let Err(error) = self.erasures.forget_outcomes() {
             warn!(%error, "what came of earlier erasures cannot be removed");
         }
         loop {
             let now = looks.tick().await;
             if !self.store.status.is_open() {
+                (erases_at, erase_pause) = (now, ERASE_PAUSE);
                 // One that was lost is looked at beside this.
                 if now >= opens_at && self.store.backend().is_none() {
                     self.open().await;
@@ -82,7 +88,17 @@ impl Upkeep {
                 self.count().await;
                 counts_at = Instant::now() + COUNT_INTERVAL;
             }
-            match self.erasures.work_off(&*self.store.store).await {
+            if now < erases_at {
+                continue;
+            }
+            let erased = self.erasures.work_off(&*self.store.store).await;
+            if erased.is_ok() {
+                erase_pause = ERASE_PAUSE;
+            } else {
+                erases_at = Instant::now() + erase_pause;
+                erase_pause = (2 * erase_pause).min(ERASE_PAUSE_MAX);
+            }
+            match erased {
                 Ok(erased) if erased == Erased::default() => {}
                 Ok(Erased { events, facts }) => {
                     info!(events, facts, "erased users are deleted from the store")

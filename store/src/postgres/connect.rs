@@ -22,7 +22,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// What holds in each session: a relay that is gone holds no lock for long, on either side;
 /// who waited for a lock sees what was committed meanwhile; and what is acknowledged is on the
 /// disk; whatever else the server is told.
-const SESSION: &str = "SET statement_timeout = '60s'; SET lock_timeout = '20s';
+pub(super) const SESSION: &str = "SET statement_timeout = '60s'; SET lock_timeout = '20s';
     SET idle_in_transaction_session_timeout = '60s'; SET tcp_keepalives_idle = 30;
     SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '30s';
     SET default_transaction_isolation = 'read committed'; SET client_min_messages = warning;

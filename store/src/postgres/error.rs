@@ -95,7 +95,10 @@ fn of_client(text: String) -> StoreError {
             "got a way to log in that is not known",
             "want password, md5 or scram-sha-256 in pg_hba.conf",
         ),
-        text if text.starts_with("invalid configuration: ") => StoreError::Unauthorized(text.to_owned()),
+        // As the way to log in that the URL wants: `channel_binding=require`.
+        text if text.starts_with("invalid configuration: ") || text.starts_with("authentication error: ") => {
+            StoreError::Unauthorized(text.to_owned())
+        }
         _ => StoreError::Unavailable(text),
     }
 }

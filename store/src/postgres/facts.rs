@@ -152,10 +152,10 @@ impl<'a> FactTables<'a> {
         Ok(rows.iter().map(traits).collect())
     }
 
-    /// How often facts of the tenant were taken away, and how often owners changed.
+    /// How often facts of the tenant were taken away.
     async fn epoch(&self) -> Result<i64, StoreError> {
-        let sql = "INSERT INTO relay_tenant (tenant, epoch, n) VALUES ($1, 0, 0)
-            ON CONFLICT (tenant) DO UPDATE SET n = relay_tenant.n RETURNING epoch";
+        let sql = "INSERT INTO relay_tenant (tenant, epoch, n, gone) VALUES ($1, 0, 0, 0)
+            ON CONFLICT (tenant) DO UPDATE SET n = relay_tenant.n RETURNING gone";
         let statement = self.transaction.prepare_cached(sql).await?;
         Ok(self.transaction.query_one(&statement, &[&self.tenant]).await?.get(0))
     }
@@ -459,11 +459,14 @@ impl<'a> FactTables<'a> {
             "DELETE FROM {table} WHERE tenant = $1 AND ({from}, user_id) IN (SELECT * FROM unnest($2::text[], $3::text[]))"
         );
         self.transaction.execute(&sql, &[&self.tenant, &one, &other]).await?;
-        self.next_epoch().await
+        let sql = "UPDATE relay_tenant SET gone = gone + 1 WHERE tenant = $1";
+        self.transaction.execute(sql, &[&self.tenant]).await?;
+        Ok(())
     }
 
+    /// Rows of owners are gone, too: whoever has read some must read them all again.
     async fn next_epoch(&self) -> Result<(), StoreError> {
-        let sql = "UPDATE relay_tenant SET epoch = epoch + 1 WHERE tenant = $1";
+        let sql = "UPDATE relay_tenant SET epoch = epoch + 1, gone = gone + 1 WHERE tenant = $1";
         self.transaction.execute(sql, &[&self.tenant]).await?;
         Ok(())
     }

@@ -553,6 +553,10 @@ impl Shared {
             ask(&mut PgScan { handle, transaction: &transaction, of, owners, patience, keys, secret }, self)
         })();
         let answer = give_back(answer, connection);
+        if matches!(&answer, Err(StoreError::Unavailable(why)) if why != owners::STILL_READ) {
+            // Who answers next may be another server, that lost the last commits.
+            self.owners.clear();
+        }
         answer.map_err(|error| match error {
             StoreError::Unavailable(why) if why.ends_with(CANCELLED) => {
                 StoreError::TooExpensive("it took too long; ask for a shorter range".into())
@@ -802,11 +806,12 @@ impl Store for PostgresStore {
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
         let tenant = of.whole()?;
         let (mut deleted, mut behind) = (Deleted::default(), Behind::default());
+        let timescaledb = self.shared.opened.timescaledb.is_some();
         loop {
             // Others write in between.
             let _writing = self.shared.writing.lock().await;
             let mut connection = self.connection().await?;
-            let done = upkeep::retain(&mut connection, tenant, from_ms, &mut behind).await;
+            let done = upkeep::retain(&mut connection, tenant, from_ms, timescaledb, &mut behind).await;
             let (events, is_last) = give_back(done, connection)?;
             deleted.events += events;
             if is_last {

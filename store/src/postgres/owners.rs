@@ -18,6 +18,8 @@ use crate::{
 
 /// Owners that are read at once.
 const AT_ONCE: i32 = 10_000;
+/// What is told while they are read still.
+pub(super) const STILL_READ: &str = "who is who is still being read: ask again";
 
 /// What was read last, by numbers that tenants have in this process.
 #[derive(Debug, Default)]
@@ -70,23 +72,24 @@ impl Owners {
         }
         let changed = Arc::make_mut(&mut map);
         changed.read_of = n;
-        let read = read(transaction, &tenant, changed, patience).await;
-        if read.is_ok() {
+        // What an error leaves half read may be of a server that is lost.
+        let is_whole = read(transaction, &tenant, changed, patience).await?;
+        if is_whole {
             changed.n = n;
         }
         self.cache.keep(number, map.clone());
-        read.map(|()| map)
+        if is_whole { Ok(map) } else { Err(StoreError::Unavailable(STILL_READ.into())) }
     }
 }
 
 /// Reads what changed behind what a map has, in the order of the changes: what one change did
-/// is taken in once all of it was read.
+/// is taken in once all of it was read. False if patience was over before.
 async fn read(
     transaction: &Transaction<'_>,
     tenant: &str,
     map: &mut OwnerMap,
     patience: &Patience,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     // All must not be sorted before the first is here: the index has them in order.
     transaction.batch_execute("SET LOCAL enable_sort = off").await?;
     let sql = "SELECT who, root, until_ms, n FROM relay_owner WHERE tenant = $1 AND n > $2 ORDER BY n";
@@ -106,10 +109,11 @@ async fn read(
         }
         if rows.len() < AT_ONCE as usize {
             take_in(map, &mut of_change, change);
-            return Ok(());
+            return Ok(true);
         }
-        let late = |_| StoreError::Unavailable("who is who is still being read: ask again".into());
-        patience.check().map_err(late)?;
+        if patience.check().is_err() {
+            return Ok(false);
+        }
     }
 }
 

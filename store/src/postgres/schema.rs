@@ -55,7 +55,8 @@ CREATE TABLE relay_site (tenant text NOT NULL, website_id text NOT NULL, events 
     first_ms bigint, last_ms bigint, PRIMARY KEY (tenant, website_id));
 CREATE TABLE relay_seen (h bigint PRIMARY KEY, n bigint NOT NULL GENERATED ALWAYS AS IDENTITY);
 CREATE INDEX relay_seen_n ON relay_seen (n);
-CREATE TABLE relay_tenant (tenant text PRIMARY KEY, epoch bigint NOT NULL, n bigint NOT NULL);
+CREATE TABLE relay_tenant (tenant text PRIMARY KEY, epoch bigint NOT NULL, n bigint NOT NULL,
+    gone bigint NOT NULL);
 CREATE TABLE relay_link (tenant text NOT NULL, device text NOT NULL, user_id text NOT NULL,
     first_ms bigint NOT NULL, last_ms bigint NOT NULL, PRIMARY KEY (tenant, device, user_id));
 CREATE INDEX relay_link_user ON relay_link (tenant, user_id);
@@ -96,7 +97,8 @@ pub(super) async fn lock(transaction: &Transaction<'_>) -> Result<(), StoreError
 pub(super) async fn open(transaction: &Transaction<'_>) -> Result<Opened, StoreError> {
     let row = transaction
         .query_one(
-            "SELECT current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
+            "SELECT current_setting('server_version_num')::int, current_setting('server_version'),
+                pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
                 current_setting('server_encoding')",
             &[],
         )
@@ -112,14 +114,17 @@ pub(super) async fn open(transaction: &Transaction<'_>) -> Result<Opened, StoreE
         return Err(StoreError::Refused(format!("PostgreSQL {server_version}, want 13 or later")));
     }
     if only_reads {
-        return Err(StoreError::Unavailable("it only reads for now: it is a standby".into()));
+        return Err(StoreError::Unavailable("it only reads for now, as a standby does".into()));
     }
-    lock(transaction).await?;
-    transaction
-        .batch_execute("CREATE TABLE IF NOT EXISTS relay_meta (k text PRIMARY KEY, v bytea NOT NULL)")
-        .await?;
+    // Where the tables are nobody who writes for long is waited for.
+    if !has_tables(transaction).await? {
+        lock(transaction).await?;
+        transaction
+            .batch_execute("CREATE TABLE IF NOT EXISTS relay_meta (k text PRIMARY KEY, v bytea NOT NULL)")
+            .await?;
+    }
     match meta(transaction, "version").await? {
-        None => make(transaction).await?,
+        None => make(transaction, number).await?,
         Some(version) => check_version(&version)?,
     }
     let secrets = meta(transaction, "secret").await?.and_then(|secret| secret.try_into().ok());
@@ -127,6 +132,11 @@ pub(super) async fn open(transaction: &Transaction<'_>) -> Result<Opened, StoreE
     let timescaledb = timescale::version_in_use(transaction).await?;
     let days = days(transaction).await?;
     Ok(Opened { secrets, server_version, timescaledb, days })
+}
+
+/// True if somebody has made them, and has committed that.
+async fn has_tables(transaction: &Transaction<'_>) -> Result<bool, StoreError> {
+    Ok(transaction.query_one("SELECT to_regclass('relay_meta') IS NOT NULL", &[]).await?.get(0))
 }
 
 async fn meta(transaction: &Transaction<'_>, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -142,12 +152,12 @@ fn check_version(version: &[u8]) -> Result<(), StoreError> {
     }
 }
 
-async fn make(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+async fn make(transaction: &Transaction<'_>, server: i32) -> Result<(), StoreError> {
     let mut secret = [0; 32];
     SystemRandom::new()
         .fill(&mut secret)
         .map_err(|_| StoreError::Unavailable("the system gives no random numbers".into()))?;
-    match timescale::is_there(transaction).await? {
+    match timescale::is_there(transaction, server).await? {
         true => transaction.batch_execute(&format!("{EVENTS};{INDEXES}{}", timescale::DDL)).await?,
         false => {
             let partitioned = format!("{EVENTS} PARTITION BY RANGE (\"timestamp\");{INDEXES}");
@@ -207,8 +217,8 @@ pub(super) async fn make_partition(
 /// Makes the partitions of days, unless that takes long. Returns all days that have one.
 pub(super) async fn make_soon(connection: &mut Object, due: &[i64]) -> Result<BTreeSet<i64>, StoreError> {
     let transaction = connection.transaction().await?;
-    lock(&transaction).await?;
     transaction.batch_execute(DAYS_PATIENCE).await?;
+    lock(&transaction).await?;
     let mut days = days(&transaction).await?;
     for day in due {
         make_partition(&transaction, *day, &mut days).await?;

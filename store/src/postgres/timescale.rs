@@ -7,7 +7,7 @@
 
 use deadpool_postgres::{Object, Transaction};
 
-use super::time::Ts;
+use super::{connect, time::Ts};
 use crate::{StoreError, model::DAY_MS};
 
 /// Makes of the table `events` a hypertable with a chunk for each day, whose chunks are kept
@@ -41,9 +41,13 @@ SELECT add_continuous_aggregate_policy('events_daily', start_offset => INTERVAL 
     end_offset => INTERVAL '1 day', schedule_interval => INTERVAL '1 hour');
 "#;
 
+/// From this version on, and on such servers, rows that are kept by column can be deleted.
+const VERSION_MIN: (u32, u32) = (2, 11);
+const SERVER_MIN: i32 = 140_000;
+
 /// What holds in each session: who has much in what is kept by column can be erased, and what
 /// comes late for it is taken in, however many rows must be read from there. What is done at once
-/// has bounds of its own. Before 2.11 or where it is not used there is no such setting.
+/// has bounds of its own. Before 2.14 or where it is not used there is no such setting.
 pub(super) const SESSION: &str = "SELECT set_config(name, '0', false) FROM pg_settings
     WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction'";
 
@@ -65,34 +69,47 @@ pub(super) async fn refresh(
     now_ms: i64,
     kept_from_ms: Option<i64>,
 ) -> Result<(), StoreError> {
-    // It runs in no transaction, which could have a setting of its own.
-    connection.batch_execute("SET statement_timeout = '1h'").await?;
-    let mut done = Ok(0);
+    // It runs in no transaction, which could have settings of its own.
+    connection.batch_execute("SET statement_timeout = '1h'; SET lock_timeout = '60s'").await?;
+    let mut done = Ok(());
     for (sums, row_ms) in SUMS {
         let to_ms = now_ms.saturating_sub(row_ms);
         // There must be a whole row.
-        if done.is_ok() && kept_from_ms.is_none_or(|from_ms| to_ms.saturating_sub(from_ms) >= 2 * row_ms) {
+        if kept_from_ms.is_none_or(|from_ms| to_ms.saturating_sub(from_ms) >= 2 * row_ms) {
             let sql =
                 format!("CALL refresh_continuous_aggregate('{sums}', $1::timestamptz, $2::timestamptz)");
-            done = connection.execute(&sql, &[&kept_from_ms.map(Ts::of), &Ts::of(to_ms)]).await;
+            let refreshed = connection.execute(&sql, &[&kept_from_ms.map(Ts::of), &Ts::of(to_ms)]).await;
+            done = done.and(refreshed.map(drop));
         }
     }
-    connection.batch_execute("SET statement_timeout = '60s'").await?;
-    done?;
-    Ok(())
+    connection.batch_execute(connect::SESSION).await?;
+    Ok(done?)
 }
 
 /// True if the extension was made in the database.
-pub(super) async fn is_there(transaction: &Transaction<'_>) -> Result<bool, StoreError> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'timescaledb')";
-    let is_there: bool = transaction.query_one(sql, &[]).await?.get(0);
-    if !is_there {
-        let sql = "SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb')";
-        if transaction.query_one(sql, &[]).await?.get(0) {
-            tracing::info!("TimescaleDB is there and not used: CREATE EXTENSION timescaledb was not said");
-        }
+pub(super) async fn is_there(transaction: &Transaction<'_>, server: i32) -> Result<bool, StoreError> {
+    let sql = "SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'";
+    if let Some(row) = transaction.query_opt(sql, &[]).await? {
+        return check_version(row.get(0), server).map(|()| true);
     }
-    Ok(is_there)
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb')";
+    if transaction.query_one(sql, &[]).await?.get(0) {
+        tracing::info!("TimescaleDB is there and not used: CREATE EXTENSION timescaledb was not said");
+    }
+    Ok(false)
+}
+
+fn check_version(version: &str, server: i32) -> Result<(), StoreError> {
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or_default());
+    let found = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    if found >= VERSION_MIN && server >= SERVER_MIN {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!(
+        "TimescaleDB {version} on PostgreSQL {}, want 2.11 or later on PostgreSQL 14 or later, or a database without it: \
+        else nobody can be erased from what is kept by column",
+        server / 10_000
+    )))
 }
 
 /// Its version, if `events` is a hypertable.
@@ -105,6 +122,16 @@ pub(super) async fn version_in_use(transaction: &Transaction<'_>) -> Result<Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_kept_must_be_one_who_can_be_erased() {
+        assert_eq!(check_version("2.11.0", 140_005), Ok(()));
+        assert_eq!(check_version("2.23.0-dev", 170_005), Ok(()));
+        for (version, server) in [("2.10.3", 140_005), ("1.7.5", 140_005), ("2.15.0", 130_014), ("", 140_005)]
+        {
+            assert!(check_version(version, server).is_err(), "{version} on {server}");
+        }
+    }
 
     /// What no test sees that runs it, as it is there on another day or in what somebody adds up.
     #[test]

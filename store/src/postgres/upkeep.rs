@@ -87,7 +87,9 @@ pub(super) async fn upkeep(
             }
             transaction.commit().await?;
         }
-        timescale::refresh(connection, now_ms, kept_from_ms).await?;
+        if let Err(error) = timescale::refresh(connection, now_ms, kept_from_ms).await {
+            tracing::warn!(%error, "the sums of TimescaleDB are brought up later");
+        }
         return Ok((upkept, BTreeSet::new()));
     }
     let transaction = begin(connection).await?;
@@ -180,21 +182,26 @@ impl Piece {
         self.ids.push(row.get(at + 2));
     }
 
-    /// The same day by day, with the websites of each.
-    fn by_days(&self) -> BTreeMap<i64, (Self, BTreeSet<&str>)> {
-        let mut days = BTreeMap::<i64, (Self, BTreeSet<&str>)>::new();
-        for ((website, time), id) in self.websites.iter().zip(&self.times).zip(&self.ids) {
-            let (piece, websites) = days.entry(time.last_ms().div_euclid(DAY_MS)).or_default();
-            piece.websites.push(website.clone());
-            piece.times.push(*time);
-            piece.ids.push(*id);
-            websites.insert(website);
+    /// Where it ends.
+    fn last(&self) -> Option<Behind> {
+        let (website, time, id) = (self.websites.last()?, self.times.last()?, self.ids.last()?);
+        Some(Behind { website: website.clone(), time: *time, id: *id })
+    }
+
+    /// The same day by day.
+    fn by_days(self) -> Vec<Self> {
+        let mut days = BTreeMap::<i64, Self>::new();
+        for ((website, time), id) in self.websites.into_iter().zip(self.times).zip(self.ids) {
+            let piece = days.entry(time.last_ms().div_euclid(DAY_MS)).or_default();
+            piece.websites.push(website);
+            piece.times.push(time);
+            piece.ids.push(id);
         }
-        days
+        days.into_values().collect()
     }
 }
 
-/// Deletes events, with all that is summed up of them by hours. The times and the websites of all
+/// Deletes events, with all that is summed up of them by hours and websites. The times and the websites of all
 /// of them together spare a look at others: where events are kept by column, all that is looked
 /// at is taken out of there.
 const DELETE: &str = "WITH gone AS (
@@ -206,29 +213,57 @@ const DELETE: &str = "WITH gone AS (
         UPDATE hourly SET n = hourly.n - g.n FROM (
             SELECT tenant, website_id, date_trunc('hour', \"timestamp\") AS hour, event_type, count(*) AS n FROM gone GROUP BY 1, 2, 3, 4
         ) AS g WHERE (hourly.tenant, hourly.website_id, hourly.hour, hourly.event_type) = (g.tenant, g.website_id, g.hour, g.event_type)
+    ), less AS (
+        UPDATE relay_site AS site SET events = site.events - g.n FROM (
+            SELECT tenant, website_id, count(*) AS n FROM gone GROUP BY 1, 2
+        ) AS g WHERE (site.tenant, site.website_id) = (g.tenant, g.website_id)
     ) SELECT count(*), coalesce(array_agg(DISTINCT session_key) FILTER (WHERE session_id IS NOT NULL), '{}') FROM gone";
 
-/// Deletes some events. How many websites have is for [`recount`].
-async fn delete(transaction: &Transaction<'_>, tenant: &str, piece: &Piece) -> Result<u64, StoreError> {
-    let Piece { websites, times, .. } = piece;
-    let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) else { return Ok(0) };
-    let (mut events, mut sessions) = (0, Vec::<i64>::new());
-    for (Piece { websites, times, ids }, of) in piece.by_days().values() {
-        let of: Vec<&str> = of.iter().copied().collect();
+/// Deletes some events, and adds the sessions that they were of. Of when websites have events
+/// is for [`recount`].
+async fn delete(
+    transaction: &Transaction<'_>,
+    tenant: &str,
+    piece: Piece,
+    timescaledb: bool,
+    sessions: &mut BTreeSet<i64>,
+) -> Result<u64, StoreError> {
+    let (Some(first), Some(last)) = (piece.times.iter().min().copied(), piece.times.iter().max().copied())
+    else {
+        return Ok(0);
+    };
+    let websites = piece.websites.clone();
+    let mut events = 0;
+    let statement = transaction.prepare_cached(DELETE).await?;
+    for Piece { websites, times, ids } in if timescaledb { piece.by_days() } else { vec![piece] } {
+        let of: BTreeSet<&str> = websites.iter().map(String::as_str).collect();
+        let of: Vec<&str> = of.into_iter().collect();
         let (first, last) = (times.iter().min(), times.iter().max());
-        let row = transaction.query_one(DELETE, &[&tenant, websites, times, ids, &first, &last, &of]).await?;
+        let parameters: [&(dyn ToSql + Sync); 7] = [&tenant, &websites, &times, &ids, &first, &last, &of];
+        let row = transaction.query_one(&statement, &parameters).await?;
         events += row.get::<_, i64>(0);
         sessions.extend(row.get::<_, Vec<i64>>(1));
     }
     let sql = "DELETE FROM hourly WHERE tenant = $1 AND website_id = ANY($2)
         AND hour BETWEEN date_trunc('hour', $3::timestamptz) AND $4 AND n = 0";
-    transaction.execute(sql, &[&tenant, websites, first, last]).await?;
-    renew_sessions(transaction, tenant, &sessions).await?;
+    transaction.execute(sql, &[&tenant, &websites, &first, &last]).await?;
     Ok(events.max(0) as u64)
 }
 
 /// Sessions are put together anew of what is left of them.
 async fn renew_sessions(
+    transaction: &Transaction<'_>,
+    tenant: &str,
+    sessions: &BTreeSet<i64>,
+) -> Result<(), StoreError> {
+    let sessions: Vec<i64> = sessions.iter().copied().collect();
+    for sessions in sessions.chunks(AT_ONCE as usize) {
+        renew_some_sessions(transaction, tenant, sessions).await?;
+    }
+    Ok(())
+}
+
+async fn renew_some_sessions(
     transaction: &Transaction<'_>,
     tenant: &str,
     sessions: &[i64],
@@ -273,6 +308,7 @@ pub(super) async fn retain(
     connection: &mut Object,
     tenant: &str,
     from_ms: i64,
+    timescaledb: bool,
     behind: &mut Behind,
 ) -> Result<(u64, bool), StoreError> {
     let tenant = kept(tenant);
@@ -289,16 +325,28 @@ pub(super) async fn retain(
     for row in transaction.query(&sql, &parameters).await? {
         piece.add(&row, 0);
     }
-    let events = delete(&transaction, &tenant, &piece).await?;
+    let is_full = piece.ids.len() >= AT_ONCE as usize;
+    let last = piece.last();
+    let mut websites = piece.websites.clone();
+    websites.dedup();
+    let mut sessions = BTreeSet::new();
+    let events = delete(&transaction, &tenant, piece, timescaledb, &mut sessions).await?;
+    let is_last = !is_full || events == 0;
     if events > 0 {
-        piece.websites.dedup();
-        recount(&transaction, Some(&tenant), Some(&piece.websites)).await?;
+        // Sessions that are old as a whole have nothing left.
+        let sql = "DELETE FROM session WHERE tenant = $1 AND session_key = ANY($2) AND last < $3";
+        let keys: Vec<i64> = sessions.iter().copied().collect();
+        transaction.execute(sql, &[&tenant, &keys, &Ts::of(from_ms)]).await?;
+        renew_sessions(&transaction, &tenant, &sessions).await?;
+        if !is_last {
+            // The next piece has more of it.
+            websites.pop();
+        }
+        recount(&transaction, Some(&tenant), Some(&websites)).await?;
     }
     transaction.commit().await?;
-    let is_last = piece.ids.len() < AT_ONCE as usize || events == 0;
-    if let (Some(website), Some(time), Some(id)) = (piece.websites.pop(), piece.times.pop(), piece.ids.pop())
-    {
-        *behind = Behind { website, time, id };
+    if let Some(last) = last {
+        *behind = last;
     }
     Ok((events, is_last))
 }
@@ -317,27 +365,31 @@ pub(super) async fn erase(
     let tenant = kept(tenant);
     let (keys, names_device) = doomed.found_by(shared.keys);
     // An odd id stands in no column as it is.
-    let sql = "SELECT event, website_id, \"timestamp\", id FROM events WHERE tenant = $1
+    let sql = "SELECT event, website_id, \"timestamp\", id, who = ANY($2) FROM events WHERE tenant = $1
         AND (who = ANY($2) OR ($3 AND (anonymous_id = $4 OR is_odd)) OR event_type = 'alias')";
     let device = names_device.map(|device| device.replace('\0', "\u{fffd}"));
     let statement = transaction.prepare(sql).await?;
     let parameters: [&(dyn ToSql + Sync); 4] = [&tenant, &keys, &device.is_some(), &device];
     // It shows what was there when it was made, whatever is deleted meanwhile.
     let portal = transaction.bind(&statement, &parameters).await?;
-    let mut events = 0;
+    let timescaledb = shared.opened.timescaledb.is_some();
+    let (mut events, mut sessions) = (0, BTreeSet::new());
     loop {
         let rows = transaction.query_portal(&portal, AT_ONCE).await?;
         let mut piece = Piece::default();
         for row in &rows {
-            if doomed.includes(&event_of(row.get(0))?) {
+            // Of one that cannot be read it is its columns that say whose it is.
+            let is_theirs = event_of(row.get(0)).map_or_else(|_| row.get(4), |event| doomed.includes(&event));
+            if is_theirs {
                 piece.add(row, 1);
             }
         }
-        events += delete(&transaction, &tenant, &piece).await?;
+        events += delete(&transaction, &tenant, piece, timescaledb, &mut sessions).await?;
         if rows.len() < AT_ONCE as usize {
             break;
         }
     }
+    renew_sessions(&transaction, &tenant, &sessions).await?;
     if events > 0 {
         recount(&transaction, Some(&tenant), None).await?;
     }

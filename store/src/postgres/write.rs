@@ -161,7 +161,7 @@ pub(super) async fn bound_sites(
         return Ok(0);
     }
     let tenants: Vec<&str> = new.iter().map(|(tenant, _)| &**tenant).collect();
-    let sql = "SELECT tenant, count(*) FROM relay_site WHERE tenant = ANY($1) GROUP BY tenant";
+    let sql = "SELECT tenant, count(*) FROM relay_site WHERE tenant = ANY($1) AND events > 0 GROUP BY tenant";
     let statement = transaction.prepare_cached(sql).await?;
     let counted = transaction.query(&statement, &[&tenants]).await?;
     let mut counts: HashMap<String, i64> = counted.iter().map(|row| (row.get(0), row.get(1))).collect();
@@ -196,7 +196,7 @@ async fn new_sites(
     let (tenants, websites): (Vec<&str>, Vec<&str>) =
         named.iter().map(|(tenant, website)| (&**tenant, &**website)).unzip();
     let sql = "SELECT tenant, website_id FROM relay_site
-        WHERE (tenant, website_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
+        WHERE events > 0 AND (tenant, website_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
     let statement = transaction.prepare_cached(sql).await?;
     let rows = transaction.query(&statement, &[&tenants, &websites]).await?;
     let known: HashSet<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();

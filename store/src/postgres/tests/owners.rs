@@ -9,7 +9,7 @@ async fn many_owners(served: &Served) {
     sql(
         served,
         &format!(
-            "INSERT INTO relay_tenant (tenant, epoch, n) VALUES ('', 3, {OWNERS} / 50 + 1);
+            "INSERT INTO relay_tenant (tenant, epoch, n, gone) VALUES ('', 3, {OWNERS} / 50 + 1, 3);
             INSERT INTO relay_owner (tenant, who, root, until_ms, n)
                 SELECT '', i, 1000000 + i / 7, i, i / 50 + 1 FROM generate_series(1, {OWNERS}) AS i"
         ),
@@ -61,6 +61,35 @@ fn owners_that_are_too_many_for_one_question_are_read_by_several() {
             .await;
         let owners = read_a_piece(&store).await.unwrap();
         assert_eq!([9, 10].map(|who| owners.owner(who).0), [1_000_001, 10]);
+        store.close().await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}
+
+#[test]
+fn a_link_that_gives_way_leaves_what_was_read_of_owners() {
+    let is_run = runtime().block_on(async {
+        let Some(mut served) = served().await else { return false };
+        served.settings.fact_limits.users_of_a_device = 1;
+        let store = served.open().await;
+        let keys = store.shared.keys;
+        let mut epochs = BTreeSet::new();
+        // Each was there earlier than the last one, who gives way, and comes again.
+        for (number, user) in ["c", "b", "a", "c"].into_iter().enumerate() {
+            let time_ms = BASE_MS - number as i64 * MINUTE_MS;
+            let json = format!(
+                r#"{{"id":"{number}","kind":"page","user_id":"{user}","anonymous_id":"d","time_ms":{time_ms},"accepted_ms":{time_ms}}}"#
+            );
+            store.append(&[Event::from_json(json.as_bytes()).unwrap()]).await.unwrap();
+            let owners = read_a_piece(&store).await.unwrap();
+            assert_eq!(owners.owner(keys.anonymous("d")).0, keys.user(user));
+            epochs.insert(owners.epoch);
+        }
+        assert_eq!(epochs.len(), 1, "they are not read from the beginning again");
         store.close().await;
         served.drop().await;
         true
