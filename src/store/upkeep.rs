@@ -156,7 +156,7 @@ impl Upkeep {
     async fn tidy_at_night(&self) {
         // A clock that was set must not delete what is young.
         let clock = CheckedClock::new(self.clock.clone());
-        let spread = fastrand::i64(..NIGHT_SPREAD_MINUTES);
+        let spread = spread_minutes();
         let mut due = Due::after_start(clock.now_ms());
         let mut looks = interval(NIGHT_LOOK_INTERVAL);
         loop {
@@ -226,6 +226,11 @@ impl Due {
     }
 }
 
+/// How late this relay tidies at night.
+fn spread_minutes() -> i64 {
+    fastrand::i64(0..NIGHT_SPREAD_MINUTES)
+}
+
 /// The next time that it is three o'clock and so many minutes.
 fn next_night(now_ms: i64, zone: &TimeZone, spread_minutes: i64) -> i64 {
     let next = || {
@@ -244,6 +249,16 @@ mod tests {
 
     use super::*;
     use crate::store::front::tests::{DAY_MS, event_at, front};
+
+    #[test]
+    fn a_relay_tidies_within_an_hour_after_three() {
+        for _ in 0..100 {
+            let spread = spread_minutes();
+            assert!((0..NIGHT_SPREAD_MINUTES).contains(&spread), "{spread}");
+            let next_ms = next_night(0, &TimeZone::UTC, spread);
+            assert_eq!(next_ms, (180 + spread) * 60_000);
+        }
+    }
 
     #[test]
     fn nights_follow_the_zones_clock() {
