@@ -276,6 +276,38 @@ mod tests {
         assert!(next_night(i64::MAX, &berlin, 20) >= i64::MAX - HOT_MS_MAX);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn it_goes_on_behind_its_first_tidying() {
+        let dir = tempfile::tempdir().unwrap();
+        let (front, now) = front(dir.path(), &[("RETENTION_DAYS", "30")]);
+        let store = OpenStore::of(front);
+        store.front.open().await.unwrap();
+        let (start_ms, since) = (now.load(Ordering::Relaxed), Instant::now());
+        let batch = [event_at("a", start_ms - 31 * DAY_MS), event_at("a", start_ms - 2 * DAY_MS)];
+        store.store.append(&batch).await.unwrap();
+        let upkeep = Upkeep {
+            store: store.clone(),
+            erasures: Erasures::new(dir.path()),
+            clock: Clock::from_fn(move || start_ms + since.elapsed().as_millis() as i64),
+            zone: TimeZone::UTC,
+            stop: Stop::default(),
+        };
+        let status = store.status.clone();
+        let tidied = async {
+            let is_tidied = || (status.stats().events, status.stats().blocks) == (1, 1);
+            while !is_tidied() {
+                tokio::time::sleep(NIGHT_LOOK_INTERVAL).await;
+            }
+            tokio::time::sleep(2 * NIGHT_LOOK_INTERVAL).await;
+        };
+        tokio::select! {
+            () = upkeep.run() => panic!("it ended"),
+            tidied = tokio::time::timeout(Duration::from_secs(86_400), tidied) => tidied.expect("it is tidied"),
+        }
+        assert!(since.elapsed() >= Duration::from_millis(FIRST_AFTER_MS as u64));
+        store.close().await;
+    }
+
     #[tokio::test]
     async fn what_is_too_old_is_not_only_hidden() {
         let dir = tempfile::tempdir().unwrap();
