@@ -7,6 +7,9 @@ use tokio_postgres::{Error, error::SqlState};
 
 use crate::StoreError;
 
+/// What is told where all connections are used.
+pub(super) const NONE_FREE: &str = "no connection became free in time";
+
 impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
         match error.code() {
@@ -21,9 +24,7 @@ impl From<PoolError> for StoreError {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => error.into(),
-            PoolError::Timeout(TimeoutType::Wait) => {
-                Self::Unavailable("no connection became free in time".into())
-            }
+            PoolError::Timeout(TimeoutType::Wait) => Self::Unavailable(NONE_FREE.into()),
             PoolError::Timeout(_) => Self::Unavailable("the server did not answer in time".into()),
             PoolError::Closed => Self::Closed,
             error => Self::Unavailable(error.to_string()),

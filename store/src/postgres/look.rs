@@ -2,7 +2,7 @@
 
 use deadpool_postgres::Object;
 
-use super::{PostgresStore, Settings, connect, give_back};
+use super::{PostgresStore, Settings, connect, error::NONE_FREE, give_back};
 use crate::StoreError;
 
 /// Connections of this process.
@@ -19,9 +19,25 @@ pub struct Connections {
 impl PostgresStore {
     /// Asks whether it takes events now, and what it is.
     pub async fn look(&self) -> Result<String, StoreError> {
-        let connection = self.connection().await?;
-        let found = look_through(&connection).await;
-        give_back(found, connection)
+        let found = async {
+            let connection = self.connection().await?;
+            let found = look_through(&connection).await;
+            give_back(found, connection)
+        };
+        let found = found.await;
+        if matches!(&found, Err(StoreError::Unavailable(why)) if why != NONE_FREE) {
+            self.forget_what_was_read();
+        }
+        found
+    }
+
+    /// Who answers next may be another server, that lost the last commits. Whoever writes just
+    /// now fails, too, and forgets what is known then.
+    fn forget_what_was_read(&self) {
+        self.shared.owners.clear();
+        if let Ok(mut known) = self.shared.writing.try_lock() {
+            known.clear();
+        }
     }
 
     /// Connections of this process, counted without asking the server.

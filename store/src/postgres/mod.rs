@@ -553,10 +553,6 @@ impl Shared {
             ask(&mut PgScan { handle, transaction: &transaction, of, owners, patience, keys, secret }, self)
         })();
         let answer = give_back(answer, connection);
-        if matches!(&answer, Err(StoreError::Unavailable(why)) if why != owners::STILL_READ) {
-            // Who answers next may be another server, that lost the last commits.
-            self.owners.clear();
-        }
         answer.map_err(|error| match error {
             StoreError::Unavailable(why) if why.ends_with(CANCELLED) => {
                 StoreError::TooExpensive("it took too long; ask for a shorter range".into())

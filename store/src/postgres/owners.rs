@@ -18,8 +18,6 @@ use crate::{
 
 /// Owners that are read at once.
 const AT_ONCE: i32 = 10_000;
-/// What is told while they are read still.
-pub(super) const STILL_READ: &str = "who is who is still being read: ask again";
 
 /// What was read last, by numbers that tenants have in this process.
 #[derive(Debug, Default)]
@@ -39,6 +37,11 @@ impl Owners {
     #[cfg(test)]
     pub(super) fn last(&self, tenant: &str) -> Arc<OwnerMap> {
         self.cache.last(self.number(tenant))
+    }
+
+    #[cfg(test)]
+    pub(super) fn keep(&self, tenant: &str, map: OwnerMap) {
+        self.cache.keep(self.number(tenant), Arc::new(map));
     }
 
     /// Forgets all: who answers next may be a server that does not know what was read.
@@ -78,7 +81,7 @@ impl Owners {
             changed.n = n;
         }
         self.cache.keep(number, map.clone());
-        if is_whole { Ok(map) } else { Err(StoreError::Unavailable(STILL_READ.into())) }
+        if is_whole { Ok(map) } else { Err(still_read()) }
     }
 }
 
@@ -115,6 +118,10 @@ async fn read(
             return Ok(false);
         }
     }
+}
+
+fn still_read() -> StoreError {
+    StoreError::Unavailable("who is who is still being read: ask again".into())
 }
 
 fn take_in(map: &mut OwnerMap, owners: &mut Vec<(u64, (u64, i64))>, n: i64) {

@@ -71,7 +71,6 @@ pub(super) async fn refresh(
 ) -> Result<(), StoreError> {
     // It runs in no transaction, which could have settings of its own.
     connection.batch_execute("SET statement_timeout = '1h'; SET lock_timeout = '60s'").await?;
-    let mut done = Ok(());
     for (sums, row_ms) in SUMS {
         let to_ms = now_ms.saturating_sub(row_ms);
         // There must be a whole row.
@@ -79,11 +78,12 @@ pub(super) async fn refresh(
             let sql =
                 format!("CALL refresh_continuous_aggregate('{sums}', $1::timestamptz, $2::timestamptz)");
             let refreshed = connection.execute(&sql, &[&kept_from_ms.map(Ts::of), &Ts::of(to_ms)]).await;
-            done = done.and(refreshed.map(drop));
+            if let Err(error) = refreshed.map_err(StoreError::from) {
+                tracing::warn!(%error, sums, "sums of TimescaleDB are brought up later");
+            }
         }
     }
-    connection.batch_execute(connect::SESSION).await?;
-    Ok(done?)
+    Ok(connection.batch_execute(connect::SESSION).await?)
 }
 
 /// True if the extension was made in the database.

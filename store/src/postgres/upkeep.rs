@@ -28,9 +28,10 @@ use crate::{
 
 /// Rows that are looked at at once.
 const AT_ONCE: i32 = 4_000;
-/// How long a statement may take that goes through all there is.
+/// How long a statement may take that goes through all there is; and that it is planned for its
+/// values: a plan for any would look at each day.
 const PATIENCE: &str = "SET LOCAL statement_timeout = '1h'; SET LOCAL lock_timeout = '60s';
-    SET LOCAL idle_in_transaction_session_timeout = '1h'";
+    SET LOCAL idle_in_transaction_session_timeout = '1h'; SET LOCAL plan_cache_mode = force_custom_plan";
 
 /// How many events there are, and up to when they go: of sums that are kept with them.
 pub(super) async fn as_of(connection: &Object, of: &TenantScope) -> Result<AsOf, StoreError> {
@@ -83,13 +84,11 @@ pub(super) async fn upkeep(
             let row = transaction.query_one(timescale::DROP_CHUNKS, &[&Ts::of(from_ms)]).await?;
             upkept.dropped = row.get::<_, i64>(0).max(0) as u64;
             if upkept.dropped > 0 {
-                recount(&transaction, None, None).await?;
+                recount(&transaction).await?;
             }
             transaction.commit().await?;
         }
-        if let Err(error) = timescale::refresh(connection, now_ms, kept_from_ms).await {
-            tracing::warn!(%error, "the sums of TimescaleDB are brought up later");
-        }
+        timescale::refresh(connection, now_ms, kept_from_ms).await?;
         return Ok((upkept, BTreeSet::new()));
     }
     let transaction = begin(connection).await?;
@@ -129,7 +128,7 @@ async fn drop_day(connection: &mut Object, day: i64) -> Result<(), StoreError> {
         transaction.execute(sql, &[&from, &to]).await?;
         // One that reached over midnight is of the day before, which goes first.
         transaction.execute("DELETE FROM session WHERE last < $1", &[&to]).await?;
-        recount(&transaction, None, None).await?;
+        recount(&transaction).await?;
     }
     Ok(transaction.commit().await?)
 }
@@ -149,20 +148,20 @@ async fn begin(connection: &mut Object) -> Result<Transaction<'_>, StoreError> {
     Ok(transaction)
 }
 
-/// Brings up how many events websites have, and of when, after some are gone.
-async fn recount(
-    transaction: &Transaction<'_>,
-    tenant: Option<&str>,
-    websites: Option<&[String]>,
-) -> Result<(), StoreError> {
-    let sql = "UPDATE relay_site AS site SET
-            events = (SELECT coalesce(sum(n), 0) FROM hourly WHERE (tenant, website_id) = (site.tenant, site.website_id)),
-            first_ms = (SELECT min(time_ms) FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)
-                AND \"timestamp\" = (SELECT min(\"timestamp\") FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id))),
-            last_ms = (SELECT max(time_ms) FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)
-                AND \"timestamp\" = (SELECT max(\"timestamp\") FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)))
-        WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text[] IS NULL OR website_id = ANY($2))";
-    transaction.execute(sql, &[&tenant, &websites]).await?;
+/// Of when a website has events.
+const TIMES: &str = "first_ms = (SELECT min(time_ms) FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)
+        AND \"timestamp\" = (SELECT min(\"timestamp\") FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id))),
+    last_ms = (SELECT max(time_ms) FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)
+        AND \"timestamp\" = (SELECT max(\"timestamp\") FROM events WHERE (tenant, website_id) = (site.tenant, site.website_id)))";
+
+/// Brings up how many events websites have, and of when, after days went as a whole.
+async fn recount(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    let sql = format!(
+        "UPDATE relay_site AS site SET {TIMES}, events = (
+            SELECT coalesce(sum(n), 0) FROM hourly WHERE (tenant, website_id) = (site.tenant, site.website_id))"
+    );
+    transaction.execute(&sql, &[]).await?;
+    transaction.execute("DELETE FROM relay_site WHERE events = 0", &[]).await?;
     Ok(())
 }
 
@@ -188,89 +187,91 @@ impl Piece {
         Some(Behind { website: website.clone(), time: *time, id: *id })
     }
 
-    /// The same day by day.
-    fn by_days(self) -> Vec<Self> {
-        let mut days = BTreeMap::<i64, Self>::new();
+    /// The same by websites, and by days where that spares looking at others.
+    fn parts(self, by_day: bool) -> BTreeMap<(String, i64), (Vec<Ts>, Vec<Uuid>)> {
+        let mut parts = BTreeMap::<_, (Vec<Ts>, Vec<Uuid>)>::new();
         for ((website, time), id) in self.websites.into_iter().zip(self.times).zip(self.ids) {
-            let piece = days.entry(time.last_ms().div_euclid(DAY_MS)).or_default();
-            piece.websites.push(website);
-            piece.times.push(time);
-            piece.ids.push(id);
+            let day = if by_day { time.last_ms().div_euclid(DAY_MS) } else { 0 };
+            let (times, ids) = parts.entry((website, day)).or_default();
+            times.push(time);
+            ids.push(id);
         }
-        days.into_values().collect()
+        parts
     }
 }
 
-/// Deletes events, with all that is summed up of them by hours and websites. The times and the websites of all
-/// of them together spare a look at others: where events are kept by column, all that is looked
-/// at is taken out of there.
+/// What events that are deleted were of.
+#[derive(Debug, Default)]
+struct Touched {
+    websites: BTreeSet<String>,
+    sessions: BTreeSet<i64>,
+}
+
+/// Deletes events, with all that is summed up of them by hours and websites. The times of all of
+/// them together spare a look at others: where events are kept by column, all that is looked at
+/// is taken out of there.
 const DELETE: &str = "WITH gone AS (
-        DELETE FROM events AS e USING unnest($2::text[], $3::timestamptz[], $4::uuid[]) AS g(website_id, ts, id)
-        WHERE e.tenant = $1 AND e.website_id = ANY($7) AND e.\"timestamp\" BETWEEN $5 AND $6
-            AND (e.website_id, e.\"timestamp\", e.id) = (g.website_id, g.ts, g.id)
-        RETURNING e.tenant, e.website_id, e.\"timestamp\", e.event_type, e.session_key, e.session_id
+        DELETE FROM events AS e USING unnest($3::timestamptz[], $4::uuid[]) AS g(ts, id)
+        WHERE e.tenant = $1 AND e.website_id = $2 AND e.\"timestamp\" BETWEEN $5 AND $6
+            AND (e.\"timestamp\", e.id) = (g.ts, g.id)
+        RETURNING e.\"timestamp\", e.event_type, e.session_key, e.session_id
     ), fewer AS (
         UPDATE hourly SET n = hourly.n - g.n FROM (
-            SELECT tenant, website_id, date_trunc('hour', \"timestamp\") AS hour, event_type, count(*) AS n FROM gone GROUP BY 1, 2, 3, 4
-        ) AS g WHERE (hourly.tenant, hourly.website_id, hourly.hour, hourly.event_type) = (g.tenant, g.website_id, g.hour, g.event_type)
+            SELECT date_trunc('hour', \"timestamp\") AS hour, event_type, count(*) AS n FROM gone GROUP BY 1, 2
+        ) AS g WHERE (tenant, website_id) = ($1, $2) AND (hourly.hour, hourly.event_type) = (g.hour, g.event_type)
     ), less AS (
-        UPDATE relay_site AS site SET events = site.events - g.n FROM (
-            SELECT tenant, website_id, count(*) AS n FROM gone GROUP BY 1, 2
-        ) AS g WHERE (site.tenant, site.website_id) = (g.tenant, g.website_id)
+        UPDATE relay_site SET events = events - (SELECT count(*) FROM gone) WHERE (tenant, website_id) = ($1, $2)
     ) SELECT count(*), coalesce(array_agg(DISTINCT session_key) FILTER (WHERE session_id IS NOT NULL), '{}') FROM gone";
 
-/// Deletes some events, and adds the sessions that they were of. Of when websites have events
-/// is for [`recount`].
+/// Deletes some events, and says of what they were.
 async fn delete(
     transaction: &Transaction<'_>,
     tenant: &str,
     piece: Piece,
     timescaledb: bool,
-    sessions: &mut BTreeSet<i64>,
+    touched: &mut Touched,
 ) -> Result<u64, StoreError> {
-    let (Some(first), Some(last)) = (piece.times.iter().min().copied(), piece.times.iter().max().copied())
-    else {
-        return Ok(0);
-    };
-    let websites = piece.websites.clone();
     let mut events = 0;
     let statement = transaction.prepare_cached(DELETE).await?;
-    for Piece { websites, times, ids } in if timescaledb { piece.by_days() } else { vec![piece] } {
-        let of: BTreeSet<&str> = websites.iter().map(String::as_str).collect();
-        let of: Vec<&str> = of.into_iter().collect();
+    for ((website, _), (times, ids)) in piece.parts(timescaledb) {
         let (first, last) = (times.iter().min(), times.iter().max());
-        let parameters: [&(dyn ToSql + Sync); 7] = [&tenant, &websites, &times, &ids, &first, &last, &of];
+        let parameters: [&(dyn ToSql + Sync); 6] = [&tenant, &website, &times, &ids, &first, &last];
         let row = transaction.query_one(&statement, &parameters).await?;
         events += row.get::<_, i64>(0);
-        sessions.extend(row.get::<_, Vec<i64>>(1));
+        touched.sessions.extend(row.get::<_, Vec<i64>>(1));
+        let sql = "DELETE FROM hourly WHERE tenant = $1 AND website_id = $2
+            AND hour BETWEEN date_trunc('hour', $3::timestamptz) AND $4 AND n = 0";
+        transaction.execute(sql, &[&tenant, &website, &first, &last]).await?;
+        touched.websites.insert(website);
     }
-    let sql = "DELETE FROM hourly WHERE tenant = $1 AND website_id = ANY($2)
-        AND hour BETWEEN date_trunc('hour', $3::timestamptz) AND $4 AND n = 0";
-    transaction.execute(sql, &[&tenant, &websites, &first, &last]).await?;
     Ok(events.max(0) as u64)
+}
+
+/// What of websites and sessions is no sum is found anew of what is left of them.
+async fn renew(transaction: &Transaction<'_>, tenant: &str, touched: &Touched) -> Result<(), StoreError> {
+    let websites: Vec<&str> = touched.websites.iter().map(String::as_str).collect();
+    let sessions: Vec<i64> = touched.sessions.iter().copied().collect();
+    for sessions in sessions.chunks(AT_ONCE as usize) {
+        renew_sessions(transaction, tenant, &websites, sessions).await?;
+    }
+    let of_these = "tenant = $1 AND website_id = ANY($2)";
+    let sql = format!("UPDATE relay_site AS site SET {TIMES} WHERE {of_these}");
+    transaction.execute(&sql, &[&tenant, &websites]).await?;
+    let sql = format!("DELETE FROM relay_site WHERE {of_these} AND events = 0");
+    transaction.execute(&sql, &[&tenant, &websites]).await?;
+    Ok(())
 }
 
 /// Sessions are put together anew of what is left of them.
 async fn renew_sessions(
     transaction: &Transaction<'_>,
     tenant: &str,
-    sessions: &BTreeSet<i64>,
-) -> Result<(), StoreError> {
-    let sessions: Vec<i64> = sessions.iter().copied().collect();
-    for sessions in sessions.chunks(AT_ONCE as usize) {
-        renew_some_sessions(transaction, tenant, sessions).await?;
-    }
-    Ok(())
-}
-
-async fn renew_some_sessions(
-    transaction: &Transaction<'_>,
-    tenant: &str,
+    websites: &[&str],
     sessions: &[i64],
 ) -> Result<(), StoreError> {
-    let sql = "DELETE FROM session WHERE tenant = $1 AND session_key = ANY($2)
+    let sql = "DELETE FROM session WHERE tenant = $1 AND website_id = ANY($2) AND session_key = ANY($3)
         RETURNING website_id, session_key, start, last";
-    let gone = transaction.query(sql, &[&tenant, &sessions]).await?;
+    let gone = transaction.query(sql, &[&tenant, &websites, &sessions]).await?;
     let websites: Vec<&str> = gone.iter().map(|row| row.get(0)).collect();
     let keys: Vec<i64> = gone.iter().map(|row| row.get(1)).collect();
     let starts: Vec<Ts> = gone.iter().map(|row| row.get(2)).collect();
@@ -325,25 +326,16 @@ pub(super) async fn retain(
     for row in transaction.query(&sql, &parameters).await? {
         piece.add(&row, 0);
     }
-    let is_full = piece.ids.len() >= AT_ONCE as usize;
-    let last = piece.last();
-    let mut websites = piece.websites.clone();
-    websites.dedup();
-    let mut sessions = BTreeSet::new();
-    let events = delete(&transaction, &tenant, piece, timescaledb, &mut sessions).await?;
+    let (is_full, last) = (piece.ids.len() >= AT_ONCE as usize, piece.last());
+    let mut touched = Touched::default();
+    let events = delete(&transaction, &tenant, piece, timescaledb, &mut touched).await?;
     let is_last = !is_full || events == 0;
-    if events > 0 {
-        // Sessions that are old as a whole have nothing left.
-        let sql = "DELETE FROM session WHERE tenant = $1 AND session_key = ANY($2) AND last < $3";
-        let keys: Vec<i64> = sessions.iter().copied().collect();
-        transaction.execute(sql, &[&tenant, &keys, &Ts::of(from_ms)]).await?;
-        renew_sessions(&transaction, &tenant, &sessions).await?;
-        if !is_last {
-            // The next piece has more of it.
-            websites.pop();
-        }
-        recount(&transaction, Some(&tenant), Some(&websites)).await?;
-    }
+    // What is left of sessions that are old as a whole goes with the next piece.
+    let sql = "DELETE FROM session WHERE tenant = $1 AND website_id = ANY($2) AND session_key = ANY($3) AND last < $4";
+    let websites: Vec<&str> = touched.websites.iter().map(String::as_str).collect();
+    let sessions: Vec<i64> = touched.sessions.iter().copied().collect();
+    transaction.execute(sql, &[&tenant, &websites, &sessions, &Ts::of(from_ms)]).await?;
+    renew(&transaction, &tenant, &touched).await?;
     transaction.commit().await?;
     if let Some(last) = last {
         *behind = last;
@@ -365,7 +357,9 @@ pub(super) async fn erase(
     let tenant = kept(tenant);
     let (keys, names_device) = doomed.found_by(shared.keys);
     // An odd id stands in no column as it is.
-    let sql = "SELECT event, website_id, \"timestamp\", id, who = ANY($2) FROM events WHERE tenant = $1
+    let sql = "SELECT event, website_id, \"timestamp\", id,
+            who = ANY($2) OR ($3 AND anonymous_id IS NOT DISTINCT FROM $4)
+        FROM events WHERE tenant = $1
         AND (who = ANY($2) OR ($3 AND (anonymous_id = $4 OR is_odd)) OR event_type = 'alias')";
     let device = names_device.map(|device| device.replace('\0', "\u{fffd}"));
     let statement = transaction.prepare(sql).await?;
@@ -373,7 +367,7 @@ pub(super) async fn erase(
     // It shows what was there when it was made, whatever is deleted meanwhile.
     let portal = transaction.bind(&statement, &parameters).await?;
     let timescaledb = shared.opened.timescaledb.is_some();
-    let (mut events, mut sessions) = (0, BTreeSet::new());
+    let (mut events, mut touched) = (0, Touched::default());
     loop {
         let rows = transaction.query_portal(&portal, AT_ONCE).await?;
         let mut piece = Piece::default();
@@ -384,15 +378,12 @@ pub(super) async fn erase(
                 piece.add(row, 1);
             }
         }
-        events += delete(&transaction, &tenant, piece, timescaledb, &mut sessions).await?;
+        events += delete(&transaction, &tenant, piece, timescaledb, &mut touched).await?;
         if rows.len() < AT_ONCE as usize {
             break;
         }
     }
-    renew_sessions(&transaction, &tenant, &sessions).await?;
-    if events > 0 {
-        recount(&transaction, Some(&tenant), None).await?;
-    }
+    renew(&transaction, &tenant, &touched).await?;
     transaction.commit().await?;
     Ok(Deleted { events, facts: forgotten, ..Deleted::default() })
 }
@@ -444,8 +435,8 @@ pub(super) async fn check(connection: &mut Object, keys: Keys) -> Result<CheckRe
             (SELECT tenant, website_id, hour, event_type, n FROM hourly) EXCEPT
             (SELECT tenant, website_id, date_trunc('hour', \"timestamp\"), event_type, count(*) FROM events GROUP BY 1, 2, 3, 4)) AS h
         UNION ALL SELECT 'relay_site', count(*) FROM (
-            (SELECT tenant, website_id, events, last_ms FROM relay_site WHERE events > 0) EXCEPT
-            (SELECT tenant, website_id, count(*), max(time_ms) FROM events GROUP BY 1, 2)) AS s";
+            (SELECT tenant, website_id, events, first_ms, last_ms FROM relay_site WHERE events > 0) EXCEPT
+            (SELECT tenant, website_id, count(*), min(time_ms), max(time_ms) FROM events GROUP BY 1, 2)) AS s";
     for row in transaction.query(sums, &[]).await? {
         let (table, count): (&str, i64) = (row.get(0), row.get(1));
         if count > 0 {

@@ -1,6 +1,7 @@
 //! Several who write, and servers that are gone.
 
 use super::{server::Server, *};
+use crate::scan::owners::OwnerMap;
 
 fn events(range: std::ops::Range<usize>) -> Vec<Event> {
     let event = |n: usize| {
@@ -92,6 +93,12 @@ fn a_server_that_is_killed_in_the_middle_of_appends_loses_nothing_that_was_ackno
         assert!(acknowledged > 0);
         assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
         assert!(matches!(store.append(&events(0..1)).await, Err(StoreError::Unavailable(_))));
+        // Whoever looks notices the same, and forgets what a server said that is lost.
+        let mut map = OwnerMap::of_epoch(0);
+        map.n = 7;
+        store.shared.owners.keep("", map);
+        assert!(matches!(store.look().await, Err(StoreError::Unavailable(_))));
+        assert_eq!(store.shared.owners.last("").n, 0);
         let opened = PostgresStore::open(settings.clone()).await;
         assert!(matches!(opened, Err(StoreError::Unavailable(_))), "{opened:?}");
         let server = tokio::task::spawn_blocking(move || server.restart()).await.unwrap();

@@ -98,3 +98,29 @@ fn a_link_that_gives_way_leaves_what_was_read_of_owners() {
         not_run("PostgreSQL");
     }
 }
+
+#[test]
+fn a_question_that_takes_too_long_leaves_what_was_read_of_owners() {
+    let is_run = runtime().block_on(async {
+        let Some(served) = served().await else { return false };
+        let store = served.open().await;
+        many_owners(&served).await;
+        assert!(read_a_piece(&store).await.is_err());
+        let far = store.shared.owners.last("").n;
+        assert!(far > 0);
+        let other = TenantScope::tenant("t2");
+        let asked = store.ask("slow", &other, |scan, _| {
+            let slow = "SET LOCAL statement_timeout = '20ms'; SELECT pg_sleep(10)";
+            Ok(scan.handle.block_on(scan.transaction.batch_execute(slow))?)
+        });
+        let error = asked.await.unwrap_err();
+        assert!(matches!(error, StoreError::TooExpensive(_)), "{error}");
+        assert_eq!(store.shared.owners.last("").n, far);
+        store.close().await;
+        served.drop().await;
+        true
+    });
+    if !is_run {
+        not_run("PostgreSQL");
+    }
+}
