@@ -56,6 +56,13 @@ impl CheckedClock {
         Self { clock, check: Arc::default() }
     }
 
+    /// The same, of which it is known what time it was when something was written last, if it
+    /// ever was. A clock that shows another day is to be believed only when it has gone on.
+    pub(crate) fn of_what_was_written(clock: Clock, last_ms: Option<i64>) -> Self {
+        const LEFT_ALONE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+        Self { clock, check: Arc::new(Mutex::new(WallCheck::of_log(last_ms, LEFT_ALONE_MAX))) }
+    }
+
     /// Unix time in milliseconds, right or wrong.
     pub(crate) fn now_ms(&self) -> i64 {
         self.clock.now_ms()

@@ -92,28 +92,27 @@ impl Erasures {
         self.with_ending(DONE)?.into_iter().try_for_each(fs::remove_file)
     }
 
-    /// Does what is asked. What fails stays asked, and what comes behind it too.
+    /// Does what is asked. What fails stays asked, and holds up nothing behind it; of what
+    /// failed the first is told.
     pub(crate) async fn work_off(&self, store: &dyn Store) -> Result<Erased, ErasureError> {
-        let at = |path: &Path| {
-            let path = path.display().to_string();
-            move |source| ErasureError::File { path, source }
-        };
-        let mut all = Erased::default();
+        let (mut all, mut failed) = (Erased::default(), None);
         for path in self.asked().map_err(at(&self.0))? {
-            let bytes = fs::read(&path).map_err(at(&path))?;
-            let erasure: Erasure = serde_json::from_slice(&bytes).map_err(|error| at(&path)(error.into()))?;
-            let mut erased = Erased::default();
-            for who in erasure.subjects() {
-                let Deleted { events, facts, .. } = store.erase(&TenantScope::tenant(""), &who).await?;
-                (erased.events, erased.facts) = (erased.events + events, erased.facts + facts);
+            match work_off_one(&path, store).await {
+                Ok(erased) => {
+                    (all.events, all.facts) = (all.events + erased.events, all.facts + erased.facts);
+                }
+                Err(error) => {
+                    // Where the store is gone the next would fail as well.
+                    let is_gone =
+                        matches!(error, ErasureError::Store(StoreError::Unavailable(_) | StoreError::Closed));
+                    failed.get_or_insert(error);
+                    if is_gone {
+                        break;
+                    }
+                }
             }
-            let told = serde_json::to_vec(&erased).map_err(|error| at(&path)(error.into()))?;
-            // In this order: to do it twice does no harm.
-            files::replace(&path.with_extension(DONE), &told).map_err(at(&path))?;
-            fs::remove_file(&path).map_err(at(&path))?;
-            (all.events, all.facts) = (all.events + erased.events, all.facts + erased.facts);
         }
-        Ok(all)
+        failed.map_or(Ok(all), Err)
     }
 
     fn with_ending(&self, ending: &str) -> io::Result<Vec<PathBuf>> {
@@ -132,6 +131,27 @@ impl Erasures {
         paths.sort();
         Ok(paths)
     }
+}
+
+/// Does what one file asks.
+async fn work_off_one(path: &Path, store: &dyn Store) -> Result<Erased, ErasureError> {
+    let bytes = fs::read(path).map_err(at(path))?;
+    let erasure: Erasure = serde_json::from_slice(&bytes).map_err(|error| at(path)(error.into()))?;
+    let mut erased = Erased::default();
+    for who in erasure.subjects() {
+        let Deleted { events, facts, .. } = store.erase(&TenantScope::tenant(""), &who).await?;
+        (erased.events, erased.facts) = (erased.events + events, erased.facts + facts);
+    }
+    let told = serde_json::to_vec(&erased).map_err(|error| at(path)(error.into()))?;
+    // In this order: to do it twice does no harm.
+    files::replace(&path.with_extension(DONE), &told).map_err(at(path))?;
+    fs::remove_file(path).map_err(at(path))?;
+    Ok(erased)
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> ErasureError {
+    let path = path.display().to_string();
+    move |source| ErasureError::File { path: path.clone(), source }
 }
 
 #[cfg(test)]
@@ -171,16 +191,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_read_is_told_and_stays() {
+    async fn what_cannot_be_read_is_told_and_stays_and_holds_up_nothing_behind_it() {
         let dir = tempfile::tempdir().unwrap();
         let (front, _) = front(dir.path(), &[]);
         front.open().await.unwrap();
         let erasures = Erasures::new(dir.path());
-        let asked = erasures.ask(&Erasure::default()).unwrap();
+        front.append(&[event_at("canary", TIME_MS)]).await.unwrap();
+        let asked = dir.path().join("erasures").join("0").with_extension(ASKED);
+        fs::create_dir_all(asked.parent().unwrap()).unwrap();
         fs::write(&asked, "{").unwrap();
+        erasures.ask(&Erasure { user_ids: vec!["canary".into()], ..Erasure::default() }).unwrap();
         let error = erasures.work_off(&front).await.unwrap_err().to_string();
         assert!(error.contains(asked.to_str().unwrap()), "{error}");
         assert_eq!(erasures.asked().unwrap(), [asked]);
+        assert_eq!(events_in(&front, 0..i64::MAX).await, 0);
         front.close().await;
     }
 }

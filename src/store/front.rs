@@ -84,11 +84,19 @@ type WhenChanged = Box<dyn Fn(&str) + Send + Sync>;
 struct Changed {
     tell: Arc<OnceLock<WhenChanged>>,
     tenant: String,
+    /// It ended well and there was nothing to do.
+    is_nothing: bool,
+}
+
+impl Changed {
+    fn end(mut self, is_nothing: bool) {
+        self.is_nothing = is_nothing;
+    }
 }
 
 impl Drop for Changed {
     fn drop(&mut self) {
-        if let Some(tell) = self.tell.get() {
+        if let Some(tell) = self.tell.get().filter(|_| !self.is_nothing) {
             tell(&self.tenant);
         }
     }
@@ -119,11 +127,14 @@ impl Front {
         &self,
         of: &TenantScope,
         change: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+        is_nothing: fn(&T) -> bool,
     ) -> Result<T, StoreError> {
-        let changed = Changed { tell: self.when_changed.clone(), tenant: of.tenant.clone() };
+        let (tell, tenant) = (self.when_changed.clone(), of.tenant.clone());
+        let changed = Changed { tell, tenant, is_nothing: false };
         let done = tokio::spawn(async move {
-            let _changed = changed;
-            change.await
+            let done = change.await;
+            changed.end(done.as_ref().is_ok_and(is_nothing));
+            done
         });
         done.await.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("a defect: {error}"))))
     }
@@ -408,7 +419,8 @@ impl Store for Front {
     ) -> Result<(), StoreError> {
         let (store, tenant, by) = (self.store()?, of.clone(), by.clone());
         let (from, user) = (from.to_owned(), user.to_owned());
-        self.changing(of, async move { store.link(&tenant, &from, &user, joined, &by).await }).await
+        self.changing(of, async move { store.link(&tenant, &from, &user, joined, &by).await }, |()| false)
+            .await
     }
 
     async fn know(&self, facts: &[KnownFact]) -> Result<u64, StoreError> {
@@ -417,12 +429,13 @@ impl Store for Front {
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
         let (store, tenant, who) = (self.store()?, of.clone(), who.clone());
-        self.changing(of, async move { store.erase(&tenant, &who).await }).await
+        self.changing(of, async move { store.erase(&tenant, &who).await }, |_| false).await
     }
 
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
         let (store, tenant) = (self.store()?, of.clone());
-        self.changing(of, async move { store.retain(&tenant, from_ms).await }).await
+        let is_nothing = |deleted: &Deleted| (deleted.events, deleted.blocks) == (0, 0);
+        self.changing(of, async move { store.retain(&tenant, from_ms).await }, is_nothing).await
     }
 }
 
@@ -485,11 +498,13 @@ pub(super) mod tests {
         assert!(front.erase(&of, &user).now_or_never().is_none());
         assert!(front.retain(&of, 5).now_or_never().is_none());
         assert!(front.link(&of, "d", "u", false, &by).now_or_never().is_none());
-        for _ in 0..3 {
+        // Nothing was too old.
+        for _ in 0..2 {
             let tenant = timeout(Duration::from_secs(20), told.recv()).await.unwrap();
             assert_eq!(tenant.as_deref(), Some("t"));
         }
         assert!(front.identity(&of, &user).await.unwrap().is_none());
+        assert!(front.retain(&of, 5).await.is_ok() && told.try_recv().is_err());
         front.close().await;
         // What fails may have been done in part.
         front.retain(&of, 5).await.unwrap_err();

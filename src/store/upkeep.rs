@@ -27,18 +27,19 @@ const SERVER_INTERVAL: Duration = Duration::from_secs(2);
 /// Between two tries to erase somebody after one that failed: at first, and at most. Each may
 /// keep the writer for long.
 const ERASE_PAUSE: Duration = Duration::from_secs(1);
-const ERASE_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
+const ERASE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Between two tries to open it: at first, and at most.
 const OPEN_PAUSE: Duration = Duration::from_millis(500);
 const OPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Between two looks whether something is too old, or it is night.
 const NIGHT_LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// Between two deletions of what is too old.
-const RETAIN_INTERVAL_MS: i64 = 60 * 60 * 1000;
-/// A start has other things to do.
-const FIRST_AFTER_MS: i64 = 10 * 60 * 1000;
+/// Between two deletions of what is too old; it is of whole days.
+const RETAIN_INTERVAL: Duration = Duration::from_secs(60 * 60);
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+/// From a start to the first of all that.
+const FIRST_AFTER: Duration = Duration::from_secs(10 * 60);
 /// What came before is to be in blocks, however few it is.
-pub(crate) const HOT_MS_MAX: i64 = 24 * 60 * 60 * 1000;
+pub(crate) const HOT_MS_MAX: i64 = DAY_MS;
 /// Relays do not tidy at the same time.
 const NIGHT_SPREAD_MINUTES: i64 = 60;
 
@@ -92,11 +93,11 @@ impl Upkeep {
                 continue;
             }
             let erased = self.erasures.work_off(&*self.store.store).await;
-            if erased.is_ok() {
-                erase_pause = ERASE_PAUSE;
-            } else {
+            if matches!(erased, Err(ErasureError::Store(_))) {
                 erases_at = Instant::now() + erase_pause;
                 erase_pause = (2 * erase_pause).min(ERASE_PAUSE_MAX);
+            } else {
+                erase_pause = ERASE_PAUSE;
             }
             match erased {
                 Ok(erased) if erased == Erased::default() => {}
@@ -154,32 +155,62 @@ impl Upkeep {
     }
 
     async fn tidy_at_night(&self) {
-        // A clock that was set must not delete what is young.
-        let clock = CheckedClock::new(self.clock.clone());
         let spread = spread_minutes();
-        let mut due = Due::after_start(clock.now_ms());
+        // A start has other things to do. What is due again soon goes by no clock that may be set.
+        let (first, mut retains_at) = (Instant::now() + FIRST_AFTER, Instant::now() + FIRST_AFTER);
+        let (mut clock, mut is_doubted, mut night_ms) = (None, false, None);
         let mut looks = interval(NIGHT_LOOK_INTERVAL);
         loop {
             looks.tick().await;
-            let now_ms = clock.now_ms();
-            if !clock.is_trusted() || !self.store.status.is_open() {
+            if !self.store.status.is_open() {
                 continue;
             }
-            if now_ms >= due.retain_ms {
+            if clock.is_none() {
+                clock = self.checked_clock().await;
+            }
+            let Some(clock) = &clock else { continue };
+            let was_doubted = std::mem::replace(&mut is_doubted, !clock.is_trusted());
+            if is_doubted && !was_doubted {
+                warn!(
+                    "the clock was set, or the store was left alone for over a day: nothing is deleted from it \
+                    by its age until the clock has gone on for an hour"
+                );
+            }
+            let (now_ms, now) = (clock.now_ms(), Instant::now());
+            // A clock that was set must not delete what is young.
+            if now >= retains_at && !is_doubted {
                 self.keep_partitions(now_ms).await;
                 self.retain().await;
-                due.retain_ms = now_ms + RETAIN_INTERVAL_MS;
+                retains_at = Instant::now() + RETAIN_INTERVAL;
             }
-            if now_ms >= due.tidy_ms {
+            let next_ms = next_night(now_ms, &self.zone, spread);
+            // A machine that is off at night has a store all the same.
+            if night_ms.map_or(now >= first, |night_ms| now_ms >= night_ms) {
                 self.tidy(now_ms).await;
-                due.tidy_ms = next_night(now_ms, &self.zone, spread);
+                night_ms = Some(next_ms);
+            }
+            // A clock that was ahead put it off.
+            night_ms = night_ms.map(|night_ms| night_ms.min(next_ms));
+        }
+    }
+
+    /// The clock, which must go on from where it was when the newest event came.
+    async fn checked_clock(&self) -> Option<CheckedClock> {
+        match self.store.store.as_of(&TenantScope::tenant("")).await {
+            Ok(as_of) => Some(CheckedClock::of_what_was_written(self.clock.clone(), as_of.last_ms)),
+            Err(StoreError::Closed) => None,
+            Err(error) => {
+                warn!(%error, "up to when the store has events cannot be found out: it is tried again");
+                None
             }
         }
     }
 
-    /// Deletes what is too old.
+    /// Deletes what is too old, by whole days: else a block of each website would be written
+    /// anew each hour. What is too old within a day is hidden already.
     pub(super) async fn retain(&self) {
         let Some(from_ms) = self.store.front.kept_from_ms() else { return };
+        let from_ms = from_ms.div_euclid(DAY_MS) * DAY_MS;
         match self.store.store.retain(&TenantScope::tenant(""), from_ms).await {
             Ok(deleted) if deleted.events > 0 => {
                 info!(events = deleted.events, "what is older than RETENTION_DAYS is deleted from the store");
@@ -212,20 +243,6 @@ impl Upkeep {
     }
 }
 
-/// When what is to be done, in Unix milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Due {
-    retain_ms: i64,
-    tidy_ms: i64,
-}
-
-impl Due {
-    /// A machine that is off at night has a store all the same.
-    fn after_start(now_ms: i64) -> Self {
-        Self { retain_ms: now_ms + FIRST_AFTER_MS, tidy_ms: now_ms + FIRST_AFTER_MS }
-    }
-}
-
 /// How late this relay tidies at night.
 fn spread_minutes() -> i64 {
     fastrand::i64(0..NIGHT_SPREAD_MINUTES)
@@ -245,10 +262,10 @@ fn next_night(now_ms: i64, zone: &TimeZone, spread_minutes: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
+    use std::{path::Path, sync::atomic::Ordering};
 
     use super::*;
-    use crate::store::front::tests::{DAY_MS, event_at, front};
+    use crate::store::front::tests::{event_at, front};
 
     #[test]
     fn a_relay_tidies_within_an_hour_after_three() {
@@ -276,35 +293,73 @@ mod tests {
         assert!(next_night(i64::MAX, &berlin, 20) >= i64::MAX - HOT_MS_MAX);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn it_goes_on_behind_its_first_tidying() {
-        let dir = tempfile::tempdir().unwrap();
-        let (front, now) = front(dir.path(), &[("RETENTION_DAYS", "30")]);
+    /// A store with an event of 31 days ago and one of two, where 30 are kept; and what keeps
+    /// it, by a clock that is off by so much after so long.
+    async fn kept(dir: &Path, off: impl Fn(Duration) -> i64 + Send + Sync + 'static) -> (OpenStore, Upkeep) {
+        let (front, now) = front(dir, &[("RETENTION_DAYS", "30")]);
         let store = OpenStore::of(front);
         store.front.open().await.unwrap();
         let (start_ms, since) = (now.load(Ordering::Relaxed), Instant::now());
         let batch = [event_at("a", start_ms - 31 * DAY_MS), event_at("a", start_ms - 2 * DAY_MS)];
         store.store.append(&batch).await.unwrap();
+        let shown = move || {
+            let elapsed = since.elapsed();
+            now.store(start_ms + elapsed.as_millis() as i64 + off(elapsed), Ordering::Relaxed);
+            now.load(Ordering::Relaxed)
+        };
         let upkeep = Upkeep {
             store: store.clone(),
-            erasures: Erasures::new(dir.path()),
-            clock: Clock::from_fn(move || start_ms + since.elapsed().as_millis() as i64),
+            erasures: Erasures::new(dir),
+            clock: Clock::from_fn(shown),
             zone: TimeZone::UTC,
             stop: Stop::default(),
         };
-        let status = store.status.clone();
-        let tidied = async {
-            let is_tidied = || (status.stats().events, status.stats().blocks) == (1, 1);
-            while !is_tidied() {
-                tokio::time::sleep(NIGHT_LOOK_INTERVAL).await;
+        (store, upkeep)
+    }
+
+    /// When what is too old is gone and the rest is tidied: after how long at most a day.
+    async fn tidied(store: &OpenStore) -> Option<Duration> {
+        let (since, status) = (Instant::now(), &store.status);
+        while (status.stats().events, status.stats().blocks) != (1, 1) {
+            tokio::time::sleep(NIGHT_LOOK_INTERVAL).await;
+            if since.elapsed() > Duration::from_secs(86_400) {
+                return None;
             }
-            tokio::time::sleep(2 * NIGHT_LOOK_INTERVAL).await;
-        };
-        tokio::select! {
-            () = upkeep.run() => panic!("it ended"),
-            tidied = tokio::time::timeout(Duration::from_secs(86_400), tidied) => tidied.expect("it is tidied"),
         }
-        assert!(since.elapsed() >= Duration::from_millis(FIRST_AFTER_MS as u64));
+        let after = since.elapsed();
+        // What comes behind it is seen to go on, too.
+        tokio::time::sleep(2 * NIGHT_LOOK_INTERVAL).await;
+        Some(after)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_goes_on_behind_its_first_tidying() {
+        let dir = tempfile::tempdir().unwrap();
+        // Its newest event is two days old: the clock is believed after an hour.
+        let (store, upkeep) = kept(dir.path(), |_| 0).await;
+        let after = tokio::select! {
+            () = upkeep.run() => panic!("it ended"),
+            after = tidied(&store) => after,
+        };
+        assert!(after.is_some_and(|after| after >= Duration::from_secs(3_600)), "{after:?}");
+        store.close().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_years_ahead_for_a_while_deletes_nothing_and_puts_nothing_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let while_ahead = Duration::from_secs(50 * 60);
+        let ahead = move |elapsed| if elapsed < while_ahead { 365 * DAY_MS } else { 0 };
+        let (store, upkeep) = kept(dir.path(), ahead).await;
+        let after = tokio::select! {
+            () = upkeep.run() => panic!("it ended"),
+            after = async {
+                tokio::time::sleep(while_ahead).await;
+                assert_eq!(store.status.stats().events, 2, "what is young is kept");
+                tidied(&store).await
+            } => after,
+        };
+        assert!(after.is_some(), "what is too old is deleted when the clock is right again");
         store.close().await;
     }
 
