@@ -56,9 +56,9 @@ impl CheckedClock {
         Self { clock, check: Arc::default() }
     }
 
-    /// The same, of which it is known what time it was when something was written last, if it
-    /// ever was. A clock that shows another day is to be believed only when it has gone on.
-    pub(crate) fn of_what_was_written(clock: Clock, last_ms: Option<i64>) -> Self {
+    /// The same, of which it is known what time it was when it could be believed last, if it ever
+    /// could. A clock that shows another day is to be believed only when it has gone on.
+    pub(crate) fn of_last_seen(clock: Clock, last_ms: Option<i64>) -> Self {
         const LEFT_ALONE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
         Self { clock, check: Arc::new(Mutex::new(WallCheck::of_log(last_ms, LEFT_ALONE_MAX))) }
     }
@@ -70,8 +70,14 @@ impl CheckedClock {
 
     /// True if the clock can be believed now.
     pub(crate) fn is_trusted(&self) -> bool {
+        self.trusted_ms().is_some()
+    }
+
+    /// What it shows, if it can be believed now: Unix milliseconds.
+    pub(crate) fn trusted_ms(&self) -> Option<i64> {
         let mut check = self.check.lock().unwrap_or_else(PoisonError::into_inner);
-        check.is_trusted(self.clock.now_ms(), Instant::now())
+        let now_ms = self.clock.now_ms();
+        check.is_trusted(now_ms, Instant::now()).then_some(now_ms)
     }
 }
 

@@ -87,6 +87,11 @@ impl Erasures {
         self.with_ending(ASKED)
     }
 
+    /// True if what was asked is done and its outcome not told yet.
+    pub(crate) fn is_done(&self, asked: &Path) -> bool {
+        asked.with_extension(DONE).exists()
+    }
+
     /// Removes outcomes that nobody has waited for.
     pub(crate) fn forget_outcomes(&self) -> io::Result<()> {
         self.with_ending(DONE)?.into_iter().try_for_each(fs::remove_file)
@@ -95,18 +100,17 @@ impl Erasures {
     /// Does what is asked. What fails stays asked, and holds up nothing behind it; of what
     /// failed the first is told.
     pub(crate) async fn work_off(&self, store: &dyn Store) -> Result<Erased, ErasureError> {
-        let (mut all, mut failed) = (Erased::default(), None);
+        let (mut all, mut failed, mut unavailable) = (Erased::default(), None, 0);
         for path in self.asked().map_err(at(&self.0))? {
             match work_off_one(&path, store).await {
                 Ok(erased) => {
                     (all.events, all.facts) = (all.events + erased.events, all.facts + erased.facts);
                 }
                 Err(error) => {
-                    // Where the store is gone the next would fail as well.
-                    let is_gone =
-                        matches!(error, ErasureError::Store(StoreError::Unavailable(_) | StoreError::Closed));
+                    unavailable += usize::from(matches!(error, ErasureError::Store(_)));
                     failed.get_or_insert(error);
-                    if is_gone {
+                    // It is the store, and not who is to be erased.
+                    if unavailable == 2 {
                         break;
                     }
                 }

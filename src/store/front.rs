@@ -222,7 +222,8 @@ impl Front {
     /// What of a scope is young enough to be seen.
     fn seen(&self, scope: &Scope) -> Scope {
         let mut range = scope.range_ms.clone();
-        if let Some(from_ms) = self.kept_from_ms().filter(|from_ms| *from_ms > range.start) {
+        if let Some(from_ms) = self.kept_from_ms(self.clock.now_ms()).filter(|from_ms| *from_ms > range.start)
+        {
             // A range that is malformed stays so.
             range.start = from_ms.min(range.end).max(range.start);
         }
@@ -230,9 +231,9 @@ impl Front {
     }
 
     /// Since when events are kept, if not for ever.
-    pub(super) fn kept_from_ms(&self) -> Option<i64> {
+    pub(super) fn kept_from_ms(&self, now_ms: i64) -> Option<i64> {
         let retention = i64::try_from(self.settings.retention?.as_millis()).unwrap_or(i64::MAX);
-        Some(self.clock.now_ms().saturating_sub(retention))
+        Some(now_ms.saturating_sub(retention))
     }
 
     /// Measures an answer under a name of a closed list.

@@ -36,6 +36,7 @@ use crate::{shutdown::Stop, telemetry::StoreMetrics, time::Clock};
 pub(crate) mod erasures;
 mod error;
 mod front;
+mod last_seen;
 mod provider;
 #[cfg(feature = "postgres")]
 mod server;
@@ -125,7 +126,8 @@ impl OpenStore {
         stop: Stop,
     ) -> impl Future<Output = ()> + use<> {
         let erasures = erasures::Erasures::new(data_dir);
-        upkeep::Upkeep { store: self.clone(), erasures, clock, zone, stop }.run()
+        let last_seen = last_seen::LastSeen::new(data_dir);
+        upkeep::Upkeep { store: self.clone(), erasures, last_seen, clock, zone, stop }.run()
     }
 
     /// Commits what is under way, and ends. Calls that come later fail.

@@ -47,8 +47,13 @@ impl Server {
 
     /// Asks it whether it takes events now.
     pub(super) async fn look(&self) -> Result<(), StoreError> {
-        let late = |_| StoreError::Unavailable(format!("it has not answered within {LOOK_TIME_MAX:?}"));
-        timeout(LOOK_TIME_MAX, self.0.look()).await.map_err(late)?.map(drop)
+        match timeout(LOOK_TIME_MAX, self.0.look()).await {
+            Ok(found) => found.map(drop),
+            Err(_) => {
+                self.0.forget_what_was_read();
+                Err(StoreError::Unavailable(format!("it has not answered within {LOOK_TIME_MAX:?}")))
+            }
+        }
     }
 
     /// Connections of this relay.

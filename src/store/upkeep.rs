@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::{
     Backend, OpenStore,
     erasures::{Erased, ErasureError, Erasures},
+    last_seen::LastSeen,
 };
 use crate::{
     shutdown::Stop,
@@ -47,6 +48,7 @@ const NIGHT_SPREAD_MINUTES: i64 = 60;
 pub(super) struct Upkeep {
     pub(super) store: OpenStore,
     pub(super) erasures: Erasures,
+    pub(super) last_seen: LastSeen,
     pub(super) clock: Clock,
     pub(super) zone: TimeZone,
     pub(super) stop: Stop,
@@ -93,11 +95,11 @@ impl Upkeep {
                 continue;
             }
             let erased = self.erasures.work_off(&*self.store.store).await;
-            if matches!(erased, Err(ErasureError::Store(_))) {
+            if erased.is_ok() {
+                erase_pause = ERASE_PAUSE;
+            } else {
                 erases_at = Instant::now() + erase_pause;
                 erase_pause = (2 * erase_pause).min(ERASE_PAUSE_MAX);
-            } else {
-                erase_pause = ERASE_PAUSE;
             }
             match erased {
                 Ok(erased) if erased == Erased::default() => {}
@@ -169,18 +171,17 @@ impl Upkeep {
                 clock = self.checked_clock().await;
             }
             let Some(clock) = &clock else { continue };
-            let was_doubted = std::mem::replace(&mut is_doubted, !clock.is_trusted());
+            let (now_ms, now, trusted_ms) = (clock.now_ms(), Instant::now(), clock.trusted_ms());
+            let was_doubted = std::mem::replace(&mut is_doubted, trusted_ms.is_none());
             if is_doubted && !was_doubted {
                 warn!(
                     "the clock was set, or the store was left alone for over a day: nothing is deleted from it \
                     by its age until the clock has gone on for an hour"
                 );
             }
-            let (now_ms, now) = (clock.now_ms(), Instant::now());
             // A clock that was set must not delete what is young.
-            if now >= retains_at && !is_doubted {
-                self.keep_partitions(now_ms).await;
-                self.retain().await;
+            if let Some(trusted_ms) = trusted_ms.filter(|_| now >= retains_at) {
+                self.keep(trusted_ms).await;
                 retains_at = Instant::now() + RETAIN_INTERVAL;
             }
             let next_ms = next_night(now_ms, &self.zone, spread);
@@ -194,10 +195,15 @@ impl Upkeep {
         }
     }
 
-    /// The clock, which must go on from where it was when the newest event came.
+    /// The clock, which must go on from where it could be believed last; where that was never
+    /// noted, from when the newest event was.
     async fn checked_clock(&self) -> Option<CheckedClock> {
+        let of = |last_ms| CheckedClock::of_last_seen(self.clock.clone(), last_ms);
+        if let Some(last_ms) = self.last_seen.read() {
+            return Some(of(Some(last_ms)));
+        }
         match self.store.store.as_of(&TenantScope::tenant("")).await {
-            Ok(as_of) => Some(CheckedClock::of_what_was_written(self.clock.clone(), as_of.last_ms)),
+            Ok(as_of) => Some(of(as_of.last_ms)),
             Err(StoreError::Closed) => None,
             Err(error) => {
                 warn!(%error, "up to when the store has events cannot be found out: it is tried again");
@@ -206,10 +212,22 @@ impl Upkeep {
         }
     }
 
+    /// Does what is due each hour, by a time that is believed.
+    async fn keep(&self, now_ms: i64) {
+        if let Err(error) = self.last_seen.note(now_ms) {
+            warn!(%error, "what time it is cannot be noted for the next start");
+        }
+        // All of it by that time: the clock may be set meanwhile.
+        let kept_from_ms = self.store.front.kept_from_ms(now_ms);
+        self.keep_partitions(now_ms, kept_from_ms).await;
+        if let Some(from_ms) = kept_from_ms {
+            self.retain(from_ms).await;
+        }
+    }
+
     /// Deletes what is too old, by whole days: else a block of each website would be written
     /// anew each hour. What is too old within a day is hidden already.
-    pub(super) async fn retain(&self) {
-        let Some(from_ms) = self.store.front.kept_from_ms() else { return };
+    async fn retain(&self, from_ms: i64) {
         let from_ms = from_ms.div_euclid(DAY_MS) * DAY_MS;
         match self.store.store.retain(&TenantScope::tenant(""), from_ms).await {
             Ok(deleted) if deleted.events > 0 => {
@@ -222,9 +240,9 @@ impl Upkeep {
 
     /// In a server each day has a partition, which is made before it comes and dropped with all
     /// that is in it.
-    async fn keep_partitions(&self, now_ms: i64) {
+    async fn keep_partitions(&self, now_ms: i64, kept_from_ms: Option<i64>) {
         let Some(Backend::Server(server)) = self.store.backend() else { return };
-        match server.upkeep(now_ms, self.store.front.kept_from_ms()).await {
+        match server.upkeep(now_ms, kept_from_ms).await {
             Ok((0, 0)) | Err(StoreError::Closed) => {}
             Ok((moved, dropped)) => {
                 info!(events_moved = moved, days_dropped = dropped, "the partitions of the store are kept");
@@ -310,6 +328,7 @@ mod tests {
         let upkeep = Upkeep {
             store: store.clone(),
             erasures: Erasures::new(dir),
+            last_seen: LastSeen::new(dir),
             clock: Clock::from_fn(shown),
             zone: TimeZone::UTC,
             stop: Stop::default(),
@@ -317,19 +336,18 @@ mod tests {
         (store, upkeep)
     }
 
-    /// When what is too old is gone and the rest is tidied: after how long at most a day.
-    async fn tidied(store: &OpenStore) -> Option<Duration> {
-        let (since, status) = (Instant::now(), &store.status);
+    /// When what is too old is gone and the rest is tidied. The clock that is handed in runs as
+    /// fast as it can, the store as fast as its disk.
+    async fn tidied(store: &OpenStore) -> Duration {
+        let (since, real, status) = (Instant::now(), std::time::Instant::now(), &store.status);
         while (status.stats().events, status.stats().blocks) != (1, 1) {
             tokio::time::sleep(NIGHT_LOOK_INTERVAL).await;
-            if since.elapsed() > Duration::from_secs(86_400) {
-                return None;
-            }
+            assert!(real.elapsed() < Duration::from_secs(60), "{:?}", status.stats());
         }
         let after = since.elapsed();
         // What comes behind it is seen to go on, too.
         tokio::time::sleep(2 * NIGHT_LOOK_INTERVAL).await;
-        Some(after)
+        after
     }
 
     #[tokio::test(start_paused = true)]
@@ -341,7 +359,8 @@ mod tests {
             () = upkeep.run() => panic!("it ended"),
             after = tidied(&store) => after,
         };
-        assert!(after.is_some_and(|after| after >= Duration::from_secs(3_600)), "{after:?}");
+        assert!(after >= Duration::from_secs(3_600), "{after:?}");
+        assert!(LastSeen::new(dir.path()).read().is_some(), "the next start knows the time");
         store.close().await;
     }
 
@@ -351,15 +370,23 @@ mod tests {
         let while_ahead = Duration::from_secs(50 * 60);
         let ahead = move |elapsed| if elapsed < while_ahead { 365 * DAY_MS } else { 0 };
         let (store, upkeep) = kept(dir.path(), ahead).await;
-        let after = tokio::select! {
+        // What comes meanwhile is of that time, too: it is no reason to believe it.
+        let start_ms = upkeep.clock.now_ms() - 365 * DAY_MS;
+        upkeep.last_seen.note(start_ms - 3_600_000).unwrap();
+        let newest = event_at("a", start_ms + 365 * DAY_MS);
+        store.store.append(&[newest]).await.unwrap();
+        tokio::select! {
             () = upkeep.run() => panic!("it ended"),
-            after = async {
+            () = async {
                 tokio::time::sleep(while_ahead).await;
-                assert_eq!(store.status.stats().events, 2, "what is young is kept");
-                tidied(&store).await
-            } => after,
-        };
-        assert!(after.is_some(), "what is too old is deleted when the clock is right again");
+                assert_eq!(store.status.stats().events, 3, "what is young is kept");
+                let real = std::time::Instant::now();
+                while store.status.stats().events != 2 {
+                    tokio::time::sleep(NIGHT_LOOK_INTERVAL).await;
+                    assert!(real.elapsed() < Duration::from_secs(60), "what is too old is deleted afterwards");
+                }
+            } => {}
+        }
         store.close().await;
     }
 
@@ -375,11 +402,12 @@ mod tests {
         let upkeep = Upkeep {
             store: store.clone(),
             erasures: Erasures::new(dir.path()),
+            last_seen: LastSeen::new(dir.path()),
             clock: Clock::system(),
             zone: TimeZone::UTC,
             stop: Stop::default(),
         };
-        upkeep.retain().await;
+        upkeep.keep(now_ms).await;
         upkeep.count().await;
         assert_eq!(store.status.stats().events, 1);
         upkeep.tidy(now_ms + 2 * DAY_MS).await;

@@ -1,5 +1,7 @@
 //! Looks at a server: whether it is there, takes events, and how many connections it has of us.
 
+use std::sync::atomic::Ordering;
+
 use deadpool_postgres::Object;
 
 use super::{PostgresStore, Settings, connect, error::NONE_FREE, give_back};
@@ -31,13 +33,12 @@ impl PostgresStore {
         found
     }
 
-    /// Who answers next may be another server, that lost the last commits. Whoever writes just
-    /// now fails, too, and forgets what is known then.
-    fn forget_what_was_read(&self) {
+    /// Forgets what it was told: who answers next may be another server, that lost the last
+    /// commits.
+    pub fn forget_what_was_read(&self) {
         self.shared.owners.clear();
-        if let Ok(mut known) = self.shared.writing.try_lock() {
-            known.clear();
-        }
+        // Whoever writes just now may have it until then.
+        self.shared.is_known_old.store(true, Ordering::Relaxed);
     }
 
     /// Connections of this process, counted without asking the server.

@@ -6,7 +6,7 @@ use std::{
     ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -212,6 +212,8 @@ struct Shared {
     days_rest_until: Mutex<Option<Instant>>,
     /// One batch of this process after the other.
     writing: tokio::sync::Mutex<Known>,
+    /// What is known may be of a server that is lost.
+    is_known_old: AtomicBool,
     turns: Arc<Semaphore>,
     waiting: Semaphore,
 }
@@ -266,6 +268,7 @@ impl PostgresStore {
                 days: Mutex::new(opened.days.clone()),
                 days_rest_until: Mutex::default(),
                 writing: Default::default(),
+                is_known_old: AtomicBool::default(),
                 turns: Arc::new(Semaphore::new(readers)),
                 waiting: Semaphore::new(WAITING_MAX),
                 opened,
@@ -582,6 +585,9 @@ impl Store for PostgresStore {
     async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
         let since = Instant::now();
         let mut known = self.shared.writing.lock().await;
+        if self.shared.is_known_old.swap(false, Ordering::Relaxed) {
+            known.clear();
+        }
         for _ in 0..CONFLICTS_MAX {
             match self.append_once(batch, &mut known).await {
                 Err(error) if error::is_conflict(&error) => known.clear(),
