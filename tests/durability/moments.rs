@@ -21,7 +21,8 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// Of a relay whose store has nothing to do. None if this machine does not let us see it.
+    /// Of a relay whose store has nothing to do. None if it has, or if this machine does not let
+    /// us see it.
     pub(crate) fn at_rest(pid: u32) -> Option<Self> {
         let tasks: Vec<_> =
             fs::read_dir(format!("/proc/{pid}/task")).ok()?.map(|task| task.unwrap().path()).collect();
@@ -32,7 +33,7 @@ impl Threads {
         };
         let (writer, sealer) = (named(WRITER).unwrap(), named(SEALER).unwrap());
         let idle = call(&sealer).filter(|call| call.parse::<u32>().is_ok())?;
-        Some(Self { writer, sealer, idle })
+        (call(&writer)? == idle).then_some(Self { writer, sealer, idle })
     }
 
     /// True while a batch is written, a block or what else the store writes.

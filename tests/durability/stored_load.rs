@@ -67,9 +67,15 @@ pub(crate) async fn compare(
 
 /// The store's threads, after it was compared.
 pub(crate) async fn threads(relay: &Relay) -> Option<Threads> {
-    // A moment after the last batch both have nothing to do.
-    sleep(Duration::from_millis(5)).await;
-    Threads::at_rest(relay.pid())
+    // A moment after the last batch both have nothing to do; on a busy machine a while after.
+    for _ in 0..2_000 {
+        sleep(Duration::from_millis(5)).await;
+        let threads = Threads::at_rest(relay.pid());
+        if threads.is_some() {
+            return threads;
+        }
+    }
+    None
 }
 
 /// Callers who send until the relay is gone: new events, and some that were sent before.
