@@ -7,7 +7,7 @@
 
 use deadpool_postgres::{Object, Transaction};
 
-use super::{connect, time::Ts};
+use super::time::Ts;
 use crate::{StoreError, model::DAY_MS};
 
 /// Makes of the table `events` a hypertable with a chunk for each day, whose chunks are kept
@@ -64,6 +64,7 @@ const SUMS: [(&str, i64); 2] = [("events_hourly", DAY_MS / 24), ("events_daily",
 
 /// Brings the sums up where events came or went that their policies do not look at: an import,
 /// what was late by days, somebody who was erased. What is said of events that are too old stays.
+/// Whoever calls it sets the session's patience back.
 pub(super) async fn refresh(
     connection: &Object,
     now_ms: i64,
@@ -83,7 +84,7 @@ pub(super) async fn refresh(
             }
         }
     }
-    Ok(connection.batch_execute(connect::SESSION).await?)
+    Ok(())
 }
 
 /// True if the extension was made in the database.

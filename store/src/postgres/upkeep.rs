@@ -11,7 +11,7 @@ use tokio_postgres::{IsolationLevel, Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    CheckReport, Shared, Stats, Upkept,
+    CheckReport, Shared, Stats, Upkept, connect,
     facts::{self, FactTables},
     rows::{self, kept},
     scan::place,
@@ -89,6 +89,7 @@ pub(super) async fn upkeep(
             transaction.commit().await?;
         }
         timescale::refresh(connection, now_ms, kept_from_ms).await?;
+        connection.batch_execute(connect::SESSION).await?;
         return Ok((upkept, BTreeSet::new()));
     }
     let transaction = begin(connection).await?;
