@@ -29,6 +29,8 @@ pub(crate) async fn run(bench: &Bench) {
     let path = bench.file("-live.db");
     remove(&path);
     std::fs::copy(bench.store(), &path).unwrap();
+    // Else the first appends wait for the disk to take the copy.
+    std::fs::File::open(&path).unwrap().sync_all().unwrap();
     let store = SqliteStore::open(Settings::new(&path)).unwrap();
     let (start, before) = (Instant::now(), processor());
     let until = start + Duration::from_secs(seconds);

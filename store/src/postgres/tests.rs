@@ -24,22 +24,12 @@ mod pieces;
 mod server;
 mod timescale;
 
-use server::{SERVER, not_run};
+use server::{SERVER, Server, not_run};
 
 /// A store in a schema of its own.
 struct Served {
     settings: Settings,
     schema: String,
-}
-
-/// One on the server that tests share; `None` where there is none.
-async fn served() -> Option<Served> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let server = SERVER.as_ref()?;
-    let schema = format!("s{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    let served = Served { settings: Settings::new(server.url(&schema)), schema };
-    sql(&served, &format!("CREATE SCHEMA {}", served.schema)).await;
-    Some(served)
 }
 
 /// Runs SQL beside the store.
@@ -49,6 +39,15 @@ async fn sql(served: &Served, sql: &str) {
 }
 
 impl Served {
+    /// One on a server that runs.
+    async fn on(server: &Server) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let schema = format!("s{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let served = Self { settings: Settings::new(server.url(&schema)), schema };
+        sql(&served, &format!("CREATE SCHEMA {}", served.schema)).await;
+        served
+    }
+
     /// Nobody needs it any more.
     async fn drop(self) {
         sql(&self, &format!("DROP SCHEMA {} CASCADE", self.schema)).await;
@@ -91,6 +90,26 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
+/// Runs a test with a store on the server that tests share, if there is one.
+fn with_postgres<T>(test: impl AsyncFnOnce(&Served) -> T) -> Option<T> {
+    with_settings(|_| {}, test)
+}
+
+/// The same with other settings.
+fn with_settings<T>(change: impl Fn(&mut Settings), test: impl AsyncFnOnce(&Served) -> T) -> Option<T> {
+    let Some(server) = SERVER.as_ref() else {
+        not_run("PostgreSQL");
+        return None;
+    };
+    runtime().block_on(async {
+        let mut served = Served::on(server).await;
+        change(&mut served.settings);
+        let tested = test(&served).await;
+        served.drop().await;
+        Some(tested)
+    })
+}
+
 fn pool_of(specs: &[Spec]) -> Vec<Event> {
     specs.iter().enumerate().map(|(id, spec)| spec.event(id)).collect()
 }
@@ -130,44 +149,30 @@ fn at_the_edges_of_rules_the_store_answers_as_the_oracle() {
         vec![Do::Append(back[..5].to_vec()), Do::Tidy, Do::Append(back[3..].to_vec())],
         back.iter().map(|place| Do::Append(vec![*place])).collect(),
     ] {
-        let is_run = runtime().block_on(async {
-            let Some(served) = served().await else { return false };
-            let (store, oracle) = crate::conformance::run(&served, &pool, &all).await;
+        with_postgres(async |served| {
+            let (store, oracle) = crate::conformance::run(served, &pool, &all).await;
             for scope in scopes(0, 121) {
                 compare(&store, &oracle, &scope).await;
             }
             compare(&store, &oracle, &Scope::new(TenantScope::tenant(""), minutes(20..81))).await;
             whole(&store).await;
             store.close().await;
-            served.drop().await;
-            true
         });
-        if !is_run {
-            return not_run("PostgreSQL");
-        }
     }
 }
 
-/// Runs a case, if there is a server.
 fn against_the_oracle(
     pool: &[Spec],
     all: &[Do],
     change: impl Fn(&mut Settings),
     compare_all: impl AsyncFn(&PostgresStore, &Oracle),
 ) {
-    let is_run = runtime().block_on(async {
-        let Some(mut served) = served().await else { return false };
-        change(&mut served.settings);
-        let (store, oracle) = crate::conformance::run(&served, &pool_of(pool), all).await;
+    with_settings(change, async |served| {
+        let (store, oracle) = crate::conformance::run(served, &pool_of(pool), all).await;
         compare_all(&store, &oracle).await;
         whole(&store).await;
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 proptest! {
@@ -207,24 +212,17 @@ proptest! {
     /// Where there is no room for all that is told of who is who, what came first is known.
     #[test]
     fn at_the_limits_it_is_known_what_came_first(all in prop::collection::vec(happens(), 1..60)) {
-        let is_run = runtime().block_on(async {
-            let mut known = Vec::new();
-            for batch_max in [1, 4, 1_000] {
-                let Some(mut served) = served().await else { return false };
-                served.settings.fact_limits = FEW;
-                let (store, of_each) = known_after(&served, batch_max, &all).await;
-                known.push(of_each);
+        let known = [1, 4, 1_000].map(|batch_max| {
+            let change = |settings: &mut Settings| settings.fact_limits = FEW;
+            with_settings(change, async |served| {
+                let (store, of_each) = known_after(served, batch_max, &all).await;
                 whole(&store).await;
                 store.close().await;
-                served.drop().await;
-            }
-            assert_eq!(known[0], known[1]);
-            assert_eq!(known[0], known[2]);
-            true
+                of_each
+            })
         });
-        if !is_run {
-            not_run("PostgreSQL");
-        }
+        assert_eq!(known[0], known[1]);
+        assert_eq!(known[0], known[2]);
     }
 
     /// An event whose id was forgotten is found by website, time and id.
@@ -252,7 +250,7 @@ proptest! {
             assert_eq!(embedded.import(std::io::Cursor::new(lines)).await.unwrap().damaged, 0);
             let mut lines = Vec::new();
             crate::sqlite::export(&dir.path().join("store.db"), &Wanted::default(), &mut lines).unwrap();
-            let again = served().await.unwrap();
+            let again = Served::on(SERVER.as_ref().unwrap()).await;
             let moved = again.open().await;
             assert_eq!(moved.import(std::io::Cursor::new(lines)).await.unwrap().damaged, 0);
             for of in ["", "t2"].map(TenantScope::tenant) {
@@ -274,17 +272,11 @@ proptest! {
 #[test]
 fn who_is_erased_leaves_others_who_they_are_whatever_ids_they_have() {
     for all in odd_cases() {
-        let is_run = runtime().block_on(async {
-            let Some(served) = served().await else { return false };
-            let (store, _) = known_after(&served, 1, &all).await;
+        with_postgres(async |served| {
+            let (store, _) = known_after(served, 1, &all).await;
             whole(&store).await;
             store.close().await;
-            served.drop().await;
-            true
         });
-        if !is_run {
-            return not_run("PostgreSQL");
-        }
     }
 }
 
@@ -311,8 +303,7 @@ async fn exported(store: &PostgresStore) -> Vec<u8> {
 
 #[test]
 fn days_that_are_too_old_go_as_partitions_and_what_came_before_its_partition_is_moved() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
         let day = |n: i64| now_ms().div_euclid(DAY_MS) * DAY_MS + n * DAY_MS + 5;
         let event = |id: &str, n: i64| {
@@ -328,25 +319,22 @@ fn days_that_are_too_old_go_as_partitions_and_what_came_before_its_partition_is_
         assert_eq!((stats.events, stats.default_events, stats.partitions), (5, 3, 9));
         let upkept = store.upkeep(day(4), None).await.unwrap();
         assert_eq!(upkept, Upkept { made: 4, moved: 1, dropped: 0 });
-        assert_eq!(store.upkeep(day(4), Some(day(0))).await.unwrap(), Upkept { dropped: 1, ..Upkept::default() });
+        assert_eq!(
+            store.upkeep(day(4), Some(day(0))).await.unwrap(),
+            Upkept { dropped: 1, ..Upkept::default() }
+        );
         let stats = store.stats().await.unwrap();
         assert_eq!((stats.events, stats.default_events), (4, 2));
         assert_eq!(store.retain(&TenantScope::tenant(""), day(0)).await.unwrap().events, 1);
         assert_eq!(store.as_of(&TenantScope::tenant("")).await.unwrap().events, 3);
         whole(&store).await;
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
 fn people_can_ask_by_sql_what_came() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
         let json = format!(
             r#"{{"id":"a","kind":"page","user_id":"u\u0000","anonymous_id":"d","session_id":"s","time_ms":{BASE_MS},"accepted_ms":{BASE_MS},"sent_context":{{"page":{{"path":"/a"}}}},"properties":{{"n":"\u0000"}}}}"#
@@ -370,10 +358,5 @@ fn people_can_ask_by_sql_what_came() {
         }
         drop(connection);
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }

@@ -13,8 +13,7 @@ fn view_at(id: &str, session: &str, from_today_ms: i64) -> Event {
 
 #[test]
 fn a_session_over_midnight_goes_with_the_last_of_its_days() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
         let over_midnight = [view_at("a", "old", -1000), view_at("b", "old", 1000)];
         let kept = [view_at("c", "kept", DAY_MS - 1000), view_at("d", "kept", DAY_MS + 1000)];
@@ -27,18 +26,12 @@ fn a_session_over_midnight_goes_with_the_last_of_its_days() {
         assert_eq!(number(&store, "SELECT count(*) FROM session").await, 1);
         assert_eq!(number(&store, "SELECT count(*) FROM session WHERE session_id = 'kept'").await, 1);
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
 fn a_batch_does_not_wait_for_the_partition_of_its_day_while_somebody_reads_all_there_is() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
         // As pg_dump does.
         let mut reader = store.connection().await.unwrap();
@@ -62,22 +55,16 @@ fn a_batch_does_not_wait_for_the_partition_of_its_day_while_somebody_reads_all_t
         assert_eq!((stats.events, stats.default_events), (2 * ROWS_OF_A_DAY as u64, 0));
         whole(&store).await;
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
 fn a_start_does_not_wait_for_partitions_while_somebody_reads_all_there_is() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
         let today = now_ms().div_euclid(DAY_MS);
         let name = schema::partition(today);
-        sql(&served, &format!("ALTER TABLE events DETACH PARTITION {name}; DROP TABLE {name}")).await;
+        sql(served, &format!("ALTER TABLE events DETACH PARTITION {name}; DROP TABLE {name}")).await;
         // As pg_dump does.
         let mut reader = store.connection().await.unwrap();
         let reading = reader.transaction().await.unwrap();
@@ -96,10 +83,5 @@ fn a_start_does_not_wait_for_partitions_while_somebody_reads_all_there_is() {
         whole(&opened).await;
         opened.close().await;
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }

@@ -21,8 +21,7 @@ fn all() -> Scope {
 
 #[test]
 fn two_that_append_the_same_at_once_keep_each_event_once() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let stores = [served.open().await, served.open().await];
         let batches: Vec<Vec<Event>> = (0..20).map(|n| events(n * 25..n * 25 + 50)).collect();
         let append = async |store: &PostgresStore, batches: &[Vec<Event>]| {
@@ -60,12 +59,7 @@ fn two_that_append_the_same_at_once_keep_each_event_once() {
         for store in stores {
             store.close().await;
         }
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
@@ -201,8 +195,7 @@ fn a_password_that_is_asked_for_and_not_given_is_for_a_person() {
 
 #[test]
 fn what_a_batch_cannot_keep_is_one_events_fault() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
         let long = "w".repeat(5_000);
         let json = format!(
@@ -212,25 +205,24 @@ fn what_a_batch_cannot_keep_is_one_events_fault() {
         let mut batch = events(0..2);
         batch.extend([json.as_str(), odd].map(|json| Event::from_json(json.as_bytes()).unwrap()));
         let verdicts = store.append(&batch).await.unwrap();
-        assert!(matches!(&verdicts[..], [Appended::New, Appended::New, Appended::Unstorable(_), Appended::New]), "{verdicts:?}");
+        assert!(
+            matches!(&verdicts[..], [Appended::New, Appended::New, Appended::Unstorable(_), Appended::New]),
+            "{verdicts:?}"
+        );
         let recent = store.recent(&all(), None, 10).await.unwrap();
         assert_eq!(recent.last(), batch.last(), "it comes back as it was");
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
 fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
-    let is_run = runtime().block_on(async {
-        let Some(mut served) = served().await else { return false };
-        served.settings.sites_max = 10;
+    let change = |settings: &mut Settings| {
+        settings.sites_max = 10;
         // Ids are forgotten at once: what is there is found by its website.
-        served.settings.window = 0;
+        settings.window = 0;
+    };
+    with_settings(change, async |served| {
         let store = served.open().await;
         let page = |id: &str, own: &str| {
             let json = format!(
@@ -238,8 +230,7 @@ fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
             );
             Event::from_json(json.as_bytes()).unwrap()
         };
-        let of_site =
-            |n: usize| page(&n.to_string(), &format!(r#","properties":{{"website_id":"w{n}"}}"#));
+        let of_site = |n: usize| page(&n.to_string(), &format!(r#","properties":{{"website_id":"w{n}"}}"#));
         for part in 0..10 {
             store.append(&(part * 20..part * 20 + 20).map(of_site).collect::<Vec<_>>()).await.unwrap();
         }
@@ -255,7 +246,8 @@ fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
             let scope = Scope { of: TenantScope::source("", source), ..all() };
             store.summary(&scope).await.unwrap().events
         };
-        let of = async || [events("w9").await, events("w10").await, events("").await, events("of a key").await];
+        let of =
+            async || [events("w9").await, events("w10").await, events("").await, events("of a key").await];
         assert_eq!(of().await, [1, 0, 190, 1]);
         assert_eq!(store.summary(&all()).await.unwrap().events, 201);
         // What is there is there once, also for another relay.
@@ -266,12 +258,7 @@ fn websites_that_anybody_names_are_bounded_and_those_that_keys_name_are_not() {
         whole(&store).await;
         other.close().await;
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 /// What can be kept, and what has an id that fits no key, of each sort.
@@ -304,8 +291,7 @@ fn long_lines() -> Vec<u8> {
 
 #[test]
 fn an_import_goes_on_behind_ids_that_fit_no_key() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
         let report = store.import(std::io::Cursor::new(long_lines())).await.unwrap();
         assert_eq!(report, ImportReport { new: 1, duplicates: 0, facts: 2, damaged: 6 });
@@ -314,18 +300,12 @@ fn an_import_goes_on_behind_ids_that_fit_no_key() {
         assert!(identity.users == ["u"], "{identity:?}");
         assert!(store.identity(&of, &Subject::User("v".into())).await.unwrap().is_some());
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
 fn a_connection_that_somebody_was_dropped_with_goes_to_nobody_else() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
         let backend = || async { number(&store, "SELECT pg_backend_pid()::bigint").await };
         let first = backend().await;
@@ -338,31 +318,20 @@ fn a_connection_that_somebody_was_dropped_with_goes_to_nobody_else() {
         let next = tokio::time::timeout(Duration::from_secs(10), backend()).await;
         assert_ne!(next.expect("nobody waits for the one before"), first);
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
 fn a_database_without_room_for_every_text_is_refused() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let name = format!("latin_{}", served.schema);
         let make = format!(
             "CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
         );
-        sql(&served, &make).await;
+        sql(served, &make).await;
         let url = SERVER.as_ref().unwrap().database_url(&name);
         let error = PostgresStore::open(Settings::new(url)).await.unwrap_err();
         assert!(matches!(&error, StoreError::Refused(why) if why.contains("want UTF8")), "{error}");
-        sql(&served, &format!("DROP DATABASE {name}")).await;
-        served.drop().await;
-        true
+        sql(served, &format!("DROP DATABASE {name}")).await;
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }

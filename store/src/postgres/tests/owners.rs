@@ -28,10 +28,9 @@ async fn read_a_piece(store: &PostgresStore) -> Result<Arc<OwnerMap>, StoreError
 
 #[test]
 fn owners_that_are_too_many_for_one_question_are_read_by_several() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
-        many_owners(&served).await;
+        many_owners(served).await;
         let (mut refused, mut far) = (0, -1);
         let owners = loop {
             match read_a_piece(&store).await {
@@ -46,7 +45,7 @@ fn owners_that_are_too_many_for_one_question_are_read_by_several() {
                 // One that was read already is another's now.
                 let change = "UPDATE relay_tenant SET n = n + 1;
                     UPDATE relay_owner SET root = 5, n = (SELECT n FROM relay_tenant) WHERE who = 70";
-                sql(&served, change).await;
+                sql(served, change).await;
             }
         };
         assert!((10..30).contains(&refused), "{refused}");
@@ -57,24 +56,17 @@ fn owners_that_are_too_many_for_one_question_are_read_by_several() {
         assert_eq!(read_a_piece(&store).await.unwrap().n, owners.n, "nothing is read twice");
 
         // Of another epoch nothing is known.
-        sql(&served, "UPDATE relay_tenant SET epoch = epoch + 1; DELETE FROM relay_owner WHERE who > 9")
-            .await;
+        sql(served, "UPDATE relay_tenant SET epoch = epoch + 1; DELETE FROM relay_owner WHERE who > 9").await;
         let owners = read_a_piece(&store).await.unwrap();
         assert_eq!([9, 10].map(|who| owners.owner(who).0), [1_000_001, 10]);
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
 fn a_link_that_gives_way_leaves_what_was_read_of_owners() {
-    let is_run = runtime().block_on(async {
-        let Some(mut served) = served().await else { return false };
-        served.settings.fact_limits.users_of_a_device = 1;
+    let change = |settings: &mut Settings| settings.fact_limits.users_of_a_device = 1;
+    with_settings(change, async |served| {
         let store = served.open().await;
         let keys = store.shared.keys;
         let mut epochs = BTreeSet::new();
@@ -91,20 +83,14 @@ fn a_link_that_gives_way_leaves_what_was_read_of_owners() {
         }
         assert_eq!(epochs.len(), 1, "they are not read from the beginning again");
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
 
 #[test]
 fn a_question_that_takes_too_long_leaves_what_was_read_of_owners() {
-    let is_run = runtime().block_on(async {
-        let Some(served) = served().await else { return false };
+    with_postgres(async |served| {
         let store = served.open().await;
-        many_owners(&served).await;
+        many_owners(served).await;
         assert!(read_a_piece(&store).await.is_err());
         let far = store.shared.owners.last("").n;
         assert!(far > 0);
@@ -117,10 +103,5 @@ fn a_question_that_takes_too_long_leaves_what_was_read_of_owners() {
         assert!(matches!(error, StoreError::TooExpensive(_)), "{error}");
         assert_eq!(store.shared.owners.last("").n, far);
         store.close().await;
-        served.drop().await;
-        true
     });
-    if !is_run {
-        not_run("PostgreSQL");
-    }
 }
