@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::ErrorKind,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use ring::rand::SecureRandom;
@@ -116,15 +116,27 @@ fn check_version() -> Result<(), StoreError> {
     Ok(())
 }
 
+/// So long it is waited for whoever has just let go of a store: a process that is being
+/// started has all that its parent had open, until its program begins.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
 fn lock(path: &Path) -> Result<File, StoreError> {
+    let unavailable = |why: String| StoreError::Unavailable(format!("{}: {why}", path.display()));
     let file = File::options().create(true).truncate(false).write(true).open(beside(path, "lock"));
-    let file = file.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
-    let why = match file.try_lock() {
-        Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => "another process writes to it".to_owned(),
-        Err(TryLockError::Error(error)) => format!("it cannot be locked: {error}"),
-    };
-    Err(StoreError::Unavailable(format!("{}: {why}", path.display())))
+    let file = file.map_err(|error| unavailable(error.to_string()))?;
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => return Err(unavailable("another process writes to it".into())),
+            Err(TryLockError::Error(error)) => {
+                return Err(unavailable(format!("it cannot be locked: {error}")));
+            }
+        }
+    }
 }
 
 /// True while some process, this one too, has a file open for writing. Changes nothing.

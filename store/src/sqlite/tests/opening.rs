@@ -118,6 +118,21 @@ fn a_lock_that_cannot_be_had_says_why() {
 }
 
 #[test]
+fn a_lock_that_is_let_go_of_in_a_moment_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(SqliteStore::open(settings(dir.path())).unwrap().close());
+    let held = fs::File::open(dir.path().join("store.db-lock")).unwrap();
+    held.lock().unwrap();
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(held);
+    });
+    let opened = SqliteStore::open(settings(dir.path())).unwrap();
+    holder.join().unwrap();
+    runtime().block_on(opened.close());
+}
+
+#[test]
 fn errors_that_are_none_of_the_file_do_not_set_it_aside() {
     for error in [rusqlite::Error::InvalidQuery, rusqlite::Error::InvalidParameterName("x".into())] {
         assert!(matches!(StoreError::from(error), StoreError::Unavailable(_)));
