@@ -7,13 +7,24 @@ use crate::Count;
 const PRECISION: u32 = 14;
 const REGISTERS: usize = 1 << PRECISION;
 
-/// A set of keys that are hashes already; zero is not in it. One probe of the memory for
+/// So many keys are looked up together.
+pub(crate) const TOGETHER: usize = 32;
+/// Smaller tables are in the processor's cache as it is: bytes.
+const TOUCHED_MIN: usize = 256 << 10;
+
+/// Finds values by keys that are hashes already; zero is no key. One probe of the memory for
 /// most look-ups.
-#[derive(Debug, Clone, Default)]
-pub struct IdSet {
+#[derive(Debug, Clone)]
+pub struct IdMap<V = u32> {
     /// Zero is free. A power of two, at most half full.
-    slots: Vec<u64>,
+    slots: Vec<(u64, V)>,
     len: usize,
+}
+
+impl<V> Default for IdMap<V> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), len: 0 }
+    }
 }
 
 /// Spreads the bits of a key over a table's index: the lowest bit says what kind it is.
@@ -22,104 +33,21 @@ fn place(key: u64, mask: usize) -> usize {
     (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & mask
 }
 
-impl IdSet {
-    /// How many are in it.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// True if none is.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Puts a key in; true if it was not. Zero never is.
-    #[inline]
-    pub fn insert(&mut self, key: u64) -> bool {
-        if key == 0 {
-            return false;
-        }
-        if self.len * 2 >= self.slots.len() {
-            self.grow();
-        }
-        let mask = self.slots.len() - 1;
-        let mut at = place(key, mask);
-        loop {
-            match self.slots[at] {
-                0 => {
-                    self.slots[at] = key;
-                    self.len += 1;
-                    return true;
-                }
-                there if there == key => return false,
-                _ => at = (at + 1) & mask,
-            }
+/// Calls `each` with keys, as many at a time as are looked up together.
+fn together(keys: impl IntoIterator<Item = u64>, mut each: impl FnMut(&[u64])) {
+    let (mut some, mut n) = ([0; TOGETHER], 0);
+    for key in keys {
+        some[n] = key;
+        n += 1;
+        if n == TOGETHER {
+            each(&some);
+            n = 0;
         }
     }
-
-    /// True if a key is in it.
-    #[inline]
-    pub fn contains(&self, key: u64) -> bool {
-        if self.slots.is_empty() || key == 0 {
-            return false;
-        }
-        let mask = self.slots.len() - 1;
-        let mut at = place(key, mask);
-        loop {
-            match self.slots[at] {
-                0 => return false,
-                there if there == key => return true,
-                _ => at = (at + 1) & mask,
-            }
-        }
-    }
-
-    /// Takes a key out.
-    pub fn remove(&mut self, key: u64) {
-        if !self.contains(key) {
-            return;
-        }
-        let mask = self.slots.len() - 1;
-        let mut at = place(key, mask);
-        while self.slots[at] != key {
-            at = (at + 1) & mask;
-        }
-        self.slots[at] = 0;
-        self.len -= 1;
-        // What was pushed behind it by it moves up.
-        let mut next = (at + 1) & mask;
-        while self.slots[next] != 0 {
-            let moved = std::mem::take(&mut self.slots[next]);
-            self.len -= 1;
-            self.insert(moved);
-            next = (next + 1) & mask;
-        }
-    }
-
-    /// All, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        self.slots.iter().copied().filter(|key| *key != 0)
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        let slots = vec![0; (self.slots.len() * 2).max(16)];
-        let before = std::mem::replace(&mut self.slots, slots);
-        self.len = 0;
-        for key in before.into_iter().filter(|key| *key != 0) {
-            self.insert(key);
-        }
-    }
+    each(&some[..n]);
 }
 
-/// Finds numbers by keys that are hashes already; zero is no key.
-#[derive(Debug, Clone, Default)]
-pub struct IdMap {
-    slots: Vec<(u64, u32)>,
-    len: usize,
-}
-
-impl IdMap {
+impl<V: Copy + Default> IdMap<V> {
     /// How many keys it has.
     pub fn len(&self) -> usize {
         self.len
@@ -130,62 +58,170 @@ impl IdMap {
         self.len == 0
     }
 
-    /// All keys, in no order, and their numbers.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+    /// All keys, in no order, and their values.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, V)> + '_ {
         self.slots.iter().copied().filter(|(key, _)| *key != 0)
     }
 
     /// Bytes of memory that it takes.
     pub fn bytes(&self) -> usize {
-        self.slots.len() * size_of::<(u64, u32)>()
+        self.slots.len() * size_of::<(u64, V)>()
     }
 
-    /// The number of a key.
+    /// Where a key is, or would be. There are slots.
     #[inline]
-    pub fn get(&self, key: u64) -> Option<u32> {
+    fn find(&self, key: u64) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut at = place(key, mask);
+        while self.slots[at].0 != key && self.slots[at].0 != 0 {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    /// Reads where keys are that are looked up next. A look-up waits for the memory and only
+    /// then knows how it goes on; of these reads none waits for another.
+    #[inline]
+    pub fn touch(&self, keys: &[u64]) {
+        if self.bytes() >= TOUCHED_MIN {
+            let mask = self.slots.len() - 1;
+            let read = keys.iter().fold(0, |all, key| all ^ self.slots[place(*key, mask)].0);
+            std::hint::black_box(read);
+        }
+    }
+
+    /// The value of a key.
+    #[inline]
+    pub fn get(&self, key: u64) -> Option<V> {
         if self.slots.is_empty() || key == 0 {
             return None;
         }
-        let mask = self.slots.len() - 1;
-        let mut at = place(key, mask);
-        loop {
-            match self.slots[at] {
-                (0, _) => return None,
-                (there, number) if there == key => return Some(number),
-                _ => at = (at + 1) & mask,
-            }
-        }
+        let (there, value) = self.slots[self.find(key)];
+        (there == key).then_some(value)
     }
 
-    /// The number of a key; `new` if there was none, and then true.
+    /// The value of a key; `new` if there was none, and then true.
     #[inline]
-    pub fn get_or_insert(&mut self, key: u64, new: u32) -> (u32, bool) {
+    pub fn get_or_insert(&mut self, key: u64, new: V) -> (V, bool) {
         if self.len * 2 >= self.slots.len() {
             self.grow();
         }
+        let at = self.find(key);
+        if self.slots[at].0 == key {
+            return (self.slots[at].1, false);
+        }
+        self.slots[at] = (key, new);
+        self.len += 1;
+        (new, true)
+    }
+
+    /// Gives a key a value.
+    pub fn insert(&mut self, key: u64, value: V) {
+        if !self.get_or_insert(key, value).1 {
+            let at = self.find(key);
+            self.slots[at].1 = value;
+        }
+    }
+
+    /// Takes a key out.
+    pub fn remove(&mut self, key: u64) {
+        if self.get(key).is_none() {
+            return;
+        }
         let mask = self.slots.len() - 1;
-        let mut at = place(key, mask);
-        loop {
-            match self.slots[at] {
-                (0, _) => {
-                    self.slots[at] = (key, new);
-                    self.len += 1;
-                    return (new, true);
-                }
-                (there, number) if there == key => return (number, false),
-                _ => at = (at + 1) & mask,
-            }
+        let at = self.find(key);
+        self.slots[at] = Default::default();
+        self.len -= 1;
+        // What was pushed behind it by it moves up.
+        let mut next = (at + 1) & mask;
+        while self.slots[next].0 != 0 {
+            let (moved, value) = std::mem::take(&mut self.slots[next]);
+            self.len -= 1;
+            self.get_or_insert(moved, value);
+            next = (next + 1) & mask;
         }
     }
 
     #[cold]
     fn grow(&mut self) {
-        let slots = vec![(0, 0); (self.slots.len() * 2).max(16)];
+        let slots = vec![Default::default(); (self.slots.len() * 2).max(16)];
         let before = std::mem::replace(&mut self.slots, slots);
         self.len = 0;
-        for (key, number) in before.into_iter().filter(|(key, _)| *key != 0) {
-            self.get_or_insert(key, number);
+        for (key, value) in before.into_iter().filter(|(key, _)| *key != 0) {
+            self.get_or_insert(key, value);
         }
+    }
+}
+
+/// A set of keys that are hashes already; zero is not in it.
+#[derive(Debug, Clone, Default)]
+pub struct IdSet(IdMap<()>);
+
+impl IdSet {
+    /// How many are in it.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True if none is.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    /// Puts a key in; true if it was not. Zero never is.
+    #[inline]
+    pub fn insert(&mut self, key: u64) -> bool {
+        key != 0 && self.0.get_or_insert(key, ()).1
+    }
+
+    /// True if a key is in it.
+    #[inline]
+    pub fn contains(&self, key: u64) -> bool {
+        self.0.get(key).is_some()
+    }
+
+    /// Of each of many keys whether it is in it.
+    pub fn has(&self, keys: &[u64]) -> Vec<bool> {
+        let mut has = Vec::with_capacity(keys.len());
+        for some in keys.chunks(TOGETHER) {
+            self.0.touch(some);
+            has.extend(some.iter().map(|key| self.contains(*key)));
+        }
+        has
+    }
+
+    /// Takes a key out.
+    pub fn remove(&mut self, key: u64) {
+        self.0.remove(key);
+    }
+
+    /// Takes keys out.
+    pub fn remove_all(&mut self, keys: &[u64]) {
+        for some in keys.chunks(TOGETHER) {
+            self.0.touch(some);
+            some.iter().for_each(|key| self.remove(*key));
+        }
+    }
+
+    /// All, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        self.0.iter().map(|(key, ())| key)
+    }
+}
+
+impl Extend<u64> for IdSet {
+    fn extend<T: IntoIterator<Item = u64>>(&mut self, keys: T) {
+        together(keys, |some| {
+            self.0.touch(some);
+            for key in some {
+                self.insert(*key);
+            }
+        });
     }
 }
 
@@ -218,10 +254,22 @@ impl Uniques {
         }
     }
 
+    /// Counts keys; more than `exact_max` are estimated.
+    pub fn extend(&mut self, keys: impl IntoIterator<Item = u64>, exact_max: usize) {
+        together(keys, |some| {
+            if let Self::Exact(set) = self {
+                set.0.touch(some);
+            }
+            for key in some {
+                self.insert(*key, exact_max);
+            }
+        });
+    }
+
     /// Counts what another has counted.
     pub fn merge(&mut self, other: &Self, exact_max: usize) {
         match other {
-            Self::Exact(set) => set.iter().for_each(|key| self.insert(key, exact_max)),
+            Self::Exact(set) => self.extend(set.iter(), exact_max),
             Self::Estimated(theirs) => {
                 self.estimate();
                 if let Self::Estimated(ours) = self {
@@ -258,7 +306,7 @@ impl Uniques {
     /// Bytes of memory that it takes.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Exact(set) => set.slots.len() * 8,
+            Self::Exact(set) => set.bytes(),
             Self::Estimated(_) => REGISTERS,
         }
     }

@@ -83,9 +83,9 @@ impl<'q> Counts<'q> {
         }
         let sum = &mut self.sums[bucket];
         sum.events += chunk.rows() as u64;
-        for ((root, until_ms), own) in visitors.iter().zip(&who.keys) {
-            sum.visitors.insert(if last_ms < *until_ms { *root } else { *own }, self.exact_max);
-        }
+        let visitor =
+            |((root, until_ms), own): (&(u64, i64), &u64)| if last_ms < *until_ms { *root } else { *own };
+        sum.visitors.extend(visitors.iter().zip(&who.keys).map(visitor), self.exact_max);
         Ok(true)
     }
 }
@@ -106,6 +106,7 @@ impl Fold for Counts<'_> {
         let visitors = seen.visitors(&who);
         // The last bucket that had somebody: they are looked up once for each.
         let mut last: Vec<Option<usize>> = vec![None; visitors.len()];
+        let mut found = Vec::new();
         for (bucket, part) in parts {
             let sum = &mut self.sums[bucket];
             for row in rows.iter(part) {
@@ -114,13 +115,13 @@ impl Fold for Counts<'_> {
                 let code = who.codes[row] as usize;
                 let (root, until_ms) = visitors[code];
                 if until_ms != i64::MAX {
-                    let is_owned = rows.times[row] < until_ms;
-                    sum.visitors.insert(if is_owned { root } else { who.keys[code] }, self.exact_max);
+                    found.push(visitor(&who, &visitors, code, rows.times[row]));
                 } else if last[code] != Some(bucket) {
                     last[code] = Some(bucket);
-                    sum.visitors.insert(root, self.exact_max);
+                    found.push(root);
                 }
             }
+            sum.visitors.extend(found.drain(..), self.exact_max);
         }
         self.bound();
         Ok(())
@@ -213,24 +214,26 @@ impl Fold for Visitors<'_> {
         let who = chunk.who(true)?;
         let visitors = seen.visitors(&who);
         let mut is_done = vec![false; visitors.len()];
+        let mut found = Vec::new();
         for row in rows.iter(rows.range.clone()) {
             let code = who.codes[row] as usize;
-            let (root, until_ms) = visitors[code];
-            if until_ms == i64::MAX && std::mem::replace(&mut is_done[code], true) {
-                continue;
+            if visitors[code].1 != i64::MAX || !std::mem::replace(&mut is_done[code], true) {
+                found.push(visitor(&who, &visitors, code, rows.times[row]));
             }
-            let visitor = if rows.times[row] < until_ms { root } else { who.keys[code] };
-            if self.among.is_none_or(|among| among.contains(visitor)) {
-                self.found.insert(visitor);
+        }
+        match self.among {
+            None => self.found.extend(found),
+            Some(among) => {
+                let is_one = among.has(&found);
+                let its = found.into_iter().zip(is_one).filter(|(_, is_one)| *is_one);
+                self.found.extend(its.map(|(visitor, _)| visitor));
             }
         }
         self.check()
     }
 
     fn merge(&mut self, other: Self) -> Result<(), StoreError> {
-        other.found.iter().for_each(|visitor| {
-            self.found.insert(visitor);
-        });
+        self.found.extend(other.found.iter());
         self.check()
     }
 }

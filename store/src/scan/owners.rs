@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::model::IdMap;
+use crate::model::{IdMap, uniques::TOGETHER};
 
 /// Most bytes of the owners that are remembered, over all tenants but the one that is asked.
 const OWNERS_BYTES_MAX: usize = 64 << 20;
@@ -14,32 +14,8 @@ const OWNERS_BYTES_MAX: usize = 64 << 20;
 /// an eighth of them: a question copies that and no more.
 const CHANGED_MAX: usize = 4096;
 
-/// Whose devices and users are, by keys.
-#[derive(Debug, Clone, Default)]
-struct Owned {
-    numbers: IdMap,
-    owners: Vec<(u64, i64)>,
-}
-
-impl Owned {
-    #[inline]
-    fn get(&self, who: u64) -> Option<(u64, i64)> {
-        self.numbers.get(who).map(|number| self.owners[number as usize])
-    }
-
-    fn insert(&mut self, who: u64, owner: (u64, i64)) {
-        let (number, is_new) = self.numbers.get_or_insert(who, self.owners.len() as u32);
-        if is_new {
-            self.owners.push(owner);
-        } else {
-            self.owners[number as usize] = owner;
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.numbers.bytes() + self.owners.capacity() * size_of::<(u64, i64)>()
-    }
-}
+/// Whose something is, by keys, and until when.
+type Owned = IdMap<(u64, i64)>;
 
 /// Whose devices and users are, by keys, in one tenant.
 #[derive(Debug, Clone, Default)]
@@ -73,11 +49,22 @@ impl OwnerMap {
         owner.unwrap_or((who, i64::MAX))
     }
 
+    /// The same of many.
+    pub(crate) fn owners(&self, keys: &[u64]) -> Vec<(u64, i64)> {
+        let mut owners = Vec::with_capacity(keys.len());
+        for some in keys.chunks(TOGETHER) {
+            self.changed.touch(some);
+            self.base.touch(some);
+            owners.extend(some.iter().map(|key| self.owner(*key)));
+        }
+        owners
+    }
+
     /// The keys of all that count as one does, at some time.
     #[cfg(feature = "postgres")]
     pub(crate) fn keys_of(&self, root: u64) -> Vec<u64> {
         let both = [&*self.base, &self.changed];
-        let keys = both.iter().flat_map(|owned| owned.numbers.iter().map(|(who, _)| who));
+        let keys = both.iter().flat_map(|owned| owned.iter().map(|(who, _)| who));
         let mut keys: Vec<u64> = keys.filter(|who| self.owner(*who).0 == root).chain([root]).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -86,13 +73,10 @@ impl OwnerMap {
 
     pub(crate) fn insert(&mut self, who: u64, owner: (u64, i64)) {
         self.changed.insert(who, owner);
-        if self.changed.owners.len() > CHANGED_MAX.max(self.base.owners.len() / 8) {
+        if self.changed.len() > CHANGED_MAX.max(self.base.len() / 8) {
             let base = Arc::make_mut(&mut self.base);
             let changed = std::mem::take(&mut self.changed);
-            changed
-                .numbers
-                .iter()
-                .for_each(|(who, number)| base.insert(who, changed.owners[number as usize]));
+            changed.iter().for_each(|(who, owner)| base.insert(who, owner));
         }
     }
 }
@@ -168,12 +152,11 @@ mod tests {
     #[test]
     fn owners_of_tenants_that_were_not_asked_for_long_are_forgotten_first() {
         let mut cached = Cached::default();
-        // Room that is not filled takes no memory, and counts.
-        let map = || {
-            let owners = Vec::with_capacity(24 << 20 >> 4);
-            let base = Arc::new(Owned { owners, ..Owned::default() });
-            Arc::new(OwnerMap { base, n: 1, ..OwnerMap::default() })
-        };
+        let mut base = Owned::default();
+        (1..=1 << 19).for_each(|who| base.insert(who, (1, 0)));
+        assert_eq!(base.bytes(), 24 << 20);
+        let base = Arc::new(base);
+        let map = || Arc::new(OwnerMap { base: base.clone(), n: 1, ..OwnerMap::default() });
         let ask = |cached: &mut Cached, tenant: i64| {
             let known = cached.get(tenant);
             let is_known = known.n > 0;

@@ -170,7 +170,7 @@ pub(crate) struct Seen<'s> {
 impl Seen<'_> {
     /// Whose each key is, and until when.
     pub(crate) fn visitors(&self, who: &KeyColumn) -> Vec<(u64, i64)> {
-        who.keys.iter().map(|key| self.owners.owner(*key)).collect()
+        self.owners.owners(&who.keys)
     }
 }
 

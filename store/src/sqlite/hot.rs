@@ -196,8 +196,9 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    pub(crate) fn contains(&self, id: u64) -> bool {
-        self.set.contains(id)
+    /// Those of ids that are remembered.
+    pub(crate) fn knows(&self, ids: &[u64]) -> Vec<bool> {
+        self.set.has(ids)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -205,9 +206,7 @@ impl Window {
     }
 
     pub(crate) fn add(&mut self, n: i64, ids: Vec<u64>) {
-        ids.iter().for_each(|id| {
-            self.set.insert(*id);
-        });
+        self.set.extend(ids.iter().copied());
         self.batches.push_back((n, ids));
     }
 
@@ -243,7 +242,7 @@ impl Window {
     pub(crate) fn forget(&mut self, up_to: i64) {
         while self.batches.front().is_some_and(|(n, _)| *n <= up_to) {
             let (_, ids) = self.batches.pop_front().expect("there is a first one");
-            ids.into_iter().for_each(|id| self.set.remove(id));
+            self.set.remove_all(&ids);
         }
     }
 }
@@ -323,6 +322,6 @@ mod tests {
         assert_eq!(window.outlived_by(1, 10), Some(0));
         assert_eq!(window.outlived_by(3, 10), Some(1));
         window.forget(1);
-        assert_eq!((window.len(), window.contains(4), window.contains(5)), (6, false, true));
+        assert_eq!((window.len(), window.knows(&[4, 5])), (6, vec![false, true]));
     }
 }

@@ -545,17 +545,17 @@ impl Writer {
 
     /// What is new, and the keys of the ids of that.
     fn judge(&mut self, batch: &[Event], places: &Places) -> Result<(Vec<Appended>, Vec<u64>), StoreError> {
-        let (mut verdicts, mut ids) =
-            (vec![Appended::Duplicate; batch.len()], Vec::with_capacity(batch.len()));
-        let mut in_batch = IdSet::default();
+        let mut verdicts = vec![Appended::Duplicate; batch.len()];
+        let id_of =
+            |(event, place): (&Event, &usize)| self.keys.event(&places.all[*place].0, event.id().as_str());
+        let mut ids: Vec<u64> = batch.iter().zip(&places.of_each).map(id_of).collect();
+        let (is_known, mut in_batch) = (self.window.knows(&ids), IdSet::default());
         let last_ms: Vec<i64> = places.all.iter().map(|key| self.last_ms(key)).collect::<Result<_, _>>()?;
         let lost: Vec<Vec<Range<i64>>> = places.all.iter().map(|key| self.lost(key)).collect();
         let mut suspects: BTreeMap<(usize, bool), Vec<(usize, &Event)>> = BTreeMap::new();
         for (at, (event, place)) in batch.iter().zip(&places.of_each).enumerate() {
-            let id = self.keys.event(&places.all[*place].0, event.id().as_str());
-            ids.push(id);
             let is_lost = lost[*place].iter().any(|lost| lost.contains(&event.time_ms()));
-            if (is_lost || !self.window.contains(id)) && in_batch.insert(id) {
+            if (is_lost || !is_known[at]) && in_batch.insert(ids[at]) {
                 verdicts[at] = Appended::New;
                 if is_lost || event.time_ms() <= last_ms[*place] {
                     suspects.entry((*place, is_lost)).or_default().push((at, event));
