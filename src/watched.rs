@@ -17,8 +17,8 @@ use tokio::{
 };
 use tracing::error;
 
-/// How often it is looked whether there is another file.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked whether there is another file, as with certificates.
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Reads its file again.
 pub(crate) trait Reload: Send + Sync {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_file_is_looked_at_once_a_minute_and_one_that_panics_keeps_no_other_from_it() {
+    async fn each_file_is_looked_at_once_in_an_interval_and_one_that_panics_keeps_no_other_from_it() {
         let (bad, good) =
             (Arc::new(Counted { panics: true, ..Counted::default() }), Arc::new(Counted::default()));
         let following = tokio::spawn(follow(vec![bad.clone(), good.clone()], LOOK_INTERVAL));

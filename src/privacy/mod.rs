@@ -9,7 +9,7 @@
 //!
 //! What must not be kept goes before the log. What only one provider must not get goes
 //! while it is sent to, so that what waits, or is replayed, obeys the rules of today. They
-//! stand in one file, which is read again every minute; a bad one changes nothing.
+//! stand in one file, which is read again every ten seconds; a bad one changes nothing.
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -153,6 +153,16 @@ async fn a_proxy_that_is_not_named_is_not_believed_and_not_taken_for_its_users()
     assert_eq!(relay.terminate().await.count(told), 1);
 }
 
+/// A database that was made on 2025-06-01 and knows where one network is.
+pub(crate) fn write_database(path: &Path, network: &str, place: &Value) {
+    let mut database = Database::default();
+    database.metadata.binary_format_major_version = 2;
+    database.metadata.build_epoch = 1_748_736_000;
+    let record = database.insert_value(place.clone()).unwrap();
+    database.insert_node(network.parse::<IpAddrWithMask>().unwrap(), record);
+    database.write_to(fs::File::create(path).unwrap()).unwrap();
+}
+
 #[tokio::test]
 async fn a_geo_database_is_tried_before_the_relay_starts_and_its_age_is_shown() {
     let mut setup = Setup::new().await;
@@ -169,12 +179,7 @@ async fn a_geo_database_is_tried_before_the_relay_starts_and_its_age_is_shown() 
             assert!(code == 1 && said.contains("GEO_DATABASE") && said.contains(why), "{code} {said}");
         }
     }
-    let mut database = Database::default();
-    database.metadata.binary_format_major_version = 2;
-    database.metadata.build_epoch = 1_748_736_000;
-    let record = database.insert_value(json!({"country": {"iso_code": "DE"}})).unwrap();
-    database.insert_node("81.2.69.0/24".parse::<IpAddrWithMask>().unwrap(), record);
-    database.write_to(fs::File::create(&path).unwrap()).unwrap();
+    write_database(&path, "81.2.69.0/24", &json!({"country": {"iso_code": "DE"}}));
     assert_eq!(setup.run(&["check"]).await.0, 0);
     let relay = setup.start().await;
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();

@@ -9,26 +9,26 @@ use serde_json::{Value, json};
 
 use crate::harness::{Relay, Setup, reqwest_client, taken};
 
-const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:131.0) Gecko/20100101 Firefox/131.0";
+pub(crate) const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:131.0) Gecko/20100101 Firefox/131.0";
 const GOOGLEBOT: &str = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)";
 
 /// A call as a page makes it.
-fn of_page(relay: &Relay, path: &str, user_agent: &str) -> RequestBuilder {
+pub(crate) fn of_page(relay: &Relay, path: &str, user_agent: &str) -> RequestBuilder {
     let url = format!("http://{}{path}", relay.http_addr.unwrap());
     reqwest_client().post(url).header("origin", "https://shop.example").header("user-agent", user_agent)
 }
 
-async fn send(call: RequestBuilder, event: &Value) {
+pub(crate) async fn send(call: RequestBuilder, event: &Value) {
     let answer = call.body(event.to_string()).send().await.unwrap();
     assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
 }
 
-fn named<'a>(taken: &'a [Taken], name: &str) -> &'a Taken {
+pub(crate) fn named<'a>(taken: &'a [Taken], name: &str) -> &'a Taken {
     taken.iter().find(|event| event.name == name).unwrap_or_else(|| panic!("{name}: {taken:?}"))
 }
 
 /// An event of the log, as `spool export` prints it.
-async fn in_log(setup: &Setup, id: &str) -> Value {
+pub(crate) async fn in_log(setup: &Setup, id: &str) -> Value {
     let (code, said, error) = setup.run(&["spool", "export"]).await;
     assert_eq!(code, 0, "{error}");
     let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());

@@ -34,6 +34,7 @@ mod privacy;
 mod query;
 mod raw;
 mod refused;
+mod reload;
 mod sealing;
 mod secrets;
 mod sigterm;
