@@ -252,6 +252,8 @@ impl Recorder for ReplayRecorder {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use analytics_relay_providers::{BatchLimits, Rejection, SendError, Verdict};
     use tokio::time::{Instant, sleep};
 
@@ -260,10 +262,13 @@ mod tests {
         delivery::{
             dead_letter::DeadLetterDir,
             retry::RetryRule,
-            test_support::{accepted_at, track},
+            test_support::{accepted_at, track, track_of},
         },
         letter_files::LetterWriter,
-        privacy::secret::DataSecret,
+        privacy::{
+            secret::DataSecret,
+            suppression::{IdSort, SuppressionDir},
+        },
         queue::QueueLimits,
         telemetry::LaneFamilies,
     };
@@ -301,6 +306,29 @@ mod tests {
         }
     }
 
+    /// Delivers one event after the other, and does something else while the first is sent.
+    struct Meanwhile<F>(Mutex<Option<F>>);
+
+    #[async_trait]
+    impl<F: FnOnce() + Send + 'static> Provider for Meanwhile<F> {
+        fn name(&self) -> &'static str {
+            "p"
+        }
+
+        fn limits(&self) -> BatchLimits {
+            BatchLimits { events_max: 1, body_bytes_max: 1 << 20, requests_max: 1 }
+        }
+
+        async fn send(&self, batch: &[Event]) -> Result<Vec<Verdict>, SendError> {
+            let first = self.0.lock().unwrap().take();
+            if let Some(meanwhile) = first {
+                meanwhile();
+            }
+            sleep(10 * WATCH_INTERVAL).await;
+            deliver(batch)
+        }
+    }
+
     fn is_bad(event: &Event) -> bool {
         event.name() == Some("bad")
     }
@@ -312,7 +340,17 @@ mod tests {
     /// Replays so many bad letters and, behind them, so many good ones.
     async fn replay_by(rule: Rule, bad: usize, good: usize) -> ReplayReport {
         let data = tempfile::tempdir().unwrap();
-        let dir = DeadLetterDir::new(data.path(), "p");
+        let names = std::iter::repeat_n("bad", bad).chain(std::iter::repeat_n("good", good));
+        replay_to(Arc::new(Ruled(rule)), names.map(track), data.path()).await
+    }
+
+    /// Replays events to a provider, with the list of a data directory.
+    async fn replay_to(
+        provider: Arc<dyn Provider>,
+        events: impl Iterator<Item = Event>,
+        data: &Path,
+    ) -> ReplayReport {
+        let dir = DeadLetterDir::new(data, "p");
         LetterWriter::open(&dir, 0).unwrap();
         let settings = LaneSettings {
             retry: RetryRule {
@@ -326,13 +364,11 @@ mod tests {
             convicts_at_once: false,
             aside_events_max: 0,
         };
-        let names = std::iter::repeat_n("bad", bad).chain(std::iter::repeat_n("good", good));
-        let letters = names.map(|name| letter(track(name))).collect();
+        let letters = events.map(letter).collect();
         let log = Arc::new(Mutex::new(dir.open_replayed().unwrap()));
         let (mut sent, metrics) = (Sent::default(), LaneFamilies::default().of("p"));
-        let (provider, stop) = (Arc::new(Ruled(rule)), Stop::default());
-        let secret = DataSecret::open(data.path()).unwrap();
-        let suppressed = Arc::new(Suppressed::open(data.path(), &secret).unwrap());
+        let (stop, secret) = (Stop::default(), DataSecret::open(data).unwrap());
+        let suppressed = Arc::new(Suppressed::open(data, &secret).unwrap());
         let report = replay(provider, settings, letters, &mut sent, &log, metrics, &suppressed, &stop).await;
         assert_eq!(dir.replayed().unwrap().len() as u64, report.delivered);
         report
@@ -380,6 +416,32 @@ mod tests {
         let report = replay_by(firewall, 1, 49).await;
         let failed: u64 = report.failed.values().sum();
         assert_eq!((report.delivered, failed + report.left), (49, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_erased_during_a_replay_is_sent_nothing_more() {
+        let data = tempfile::tempdir().unwrap();
+        let list = SuppressionDir::open(data.path(), &DataSecret::open(data.path()).unwrap());
+        let erase = move || {
+            list.add(&[(IdSort::User, "erased")], 5).unwrap();
+        };
+        let provider = Arc::new(Meanwhile(Mutex::new(Some(erase))));
+        let events = ["stays", "erased", "stays", "erased"].map(|user| track_of("x", user));
+        let report = replay_to(provider, events.into_iter(), data.path()).await;
+        assert_eq!((report.delivered, report.erased, report.left), (2, 2, 0));
+    }
+
+    /// Whom it leaves out cannot be seen any more.
+    #[tokio::test(start_paused = true)]
+    async fn a_replay_stops_when_the_list_of_erased_users_cannot_be_read() {
+        let data = tempfile::tempdir().unwrap();
+        let list = data.path().join("suppressed.json");
+        let damage = move || std::fs::write(list, "{").unwrap();
+        let provider = Arc::new(Meanwhile(Mutex::new(Some(damage))));
+        let events = ["a", "b", "c", "d"].map(track);
+        let report = replay_to(provider, events.into_iter(), data.path()).await;
+        assert!(report.delivered <= 1 && report.left >= 3, "{report:?}");
+        assert_eq!(report.delivered + report.left, 4, "{report:?}");
     }
 
     #[test]

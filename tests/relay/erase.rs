@@ -8,7 +8,10 @@ use analytics_relay::providers::sandbox::Vendor;
 use serde_json::json;
 use tonic::Code;
 
-use crate::harness::{Setup, reqwest_client, taken};
+use crate::{
+    harness::{Setup, reqwest_client, taken},
+    trouble::health,
+};
 
 fn track(user_id: &str, event_id: &str) -> TrackEventRequest {
     TrackEventRequest {
@@ -104,6 +107,88 @@ async fn nothing_of_an_erased_user_is_taken_delivered_or_kept() {
     relay.terminate().await;
 }
 
+/// A device is erased as a user is. A user that is called as it is another.
+#[tokio::test]
+async fn a_device_is_erased_from_every_file_and_a_user_of_the_same_id_is_not() {
+    let mut setup = Setup::new().await;
+    // One is tried once, and one for longer than the drain.
+    setup.set("MIXPANEL_MAX_RETRY_ATTEMPTS", "1").set("SEGMENT_MAX_RETRY_ATTEMPTS", "100");
+    setup.set("DRAIN_TIMEOUT_SECONDS", "1");
+    setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
+    setup.sandbox.always(Vendor::Segment, Some("503".parse().unwrap()));
+    let relay = setup.start().await;
+    let mut client = relay.client();
+    for n in 0..3 {
+        let of_device =
+            TrackEventRequest { anonymous_id: "id-canary".into(), ..track("", &format!("of-device-{n}")) };
+        client.track_event(of_device).await.unwrap();
+        client.track_event(track("id-canary", &format!("of-user-{n}"))).await.unwrap();
+    }
+    let url = format!("http://{}/v1/batch", relay.http_addr.unwrap());
+    let bad = json!({"batch": [
+        {"type": "track", "anonymousId": "id-canary", "messageId": "of-device-bad"},
+        {"type": "track", "userId": "id-canary", "messageId": "of-user-bad"},
+    ]});
+    reqwest_client().post(&url).body(bad.to_string()).send().await.unwrap();
+    relay.dead_lettered(Vendor::Mixpanel, 6).await;
+    taken(&setup, Vendor::Amplitude, 6).await;
+    relay.terminate().await;
+    let files_with = |text: &str| {
+        ["dead-letters", "refused", "spill"].map(|below| !holding(&setup, below, text).is_empty())
+    };
+    assert_eq!(files_with("of-device-"), [true; 3], "there is something to erase");
+
+    let (code, said, error) = setup.run(&["erase", "--anonymous-id", "id-canary"]).await;
+    assert_eq!(code, 0, "{said}{error}");
+    for deleted in ["dead letters deleted: 3", "refused items deleted: 1", "spilled events deleted: 3"] {
+        assert!(said.contains(deleted), "{deleted}: {said}");
+    }
+    assert_eq!((files_with("of-device-"), files_with("of-user-")), ([false; 3], [true; 3]));
+    let (code, said, _) = setup.run(&["suppression", "check", "--anonymous-id", "id-canary"]).await;
+    assert!(code == 0 && said.starts_with("suppressed since"), "{said}");
+    assert_eq!(setup.run(&["suppression", "check", "--user-id", "id-canary"]).await.0, 1);
+}
+
+/// Letters that come back with a backup bring nobody back.
+#[tokio::test]
+async fn a_replay_sends_nothing_of_who_is_erased_and_nothing_at_all_without_the_list() {
+    let mut setup = Setup::new().await;
+    setup.set("MIXPANEL_MAX_RETRY_ATTEMPTS", "1");
+    setup.sandbox.always(Vendor::Mixpanel, Some("503".parse().unwrap()));
+    let relay = setup.start().await;
+    for n in 0..3 {
+        for user in ["erased-canary", "stays"] {
+            let id = format!("of-{user}-{n}");
+            relay.client().track_event(track(user, &id)).await.unwrap();
+        }
+    }
+    relay.dead_lettered(Vendor::Mixpanel, 6).await;
+    relay.terminate().await;
+    let letters = holding(&setup, "dead-letters", "erased-canary");
+    let backup: Vec<_> = letters.iter().map(|path| (path, std::fs::read(path).unwrap())).collect();
+    assert_eq!(setup.run(&["erase", "--user-id", "erased-canary"]).await.0, 0);
+    assert_eq!(holding(&setup, "dead-letters", "erased-canary"), Vec::<String>::new());
+    backup.iter().for_each(|(path, content)| std::fs::write(path, content).unwrap());
+    setup.sandbox.always(Vendor::Mixpanel, None);
+
+    let list = setup.data_dir().join("suppressed.json");
+    let whole = std::fs::read(&list).unwrap();
+    std::fs::write(&list, "{").unwrap();
+    let (code, said, error) = setup.run(&["dead-letters", "replay"]).await;
+    assert!(code == 1 && error.contains("suppressed.json"), "{code} {said}{error}");
+    assert_eq!(setup.sandbox.stats(Vendor::Mixpanel).taken, 0, "{said}");
+
+    std::fs::write(&list, whole).unwrap();
+    let (code, said, error) = setup.run(&["dead-letters", "replay"]).await;
+    assert_eq!(code, 0, "{said}{error}");
+    assert!(said.contains("delivered 3") && said.contains("not sent 3: their users are erased"), "{said}");
+    let at_mixpanel = setup.sandbox.taken(Vendor::Mixpanel);
+    assert!(
+        at_mixpanel.len() == 3 && at_mixpanel.iter().all(|event| event.user == "stays"),
+        "{at_mixpanel:?}"
+    );
+}
+
 /// With the key they are found in files that are sealed; without it they are told of.
 #[tokio::test]
 async fn what_is_sealed_is_erased_with_the_key_and_told_of_without() {
@@ -171,6 +256,26 @@ async fn a_user_who_is_erased_while_the_relay_is_down_stays_erased() {
         assert!(at_segment.iter().all(|event| event.id.contains("other") || event.id.len() == 36));
         assert_eq!(at_segment.len(), 3);
     }
+}
+
+/// A list that cannot be read any more holds on, and it is told that it cannot be changed.
+#[tokio::test]
+async fn while_the_list_cannot_be_read_the_last_one_holds_and_health_says_so() {
+    let setup = Setup::new().await;
+    assert_eq!(setup.run(&["erase", "--user-id", "erased-canary"]).await.0, 0);
+    let relay = setup.start().await;
+    health(&relay, "SERVING", |said| said == "SERVING").await;
+    let list = setup.data_dir().join("suppressed.json");
+    let whole = std::fs::read(&list).unwrap();
+    std::fs::write(&list, "{").unwrap();
+    let says = "DEGRADED: the list of erased users cannot be read: the last one holds";
+    health(&relay, says, |said| said == says).await;
+    relay.log("the list of erased users cannot be read: the last one holds").await;
+    let status = relay.client().track_event(track("erased-canary", "later-1")).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    std::fs::write(&list, whole).unwrap();
+    health(&relay, "SERVING", |said| said == "SERVING").await;
+    relay.terminate().await;
 }
 
 /// A list that cannot be read must not let anybody through.

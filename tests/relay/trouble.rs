@@ -12,7 +12,7 @@ fn fault(text: &str) -> Option<Fault> {
 }
 
 /// Waits until `/healthz` says something that `is_it`.
-async fn health(relay: &Relay, what: &str, is_it: impl Fn(&str) -> bool) -> String {
+pub(crate) async fn health(relay: &Relay, what: &str, is_it: impl Fn(&str) -> bool) -> String {
     let start = Instant::now();
     loop {
         let (_, said) = relay.page("/healthz").await;
