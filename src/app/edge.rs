@@ -116,3 +116,65 @@ impl Edge {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use analytics_relay_providers::EventParts;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::mpsc,
+    };
+
+    use super::*;
+    use crate::{app::App, delivery::test_support::track, enrich::edge::Edge as Door};
+
+    /// What a page on the metrics port says.
+    async fn page(app: &App, path: &str) -> String {
+        let mut stream = TcpStream::connect(app.metrics_addr()).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// An operator learns it from health and metrics, and the events from themselves.
+    #[tokio::test]
+    async fn steps_that_are_switched_off_and_events_that_lack_them_are_told() {
+        let data = tempfile::tempdir().unwrap();
+        let config = Config::from_vars([
+            ("ANALYTICS_PROVIDER", "none"),
+            ("STORE_URL", "sqlite:"),
+            ("GRPC_HOST", "127.0.0.1"),
+            ("GRPC_PORT", "0"),
+            ("HTTP_PORT", "off"),
+            ("METRICS_HOST", "127.0.0.1"),
+            ("METRICS_PORT", "0"),
+            ("DATA_DIR", data.path().to_str().unwrap()),
+        ])
+        .unwrap();
+        let app = App::start(&config).await.unwrap();
+        let health = page(&app, "/healthz").await;
+        assert!(health.ends_with("\r\n\r\nSERVING"), "{health}");
+
+        let enricher = app.edge.enricher.as_ref().unwrap();
+        enricher.sabotage(&[Step::Agent, Step::Bot]);
+        let event = track("x");
+        let seen = EventParts { user_agent: Some("Firefox"), ..event.parts() };
+        for _ in 0..10 {
+            enricher.count(enricher.enrich(&seen, &Door::default()).unwrap().tally);
+        }
+        let health = page(&app, "/healthz").await;
+        let says = "\r\n\r\nDEGRADED: enrichment is switched off after panics: agent, bot";
+        assert!(health.ends_with(says), "{health}");
+        let metrics = page(&app, "/metrics").await;
+        for (step, missed) in [("agent", 10), ("bot", 10), ("geo", 0)] {
+            let line = format!("relay_enrich_missed_total{{step=\"{step}\"}} {missed}\n");
+            assert!(metrics.contains(&line), "{line}: {metrics}");
+        }
+
+        let (signal, signals) = mpsc::channel(1);
+        signal.send(()).await.unwrap();
+        assert_eq!(app.run_until(signals).await.exit_code(), 0);
+    }
+}

@@ -73,8 +73,9 @@ pub(crate) struct Enricher {
     steps: Steps,
     panics: [AtomicU32; Step::ALL.len()],
     metrics: EnrichMetrics,
+    /// Those that panic.
     #[cfg(test)]
-    is_sabotaged: bool,
+    sabotaged: std::sync::Mutex<Steps>,
 }
 
 /// What an enricher works with.
@@ -101,7 +102,7 @@ impl Enricher {
             panics: Default::default(),
             metrics,
             #[cfg(test)]
-            is_sabotaged: false,
+            sabotaged: Default::default(),
         }
     }
 
@@ -306,10 +307,15 @@ impl Enricher {
         self.panics[step as usize].store(0, Ordering::Relaxed);
     }
 
-    /// A step of a defective release.
+    /// Steps of a defective release: from now on these panic, and no others.
     #[cfg(test)]
-    pub(crate) fn sabotaged(self) -> Self {
-        Self { is_sabotaged: true, ..self }
+    pub(crate) fn sabotage(&self, steps: &[Step]) {
+        *self.sabotaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Steps::of(steps);
+    }
+
+    #[cfg(test)]
+    fn is_sabotaged(&self, step: Step) -> bool {
+        self.sabotaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).has(step)
     }
 }
 
@@ -357,7 +363,7 @@ impl Finding<'_> {
         // What a panic leaves behind it is a cache or a table that is whole at every point.
         let made = catch_unwind(AssertUnwindSafe(|| {
             #[cfg(test)]
-            assert!(!self.enricher.is_sabotaged, "sabotaged");
+            assert!(!self.enricher.is_sabotaged(step), "sabotaged");
             make()
         }));
         made.unwrap_or_else(|_| {

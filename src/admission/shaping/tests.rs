@@ -129,7 +129,8 @@ fn what_is_found_is_one_object_with_its_data_sets() {
 #[test]
 fn every_step_panics_on_every_event_and_nothing_else_changes() {
     let dir = tempfile::tempdir().unwrap();
-    let enricher = Arc::new(enricher(dir.path()).sabotaged());
+    let enricher = Arc::new(enricher(dir.path()));
+    enricher.sabotage(&Step::ALL);
     let plain = Shaping::default();
     let kinds = [page(), EventKind::Track { name: "x" }, EventKind::Identify];
     for turn in 0..20 {
@@ -169,6 +170,63 @@ fn every_step_panics_on_every_event_and_nothing_else_changes() {
     assert_eq!(enricher.switched_off(), ["agent", "page", "visitor", "session"]);
     enricher.reload();
     assert_eq!(enricher.switched_off(), ["agent", "page", "visitor", "session"], "nothing is new");
+}
+
+/// What a step finds out, of the event that stands for it below.
+fn fields_of(step: Step) -> (&'static [&'static str], &'static [&'static str]) {
+    match step {
+        Step::Agent => (&["agent"], &["uap"]),
+        Step::Bot => (&["bot"], &["bots"]),
+        Step::Geo => (&["geo"], &["geo"]),
+        Step::Page => (&["page", "campaign", "referrer", "source", "channel"], &["sources"]),
+        Step::Source => (&["source", "channel"], &["sources"]),
+        Step::Visitor => (&["visitor"], &[]),
+        Step::Session => (&[], &[]),
+    }
+}
+
+/// Nine times it may be the event's fault.
+#[test]
+fn a_step_that_panics_costs_its_own_fields_and_is_off_from_its_tenth_panic_on() {
+    for step in Step::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let enricher = Arc::new(enricher(dir.path()));
+        let shaping = Shaping { enricher: Some(enricher.clone()), ..Shaping::default() };
+        let mut event = parts(page());
+        match step {
+            Step::Bot => event.user_agent = Some("Googlebot/2.1"),
+            Step::Visitor => event.anonymous_id = None,
+            _ => {}
+        }
+        let packed = || {
+            let (event, found) = shaping.pack(event.clone(), &of_device());
+            shaping.count(found);
+            event
+        };
+        let whole = packed();
+        let mut want = enriched_of(&whole);
+        let (fields, sets) = fields_of(step);
+        for (at, names) in [("", fields), ("/data", sets)] {
+            let object = want.pointer_mut(at).unwrap().as_object_mut().unwrap();
+            names.iter().for_each(|name| assert!(object.remove(*name).is_some(), "{step:?} finds no {name}"));
+        }
+        want["missed"] = json!([step.name()]);
+
+        enricher.sabotage(&[step]);
+        for panics in 1..=10 {
+            assert!(enricher.switched_off().is_empty(), "{step:?} at its panic {panics}");
+            let event = packed();
+            assert_eq!(enriched_of(&event), want, "{step:?}");
+            let keeps_session =
+                !matches!(step, Step::Session | Step::Visitor) && whole.session_id().is_some();
+            assert_eq!(event.session_id().is_some(), keeps_session || step == Step::Bot, "{step:?}");
+            let missed = Step::ALL.map(|each| enricher.metrics().missed(each).get());
+            assert_eq!(missed, Step::ALL.map(|each| if each == step { panics } else { 0 }), "{step:?}");
+        }
+        assert_eq!(enricher.switched_off(), [step.name()]);
+        enricher.sabotage(&[]);
+        assert_eq!(enriched_of(&packed()), want, "{step:?} is not made any more");
+    }
 }
 
 /// What stands in the event is what every attempt and every vendor gets, whatever is
