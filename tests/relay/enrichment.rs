@@ -7,9 +7,15 @@ use analytics_relay::providers::sandbox::{Taken, Vendor};
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
-use crate::harness::{Relay, Setup, reqwest_client, taken};
+use crate::{
+    addresses::write_database,
+    harness::{Relay, Setup, reqwest_client, taken},
+};
 
 pub(crate) const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:131.0) Gecko/20100101 Firefox/131.0";
+/// What it says of its version, and of the system's, is frozen.
+const CHROME: &str =
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36";
 const GOOGLEBOT: &str = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)";
 
 /// A call as a page makes it.
@@ -78,6 +84,74 @@ async fn a_page_is_told_by_whom_and_from_where_it_was_seen() {
     let segment = &setup.sandbox.taken(Vendor::Segment)[0].event;
     assert_eq!(segment["context"]["campaign"]["source"], "news");
     relay.terminate().await;
+}
+
+/// Each header is read, and its word is better than the user agent's.
+#[tokio::test]
+async fn what_a_browser_says_in_its_hints_wins_over_its_user_agent() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "written");
+    let relay = setup.start().await;
+    let event = |id: &str| json!({"event": id, "anonymousId": "device-1", "messageId": id});
+    let plain = of_page(&relay, "/v1/track", CHROME);
+    send(plain, &event("plain-1-0123456789")).await;
+    let hints = [
+        ("sec-ch-ua", r#""Microsoft Edge";v="133", "Chromium";v="133", "Not A(Brand";v="99""#),
+        ("sec-ch-ua-mobile", "?1"),
+        ("sec-ch-ua-platform", r#""Android""#),
+        ("sec-ch-ua-platform-version", r#""14.0.0""#),
+        ("sec-ch-ua-model", r#""Pixel 8""#),
+    ];
+    let hinted = of_page(&relay, "/v1/track", CHROME);
+    let hinted = hints.into_iter().fold(hinted, |call, (name, value)| call.header(name, value));
+    send(hinted, &event("hints-1-0123456789")).await;
+    taken(&setup, Vendor::Amplitude, 2).await;
+    let plain = &in_log(&setup, "plain-1-0123456789").await["enriched"]["agent"];
+    let of_agent = json!({"browser": "Chrome", "browser_version": "131", "os": "Linux", "device": "desktop"});
+    assert_eq!(*plain, of_agent);
+    let hinted = &in_log(&setup, "hints-1-0123456789").await["enriched"]["agent"];
+    let of_hints = json!({
+        "browser": "Edge", "browser_version": "133", "os": "Android", "os_version": "14", "device": "mobile",
+        "model": "Pixel 8",
+    });
+    assert_eq!(*hinted, of_hints);
+    let at_amplitude = setup.sandbox.taken(Vendor::Amplitude);
+    assert_eq!(named(&at_amplitude, "hints-1-0123456789").event["os_name"], "Android");
+    relay.terminate().await;
+}
+
+/// By the whole address, before it is cut or goes; providers that get an address locate by it.
+#[tokio::test]
+async fn an_event_has_its_place_and_providers_are_told_it_where_they_get_no_address() {
+    for (policy, ip) in [("default", Some("81.2.69.0")), ("none", None)] {
+        let mut setup = Setup::new().await;
+        let database = setup.data.path().join("geo.mmdb");
+        write_database(&database, "81.2.69.142/32", &json!({"country": {"iso_code": "DE"}}));
+        setup.set("GEO_DATABASE", database.to_str().unwrap()).set("TRUSTED_PROXIES", "127.0.0.1");
+        setup.set("IP_STORE", policy).set("DURABILITY", "written");
+        let relay = setup.start().await;
+        let event = json!({"event": "Seen", "anonymousId": "device-1", "messageId": "place-1-0123456789"});
+        let call = of_page(&relay, "/v1/track", FIREFOX).header("x-forwarded-for", "81.2.69.142");
+        send(call, &event).await;
+        for vendor in Vendor::ALL {
+            taken(&setup, vendor, 1).await;
+        }
+        let event = in_log(&setup, "place-1-0123456789").await;
+        assert_eq!(event["enriched"]["geo"]["country"], "DE", "{policy}: {event}");
+        assert!(event["enriched"]["data"]["geo"].as_str().unwrap().ends_with("/1748736000"), "{event}");
+        assert_eq!(event["context"]["ip"].as_str(), ip, "{policy}: {event}");
+
+        let country = if ip.is_none() { json!("DE") } else { json!(null) };
+        for (vendor, at) in [
+            (Vendor::Segment, "/context/location/country"),
+            (Vendor::Amplitude, "/country"),
+            (Vendor::Mixpanel, "/properties/mp_country_code"),
+        ] {
+            let sent = setup.sandbox.taken(vendor)[0].event.clone();
+            assert_eq!(*sent.pointer(at).unwrap_or(&Value::Null), country, "{policy} {vendor:?}: {sent}");
+        }
+        relay.terminate().await;
+    }
 }
 
 /// One visit over a stop is one session; over a kill it is two. A server's events have none.
