@@ -25,7 +25,7 @@ use crate::{
         secret::DataSecret,
         suppression::{IdSort, Ids, SuppressionDir},
     },
-    queue::Durability,
+    queue::{Durability, spool::inspect::SpoolDir},
     refused::{RefusedDir, RefusedItem},
     sealing::Sealing,
     store::{
@@ -107,7 +107,7 @@ pub(super) fn erase(config: &Config, args: &EraseArgs) -> anyhow::Result<ExitCod
     erasing.refused(data_dir)?;
     erasing.spilled(data_dir)?;
     let is_gone_from_store = erasing.stored(config, data_dir)?;
-    tell_of_log(config);
+    erasing.logged(config)?;
     println!("what providers have is theirs to erase: ask each of them");
     for provider in &replays {
         println!(
@@ -230,6 +230,19 @@ impl Erasing<'_> {
                 Err(_) => thread::sleep(LOOK_AGAIN),
             }
         }
+    }
+
+    /// Says until when the log holds bytes of theirs, and notes what of it stays longer.
+    fn logged(&mut self, config: &Config) -> anyhow::Result<()> {
+        tell_of_log(config);
+        let log = SpoolDir::open(&config.spool.dir);
+        for path in log.map(|log| log.set_aside()).transpose()?.unwrap_or_default() {
+            self.left.push(format!(
+                "{}: a part of the log that cannot be read and goes with no retention",
+                path.display()
+            ));
+        }
+        Ok(())
     }
 
     /// One file after the other, also if one cannot be rewritten; how many there were.

@@ -258,6 +258,47 @@ async fn a_user_who_is_erased_while_the_relay_is_down_stays_erased() {
     }
 }
 
+/// Nothing takes it with time, and nobody can tell of whom it is.
+#[tokio::test]
+async fn what_of_the_log_is_set_aside_is_named() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "synced").set("DRAIN_TIMEOUT_SECONDS", "1");
+    Vendor::ALL.into_iter().for_each(|vendor| setup.sandbox.always(vendor, Some("503".parse().unwrap())));
+    let relay = setup.start().await;
+    for n in 0..5 {
+        relay.client().track_event(track("other", &format!("in-the-log-{n}"))).await.unwrap();
+    }
+    relay.terminate().await;
+    let (code, said, error) = setup.run(&["erase", "--user-id", "erased-canary"]).await;
+    assert!(code == 0 && !said.contains("not judged"), "{said}{error}");
+
+    let damaged = holding(&setup, "spool/segments", "in-the-log-2").remove(0);
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    let at = bytes.windows(12).position(|window| window == b"in-the-log-2").unwrap();
+    bytes[at] ^= 0x10;
+    std::fs::write(&damaged, bytes).unwrap();
+    assert_eq!(setup.run(&["spool", "repair"]).await.0, 0);
+    let spool = setup.data_dir().join("spool");
+    let copies: Vec<_> = std::fs::read_dir(spool.join("quarantine")).unwrap().collect();
+    let copy = copies.first().expect("the damage is kept aside").as_ref().unwrap().path();
+    // A copy that had to make room, and one of what has no events.
+    for name in ["00000000000000000001.log-1-1-00000000.bin", "mixpanel.cursor-0-512-00000000.bin"] {
+        let content = if name.starts_with("mixpanel") { "x" } else { "" };
+        std::fs::write(spool.join("quarantine").join(name), content).unwrap();
+    }
+    let unreadable = spool.join("segments/00000000000000000009.log.unreadable");
+    std::fs::write(&unreadable, "x").unwrap();
+
+    let (code, said, error) = setup.run(&["erase", "--user-id", "erased-canary"]).await;
+    assert_eq!(code, 2, "{said}{error}");
+    let named: Vec<_> = said.lines().filter(|line| line.starts_with("not judged: ")).collect();
+    assert_eq!(named.len(), 2, "{said}");
+    for path in [&copy, &unreadable] {
+        let path = path.display().to_string();
+        assert!(named.iter().any(|line| line.contains(&path)), "{path}: {said}");
+    }
+}
+
 /// A list that cannot be read any more holds on, and it is told that it cannot be changed.
 #[tokio::test]
 async fn while_the_list_cannot_be_read_the_last_one_holds_and_health_says_so() {

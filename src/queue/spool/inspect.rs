@@ -24,7 +24,7 @@ use super::{
     fs::{RealFs, SpoolFile, SpoolFs},
     head::Head,
     index::{Index, Segment},
-    layout::LogDirs,
+    layout::{LogDirs, UNREADABLE},
     lock::{LOCK, SpoolLock},
     log::{Log, LogKeys, LogLimits, Recovery},
     quarantine::Quarantine,
@@ -590,6 +590,26 @@ impl SpoolDir {
             bytes += fs::metadata(&path).map_err(|source| SpoolError::at(&path, source))?.len();
         }
         Ok((ranges, bytes))
+    }
+
+    /// Files that hold events, or a part of one, and go with no retention: copies of damaged
+    /// ranges, and segments that nobody could read.
+    pub(crate) fn set_aside(&self) -> Result<Vec<PathBuf>, SpoolError> {
+        let mut paths = Vec::new();
+        for name in self.list(&self.dirs.quarantine)? {
+            let path = self.dirs.quarantine.join(&name);
+            // Cursors have no events, and a copy that had to make room is empty.
+            let of = name.split('-').next().and_then(Segment::parse_name);
+            if of.is_some() && name.ends_with(KEPT_ENDING) {
+                let bytes = fs::metadata(&path).map_err(|source| SpoolError::at(&path, source))?.len();
+                paths.extend((bytes > 0).then_some(path));
+            }
+        }
+        let segments = self.list(&self.dirs.segments)?.into_iter();
+        let unreadable = segments.filter(|name| name.ends_with(UNREADABLE));
+        paths.extend(unreadable.map(|name| self.dirs.segments.join(name)));
+        paths.sort();
+        Ok(paths)
     }
 
     /// Passes what a segment holds on to `each`, until that says false.
