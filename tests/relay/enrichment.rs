@@ -192,6 +192,38 @@ async fn a_visit_goes_on_over_a_stop_and_begins_anew_after_a_kill() {
     relay.terminate().await;
 }
 
+/// As Segment's, RudderStack's and PostHog's libraries name it.
+#[tokio::test]
+async fn an_event_that_names_its_session_keeps_it() {
+    let mut setup = Setup::new().await;
+    setup.set("DURABILITY", "written");
+    let relay = setup.start().await;
+    let event = |turn: usize| {
+        let id = format!("named-{turn}-0123456789");
+        json!({"event": "Seen", "anonymousId": "device-1", "messageId": id})
+    };
+    let ways = ["/sessionId", "/context/sessionId", "/context/session_id", "/properties/$session_id"];
+    for (turn, way) in ways.into_iter().enumerate() {
+        let mut event = event(turn);
+        let (above, name) = way.rsplit_once('/').unwrap();
+        match above.strip_prefix('/') {
+            None => event[name] = json!("s-1"),
+            Some(above) => event[above] = json!({name: "s-1"}),
+        }
+        send(of_page(&relay, "/v1/track", FIREFOX), &event).await;
+    }
+    taken(&setup, Vendor::Mixpanel, ways.len() as u64).await;
+    for (turn, way) in ways.into_iter().enumerate() {
+        assert_eq!(in_log(&setup, &format!("named-{turn}-0123456789")).await["session_id"], "s-1", "{way}");
+    }
+    let at_mixpanel = setup.sandbox.taken(Vendor::Mixpanel);
+    assert!(
+        at_mixpanel.iter().all(|event| event.event["properties"]["$session_id"] == "s-1"),
+        "{at_mixpanel:?}"
+    );
+    relay.terminate().await;
+}
+
 #[tokio::test]
 async fn visitors_without_an_id_get_one_of_the_day_unless_they_decline() {
     let mut setup = Setup::new().await;

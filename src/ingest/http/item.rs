@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use analytics_relay_providers::{
     Properties,
-    event::{Audience, JsonObject},
+    event::{Audience, JsonObject, OTHER_ID_BYTES_MAX},
     means_nobody,
 };
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
@@ -167,6 +167,7 @@ impl<'a> Call<'a> {
             Kind::Alias => DraftKind::Alias { previous_id: text_of("previousId", previous_id)? },
         };
         let is_about_somebody = matches!(kind, DraftKind::Identify | DraftKind::Group { .. });
+        let properties_sent = properties.filter(|_| !is_about_somebody);
         let properties = match is_about_somebody {
             true => object_of("traits", traits),
             false => object_of("properties", properties),
@@ -183,8 +184,9 @@ impl<'a> Call<'a> {
         let user_agent = place.user_agent;
         let more = More {
             session_id: match text_of("sessionId", session_id)? {
-                id if id.is_empty() => place.session_id,
-                id => id,
+                id if !id.is_empty() => id,
+                _ if !place.session_id.is_empty() => place.session_id,
+                _ => session_in(properties_sent),
             },
             audience: self.audience(integrations)?,
             context: place.context,
@@ -245,10 +247,12 @@ impl<'a> Call<'a> {
             Err(bad) => return PlaceOfEvent { context: Some(Err(bad)), ..PlaceOfEvent::default() },
         };
         // It is a JSON object: nothing of it can be missing but what it does not have.
-        let [ip, user_agent, direct, session_id] =
-            fields(&json, &["ip", "userAgent", "direct", "sessionId"]).unwrap_or_default();
-        let texts = [ip, user_agent, session_id].map(|value| value.and_then(scalar).map(Cow::into_owned));
-        let [ip, user_agent, session_id] = texts.map(Option::unwrap_or_default);
+        let [ip, user_agent, direct, session_id, session_too] =
+            fields(&json, &["ip", "userAgent", "direct", "sessionId", "session_id"]).unwrap_or_default();
+        let values = [ip, user_agent, session_id, session_too];
+        let texts = values.map(|value| value.and_then(scalar).map(Cow::into_owned));
+        let [ip, user_agent, session_id, session_too] = texts.map(Option::unwrap_or_default);
+        let session_id = if session_id.is_empty() { session_too } else { session_id };
         let seen = self.seen(direct.is_some_and(|direct| direct.get() == "true"));
         // A device cannot be elsewhere by saying so, but it may keep to itself where it is.
         let is_said = match self.came.caller.is_direct {
@@ -353,6 +357,19 @@ impl More<'_> {
             || self.context.is_some()
             || self.edge != Edge::default()
     }
+}
+
+/// The session that an event's properties name, as PostHog's library has it; empty if they name
+/// none.
+fn session_in(properties: Option<Raw<'_>>) -> Cow<'_, str> {
+    let json = properties.map_or("", |json| json.get());
+    // In most there is no such name.
+    if memchr::memchr(b'$', json.as_bytes()).is_none() {
+        return "".into();
+    }
+    let [id] = fields(json, &["$session_id"]).unwrap_or_default();
+    // What is no id is a property like any other.
+    id.and_then(scalar).filter(|id| id.len() <= OTHER_ID_BYTES_MAX).unwrap_or_default()
 }
 
 /// How a page says that its user's address is not to be taken, as Segment's documentation
@@ -566,6 +583,32 @@ mod tests {
         let merged = r#"{"ip":"203.0.113.9","locale":"de","sessionId":7}"#;
         assert_eq!(read(r#"{"ip":"203.0.113.9"}"#), ("203.0.113.9".into(), "7".into(), Some(merged.into())));
         assert_eq!(read("[1]").2, None, "it is no object");
+    }
+
+    #[test]
+    fn a_session_is_called_what_its_event_calls_it_wherever_it_does() {
+        let read = |fields: &str| {
+            let (destinations, came) = (Destinations::default(), Came { at_ms: NOW_MS, caller: SERVER });
+            let call = Call::new(Form::Segment, came, Beside::default(), &destinations);
+            let json = format!(r#"{{"event":"x","userId":"u",{fields}}}"#);
+            let draft = call.read_text(&json, Some(Kind::Track)).unwrap();
+            draft.more.map_or(String::new(), |more| more.session_id.into_owned())
+        };
+        let all = r#""context":{"sessionId":1767225600,"session_id":"c"},"properties":{"$session_id":"p"}"#;
+        let too_long = format!(r#""properties":{{"$session_id":"{}"}}"#, "p".repeat(OTHER_ID_BYTES_MAX + 1));
+        for (fields, want) in [
+            (&*format!(r#""sessionId":"own",{all}"#), "own"),
+            (&*format!(r#""sessionId":"",{all}"#), "1767225600"),
+            (r#""context":{"session_id":"c"},"properties":{"$session_id":"p"}"#, "c"),
+            (r#""context":{"session_id":1767225600}"#, "1767225600"),
+            (r#""properties":{"price":"$5","$session_id":"p"}"#, "p"),
+            (r#""context":{},"properties":{"$session_id":7}"#, "7"),
+            (r#""properties":{"$session_id":{"id":"p"}}"#, ""),
+            (r#""properties":{"session_id":"p","deep":{"$session_id":"p"}}"#, ""),
+            (&*too_long, ""),
+        ] {
+            assert_eq!(read(fields), want, "{fields}");
+        }
     }
 
     /// Whoever sends it, and whatever its context says.
