@@ -76,6 +76,8 @@ pub(crate) struct Enricher {
     /// Those that panic.
     #[cfg(test)]
     sabotaged: std::sync::Mutex<Steps>,
+    #[cfg(test)]
+    reading_is_sabotaged: std::sync::atomic::AtomicBool,
 }
 
 /// What an enricher works with.
@@ -103,6 +105,8 @@ impl Enricher {
             metrics,
             #[cfg(test)]
             sabotaged: Default::default(),
+            #[cfg(test)]
+            reading_is_sabotaged: Default::default(),
         }
     }
 
@@ -119,10 +123,10 @@ impl Enricher {
     #[cold]
     fn enriched(&self, event: &EventParts<'_>, edge: &Edge<'_>) -> Option<Enriched> {
         let context = event.more.as_ref().and_then(|more| more.context.as_ref()).map(|json| json.json());
-        let told = Told::read(context);
+        let mut finding = Finding { enricher: self, tally: Tally::default() };
+        let told = finding.read(Step::Agent, || Told::read(context));
         let is_device = edge.is_device || told.is_of_device();
         let sets = self.agents.load();
-        let mut finding = Finding { enricher: self, tally: Tally::default() };
 
         let input = AgentInput {
             user_agent: event.user_agent.unwrap_or_default(),
@@ -136,7 +140,8 @@ impl Enricher {
         let bot = finding.step(Step::Bot, has_agent || input.webdriver, || sets.bot(&input));
         let place = self.place(&mut finding, event.ip, edge);
         let is_view = matches!(event.kind, EventKind::Page { .. });
-        let page_input = PageInput::from_json(context, event.properties.json(), is_view);
+        let read = || PageInput::from_json(context, event.properties.json(), is_view);
+        let page_input = finding.read(Step::Page, read);
         let has_page = is_view || page_input != PageInput::default();
         let page = finding.step(Step::Page, has_page, || Some(self.pages.page(&page_input)));
         let page = match page {
@@ -152,8 +157,9 @@ impl Enricher {
             if is_visit { self.session_id(&mut finding, event, anonymous_id.as_deref()) } else { None };
 
         let found = Found { agent, bot, place, page, is_cookieless: anonymous_id.is_some() };
+        let missed = finding.tally.missed;
+        let json = finding.read(Step::Page, || found.json(&sets, &self.pages, missed));
         let tally = Tally { is_machines: is_machine, is_declined: edge.is_declined, ..finding.tally };
-        let json = found.json(&sets, &self.pages, tally.missed);
         let audience = self.audience(event, is_machine, edge.is_declined);
         let enriched = Enriched { json, session_id, anonymous_id, audience, tally };
         (enriched != Enriched::default()).then_some(enriched)
@@ -313,6 +319,12 @@ impl Enricher {
         *self.sabotaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Steps::of(steps);
     }
 
+    /// The same of what reads the caller's JSON for them, and writes theirs.
+    #[cfg(test)]
+    pub(crate) fn sabotage_reading(&self) {
+        self.reading_is_sabotaged.store(true, Ordering::Relaxed);
+    }
+
     #[cfg(test)]
     fn is_sabotaged(&self, step: Step) -> bool {
         self.sabotaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).has(step)
@@ -369,6 +381,20 @@ impl Finding<'_> {
         made.unwrap_or_else(|_| {
             self.panicked(step);
             None
+        })
+    }
+
+    /// Reads what the caller says, or writes what was found, whichever steps are made; nothing,
+    /// to the cost of this one, where that panics.
+    fn read<T: Default>(&mut self, step: Step, read: impl FnOnce() -> T) -> T {
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            assert!(!self.enricher.reading_is_sabotaged.load(Ordering::Relaxed), "sabotaged");
+            read()
+        }));
+        done.unwrap_or_else(|_| {
+            self.panicked(step);
+            T::default()
         })
     }
 

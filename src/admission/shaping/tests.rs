@@ -229,6 +229,24 @@ fn a_step_that_panics_costs_its_own_fields_and_is_off_from_its_tenth_panic_on() 
     }
 }
 
+/// Steps are not all that looks at what a caller may send.
+#[test]
+fn what_panics_beside_the_steps_costs_no_event_either_and_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let enricher = Arc::new(enricher(dir.path()));
+    let shaping = Shaping { enricher: Some(enricher.clone()), ..Shaping::default() };
+    enricher.sabotage_reading();
+    let (event, found) = shaping.pack(parts(page()), &of_device());
+    shaping.count(found);
+    let plain = Shaping::default().pack(parts(page()), &of_device()).0;
+    let mut without = event.parts();
+    without.more.as_mut().unwrap().session_id = None;
+    assert!(event.session_id().is_some(), "which is found out all the same");
+    assert_eq!(Event::pack(&without), plain);
+    let missed = [Step::Agent, Step::Page, Step::Geo].map(|step| enricher.metrics().missed(step).get());
+    assert_eq!(missed, [1, 1, 0]);
+}
+
 /// What stands in the event is what every attempt and every vendor gets, whatever is
 /// loaded meanwhile.
 #[test]
