@@ -23,6 +23,7 @@ impl PostgresStore {
     pub async fn look(&self) -> Result<String, StoreError> {
         let found = async {
             let connection = self.connection().await?;
+            let _asked = self.shared.slow.watch("look");
             let found = look_through(&connection).await;
             give_back(found, connection)
         };

@@ -41,6 +41,7 @@ mod owners;
 mod rows;
 mod scan;
 mod schema;
+mod slow;
 mod time;
 mod timescale;
 mod tls;
@@ -54,12 +55,11 @@ use facts::{FactTables, Known, Refused};
 use owners::Owners;
 use scan::PgScan;
 use schema::Opened;
+use slow::Slow;
 use upkeep::Behind;
 
 /// Questions that wait for their turn; more are refused.
 const WAITING_MAX: usize = 64;
-/// From here on it is told that something took long.
-const SLOW: Duration = Duration::from_millis(500);
 /// So often a batch is tried at which others were in the way.
 const CONFLICTS_MAX: usize = 5;
 /// So many events of a day in one batch are worth a partition, of so many days back.
@@ -92,6 +92,8 @@ pub struct Settings {
     pub fact_limits: FactLimits,
     /// So many of the last events are known again by their ids alone, whatever their times.
     pub window: usize,
+    /// What the server takes as long for is told in the log and counted.
+    pub slow: Duration,
 }
 
 impl Settings {
@@ -106,6 +108,7 @@ impl Settings {
             sites_max: 1_000,
             fact_limits: FactLimits::default(),
             window: 1_000_000,
+            slow: Duration::from_millis(500),
         }
     }
 }
@@ -121,6 +124,7 @@ impl std::fmt::Debug for Settings {
             .field("sites_max", &self.sites_max)
             .field("fact_limits", &self.fact_limits)
             .field("window", &self.window)
+            .field("slow", &self.slow)
             .finish_non_exhaustive()
     }
 }
@@ -160,7 +164,7 @@ pub struct Stats {
     pub traits_refused: u64,
     /// Events of websites of which their tenant had too many, kept as such that name none.
     pub sources_refused: u64,
-    /// Statements that took over half a second.
+    /// What the server took long for.
     pub slow: u64,
 }
 
@@ -206,6 +210,7 @@ struct Shared {
     secret: [u8; 16],
     owners: Owners,
     counters: Counters,
+    slow: Slow,
     /// Days that have a partition.
     days: Mutex<BTreeSet<i64>>,
     /// Until when none is made for a batch, after one could not be.
@@ -226,7 +231,6 @@ struct Counters {
     aliases_refused: AtomicU64,
     traits_refused: AtomicU64,
     sources_refused: AtomicU64,
-    slow: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -265,6 +269,7 @@ impl PostgresStore {
                 secret,
                 owners: Owners::default(),
                 counters: Counters::default(),
+                slow: Slow::after(settings.slow),
                 days: Mutex::new(opened.days.clone()),
                 days_rest_until: Mutex::default(),
                 writing: Default::default(),
@@ -289,7 +294,7 @@ impl PostgresStore {
         }
         let made = async {
             let mut connection = self.connection().await?;
-            let made = schema::make_soon(&mut connection, &due).await;
+            let made = schema::make_soon(&mut connection, &due, &self.shared.slow).await;
             give_back(made, connection)
         };
         self.made_days(made.await);
@@ -315,15 +320,6 @@ impl PostgresStore {
         Ok(Lent::of(self.shared.pool.get().await?))
     }
 
-    /// Tells what took long, by its name and nothing else.
-    fn timed(&self, what: &'static str, since: Instant) {
-        let took = since.elapsed();
-        if took > SLOW {
-            self.shared.counters.slow.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(what, ms = took.as_millis() as u64, "the store's server was slow");
-        }
-    }
-
     /// Waits for a turn to ask.
     async fn turn(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, StoreError> {
         let _waiting =
@@ -344,19 +340,17 @@ impl PostgresStore {
         of: &TenantScope,
         ask: impl FnOnce(&mut PgScan<'_>, &Shared) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let since = Instant::now();
-        let deadline = since + self.shared.settings.deadline;
+        let deadline = Instant::now() + self.shared.settings.deadline;
         let turn = self.turn(deadline).await?;
         // Whoever drops this waits no more.
         let (waiting, gone) = waiting();
         let (shared, of, handle) = (self.shared.clone(), of.clone(), Handle::current());
         let run = move || {
             let _turn = turn;
-            shared.ask(&handle, of, Patience::new(deadline, gone), ask)
+            shared.ask(what, &handle, of, Patience::new(deadline, gone), ask)
         };
         let answer = tokio::task::spawn_blocking(run).await;
         drop(waiting);
-        self.timed(what, since);
         answer.map_err(|_| StoreError::Unavailable("it panicked".into()))?
     }
 
@@ -385,6 +379,7 @@ impl PostgresStore {
             self.make_days(&mut connection, &write::days_of(&rows)).await;
             let transaction = connection.transaction().await?;
             schema::lock(&transaction).await?;
+            let _asked = shared.slow.watch("append");
             let sites_max = shared.settings.sites_max;
             let without_source = write::bound_sites(&transaction, batch, &mut rows, sites_max).await?;
             let kept = write::append(&transaction, batch, &rows, shared.settings.window).await?;
@@ -421,14 +416,13 @@ impl PostgresStore {
         if due.is_empty() || self.shared.opened.timescaledb.is_some() {
             return;
         }
-        self.made_days(schema::make_soon(connection, &due).await);
+        self.made_days(schema::make_soon(connection, &due, &self.shared.slow).await);
     }
 
     /// What is in the store, and what happened since it was opened.
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         let connection = self.connection().await?;
-        let timescaledb = self.shared.opened.timescaledb.is_some();
-        let stats = upkeep::stats(&connection, timescaledb).await;
+        let stats = upkeep::stats(&connection, &self.shared).await;
         let (shared, status) = (&self.shared, self.shared.pool.status());
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Ok(Stats {
@@ -441,7 +435,7 @@ impl PostgresStore {
             aliases_refused: count(&shared.counters.aliases_refused),
             traits_refused: count(&shared.counters.traits_refused),
             sources_refused: count(&shared.counters.sources_refused),
-            slow: count(&shared.counters.slow),
+            slow: shared.slow.count(),
             ..give_back(stats, connection)?
         })
     }
@@ -451,8 +445,7 @@ impl PostgresStore {
     /// that are too old is for [`Store::retain`].
     pub async fn upkeep(&self, now_ms: i64, kept_from_ms: Option<i64>) -> Result<Upkept, StoreError> {
         let mut connection = self.connection().await?;
-        let timescaledb = self.shared.opened.timescaledb.is_some();
-        let done = upkeep::upkeep(&mut connection, timescaledb, now_ms, kept_from_ms).await;
+        let done = upkeep::upkeep(&mut connection, &self.shared, now_ms, kept_from_ms).await;
         let (upkept, days) = give_back(done, connection)?;
         *lock(&self.shared.days) = days;
         Ok(upkept)
@@ -461,7 +454,7 @@ impl PostgresStore {
     /// Reads all events, and compares what is summed up with them.
     pub async fn check(&self) -> Result<CheckReport, StoreError> {
         let mut connection = self.connection().await?;
-        let done = upkeep::check(&mut connection, self.shared.keys).await;
+        let done = upkeep::check(&mut connection, &self.shared).await;
         give_back(done, connection)
     }
 
@@ -472,7 +465,7 @@ impl PostgresStore {
         out: impl Write + Send + 'static,
     ) -> Result<ExportReport, StoreError> {
         let mut connection = self.connection().await?;
-        let done = upkeep::export(&mut connection, wanted, out).await;
+        let done = upkeep::export(&mut connection, wanted, out, &self.shared.slow).await;
         give_back(done, connection)
     }
 
@@ -541,12 +534,14 @@ impl Counters {
 impl Shared {
     fn ask<T>(
         &self,
+        what: &'static str,
         handle: &Handle,
         of: TenantScope,
         patience: Patience,
         ask: impl FnOnce(&mut PgScan<'_>, &Self) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut connection = Lent::of(handle.block_on(self.pool.get())?);
+        let _asked = self.slow.watch(what);
         let answer = (|| {
             patience.check()?;
             let begun = patience.wait(handle, self.begin(&mut connection, &of.tenant, &patience));
@@ -583,7 +578,6 @@ impl Shared {
 #[async_trait]
 impl Store for PostgresStore {
     async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
-        let since = Instant::now();
         let mut known = self.shared.writing.lock().await;
         if self.shared.is_known_old.swap(false, Ordering::Relaxed) {
             known.clear();
@@ -598,7 +592,6 @@ impl Store for PostgresStore {
                         known.clear();
                         self.shared.owners.clear();
                     }
-                    self.timed("append", since);
                     return done;
                 }
             }
@@ -608,6 +601,7 @@ impl Store for PostgresStore {
 
     async fn as_of(&self, of: &TenantScope) -> Result<AsOf, StoreError> {
         let connection = self.connection().await?;
+        let _asked = self.shared.slow.watch("as_of");
         give_back(upkeep::as_of(&connection, of).await, connection)
     }
 
@@ -762,6 +756,7 @@ impl Store for PostgresStore {
         let done = async {
             let transaction = connection.transaction().await?;
             schema::lock(&transaction).await?;
+            let _asked = self.shared.slow.watch("link");
             FactTables::new(&transaction, tenant, &self.shared).link(from, user, joined, by).await?;
             Ok(transaction.commit().await?)
         };
@@ -778,6 +773,7 @@ impl Store for PostgresStore {
         let done = async {
             let transaction = connection.transaction().await?;
             schema::lock(&transaction).await?;
+            let _asked = self.shared.slow.watch("know");
             let mut refused = Refused::default();
             for (tenant, facts) in by_tenant {
                 refused.add(FactTables::new(&transaction, tenant, &self.shared).know(&facts).await?);
@@ -808,12 +804,11 @@ impl Store for PostgresStore {
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
         let tenant = of.whole()?;
         let (mut deleted, mut behind) = (Deleted::default(), Behind::default());
-        let timescaledb = self.shared.opened.timescaledb.is_some();
         loop {
             // Others write in between.
             let _writing = self.shared.writing.lock().await;
             let mut connection = self.connection().await?;
-            let done = upkeep::retain(&mut connection, tenant, from_ms, timescaledb, &mut behind).await;
+            let done = upkeep::retain(&mut connection, tenant, from_ms, &self.shared, &mut behind).await;
             let (events, is_last) = give_back(done, connection)?;
             deleted.events += events;
             if is_last {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use deadpool_postgres::{Object, Transaction};
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::{time::Ts, timescale};
+use super::{slow::Slow, time::Ts, timescale};
 use crate::{StoreError, model::DAY_MS};
 
 /// Of the tables here; a store of a later one is not touched.
@@ -215,10 +215,15 @@ pub(super) async fn make_partition(
 }
 
 /// Makes the partitions of days, unless that takes long. Returns all days that have one.
-pub(super) async fn make_soon(connection: &mut Object, due: &[i64]) -> Result<BTreeSet<i64>, StoreError> {
+pub(super) async fn make_soon(
+    connection: &mut Object,
+    due: &[i64],
+    slow: &Slow,
+) -> Result<BTreeSet<i64>, StoreError> {
     let transaction = connection.transaction().await?;
     transaction.batch_execute(DAYS_PATIENCE).await?;
     lock(&transaction).await?;
+    let _asked = slow.watch("partitions");
     let mut days = days(&transaction).await?;
     for day in due {
         make_partition(&transaction, *day, &mut days).await?;

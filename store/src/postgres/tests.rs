@@ -22,6 +22,7 @@ mod failures;
 mod owners;
 mod pieces;
 mod server;
+mod slow;
 mod timescale;
 
 use server::{SERVER, Server, not_run};

@@ -16,6 +16,7 @@ use super::{
     rows::{self, kept},
     scan::place,
     schema,
+    slow::Slow,
     time::Ts,
     timescale,
     write::SESSION,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     AsOf, Deleted, StoreError, Subject, TenantScope,
     lines::{self, ExportReport, Wanted},
-    model::{DAY_MS, Keys},
+    model::DAY_MS,
 };
 
 /// Rows that are looked at at once.
@@ -43,7 +44,8 @@ pub(super) async fn as_of(connection: &Object, of: &TenantScope) -> Result<AsOf,
     Ok(AsOf { events: row.get::<_, i64>(0).max(0) as u64, last_ms: row.get(1) })
 }
 
-pub(super) async fn stats(connection: &Object, timescaledb: bool) -> Result<Stats, StoreError> {
+pub(super) async fn stats(connection: &Object, shared: &Shared) -> Result<Stats, StoreError> {
+    let _asked = shared.slow.watch("stats");
     let sql = "SELECT coalesce(sum(events), 0)::bigint, count(*), min(first_ms), max(last_ms) FROM relay_site WHERE events > 0";
     let row = connection.query_one(sql, &[]).await?;
     let [events, sites] = [0, 1].map(|at| row.get::<_, i64>(at).max(0) as u64);
@@ -53,7 +55,7 @@ pub(super) async fn stats(connection: &Object, timescaledb: bool) -> Result<Stat
             AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'relay_meta'::regclass)";
     let row = connection.query_one(sql, &[]).await?;
     [stats.bytes, stats.partitions] = [0, 1].map(|at| row.get::<_, i64>(at).max(0) as u64);
-    if timescaledb {
+    if shared.opened.timescaledb.is_some() {
         let row = connection.query_one(timescale::CHUNKS, &[]).await?;
         let [bytes, chunks] = [0, 1].map(|at| row.get::<_, i64>(at).max(0) as u64);
         stats.bytes += bytes;
@@ -72,14 +74,15 @@ pub(super) async fn stats(connection: &Object, timescaledb: bool) -> Result<Stat
 /// Makes partitions, and drops those that have nothing from a time on.
 pub(super) async fn upkeep(
     connection: &mut Object,
-    timescaledb: bool,
+    shared: &Shared,
     now_ms: i64,
     kept_from_ms: Option<i64>,
 ) -> Result<(Upkept, BTreeSet<i64>), StoreError> {
     let mut upkept = Upkept::default();
-    if timescaledb {
+    if shared.opened.timescaledb.is_some() {
         if let Some(from_ms) = kept_from_ms {
             let transaction = begin(connection).await?;
+            let _asked = shared.slow.watch("upkeep");
             forget_hours(&transaction, from_ms).await?;
             let row = transaction.query_one(timescale::DROP_CHUNKS, &[&Ts::of(from_ms)]).await?;
             upkept.dropped = row.get::<_, i64>(0).max(0) as u64;
@@ -88,6 +91,7 @@ pub(super) async fn upkeep(
             }
             transaction.commit().await?;
         }
+        let _asked = shared.slow.watch("upkeep");
         timescale::refresh(connection, now_ms, kept_from_ms).await?;
         connection.batch_execute(connect::SESSION).await?;
         return Ok((upkept, BTreeSet::new()));
@@ -98,6 +102,7 @@ pub(super) async fn upkeep(
     for day in schema::days_ahead(now_ms).filter(|day| !days.contains(day)).collect::<Vec<_>>() {
         // Each for itself: nobody waits long.
         let transaction = begin(connection).await?;
+        let _asked = shared.slow.watch("upkeep");
         days = schema::days(&transaction).await?;
         if let Some(moved) = schema::make_partition(&transaction, day, &mut days).await? {
             upkept.made += 1;
@@ -108,7 +113,7 @@ pub(super) async fn upkeep(
     if let Some(from_ms) = kept_from_ms {
         let old: Vec<i64> = days.iter().copied().filter(|day| (day + 1) * DAY_MS <= from_ms).collect();
         for day in old {
-            drop_day(connection, day).await?;
+            drop_day(connection, day, &shared.slow).await?;
             days.remove(&day);
             upkept.dropped += 1;
         }
@@ -117,8 +122,9 @@ pub(super) async fn upkeep(
 }
 
 /// Drops a day with all its events, and takes them out of what is summed up.
-async fn drop_day(connection: &mut Object, day: i64) -> Result<(), StoreError> {
+async fn drop_day(connection: &mut Object, day: i64, slow: &Slow) -> Result<(), StoreError> {
     let transaction = begin(connection).await?;
+    let _asked = slow.watch("upkeep");
     if schema::days(&transaction).await?.contains(&day) {
         let name = schema::partition(day);
         transaction
@@ -310,11 +316,12 @@ pub(super) async fn retain(
     connection: &mut Object,
     tenant: &str,
     from_ms: i64,
-    timescaledb: bool,
+    shared: &Shared,
     behind: &mut Behind,
 ) -> Result<(u64, bool), StoreError> {
     let tenant = kept(tenant);
     let transaction = begin(connection).await?;
+    let _asked = shared.slow.watch("retain");
     // What was deleted is not looked through again.
     let sql = format!(
         "SELECT website_id, \"timestamp\", id FROM events WHERE tenant = $1 AND \"timestamp\" <= $2 AND time_ms < $3
@@ -328,7 +335,7 @@ pub(super) async fn retain(
         piece.add(&row, 0);
     }
     let (is_full, last) = (piece.ids.len() >= AT_ONCE as usize, piece.last());
-    let mut touched = Touched::default();
+    let (timescaledb, mut touched) = (shared.opened.timescaledb.is_some(), Touched::default());
     let events = delete(&transaction, &tenant, piece, timescaledb, &mut touched).await?;
     let is_last = !is_full || events == 0;
     // What is left of sessions that are old as a whole goes with the next piece.
@@ -353,6 +360,7 @@ pub(super) async fn erase(
     shared: &Shared,
 ) -> Result<Deleted, StoreError> {
     let transaction = begin(connection).await?;
+    let _asked = shared.slow.watch("erase");
     let facts = FactTables::new(&transaction, tenant, shared);
     let (doomed, forgotten) = facts.forget(who).await?;
     let tenant = kept(tenant);
@@ -404,7 +412,7 @@ async fn begin_to_read(connection: &mut Object) -> Result<Transaction<'_>, Store
 
 /// Reads all events; what is in their columns must be what they say, and what is summed up
 /// must be of them.
-pub(super) async fn check(connection: &mut Object, keys: Keys) -> Result<CheckReport, StoreError> {
+pub(super) async fn check(connection: &mut Object, shared: &Shared) -> Result<CheckReport, StoreError> {
     const WRONG_MAX: usize = 20;
     let transaction = begin_to_read(connection).await?;
     let mut report = CheckReport::default();
@@ -412,11 +420,14 @@ pub(super) async fn check(connection: &mut Object, keys: Keys) -> Result<CheckRe
     let statement = transaction.prepare(sql).await?;
     let portal = transaction.bind(&statement, &[]).await?;
     loop {
+        // Each piece: all of it takes long anyway.
+        let asked = shared.slow.watch("check");
         let rows = transaction.query_portal(&portal, AT_ONCE).await?;
+        drop(asked);
         for row in &rows {
             report.events += 1;
             let id: Uuid = row.get(5);
-            let wrong = match event_of(row.get(0)).map(|event| rows::Row::of(&event, keys)) {
+            let wrong = match event_of(row.get(0)).map(|event| rows::Row::of(&event, shared.keys)) {
                 Ok(Ok(want)) => {
                     let found: (i64, i64, i64, &str, Uuid) =
                         (row.get(1), row.get(2), row.get(3), row.get(4), id);
@@ -438,6 +449,7 @@ pub(super) async fn check(connection: &mut Object, keys: Keys) -> Result<CheckRe
         UNION ALL SELECT 'relay_site', count(*) FROM (
             (SELECT tenant, website_id, events, first_ms, last_ms FROM relay_site WHERE events > 0) EXCEPT
             (SELECT tenant, website_id, count(*), min(time_ms), max(time_ms) FROM events GROUP BY 1, 2)) AS s";
+    let _asked = shared.slow.watch("check");
     for row in transaction.query(sums, &[]).await? {
         let (table, count): (&str, i64) = (row.get(0), row.get(1));
         if count > 0 {
@@ -452,6 +464,7 @@ pub(super) async fn export(
     connection: &mut Object,
     wanted: &Wanted,
     out: impl Write + Send + 'static,
+    slow: &Slow,
 ) -> Result<ExportReport, StoreError> {
     let transaction = begin_to_read(connection).await?;
     let mut report = ExportReport::default();
@@ -461,11 +474,11 @@ pub(super) async fn export(
         AND \"timestamp\" BETWEEN $2 AND $3 AND time_ms BETWEEN $4 AND $5";
     let (first, last) = (Ts::of(from_ms), Ts::of(to_ms));
     let parameters: [&(dyn ToSql + Sync); 5] = [&tenant, &first, &last, &from_ms, &to_ms];
-    let (written, rows) = write_rows(&transaction, sql, &parameters, out, |row, out| {
+    let write = |row: &Row, out: &mut _| {
         let Ok(event) = event_of(row.get(0)) else { return Ok(false) };
         lines::write_event(out, &event).map(|()| true)
-    })
-    .await?;
+    };
+    let (written, rows) = write_rows(&transaction, sql, &parameters, out, slow, write).await?;
     let mut out = written;
     (report.events, report.damaged) = (rows.written, rows.damaged);
     if wanted.has_facts() {
@@ -474,7 +487,7 @@ pub(super) async fn export(
             let write = move |row: &Row, out: &mut _| {
                 lines::write_fact(out, &facts::fact_of(row, read)).map(|()| true)
             };
-            let (written, rows) = write_rows(&transaction, &sql, &[&tenant], out, write).await?;
+            let (written, rows) = write_rows(&transaction, &sql, &[&tenant], out, slow, write).await?;
             out = written;
             report.facts += rows.written;
         }
@@ -497,13 +510,17 @@ async fn write_rows<W: Write + Send + 'static>(
     sql: &str,
     parameters: &[&(dyn ToSql + Sync)],
     mut out: W,
+    slow: &Slow,
     write: impl Fn(&Row, &mut W) -> Result<bool, StoreError> + Copy + Send + 'static,
 ) -> Result<(W, Written), StoreError> {
     let statement = transaction.prepare(sql).await?;
     let portal = transaction.bind(&statement, parameters).await?;
     let mut sum = Written::default();
     loop {
+        // Each piece: all of it takes long anyway, and whoever reads it may be slow.
+        let asked = slow.watch("export");
         let rows = transaction.query_portal(&portal, AT_ONCE).await?;
+        drop(asked);
         let is_last = rows.len() < AT_ONCE as usize;
         // Whoever reads what is written may be slow.
         let written = tokio::task::spawn_blocking(move || {
