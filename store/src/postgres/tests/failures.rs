@@ -62,6 +62,54 @@ fn two_that_append_the_same_at_once_keep_each_event_once() {
     });
 }
 
+/// Lets so many inserts of events fail from now on, as if others were in the way.
+async fn in_the_way(served: &Served, code: &str, times: u32) {
+    let trigger = format!(
+        "CREATE SEQUENCE IF NOT EXISTS inserts;
+        SELECT setval('inserts', 1, false);
+        CREATE OR REPLACE FUNCTION in_the_way() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('inserts') <= {times} THEN RAISE 'others are in the way' USING ERRCODE = '{code}'; END IF;
+            RETURN NULL;
+        END $$;
+        DROP TRIGGER IF EXISTS in_the_way ON events;
+        CREATE TRIGGER in_the_way BEFORE INSERT ON events EXECUTE FUNCTION in_the_way()"
+    );
+    sql(served, &trigger).await;
+}
+
+#[test]
+fn who_was_in_the_way_costs_another_attempt_and_their_number_is_bounded() {
+    for code in ["40001", "40P01"] {
+        with_postgres(async |served| {
+            let store = served.open().await;
+            let oracle = Oracle::with_keys(store.shared.keys);
+            // A sequence is not set back with what was tried.
+            let attempts = || number(&store, "SELECT last_value FROM inserts WHERE is_called");
+            in_the_way(served, code, 1).await;
+            let batch = events(0..30);
+            assert_eq!(store.append(&batch).await, oracle.append(&batch).await);
+            assert_eq!(attempts().await, 2, "{code}");
+            // As long as it is tried.
+            in_the_way(served, code, CONFLICTS_MAX as u32 - 1).await;
+            let batch = events(20..60);
+            assert_eq!(store.append(&batch).await, oracle.append(&batch).await);
+            assert_eq!(attempts().await, CONFLICTS_MAX as i64, "{code}");
+            // For ever: nothing of the batch is kept, nor of who is who.
+            in_the_way(served, code, u32::MAX).await;
+            let batch = events(50..90);
+            let refused = store.append(&batch).await;
+            assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+            assert_eq!(attempts().await, CONFLICTS_MAX as i64, "{code}");
+            compare(&store, &oracle, &scopes(0, 100)[1]).await;
+            in_the_way(served, code, 0).await;
+            assert_eq!(store.append(&batch).await, oracle.append(&batch).await);
+            compare(&store, &oracle, &scopes(0, 100)[1]).await;
+            whole(&store).await;
+            store.close().await;
+        });
+    }
+}
+
 #[test]
 fn a_server_that_is_killed_in_the_middle_of_appends_loses_nothing_that_was_acknowledged() {
     let Some(server) = Server::start() else { return not_run("PostgreSQL") };
