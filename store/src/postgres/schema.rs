@@ -148,7 +148,9 @@ fn check_version(version: &[u8]) -> Result<(), StoreError> {
     let version = version.try_into().map(i64::from_le_bytes).unwrap_or(i64::MAX);
     match version <= VERSION {
         true => Ok(()),
-        false => Err(StoreError::Refused("its tables are of a later relay".into())),
+        false => Err(StoreError::Refused(format!(
+            "its tables are of a later relay: got version {version}, want at most {VERSION}"
+        ))),
     }
 }
 

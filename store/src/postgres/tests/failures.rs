@@ -110,6 +110,42 @@ fn who_was_in_the_way_costs_another_attempt_and_their_number_is_bounded() {
     }
 }
 
+/// What a later relay may have changed is not known here.
+#[test]
+fn the_tables_of_a_later_relay_are_left_as_they_are() {
+    with_postgres(async |served| {
+        let store = served.open().await;
+        store.append(&events(0..5)).await.unwrap();
+        // One that an open would make.
+        let name = schema::partition(now_ms().div_euclid(DAY_MS) + 1);
+        let later = i64::to_le_bytes(7).map(|byte| format!("{byte:02x}")).concat();
+        let change = format!(
+            "ALTER TABLE events DETACH PARTITION {name}; DROP TABLE {name};
+            UPDATE relay_meta SET v = decode('{later}', 'hex') WHERE k = 'version'"
+        );
+        sql(served, &change).await;
+        let connection = store.connection().await.unwrap();
+        let there = async || {
+            let sql =
+                "SELECT md5(string_agg(concat_ws(' ', relname, relkind, relfilenode), ',' ORDER BY oid)),
+                    (SELECT md5(string_agg(concat_ws(' ', k, xmin, v), ',' ORDER BY k)) FROM relay_meta),
+                    (SELECT md5(string_agg(concat_ws(' ', id, xmin, ctid), ',' ORDER BY id)) FROM events)
+                FROM pg_class WHERE relnamespace = current_schema()::regnamespace";
+            let row = connection.query_one(sql, &[]).await.unwrap();
+            [0, 1, 2].map(|at| row.get::<_, String>(at))
+        };
+        let before = there().await;
+        let error = PostgresStore::open(served.settings.clone()).await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Refused(why) if why.contains("a later relay: got version 7, want at most 1")),
+            "{error}"
+        );
+        assert_eq!(there().await, before);
+        give_back(Ok(()), connection).unwrap();
+        store.close().await;
+    });
+}
+
 #[test]
 fn a_server_that_is_killed_in_the_middle_of_appends_loses_nothing_that_was_acknowledged() {
     let Some(server) = Server::start() else { return not_run("PostgreSQL") };
