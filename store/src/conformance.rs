@@ -165,6 +165,25 @@ impl Spec {
     }
 }
 
+/// So many events of all sorts, the same for a seed.
+pub(crate) fn various(number: usize, seed: u64) -> Vec<Event> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut spec = || Spec {
+        minute: random.i16(-300..900),
+        when: 0,
+        kind: random.u8(..11),
+        user: random.u8(..),
+        device: random.u8(..),
+        session: random.u8(..),
+        source: random.u8(..),
+        tenant: 0,
+        page: random.u8(..),
+        property: random.u8(..),
+        enriched: random.u8(..),
+    };
+    (0..number).map(|id| spec().event(id)).collect()
+}
+
 pub(crate) fn spec() -> impl Strategy<Value = Spec> {
     // Within a session, a day, and days; often at one time, or where half an hour ends.
     let half_hours = (-4_i16..8, 0..2_i16).prop_map(|(halves, more)| halves * 30 + more);

@@ -11,13 +11,14 @@ use crate::{
         BASE_MS, Backend, Do, MINUTE_MS, Spec, cases, compare, compare_cut, compare_logs, doing, everybody,
         minutes,
         people::{FEW, happens, known_after, odd_cases},
-        scopes, spec,
+        scopes, spec, various,
     },
     oracle::Oracle,
     sqlite::SqliteStore,
 };
 
 mod days;
+mod dump;
 mod failures;
 mod owners;
 mod pieces;

@@ -10,7 +10,7 @@ use crate::{
     Filter, Order, Step, Unit,
     conformance::{
         BASE_MS, Backend, Do, MINUTE_MS, Spec, USERS, cases, compare, compare_cut, compare_logs, doing,
-        everybody, minutes, runtime, scopes, spec,
+        everybody, minutes, runtime, scopes, spec, various,
     },
     oracle::Oracle,
 };

@@ -15,21 +15,7 @@ use crate::Count;
 const DIR: &str = "STORE_CRASH_DIR";
 
 fn events(n: usize) -> Vec<Event> {
-    let mut random = fastrand::Rng::with_seed(9);
-    let mut spec = || Spec {
-        minute: random.i16(-300..900),
-        when: 0,
-        kind: random.u8(..11),
-        user: random.u8(..),
-        device: random.u8(..),
-        session: random.u8(..),
-        source: random.u8(..),
-        tenant: 0,
-        page: random.u8(..),
-        property: random.u8(..),
-        enriched: random.u8(..),
-    };
-    (0..n).map(|id| spec().event(id)).collect()
+    various(n, 9)
 }
 
 fn all() -> Scope {
