@@ -453,11 +453,14 @@ pub(crate) async fn compare_cut(store: &dyn Store, oracle: &dyn Store, scope: &S
     assert_eq!(sum(&rows), sum(&want), "pages of {scope:#?}");
 }
 
-/// So many cases, or `RELAY_STORE_CASES` times as many, as a campaign wants them.
+/// `RELAY_STORE_CASES`: so many times as many cases, as a campaign wants them.
+pub(crate) fn times() -> u32 {
+    std::env::var("RELAY_STORE_CASES").map_or(1, |times| times.parse().expect("a number of times"))
+}
+
+/// So many cases, or [`times`] as many.
 pub(crate) fn cases(number: u32) -> ProptestConfig {
-    let times =
-        std::env::var("RELAY_STORE_CASES").map_or(1, |times| times.parse().expect("a number of times"));
-    ProptestConfig { cases: number * times, max_shrink_iters: 2_000, ..ProptestConfig::default() }
+    ProptestConfig { cases: number * times(), max_shrink_iters: 2_000, ..ProptestConfig::default() }
 }
 
 pub(crate) fn everybody() -> Vec<Subject> {

@@ -9,8 +9,8 @@ use super::*;
 use crate::{
     Filter, Order, Step, Unit,
     conformance::{
-        BASE_MS, Backend, Do, MINUTE_MS, Spec, USERS, cases, compare, compare_cut, compare_logs, doing,
-        everybody, minutes, runtime, scopes, spec, various,
+        BASE_MS, Backend, Do, MINUTE_MS, Spec, cases, compare, compare_cut, compare_logs, doing, everybody,
+        minutes, runtime, scopes, spec, times, various,
     },
     oracle::Oracle,
 };
