@@ -5,7 +5,8 @@
 //! event was accepted: a clock in 2030 must not win for ever. `null` takes a key away and
 //! is remembered, so that an older value does not bring it back, until something is known
 //! that is 90 days newer: an older value that comes later than that does bring it back.
-//! Objects and lists are replaced whole.
+//! Objects and lists are replaced whole. A value that is equal and newer is noted as well,
+//! however little newer: else one of a time between would win or not by when it came.
 
 use std::collections::BTreeMap;
 
@@ -167,6 +168,22 @@ mod tests {
             let traits = told(&events);
             assert_eq!(traits.shown(), r#"{"a\"":true,"list":[1,{"x":"é\u0000"}],"plan":"team"}"#);
             assert_eq!(Traits::from_stored(&traits.to_stored()), traits);
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_said_again_is_newer_than_another_of_between_whichever_came_first() {
+        let minute = 60_000;
+        let events = [
+            identify("a", 0, r#"{"plan":"pro"}"#),
+            identify("b", minute, r#"{"plan":"free"}"#),
+            identify("c", 2 * minute, r#"{"plan":"pro"}"#),
+            identify("d", 3 * minute, r#"{"n":1}"#),
+            identify("e", 4 * minute, r#"{"n":2}"#),
+            identify("f", 5 * minute, r#"{"n":1}"#),
+        ];
+        for events in permutations(&events) {
+            assert_eq!(told(&events).shown(), r#"{"n":1,"plan":"pro"}"#);
         }
     }
 
