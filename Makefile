@@ -46,7 +46,7 @@ test-power-cut:
 # A million simulated schedules of the log; then, on the relay as a process, 1,000
 # SIGKILLs and as many of one with a store, a SIGKILL before and an error at every storage
 # call, 200 power cuts and 50 of one with a store, full disks, half an hour without a
-# provider: two hours. Needs root, strace and loop devices, and fails where it lacks one.
+# provider; an error at every storage call of a store: two hours. Needs root, strace and loop devices, and fails where it lacks one.
 # RELAY_SEED=<number> repeats a run; the short form is in `test`.
 test-durability:
 	RELAY_SEED=$${RELAY_SEED:-$$(date +%s)} RELAY_SPOOL_SCHEDULES=1000000 \
@@ -54,6 +54,8 @@ test-durability:
 	RELAY_REQUIRE=all RELAY_LONG=1 RELAY_KILL_RUNS=1000 RELAY_POWER_CUTS=200 RELAY_STORE_POWER_CUTS=50 \
 		RELAY_OUTAGE_SECONDS=1800 \
 		$(CARGO) test --test durability -- --include-ignored --nocapture --test-threads 1
+	RELAY_REQUIRE=all RELAY_LONG=1 \
+		$(CARGO) test -p analytics-relay-store --lib sqlite::tests::faults -- --nocapture
 
 # Which lines the tests run, those in a relay that they start as a process among
 # them. Fails below 80 % over all and 95 % of the log, delivery and shutdown; what
