@@ -168,6 +168,7 @@ pub(super) fn of_store(telemetry: &mut Telemetry, store: &OpenStore, lanes: &[La
         "relay_store_sources_refused",
         both(|stats| stats.sources_refused, |stats| stats.sources_refused),
     );
+    telemetry.gauge("relay_store_slow", both(|_| 0, |stats| stats.slow));
     let connections = |value: fn(Connections) -> usize| {
         let store = store.clone();
         move || to_i64(value(store.connections()))

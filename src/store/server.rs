@@ -79,6 +79,7 @@ impl Server {
             aliases_refused: stats.aliases_refused,
             traits_refused: stats.traits_refused,
             sources_refused: stats.sources_refused,
+            slow: stats.slow,
         })
     }
 

@@ -41,6 +41,9 @@ pub(crate) struct ServerStats {
     /// Events of websites that it did not keep since the start, as their tenant had too many.
     #[serde(default)]
     pub(crate) sources_refused: u64,
+    /// What the server took over half a second for, of what this relay asked since the start.
+    #[serde(default)]
+    pub(crate) slow: u64,
 }
 
 /// Connections of this relay to a server.

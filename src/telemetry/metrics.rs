@@ -42,7 +42,7 @@ const fn metric(
 }
 
 /// Every metric.
-pub const METRICS: [MetricInfo; 95] = [
+pub const METRICS: [MetricInfo; 96] = [
     metric("relay_build_info", "version", "1", "Version of the relay"),
     metric("relay_start_time_seconds", "", "Unix seconds", "When the relay started"),
     metric("relay_draining", "", "0 or 1", "1 from the first signal on"),
@@ -428,6 +428,12 @@ pub const METRICS: [MetricInfo; 95] = [
         "",
         "events",
         "Events whose website the store did not keep since the start, as their tenant had too many",
+    ),
+    metric(
+        "relay_store_slow",
+        "",
+        "times",
+        "What a PostgreSQL took over half a second for since the start, of what the store asked of it",
     ),
     metric(
         "relay_query_cache_total",
