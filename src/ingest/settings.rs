@@ -139,9 +139,13 @@ mod tests {
     use super::*;
 
     fn read(vars: &[(&str, &str)]) -> Result<HttpSettings, Vec<String>> {
+        read_in(false, vars)
+    }
+
+    fn read_in(test_mode: bool, vars: &[(&str, &str)]) -> Result<HttpSettings, Vec<String>> {
         let vars: Vec<_> = vars.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let mut reader = Reader::new(vars.into_iter(), Path::new(""));
-        let settings = HttpSettings::read(&mut reader, false);
+        let settings = HttpSettings::read(&mut reader, test_mode);
         reader.finish().map(|_| settings).map_err(|error| error.0)
     }
 
@@ -158,11 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_only_a_port_of_this_machine_is_read() {
-        for (host, is_read) in
-            [("127.0.0.1", true), ("localhost", true), ("[::]", false), ("10.0.0.1", false)]
+    fn without_keys_only_a_port_of_this_machine_is_read_but_in_test_mode() {
+        for (host, is_own) in [("127.0.0.1", true), ("localhost", true), ("[::]", false), ("10.0.0.1", false)]
         {
-            assert_eq!(read(&[("HTTP_HOST", host)]).unwrap().is_read_without_key, is_read, "{host}");
+            let settings = read(&[("HTTP_HOST", host)]).unwrap();
+            assert_eq!((settings.is_read_without_key, settings.is_read_openly()), (is_own, false), "{host}");
+            let settings = read_in(true, &[("HTTP_HOST", host)]).unwrap();
+            assert_eq!((settings.is_read_without_key, settings.is_read_openly()), (true, !is_own), "{host}");
         }
     }
 }
