@@ -45,6 +45,11 @@ mod server;
 mod server;
 pub(crate) mod settings;
 pub(crate) mod status;
+#[cfg(test)]
+#[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "shared with the tests of the crate of the store")]
+#[path = "../../store/src/postgres/tests/server.rs"]
+mod test_server;
 mod upkeep;
 
 pub use error::OpenError;

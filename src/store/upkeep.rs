@@ -284,6 +284,8 @@ mod tests {
 
     use super::*;
     use crate::store::front::tests::{event_at, front};
+    #[cfg(feature = "postgres")]
+    use crate::store::test_server;
 
     #[test]
     fn a_relay_tidies_within_an_hour_after_three() {
@@ -311,6 +313,17 @@ mod tests {
         assert!(next_night(i64::MAX, &berlin, 20) >= i64::MAX - HOT_MS_MAX);
     }
 
+    fn upkeep_of(store: &OpenStore, dir: &Path, clock: Clock) -> Upkeep {
+        Upkeep {
+            store: store.clone(),
+            erasures: Erasures::new(dir),
+            last_seen: LastSeen::new(dir),
+            clock,
+            zone: TimeZone::UTC,
+            stop: Stop::default(),
+        }
+    }
+
     /// A store with an event of 31 days ago and one of two, where 30 are kept; and what keeps
     /// it, by a clock that is off by so much after so long.
     async fn kept(dir: &Path, off: impl Fn(Duration) -> i64 + Send + Sync + 'static) -> (OpenStore, Upkeep) {
@@ -325,14 +338,7 @@ mod tests {
             now.store(start_ms + elapsed.as_millis() as i64 + off(elapsed), Ordering::Relaxed);
             now.load(Ordering::Relaxed)
         };
-        let upkeep = Upkeep {
-            store: store.clone(),
-            erasures: Erasures::new(dir),
-            last_seen: LastSeen::new(dir),
-            clock: Clock::from_fn(shown),
-            zone: TimeZone::UTC,
-            stop: Stop::default(),
-        };
+        let upkeep = upkeep_of(&store, dir, Clock::from_fn(shown));
         (store, upkeep)
     }
 
@@ -399,14 +405,7 @@ mod tests {
         let now_ms = now.load(Ordering::Relaxed);
         let batch = [event_at("a", now_ms - 31 * DAY_MS), event_at("a", now_ms)];
         store.store.append(&batch).await.unwrap();
-        let upkeep = Upkeep {
-            store: store.clone(),
-            erasures: Erasures::new(dir.path()),
-            last_seen: LastSeen::new(dir.path()),
-            clock: Clock::system(),
-            zone: TimeZone::UTC,
-            stop: Stop::default(),
-        };
+        let upkeep = upkeep_of(&store, dir.path(), Clock::system());
         upkeep.keep(now_ms).await;
         upkeep.count().await;
         assert_eq!(store.status.stats().events, 1);
@@ -414,6 +413,35 @@ mod tests {
         upkeep.count().await;
         let stats = store.status.stats();
         assert_eq!((stats.events, stats.hot_events, stats.blocks), (1, 0, 1), "it is in a block");
+        store.close().await;
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test]
+    async fn a_day_in_a_server_has_its_partition_before_it_comes_until_it_is_too_old() {
+        let Some(server) = test_server::Server::start() else {
+            return test_server::not_run("the store in PostgreSQL: initdb, postgres");
+        };
+        let (dir, url) = (tempfile::tempdir().unwrap(), server.database_url("postgres"));
+        let (front, _) = front(dir.path(), &[("RETENTION_DAYS", "30"), ("STORE_URL", &url)]);
+        let store = OpenStore::of(front);
+        store.front.open().await.unwrap();
+        let now_ms = Clock::system().now_ms();
+        store.store.append(&[event_at("a", now_ms)]).await.unwrap();
+        let upkeep = upkeep_of(&store, dir.path(), Clock::system());
+        let counted = async || match store.backend() {
+            Some(Backend::Server(server)) => {
+                let stats = server.stats().await.unwrap();
+                (stats.partitions, stats.events)
+            }
+            other => panic!("{other:?}"),
+        };
+        let (days, _) = counted().await;
+        assert!(days > 1, "the days to come have theirs");
+        upkeep.keep(now_ms + 20 * DAY_MS).await;
+        assert_eq!(counted().await, (2 * days, 1), "others come");
+        upkeep.keep(now_ms + 70 * DAY_MS).await;
+        assert_eq!(counted().await, (days, 0), "and all that were there are gone");
         store.close().await;
     }
 }

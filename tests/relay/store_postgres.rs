@@ -616,7 +616,7 @@ async fn the_commands_work_on_a_server_beside_a_relay_and_without_one() {
     assert!(code == 1 && out.contains("store      server         failed"), "{out}");
 }
 
-/// A day that is over its retention is dropped, the rest of it hidden at once.
+/// From the start on; the relay drops it later.
 #[tokio::test]
 async fn what_is_older_than_the_retention_is_not_seen() {
     let Some(postgres) = Postgres::start(&[]) else { return };
