@@ -294,4 +294,4 @@ fn ttl(question: &Question, as_of_ms: i64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

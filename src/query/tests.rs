@@ -25,9 +25,9 @@ const NOW_MS: i64 = 1_795_688_100_000;
 const OVER: &str = "event_name=a&from=2026-11-20&to=2026-11-20";
 const RUNNING: &str = "event_name=a&from=2026-11-26";
 
-/// What a question finds.
+/// What a question, or a batch, finds.
 #[derive(Debug, Clone, Copy)]
-enum Mood {
+pub(crate) enum Mood {
     Answers,
     Fails,
     Hangs,
@@ -35,7 +35,7 @@ enum Mood {
 }
 
 /// A store that counts how often it is asked, and answers with that after a while.
-struct Moody {
+pub(crate) struct Moody {
     takes: Duration,
     asked: AtomicUsize,
     mood: Mutex<Mood>,
@@ -43,7 +43,7 @@ struct Moody {
 }
 
 impl Moody {
-    fn new(rows: usize) -> Arc<Self> {
+    pub(crate) fn new(rows: usize) -> Arc<Self> {
         Self::that_takes(Duration::from_secs(1), rows)
     }
 
@@ -51,7 +51,7 @@ impl Moody {
         Arc::new(Self { takes, asked: AtomicUsize::new(0), mood: Mutex::new(Mood::Answers), rows })
     }
 
-    fn is(&self, mood: Mood) {
+    pub(crate) fn is(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
     }
 
@@ -85,9 +85,11 @@ impl Store for Moody {
         Ok((0..self.rows).map(point).collect())
     }
 
-    async fn append(&self, _: &[Event]) -> Result<Vec<Appended>, StoreError> {
-        unimplemented!()
+    async fn append(&self, batch: &[Event]) -> Result<Vec<Appended>, StoreError> {
+        self.answer().await?;
+        Ok(vec![Appended::New; batch.len()])
     }
+
     async fn summary(&self, _: &Scope) -> Result<Summary, StoreError> {
         unimplemented!()
     }

@@ -78,9 +78,13 @@ fn send_error(error: StoreError) -> SendError {
 #[cfg(test)]
 mod tests {
     use analytics_relay_store::oracle::Oracle;
+    use tokio::time::Instant;
 
     use super::*;
-    use crate::delivery::test_support::{accepted_at, track};
+    use crate::{
+        delivery::test_support::{accepted_at, track},
+        query::tests::{Mood, Moody},
+    };
 
     fn provider(store: Arc<dyn Store>) -> StoreProvider {
         StoreProvider { store, status: Arc::default(), duplicates: Counter::default() }
@@ -95,6 +99,20 @@ mod tests {
         assert_eq!(provider.send(&batch[1..]).await.unwrap(), [Verdict::Delivered]);
         assert_eq!(provider.duplicates.get(), 1);
         assert_eq!(provider.status.lag_ms(true, None, 10_000), 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_is_waited_for_a_minute_and_is_sent_the_batch_again() {
+        let (store, batch) = (Moody::new(0), [track("a")]);
+        let provider = provider(store.clone());
+        store.is(Mood::Hangs);
+        let begun = Instant::now();
+        let sent = timeout(2 * APPEND_TIME_MAX, provider.send(&batch)).await;
+        let error = sent.expect("it is waited for without a bound").unwrap_err();
+        assert!(matches!(&error, SendError::Unavailable { retry_after: None, .. }), "{error:?}");
+        assert_eq!(begun.elapsed(), Duration::from_secs(60));
+        store.is(Mood::Answers);
+        assert_eq!(provider.send(&batch).await.unwrap(), [Verdict::Delivered]);
     }
 
     #[test]
