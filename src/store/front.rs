@@ -50,6 +50,14 @@ impl Backend {
         }
     }
 
+    /// The tenants that have events before a time.
+    pub(super) async fn tenants_before(&self, time_ms: i64) -> Result<Vec<String>, StoreError> {
+        match self {
+            Self::Embedded(embedded) => embedded.tenants_before(time_ms).await,
+            Self::Server(server) => server.tenants_before(time_ms).await,
+        }
+    }
+
     /// Where a damaged file went.
     fn set_aside(&self) -> Option<PathBuf> {
         match self {

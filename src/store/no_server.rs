@@ -54,6 +54,10 @@ impl Server {
         match self.0 {}
     }
 
+    pub(super) async fn tenants_before(&self, _time_ms: i64) -> Result<Vec<String>, StoreError> {
+        match self.0 {}
+    }
+
     pub(crate) async fn check(&self) -> Result<(u64, Vec<String>), StoreError> {
         match self.0 {}
     }

@@ -94,6 +94,11 @@ impl Server {
         Ok((done.moved, done.dropped))
     }
 
+    /// The tenants that have events before a time.
+    pub(super) async fn tenants_before(&self, time_ms: i64) -> Result<Vec<String>, StoreError> {
+        self.0.tenants_before(time_ms).await
+    }
+
     /// Reads all of it. Returns how many events, and what is wrong.
     pub(crate) async fn check(&self) -> Result<(u64, Vec<String>), StoreError> {
         let report = self.0.check().await?;

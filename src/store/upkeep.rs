@@ -228,13 +228,28 @@ impl Upkeep {
     /// Deletes what is too old, by whole days: else a block of each website would be written
     /// anew each hour. What is too old within a day is hidden already.
     async fn retain(&self, from_ms: i64) {
+        let Some(backend) = self.store.backend() else { return };
         let from_ms = from_ms.div_euclid(DAY_MS) * DAY_MS;
-        match self.store.store.retain(&TenantScope::tenant(""), from_ms).await {
-            Ok(deleted) if deleted.events > 0 => {
-                info!(events = deleted.events, "what is older than RETENTION_DAYS is deleted from the store");
+        let (tenants, mut failed) = match backend.tenants_before(from_ms).await {
+            Ok(tenants) => (tenants, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let mut events = 0;
+        for tenant in tenants {
+            match self.store.store.retain(&TenantScope::tenant(tenant), from_ms).await {
+                Ok(deleted) => events += deleted.events,
+                // It holds up no other.
+                Err(error) => failed = failed.or(Some(error)),
             }
-            Ok(_) | Err(StoreError::Closed) => {}
-            Err(error) => warn!(%error, "what is older than RETENTION_DAYS cannot be deleted from the store"),
+        }
+        if events > 0 {
+            info!(events, "what is older than RETENTION_DAYS is deleted from the store");
+        }
+        match failed {
+            None | Some(StoreError::Closed) => {}
+            Some(error) => {
+                warn!(%error, "what is older than RETENTION_DAYS cannot be deleted from the store");
+            }
         }
     }
 
@@ -282,6 +297,8 @@ fn next_night(now_ms: i64, zone: &TimeZone, spread_minutes: i64) -> i64 {
 mod tests {
     use std::{path::Path, sync::atomic::Ordering};
 
+    use analytics_relay_providers::{Event, EventParts, MoreParts};
+
     use super::*;
     use crate::store::front::tests::{event_at, front};
     #[cfg(feature = "postgres")]
@@ -311,6 +328,12 @@ mod tests {
             assert_eq!(next_night(at(now), zone, 20), at(want), "{now}");
         }
         assert!(next_night(i64::MAX, &berlin, 20) >= i64::MAX - HOT_MS_MAX);
+    }
+
+    /// Of one whose name a server keeps otherwise.
+    fn of_another_tenant(event: &Event) -> Event {
+        let more = MoreParts { tenant: Some("a\\b"), ..MoreParts::default() }.if_any();
+        Event::pack(&EventParts { more, ..event.parts() })
     }
 
     fn upkeep_of(store: &OpenStore, dir: &Path, clock: Clock) -> Upkeep {
@@ -405,14 +428,19 @@ mod tests {
         let now_ms = now.load(Ordering::Relaxed);
         let batch = [event_at("a", now_ms - 31 * DAY_MS), event_at("a", now_ms)];
         store.store.append(&batch).await.unwrap();
+        // A file that is imported may have others'.
+        store.store.append(&batch.map(|event| of_another_tenant(&event))).await.unwrap();
         let upkeep = upkeep_of(&store, dir.path(), Clock::system());
         upkeep.keep(now_ms).await;
         upkeep.count().await;
-        assert_eq!(store.status.stats().events, 1);
+        assert_eq!(store.status.stats().events, 2);
         upkeep.tidy(now_ms + 2 * DAY_MS).await;
         upkeep.count().await;
         let stats = store.status.stats();
-        assert_eq!((stats.events, stats.hot_events, stats.blocks), (1, 0, 1), "it is in a block");
+        assert_eq!((stats.events, stats.hot_events, stats.blocks), (2, 0, 2), "they are in blocks");
+        upkeep.keep(now_ms + 32 * DAY_MS).await;
+        upkeep.count().await;
+        assert_eq!(store.status.stats().events, 0);
         store.close().await;
     }
 
@@ -427,7 +455,9 @@ mod tests {
         let store = OpenStore::of(front);
         store.front.open().await.unwrap();
         let now_ms = Clock::system().now_ms();
-        store.store.append(&[event_at("a", now_ms)]).await.unwrap();
+        // One day has none: what is of it is deleted by itself.
+        let of_no_partition = of_another_tenant(&event_at("a", now_ms - 5 * DAY_MS));
+        store.store.append(&[event_at("a", now_ms), of_no_partition]).await.unwrap();
         let upkeep = upkeep_of(&store, dir.path(), Clock::system());
         let counted = async || match store.backend() {
             Some(Backend::Server(server)) => {
@@ -439,7 +469,7 @@ mod tests {
         let (days, _) = counted().await;
         assert!(days > 1, "the days to come have theirs");
         upkeep.keep(now_ms + 20 * DAY_MS).await;
-        assert_eq!(counted().await, (2 * days, 1), "others come");
+        assert_eq!(counted().await, (2 * days, 2), "others come");
         upkeep.keep(now_ms + 70 * DAY_MS).await;
         assert_eq!(counted().await, (days, 0), "and all that were there are gone");
         store.close().await;

@@ -451,6 +451,12 @@ impl PostgresStore {
         Ok(upkept)
     }
 
+    /// The tenants that have events before a time.
+    pub async fn tenants_before(&self, time_ms: i64) -> Result<Vec<String>, StoreError> {
+        let connection = self.connection().await?;
+        give_back(upkeep::tenants_before(&connection, time_ms).await, connection)
+    }
+
     /// Reads all events, and compares what is summed up with them.
     pub async fn check(&self) -> Result<CheckReport, StoreError> {
         let mut connection = self.connection().await?;

@@ -34,6 +34,13 @@ const AT_ONCE: i32 = 4_000;
 const PATIENCE: &str = "SET LOCAL statement_timeout = '1h'; SET LOCAL lock_timeout = '60s';
     SET LOCAL idle_in_transaction_session_timeout = '1h'; SET LOCAL plan_cache_mode = force_custom_plan";
 
+/// The tenants that have events before a time.
+pub(super) async fn tenants_before(connection: &Object, time_ms: i64) -> Result<Vec<String>, StoreError> {
+    let sql = "SELECT DISTINCT tenant FROM relay_site WHERE events > 0 AND first_ms < $1";
+    let rows = connection.query(sql, &[&time_ms]).await?;
+    Ok(rows.iter().map(|row| rows::told(row.get(0))).collect())
+}
+
 /// How many events there are, and up to when they go: of sums that are kept with them.
 pub(super) async fn as_of(connection: &Object, of: &TenantScope) -> Result<AsOf, StoreError> {
     let (tenant, sources) = place(of);

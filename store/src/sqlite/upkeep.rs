@@ -369,6 +369,26 @@ impl SqliteStore {
         .await
     }
 
+    /// The tenants that have events before a time.
+    pub async fn tenants_before(&self, time_ms: i64) -> Result<Vec<String>, StoreError> {
+        self.read(None, move |shared, readers| {
+            // These first: what becomes a block meanwhile is found twice, and not never.
+            let is_old = |(_, table): &(i64, &Arc<HotTable>)| table.table.overlaps(&(i64::MIN..time_ms));
+            let hot: HashSet<i64> = shared.door.read().tables().filter(is_old).map(|(site, _)| site).collect();
+            let sql = "SELECT name, site.id, EXISTS (SELECT 1 FROM block WHERE block.site = site.id AND first_ms < ?1)
+                FROM site JOIN tenant ON tenant.id = site.tenant";
+            let (mut tenants, mut statement) = (BTreeSet::new(), readers.first.prepare(sql)?);
+            let mut rows = statement.query([time_ms])?;
+            while let Some(row) = rows.next()? {
+                if row.get(2)? || hot.contains(&row.get::<_, i64>(1)?) {
+                    tenants.insert(row.get(0)?);
+                }
+            }
+            Ok(tenants.into_iter().collect())
+        })
+        .await
+    }
+
     /// Takes in what [`export`] wrote: see [`lines::import`].
     pub async fn import(&self, lines: impl BufRead + Send + 'static) -> Result<ImportReport, StoreError> {
         lines::import(self, lines).await
