@@ -147,6 +147,13 @@ impl Front {
         done.await.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("a defect: {error}"))))
     }
 
+    /// Says that a tenant counts otherwise, after something beside the calls of [`Store`].
+    pub(super) fn has_changed(&self, tenant: &str) {
+        if let Some(tell) = self.when_changed.get() {
+            tell(tenant);
+        }
+    }
+
     pub(super) fn status(&self) -> &Arc<StoreStatus> {
         &self.status
     }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::{
-    Backend, OpenStore,
+    Backend, OpenStore, Server,
     erasures::{Erased, ErasureError, Erasures},
     last_seen::LastSeen,
 };
@@ -257,13 +257,30 @@ impl Upkeep {
     /// that is in it.
     async fn keep_partitions(&self, now_ms: i64, kept_from_ms: Option<i64>) {
         let Some(Backend::Server(server)) = self.store.backend() else { return };
-        match server.upkeep(now_ms, kept_from_ms).await {
+        match self.keep_days(&server, now_ms, kept_from_ms).await {
             Ok((0, 0)) | Err(StoreError::Closed) => {}
             Ok((moved, dropped)) => {
                 info!(events_moved = moved, days_dropped = dropped, "the partitions of the store are kept");
             }
             Err(error) => warn!(%error, "the partitions of the store cannot be kept: it is tried again"),
         }
+    }
+
+    /// Returns how many events were moved, and how many days were dropped. Whose some were is
+    /// told, as [`Store::retain`](analytics_relay_store::Store::retain) has nothing left of them.
+    async fn keep_days(
+        &self,
+        server: &Server,
+        now_ms: i64,
+        kept_from_ms: Option<i64>,
+    ) -> Result<(u64, u64), StoreError> {
+        let concerned = server.tenants_before(kept_from_ms.unwrap_or(i64::MIN)).await?;
+        let done = server.upkeep(now_ms, kept_from_ms).await;
+        // What failed may have been done in part.
+        if !matches!(done, Ok((_, 0))) {
+            concerned.iter().for_each(|tenant| self.store.front.has_changed(tenant));
+        }
+        done
     }
 
     async fn tidy(&self, now_ms: i64) {
@@ -454,6 +471,8 @@ mod tests {
         let (front, _) = front(dir.path(), &[("RETENTION_DAYS", "30"), ("STORE_URL", &url)]);
         let store = OpenStore::of(front);
         store.front.open().await.unwrap();
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        store.when_changed(move |tenant| drop(tell.send(tenant.to_owned())));
         let now_ms = Clock::system().now_ms();
         // One day has none: what is of it is deleted by itself.
         let of_no_partition = of_another_tenant(&event_at("a", now_ms - 5 * DAY_MS));
@@ -470,8 +489,13 @@ mod tests {
         assert!(days > 1, "the days to come have theirs");
         upkeep.keep(now_ms + 20 * DAY_MS).await;
         assert_eq!(counted().await, (2 * days, 2), "others come");
+        assert!(told.is_empty(), "nothing counts otherwise");
         upkeep.keep(now_ms + 70 * DAY_MS).await;
         assert_eq!(counted().await, (days, 0), "and all that were there are gone");
+        let mut told: Vec<String> = std::iter::from_fn(|| told.try_recv().ok()).collect();
+        told.sort();
+        told.dedup();
+        assert_eq!(told, ["", "a\\b"], "what was known of them is forgotten");
         store.close().await;
     }
 }
