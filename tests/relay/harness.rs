@@ -263,6 +263,13 @@ impl Relay {
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
+    /// What a question over HTTP is answered, asked from this machine.
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
+        let port = self.http_addr.unwrap().port();
+        let answer = reqwest_client().get(format!("http://127.0.0.1:{port}{path}")).send().await.unwrap();
+        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+    }
+
     /// The value of a metric with all these labels, summed over the others; 0
     /// if it is not there.
     pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use analytics_relay::providers::sandbox::Vendor;
+use analytics_relay::{proto::v1::TrackEventRequest, providers::sandbox::Vendor};
 use analytics_relay_store::sqlite;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -48,6 +48,27 @@ fn ids(path: &Path) -> HashSet<String> {
 
 async fn delivered(relay: &Relay, count: u64) {
     relay.metric_is("relay_events_total", &["\"store\"", "\"delivered\""], count as f64).await;
+}
+
+/// A time of a day that is over: what is said of such a day is kept for minutes.
+pub(crate) fn three_days_ago() -> jiff::Timestamp {
+    jiff::Timestamp::now() - jiff::SignedDuration::from_hours(72)
+}
+
+/// An event of somebody at a time.
+pub(crate) fn track_at(time: jiff::Timestamp, user: &str) -> TrackEventRequest {
+    TrackEventRequest { timestamp: time.as_second(), ..track("Order Placed", user) }
+}
+
+/// The events and the users of the day of a time, and of each whether the relay knew it already.
+pub(crate) async fn counted(relay: &Relay, time: jiff::Timestamp) -> [(u64, bool); 2] {
+    let (mut counted, day) = ([(0, false); 2], time.strftime("%F").to_string());
+    for (count, (what, field)) in counted.iter_mut().zip([("events", "total"), ("users", "unique_users")]) {
+        let (status, said) = relay.get(&format!("/api/v1/{what}/count?from={day}&to={day}")).await;
+        assert_eq!(status, 200, "{said}");
+        *count = (said[field].as_u64().unwrap(), said["meta"]["cached"].as_bool().unwrap());
+    }
+    counted
 }
 
 async fn post(relay: &Relay, path: &str, body: &Value) -> u16 {
@@ -187,8 +208,7 @@ async fn without_a_log_a_killed_relay_keeps_what_was_committed_and_nothing_twice
     let mut client = relay.client();
     let all: Vec<&String> = observer.accepted.iter().chain(&observer.unknown).collect();
     for id in &all {
-        let again =
-            analytics_relay::proto::v1::TrackEventRequest { event_id: (*id).clone(), ..track("x", "user-1") };
+        let again = TrackEventRequest { event_id: (*id).clone(), ..track("x", "user-1") };
         client.track_event(again).await.unwrap();
     }
     let ended = relay.terminate().await;
@@ -277,15 +297,20 @@ async fn an_erased_user_is_gone_from_the_store_and_stays_gone() {
     let mut setup = stored("none").await;
     let relay = setup.start().await;
     let mut client = relay.client();
+    let then = three_days_ago();
     for _ in 0..5 {
-        client.track_event(track("Order Placed", "erased-canary")).await.unwrap();
-        client.track_event(track("Order Placed", "other")).await.unwrap();
+        client.track_event(track_at(then, "erased-canary")).await.unwrap();
+        client.track_event(track_at(then, "other")).await.unwrap();
     }
     client.identify_user(identify("erased-canary", &[])).await.unwrap();
     delivered(&relay, 11).await;
+    for is_known in [false, true] {
+        assert_eq!(counted(&relay, then).await, [(10, is_known), (2, is_known)]);
+    }
     let (code, said, error) = setup.run(&["erase", "--user-id", "erased-canary"]).await;
     assert_eq!(code, 0, "{said}{error}");
     assert!(said.contains("the store: events deleted: 6"), "{said}");
+    assert_eq!(counted(&relay, then).await, [(5, false), (1, false)], "what was known is forgotten");
     assert_eq!(ids(&file(&setup)).len(), 5);
     assert!(client.track_event(track("Order Placed", "erased-canary")).await.is_err());
     assert_eq!(relay.page("/healthz").await.1, "SERVING");

@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
 
 use crate::{
-    harness::{Client, Ended, Observer, Relay, Setup, identify, reqwest_client, taken, track},
+    harness::{Client, Ended, Observer, Relay, Setup, identify, taken, track},
     postgres::{PASSWORD, Postgres, USER},
+    store::{counted, three_days_ago, track_at},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -77,12 +78,6 @@ async fn is_well(relay: &Relay) {
         assert!(begun.elapsed() < PATIENCE, "{}", relay.page("/healthz").await.1);
         sleep(Duration::from_millis(20)).await;
     }
-}
-
-async fn get(relay: &Relay, path: &str) -> (u16, Value) {
-    let answer =
-        reqwest_client().get(format!("http://{}{path}", relay.http_addr.unwrap())).send().await.unwrap();
-    (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
 }
 
 /// Sends until it is told to stop; what its caller knows.
@@ -143,9 +138,9 @@ async fn what_is_kept_in_postgresql_is_counted_at_both_doors_and_measured() {
     assert_eq!(ids(&postgres).len(), 22);
     assert!(observer.accepted.is_subset(&ids(&postgres)));
 
-    let (status, said) = get(&relay, "/api/v1/events/count?days=1&event_name=Order%20Placed").await;
+    let (status, said) = relay.get("/api/v1/events/count?days=1&event_name=Order%20Placed").await;
     assert_eq!((status, &said["total"]), (200, &json!(21)), "{said}");
-    let (_, said) = get(&relay, "/api/v1/users/count?days=1").await;
+    let (_, said) = relay.get("/api/v1/users/count?days=1").await;
     assert_eq!(said["unique_users"], 7, "{said}");
     let now = jiff::Timestamp::now().as_second();
     let (start_time, end_time) = (now - 3_600, now + 3_600);
@@ -188,7 +183,7 @@ async fn a_relay_that_starts_without_its_server_gives_it_everything_when_it_come
     assert!(degraded.starts_with("DEGRADED: "), "{degraded}");
     assert_eq!(relay.page("/readyz").await.0, 200);
     assert_eq!(relay.metric("relay_store_open", &[]).await, 0.0);
-    let (status, said) = get(&relay, "/api/v1/events/count?days=1").await;
+    let (status, said) = relay.get("/api/v1/events/count?days=1").await;
     assert_eq!((status, &said["code"]), (503, &json!("STORE_UNAVAILABLE")), "{said}");
 
     postgres.go_on();
@@ -259,7 +254,7 @@ async fn a_server_that_only_reads_still_answers_and_gets_what_waits_when_it_writ
     taken(&setup, Vendor::Segment, 30).await;
     relay.log_where("batch send failed, retrying", |line| line["provider"] == "store").await;
     assert_eq!(ids(&postgres).len(), 10, "it took what it may not");
-    let (status, said) = get(&relay, "/api/v1/events/count?days=1").await;
+    let (status, said) = relay.get("/api/v1/events/count?days=1").await;
     assert_eq!((status, &said["total"]), (200, &json!(10)), "{said}");
 
     read_only("off");
@@ -390,9 +385,9 @@ async fn two_relays_share_a_database_and_answer_the_same() {
     observers.iter().for_each(|observer| sent.extend(observer.accepted.iter().cloned()));
     assert_eq!(ids(&postgres), sent);
     for relay in [&first, &second] {
-        let (_, said) = get(relay, "/api/v1/events/count?days=1").await;
+        let (_, said) = relay.get("/api/v1/events/count?days=1").await;
         assert_eq!(said["total"], 150, "{said}");
-        assert_eq!(get(relay, "/api/v1/users/count?days=1").await.1["unique_users"], 7);
+        assert_eq!(relay.get("/api/v1/users/count?days=1").await.1["unique_users"], 7);
     }
     let duplicates = first.metric("relay_store_duplicates_total", &[]).await
         + second.metric("relay_store_duplicates_total", &[]).await;
@@ -405,12 +400,17 @@ async fn an_erased_user_is_gone_from_the_server() {
     let Some(postgres) = Postgres::start(&[]) else { return };
     let setup = stored(&postgres, "none").await;
     let relay = setup.start().await;
+    let then = three_days_ago();
     for user in ["erased-canary", "erased-canary", "other"] {
-        relay.client().track_event(track("Order Placed", user)).await.unwrap();
+        relay.client().track_event(track_at(then, user)).await.unwrap();
     }
     delivered(&relay, 3).await;
+    for is_known in [false, true] {
+        assert_eq!(counted(&relay, then).await, [(3, is_known), (2, is_known)]);
+    }
     let (code, said, error) = setup.run(&["erase", "--user-id", "erased-canary"]).await;
     assert!(code == 0 && said.contains("the store: events deleted: 2"), "{said}{error}");
+    assert_eq!(counted(&relay, then).await, [(1, false), (1, false)], "what was known is forgotten");
     assert_eq!(ids(&postgres).len(), 1);
     relay.terminate().await;
     // And without a relay.
@@ -515,7 +515,7 @@ async fn answers(setup: &Setup) -> Vec<Value> {
         "/api/v1/events/count?from=2026-11-01T03:00:00Z&to=2026-11-02T04:30:00Z&group_by=day",
         "/api/v1/users/count?from=2026-11-01&to=2026-11-03",
     ] {
-        let (status, mut said) = get(&relay, path).await;
+        let (status, mut said) = relay.get(path).await;
         assert_eq!(status, 200, "{said}");
         said["meta"] = Value::Null;
         answers.push(said);
@@ -633,7 +633,7 @@ async fn what_is_older_than_the_retention_is_not_seen() {
     done(&setup, &["store", "import", lines.to_str().unwrap()]).await;
     assert_eq!(ids(&postgres).len(), 3);
     let relay = setup.start().await;
-    let (_, said) = get(&relay, "/api/v1/events/count?days=60").await;
+    let (_, said) = relay.get("/api/v1/events/count?days=60").await;
     assert_eq!(said["total"], 2, "{said}");
     relay.terminate().await;
 }
