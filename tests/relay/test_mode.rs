@@ -114,3 +114,24 @@ async fn what_test_mode_keeps_is_found_by_the_commands_of_test_mode() {
     let (_, elsewhere, _) = setup.run(&list).await;
     assert!(elsewhere.contains("no refused items; of test mode: "), "{elsewhere}");
 }
+
+/// What the README asks a minute after `make run`, which listens to other machines too.
+#[tokio::test]
+async fn wherever_it_listens_test_mode_says_what_it_counted_and_nothing_else_does_without_a_key() {
+    let mut setup = Setup::new().await;
+    setup.set("HTTP_HOST", "0.0.0.0").set("STORE_FLUSH_INTERVAL_SECONDS", "0.05");
+    setup.set("TEST_MODE", "true");
+    let relay = setup.start().await;
+    Observer::default().tracks(&mut relay.client(), 3).await;
+    relay.metric_is("relay_events_total", &["\"store\"", "\"delivered\""], 3.0).await;
+    let question = "/api/v1/events/count?days=1&group_by=hour";
+    let (status, said) = relay.get(question).await;
+    assert_eq!((status, &said["total"]), (200, &3.into()), "{said}");
+    relay.terminate().await;
+
+    setup.set("TEST_MODE", "false").set("STORE_URL", "sqlite:");
+    let relay = setup.start().await;
+    let (status, said) = relay.get(question).await;
+    assert!(status == 401 && said["total"].is_null(), "{status} {said}");
+    relay.terminate().await;
+}
