@@ -126,6 +126,15 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     files
 }
 
+/// Waits until a question to the server is answered with true.
+async fn is_so(postgres: &Postgres, question: &str) {
+    let begun = Instant::now();
+    while postgres.sql(question) != "t" {
+        assert!(begun.elapsed() < PATIENCE, "waited in vain: {question}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn what_is_kept_in_postgresql_is_counted_at_both_doors_and_measured() {
     let Some(postgres) = Postgres::start(&[]) else { return };
@@ -308,6 +317,37 @@ async fn a_server_without_a_free_connection_gets_everything_when_it_has_one() {
     assert!(postgres.log().contains("too many connections"), "{}", postgres.log());
     assert_eq!(ids(&postgres), observer.accepted);
     told_no_password(&setup, &[&degraded], &ended);
+}
+
+/// As on a disk that hangs: whoever has the table lets nobody in.
+#[tokio::test]
+async fn a_server_that_hangs_touches_neither_callers_nor_vendors() {
+    let Some(postgres) = Postgres::start(&[]) else { return };
+    let mut setup = stored(&postgres, "segment").await;
+    setup.set("DURABILITY", "written");
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 10).await;
+    delivered(&relay, 10).await;
+    let holder = postgres.client_that("BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE");
+    let locked = "SELECT count(*) > 0 FROM pg_locks WHERE granted AND mode = 'AccessExclusiveLock'
+        AND relation = 'events'::regclass";
+    is_so(&postgres, locked).await;
+    observer.tracks(&mut relay.client(), 10).await;
+    let hangs = "SELECT count(*) > 0 FROM pg_stat_activity
+        WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO events %'";
+    is_so(&postgres, hangs).await;
+    observer.tracks(&mut relay.client(), 40).await;
+    taken(&setup, Vendor::Segment, 60).await;
+    assert_eq!(relay.metric("relay_events_total", &["\"store\"", "\"delivered\""]).await, 10.0);
+    assert_eq!(relay.page("/readyz").await.0, 200);
+    assert_eq!(postgres.sql(locked), "t", "it was held all the while");
+    drop(holder);
+    delivered(&relay, 60).await;
+    is_well(&relay).await;
+    let ended = relay.terminate().await;
+    assert_eq!((ended.code, ended.balance_of("store").is_exact()), (0, true));
+    assert_eq!(ids(&postgres), observer.accepted);
 }
 
 #[tokio::test]
