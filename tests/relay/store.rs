@@ -451,6 +451,34 @@ async fn dead_letters_of_the_store_are_replayed_into_it_once() {
     setup.start().await.terminate().await;
 }
 
+/// Without a log what waits for the store when the relay stops is in a file until the next start.
+#[tokio::test]
+async fn in_memory_mode_a_store_that_took_nothing_gets_everything_once_at_the_next_start() {
+    let mut setup = stored("segment").await;
+    setup.set("STORE_URL", &format!("sqlite:{}", "x".repeat(300))).set("DRAIN_TIMEOUT_SECONDS", "1");
+    // What it is to get is not given up before.
+    setup.set("MAX_RETRY_ATTEMPTS", "100").set("INITIAL_RETRY_DELAY_MS", "10000");
+    setup.set("MAX_RETRY_DELAY_MS", "10000");
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 50).await;
+    taken(&setup, Vendor::Segment, 50).await;
+    let ended = relay.terminate().await;
+    let balance = ended.balance_of("store");
+    assert_eq!((ended.code, balance.spilled, balance.is_exact()), (0, 50, true), "{balance:?}");
+    let spill = setup.data_dir().join("spill/store");
+    assert_eq!(lines_on_disk(&spill).len(), 50);
+
+    setup.set("STORE_URL", "sqlite:");
+    let relay = setup.start().await;
+    delivered(&relay, 50).await;
+    let ended = relay.terminate().await;
+    let balance = ended.balance_of("store");
+    assert_eq!((ended.code, balance.reloaded, balance.delivered), (0, 50, 50), "{balance:?}");
+    assert_eq!(lines_on_disk(&spill).len(), 0);
+    assert_eq!(ids(&file(&setup)), observer.accepted);
+}
+
 /// What waits for a store that cannot be opened stays in the log, and goes to it by itself.
 #[tokio::test]
 async fn with_a_log_a_store_that_comes_back_gets_everything() {
