@@ -319,6 +319,42 @@ async fn a_server_without_a_free_connection_gets_everything_when_it_has_one() {
     told_no_password(&setup, &[&degraded], &ended);
 }
 
+/// As the server says it of a disk that is full.
+#[tokio::test]
+async fn a_server_without_room_still_answers_and_gets_what_waits_when_it_has_some() {
+    let Some(postgres) = Postgres::start(&[]) else { return };
+    let mut setup = stored(&postgres, "segment").await;
+    setup.set("DURABILITY", "written");
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 10).await;
+    delivered(&relay, 10).await;
+    postgres.sql(
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$",
+    );
+    postgres.sql("CREATE TRIGGER no_room BEFORE INSERT ON events EXECUTE FUNCTION no_room()");
+    observer.tracks(&mut relay.client(), 20).await;
+    taken(&setup, Vendor::Segment, 30).await;
+    let of_store = |line: &Value| line["provider"] == "store";
+    let told = relay.log_where("batch send failed, retrying", of_store).await;
+    assert!(told["error"].as_str().unwrap().contains("SQLSTATE 53100"), "{told}");
+    let degraded = health(&relay, "store does not take events").await;
+    assert!(degraded.contains("SQLSTATE 53100"), "{degraded}");
+    let (status, said) = relay.get("/api/v1/events/count?days=1").await;
+    assert_eq!((status, &said["total"]), (200, &json!(10)), "{said}");
+    assert_eq!(ids(&postgres).len(), 10);
+
+    postgres.sql("DROP TRIGGER no_room ON events");
+    delivered(&relay, 30).await;
+    is_well(&relay).await;
+    let ended = relay.terminate().await;
+    let balance = ended.balance_of("store");
+    assert_eq!((ended.code, balance.dead_lettered, balance.is_exact()), (0, 0, true), "{balance:?}");
+    assert_eq!(ids(&postgres), observer.accepted);
+    told_no_password(&setup, &[&degraded], &ended);
+}
+
 /// As on a disk that hangs: whoever has the table lets nobody in.
 #[tokio::test]
 async fn a_server_that_hangs_touches_neither_callers_nor_vendors() {
