@@ -372,27 +372,31 @@ impl Finding<'_> {
             self.tally.missed.add(step);
             return None;
         }
-        // What a panic leaves behind it is a cache or a table that is whole at every point.
-        let made = catch_unwind(AssertUnwindSafe(|| {
+        #[cfg(test)]
+        let enricher = self.enricher;
+        self.caught(step, || {
             #[cfg(test)]
-            assert!(!self.enricher.is_sabotaged(step), "sabotaged");
+            assert!(!enricher.is_sabotaged(step), "sabotaged");
             make()
-        }));
-        made.unwrap_or_else(|_| {
-            self.panicked(step);
-            None
         })
     }
 
     /// Reads what the caller says, or writes what was found, whichever steps are made; nothing,
     /// to the cost of this one, where that panics.
     fn read<T: Default>(&mut self, step: Step, read: impl FnOnce() -> T) -> T {
-        let done = catch_unwind(AssertUnwindSafe(|| {
+        #[cfg(test)]
+        let enricher = self.enricher;
+        self.caught(step, || {
             #[cfg(test)]
-            assert!(!self.enricher.reading_is_sabotaged.load(Ordering::Relaxed), "sabotaged");
+            assert!(!enricher.reading_is_sabotaged.load(Ordering::Relaxed), "sabotaged");
             read()
-        }));
-        done.unwrap_or_else(|_| {
+        })
+    }
+
+    /// Nothing, to the cost of a step, where that panics.
+    fn caught<T: Default>(&mut self, step: Step, make: impl FnOnce() -> T) -> T {
+        // What a panic leaves behind it is a cache or a table that is whole at every point.
+        catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| {
             self.panicked(step);
             T::default()
         })

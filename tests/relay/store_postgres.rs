@@ -36,6 +36,17 @@ async fn stored(postgres: &Postgres, vendors: &str) -> Setup {
     setup
 }
 
+/// A relay with a log that has given the store ten events; what its caller knows.
+async fn at_work(postgres: &Postgres) -> (Setup, Relay, Observer) {
+    let mut setup = stored(postgres, "segment").await;
+    setup.set("DURABILITY", "written");
+    let relay = setup.start().await;
+    let mut observer = Observer::default();
+    observer.tracks(&mut relay.client(), 10).await;
+    delivered(&relay, 10).await;
+    (setup, relay, observer)
+}
+
 /// The ids in the table, as psql says them; each is there once.
 fn ids(postgres: &Postgres) -> HashSet<String> {
     let rows = postgres.sql("SELECT event::json->>'id' FROM events");
@@ -247,12 +258,7 @@ async fn a_server_that_is_killed_in_mid_load_loses_nothing_and_doubles_nothing()
 #[tokio::test]
 async fn a_server_that_only_reads_still_answers_and_gets_what_waits_when_it_writes_again() {
     let Some(postgres) = Postgres::start(&[]) else { return };
-    let mut setup = stored(&postgres, "segment").await;
-    setup.set("DURABILITY", "written");
-    let relay = setup.start().await;
-    let mut observer = Observer::default();
-    observer.tracks(&mut relay.client(), 10).await;
-    delivered(&relay, 10).await;
+    let (setup, relay, mut observer) = at_work(&postgres).await;
     let read_only = |on: &str| {
         postgres.sql(&format!("ALTER SYSTEM SET default_transaction_read_only = {on}"));
         postgres.sql("SELECT pg_reload_conf()");
@@ -324,12 +330,7 @@ async fn a_server_without_a_free_connection_gets_everything_when_it_has_one() {
 #[tokio::test]
 async fn a_server_without_room_still_answers_and_gets_what_waits_when_it_has_some() {
     let Some(postgres) = Postgres::start(&[]) else { return };
-    let mut setup = stored(&postgres, "segment").await;
-    setup.set("DURABILITY", "written");
-    let relay = setup.start().await;
-    let mut observer = Observer::default();
-    observer.tracks(&mut relay.client(), 10).await;
-    delivered(&relay, 10).await;
+    let (setup, relay, mut observer) = at_work(&postgres).await;
     postgres.sql(
         "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$",
@@ -360,12 +361,7 @@ async fn a_server_without_room_still_answers_and_gets_what_waits_when_it_has_som
 #[tokio::test]
 async fn a_server_that_hangs_touches_neither_callers_nor_vendors() {
     let Some(postgres) = Postgres::start(&[]) else { return };
-    let mut setup = stored(&postgres, "segment").await;
-    setup.set("DURABILITY", "written");
-    let relay = setup.start().await;
-    let mut observer = Observer::default();
-    observer.tracks(&mut relay.client(), 10).await;
-    delivered(&relay, 10).await;
+    let (setup, relay, mut observer) = at_work(&postgres).await;
     let holder = postgres.client_that("BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE");
     let locked = "SELECT count(*) > 0 FROM pg_locks WHERE granted AND mode = 'AccessExclusiveLock'
         AND relation = 'events'::regclass";

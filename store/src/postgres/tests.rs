@@ -112,6 +112,11 @@ fn with_settings<T>(change: impl Fn(&mut Settings), test: impl AsyncFnOnce(&Serv
     })
 }
 
+/// Whatever there is.
+fn all() -> Scope {
+    Scope::new(TenantScope::tenant(""), i64::MIN..i64::MAX)
+}
+
 fn pool_of(specs: &[Spec]) -> Vec<Event> {
     specs.iter().enumerate().map(|(id, spec)| spec.event(id)).collect()
 }

@@ -15,10 +15,6 @@ fn events(range: std::ops::Range<usize>) -> Vec<Event> {
     range.map(event).collect()
 }
 
-fn all() -> Scope {
-    Scope::new(TenantScope::tenant(""), i64::MIN..i64::MAX)
-}
-
 #[test]
 fn two_that_append_the_same_at_once_keep_each_event_once() {
     with_postgres(async |served| {

@@ -10,10 +10,6 @@ fn views(number: usize) -> Vec<Event> {
     pool_of(&vec![Spec { kind: 1, user: 1, device: 1, ..Spec::default() }; number])
 }
 
-fn all() -> Scope {
-    Scope::new(TenantScope::tenant(""), i64::MIN..i64::MAX)
-}
-
 fn fact() -> KnownFact {
     let what = model::Known::User { user: "u9".into(), seen: model::Seen::at(1) };
     KnownFact { tenant: String::new(), what }
