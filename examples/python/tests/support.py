@@ -119,7 +119,7 @@ def run(script, *args, before=()):
         [sys.executable, "-W", "ignore", "-c", script, *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         env=environment(*before),
         check=False,
         close_fds=False,  # or Python 3.9 forks, which grpcio in this process may not survive
