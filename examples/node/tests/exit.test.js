@@ -94,7 +94,7 @@ test('an uncaught error ends the program as ever, and the loss is said', async (
 test('a program that tracks something each time it is about to end does end', async () => {
   const relay = await fakeRelay()
   const { code } = await run(`${SEND}
-    const analytics = send('${relay.target}', 'first', { exitTimeoutMs: 200 })
+    const analytics = send('${relay.target}', 'first', { exitTimeoutMs: 3000 })
     process.on('beforeExit', () => analytics.track('ending', { userId: 'u' }))`)
   relay.stop()
   assert.strictEqual(code, 0)
