@@ -8,23 +8,13 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use maxminddb_writer::{Database, paths::IpAddrWithMask};
 use serde_json::{Value, json};
 
-use crate::harness::{Relay, Setup, reqwest_client, taken, track};
+use crate::harness::{Relay, Setup, everything_below, reqwest_client, taken, track};
 
 /// The user's, as a proxy saw it, and what is left of it.
 const USERS: [(&str, &str); 2] =
     [("198.51.100.77", "198.51.100.0"), ("2001:db8:77:7:7:7:7:7", "2001:db8:77::")];
 /// What a page says of itself.
 const CLAIMED: &str = "198.51.100.99";
-
-fn everything_below(dir: &Path, text: &mut String) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => everything_below(&path, text),
-            false => text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap())),
-        }
-    }
-}
 
 async fn post(relay: &Relay, path: &str, headers: &[(&str, &str)], body: &Value) -> u16 {
     let url = format!("http://{}{path}", relay.http_addr.unwrap());

@@ -628,6 +628,17 @@ pub(crate) fn hangups_are_ignored() -> bool {
     ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1)
 }
 
+/// Adds all that stands in files of a directory, at any depth.
+pub(crate) fn everything_below(dir: &Path, text: &mut String) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => everything_below(&path, text),
+            false => text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap())),
+        }
+    }
+}
+
 /// A client for the metrics port.
 pub(crate) fn reqwest_client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();

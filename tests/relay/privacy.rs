@@ -1,12 +1,15 @@
 //! Privacy rules over the whole relay: what must not be kept is nowhere, what a provider
 //! must not get never leaves, and who does not consent is not sent.
 
-use std::{fs, path::Path};
+use std::{fs, time::Instant};
 
 use analytics_relay::providers::sandbox::Vendor;
 use serde_json::{Value, json};
 
-use crate::harness::{Relay, Setup, reqwest_client, taken};
+use crate::{
+    harness::{Relay, Setup, eventually, everything_below, reqwest_client, taken},
+    secrets::FAULTS,
+};
 
 /// What the rules forbid, each under a name of its own, somewhere deep.
 const PASSWORD: &str = "canary-password-7f3a9c";
@@ -42,17 +45,6 @@ async fn post(relay: &Relay, path: &str, body: &Value) -> u16 {
     let url = format!("http://{}{path}", relay.http_addr.unwrap());
     let sent = reqwest_client().post(url).body(body.to_string()).send().await.unwrap();
     sent.status().as_u16()
-}
-
-fn everything_below(dir: &Path, text: &mut String) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            everything_below(&path, text);
-        } else {
-            text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap()));
-        }
-    }
 }
 
 /// One event of each kind that has properties, with all that is forbidden in it.
@@ -123,14 +115,58 @@ async fn what_must_not_be_kept_is_nowhere() {
             assert!(seen[in_output..].contains(refused), "the refused item is kept");
         }
         for vendor in Vendor::ALL {
-            let requests = setup.sandbox.requests(vendor).into_iter();
-            let bodies: String = requests.map(|request| request.body.unwrap_or_default()).collect();
+            let bodies = bodies(&setup, vendor);
             assert!(bodies.contains(KEPT), "{} was sent something", vendor.name());
             seen.push_str(&bodies);
         }
-        for canary in [PASSWORD, EMAIL, API_KEY, ADDRESS, STREET] {
-            assert!(!seen.contains(canary), "{durability}: {canary} was told: {}", around(&seen, canary));
+        assert_no_canary(&seen, durability);
+    }
+}
+
+/// Through whatever a provider may do, with calls that are given up, and after a kill.
+#[tokio::test]
+async fn what_must_not_be_kept_is_nowhere_whatever_goes_wrong() {
+    for durability in ["memory", "written"] {
+        let mut setup = Setup::new().await;
+        setup_with(&mut setup, RULES);
+        setup.set("DURABILITY", durability).set("DRAIN_TIMEOUT_SECONDS", "1").set("MAX_RETRY_ATTEMPTS", "2");
+        setup.set("REQUEST_TIMEOUT_SECONDS", "0.3").set("BATCH_SIZE", "2");
+        setup.set("LOG_LEVEL", "trace,h2=trace,hyper=trace,reqwest=trace,rustls=trace,tonic=trace");
+        let mut seen = String::new();
+        for fault in FAULTS {
+            for vendor in Vendor::ALL {
+                setup.sandbox.always(vendor, (!fault.is_empty()).then(|| fault.parse().unwrap()));
+            }
+            let requests = || Vendor::ALL.map(|vendor| setup.sandbox.requests(vendor).len());
+            let before = requests();
+            let relay = setup.start().await;
+            assert_eq!(post(&relay, "/v1/batch", &json!({ "batch": events() })).await, 200);
+            let each_has_more = || requests().iter().zip(before).all(|(now, before)| *now > before);
+            eventually(&format!("each is sent something: {fault}"), each_has_more).await;
+            seen.push_str(&relay.page("/metrics").await.1);
+            seen.push_str(&relay.page("/healthz").await.1);
+            let ended = match fault {
+                "stall" => {
+                    relay.signal("KILL");
+                    relay.ended(Instant::now()).await
+                }
+                _ => relay.terminate().await,
+            };
+            ended.logs.iter().for_each(|line| seen.push_str(&line.to_string()));
         }
+        let in_output = seen.len();
+        everything_below(setup.data_dir(), &mut seen);
+        assert!(seen[in_output..].contains(KEPT), "there was something to look through");
+        for args in [&["check"][..], &["dead-letters", "list"], &["dead-letters", "show"]] {
+            let (code, out, err) = setup.run(args).await;
+            assert_eq!(code, 0, "{args:?}: {err}");
+            seen.push_str(&out);
+            seen.push_str(&err);
+        }
+        for vendor in Vendor::ALL {
+            seen.push_str(&bodies(&setup, vendor));
+        }
+        assert_no_canary(&seen, durability);
     }
 }
 
@@ -149,10 +185,19 @@ async fn one_is_dead_lettered(setup: &Setup, relay: &Relay) {
     panic!("it is refused, and no dead letter");
 }
 
-fn around(text: &str, canary: &str) -> String {
-    let at = text.find(canary).unwrap_or_default();
-    let before: String = text[..at].chars().rev().take(300).collect();
-    before.chars().rev().collect()
+/// All that a provider was sent.
+fn bodies(setup: &Setup, vendor: Vendor) -> String {
+    setup.sandbox.requests(vendor).into_iter().filter_map(|request| request.body).collect()
+}
+
+fn assert_no_canary(seen: &str, durability: &str) {
+    for canary in [PASSWORD, EMAIL, API_KEY, ADDRESS, STREET] {
+        if let Some(at) = seen.find(canary) {
+            let before: String = seen[..at].chars().rev().take(300).collect();
+            let around: String = before.chars().rev().collect();
+            panic!("{durability}: {canary} was told: {around}");
+        }
+    }
 }
 
 #[tokio::test]

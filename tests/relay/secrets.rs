@@ -1,25 +1,42 @@
 //! A key is seen by its provider and by nobody else.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use analytics_relay::providers::sandbox::{Options, Sandbox, Vendor};
 
-use crate::harness::{Observer, Setup};
+use crate::harness::{Observer, Setup, everything_below};
 
 const CANARY: &str = "canary-0123456789abcdef";
 /// The same as it stands in an Authorization header.
 const CANARY_BASIC: &str = "Y2FuYXJ5LTAxMjM0NTY3ODlhYmNkZWY6";
 
-fn everything_below(dir: &Path, text: &mut String) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            everything_below(&path, text);
-        } else {
-            text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap()));
-        }
-    }
-}
+/// What a provider may do to a request; nothing is wrong with the first.
+pub(crate) const FAULTS: [&str; 14] = [
+    "",
+    "500",
+    "400",
+    "413",
+    "429",
+    "junk",
+    "junk-json",
+    "huge-body=100000",
+    "stall",
+    "drip=200",
+    "reset-before",
+    "reset-after",
+    "reset-mid-reply",
+    "reject-every=2",
+];
+
+/// Answers that tell the key that they got.
+const TELLING: [&str; 5] = [
+    "400+body=you sent canary-0123456789abcdef",
+    "503+body=Basic Y2FuYXJ5LTAxMjM0NTY3ODlhYmNkZWY6",
+    "401+body=key canary-0123456789abcdef is unknown",
+    // Hidden in escapes until the answer is read.
+    r#"400+body={"code":400,"error":"canary\u002d0123456789abcdef","failed_records":[{"index":0,"field":"token","message":"canary\u002d0123456789abcdef is odd"}]}"#,
+    "503+body=canary\u{1}-0123456789abcdef",
+];
 
 /// Every kind of failure at the most talkative level: no key in logs, metrics,
 /// dead letters, spill files or the output of the commands.
@@ -35,28 +52,7 @@ async fn no_failure_tells_a_key() {
     setup.set("REQUEST_TIMEOUT_SECONDS", "0.3").set("MAX_RETRY_ATTEMPTS", "2");
     setup.set("DRAIN_TIMEOUT_SECONDS", "1").set("BATCH_SIZE", "5");
     let mut seen = String::new();
-    for fault in [
-        "",
-        "500",
-        "400",
-        "413",
-        "429",
-        "junk",
-        "junk-json",
-        "huge-body=100000",
-        "stall",
-        "drip=200",
-        "reset-before",
-        "reset-after",
-        "reset-mid-reply",
-        "reject-every=2",
-        "400+body=you sent canary-0123456789abcdef",
-        "503+body=Basic Y2FuYXJ5LTAxMjM0NTY3ODlhYmNkZWY6",
-        "401+body=key canary-0123456789abcdef is unknown",
-        // Hidden in escapes until the answer is read.
-        r#"400+body={"code":400,"error":"canary\u002d0123456789abcdef","failed_records":[{"index":0,"field":"token","message":"canary\u002d0123456789abcdef is odd"}]}"#,
-        "503+body=canary\u{1}-0123456789abcdef",
-    ] {
+    for fault in FAULTS.into_iter().chain(TELLING) {
         for vendor in Vendor::ALL {
             setup.sandbox.always(vendor, (!fault.is_empty()).then(|| fault.parse().unwrap()));
         }
