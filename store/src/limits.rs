@@ -15,6 +15,8 @@ pub struct Limits {
     pub group_bytes_max: usize,
     /// Events that are a step of a funnel.
     pub acts_max: usize,
+    /// Sessions that are put together at once; of more a part after the other.
+    pub sessions_at_once: usize,
 }
 
 impl Default for Limits {
@@ -26,6 +28,7 @@ impl Default for Limits {
             value_bytes_max: 16 << 20,
             group_bytes_max: 96 << 20,
             acts_max: 4_000_000,
+            sessions_at_once: 1_000_000,
         }
     }
 }

@@ -63,11 +63,7 @@ pub(crate) fn series(
     let asked = Asked { scope, limits, by: None, pages: false };
     // Together, as both read the same columns.
     let counts = || Counts::new(scope, buckets, true, limits);
-    let counts = sessions_and(snapshot, asked, counts, |start_ms, sums| {
-        if let Some(bucket) = buckets.index(start_ms) {
-            sessions[bucket].add(sums);
-        }
-    })?;
+    let counts = sessions_and(snapshot, asked, buckets, counts, |bucket, sums| sessions[bucket].add(sums))?;
     let damaged_blocks = snapshot.damaged_blocks();
     let point = |((start_ms, sum), sessions): ((&i64, super::counts::Sum), SessionSums)| Point {
         start_ms: *start_ms,

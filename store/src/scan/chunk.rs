@@ -7,6 +7,7 @@ use analytics_relay_providers::Event;
 use super::{
     shred::left_at,
     table::{Dictionary, PATHS_MAX, Table, TextColumn, has_room, unmark},
+    whole::{Part, Whole},
 };
 use crate::{
     Field, StoreError,
@@ -50,6 +51,19 @@ pub(crate) trait Chunk {
 
     /// Some of the events.
     fn events(&mut self, rows: &[usize]) -> Result<Vec<Event>, StoreError>;
+
+    /// What was found out about all of it, if it still holds.
+    fn whole(&self) -> Option<Arc<Whole>> {
+        None
+    }
+
+    /// True if what is found out about all of it is remembered.
+    fn remembers(&self) -> bool {
+        false
+    }
+
+    /// Remembers all parts of sessions that it has, without machines, and its views.
+    fn remember(&self, _: &[Part], _: u64) {}
 }
 
 /// Keys of rows: `codes` are indexes of `keys`.

@@ -4,7 +4,7 @@ use super::{
     chunk::Chunk,
     groups::visitor,
     seam::{Fold, Seen, Wants},
-    select::Rows,
+    select::{Rows, bucket_of_all},
 };
 use crate::{
     Limits, Scope, StoreError,
@@ -69,13 +69,20 @@ impl<'q> Counts<'q> {
         }
     }
 
-    /// Takes in a block of which every row counts, in one bucket: who is in it says all, and
-    /// nothing else is read. False if it is not such.
+    /// Takes in a block of which every row counts, in one bucket: who is in it says all but how
+    /// many views there were, which may be remembered. False if it is not such.
     fn take_whole(&mut self, chunk: &dyn Chunk, seen: &Seen<'_>) -> Result<bool, StoreError> {
+        let counts_all = self.scope.include_bots || !chunk.has_bots();
+        let Some(bucket) = bucket_of_all(chunk, self.scope, self.buckets).filter(|_| counts_all) else {
+            return Ok(false);
+        };
+        let views = match self.with_views {
+            // Of machines nothing is remembered.
+            true => chunk.whole().filter(|_| !chunk.has_bots()).map(|whole| whole.views),
+            false => Some(0),
+        };
+        let Some(views) = views else { return Ok(false) };
         let Some((first_ms, last_ms)) = chunk.bounds_ms() else { return Ok(false) };
-        let bucket = self.buckets.index(first_ms).filter(|one| self.buckets.index(last_ms) == Some(*one));
-        let counts_all = self.scope.filters.is_empty() && (self.scope.include_bots || !chunk.has_bots());
-        let Some(bucket) = bucket.filter(|_| counts_all && !self.with_views) else { return Ok(false) };
         let who = chunk.who(false)?;
         let visitors = seen.visitors(&who);
         if visitors.iter().any(|(_, until_ms)| (first_ms..=last_ms).contains(until_ms)) {
@@ -83,6 +90,7 @@ impl<'q> Counts<'q> {
         }
         let sum = &mut self.sums[bucket];
         sum.events += chunk.rows() as u64;
+        sum.views += views;
         let visitor =
             |((root, until_ms), own): (&(u64, i64), &u64)| if last_ms < *until_ms { *root } else { *own };
         sum.visitors.extend(visitors.iter().zip(&who.keys).map(visitor), self.exact_max);

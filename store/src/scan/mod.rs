@@ -9,6 +9,7 @@
 //! | `seam` | what a backend does for questions |
 //! | `chunk`, `table`, `shred` | columns, and events taken apart into them |
 //! | `owners` | whose devices and users are |
+//! | `whole` | what is found out about a chunk once for all questions |
 //! | `select`, `counts`, `groups`, `sums`, `visits`, `funnels`, `names`, `lone`, `answer` | the questions |
 
 // Only a backend that streams asks beforehand what is wanted.
@@ -28,3 +29,4 @@ pub(crate) mod shred;
 mod sums;
 pub(crate) mod table;
 mod visits;
+pub(crate) mod whole;

@@ -77,6 +77,13 @@ impl Rows {
     }
 }
 
+/// The bucket of all of a chunk of which every row counts, but perhaps for machines'.
+pub(crate) fn bucket_of_all(chunk: &dyn Chunk, scope: &Scope, buckets: &Buckets) -> Option<usize> {
+    let (first_ms, last_ms) = chunk.bounds_ms().filter(|_| scope.filters.is_empty())?;
+    let bucket = buckets.index(first_ms)?;
+    (buckets.index(last_ms) == Some(bucket)).then_some(bucket)
+}
+
 /// The rows that pass all filters; `None`: all. Each filter is asked once for each value
 /// that there is, and not for each row.
 pub(crate) fn passing(chunk: &mut dyn Chunk, filters: &[Filter]) -> Result<Option<Vec<bool>>, StoreError> {

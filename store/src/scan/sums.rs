@@ -1,88 +1,69 @@
 //! Sessions of which only sums are asked for: a third of the memory and the time of
 //! [`visits`](super::visits).
 
+use std::sync::Arc;
+
 use super::{
-    chunk::Chunk,
+    chunk::{Chunk, KeyColumn},
     groups::Interner,
     seam::{Both, Fold, Scan, Seen, Wants},
-    select::Rows,
-    visits::{AT_ONCE_MAX, Asked, long_visits},
+    select::{Rows, bucket_of_all},
+    visits::{Asked, long_visits},
+    whole::{Part, Whole},
 };
 use crate::{
     SessionSums, StoreError,
     model::{
-        Class, IdSet, SessionKey, SessionPart,
+        Buckets, Class, IdSet, SessionKey,
         sessions::{is_near, look},
     },
 };
 
-/// A part of a session, or all of it.
-#[derive(Debug, Clone, Copy)]
-struct Part {
-    key: u64,
-    start_ms: i64,
-    end_ms: i64,
-    views: u32,
-    actions: u32,
-    matched: bool,
-}
+/// Most sessions that are looked for among the lone ones of chunks; where more must be cut, all
+/// chunks are read.
+const SOUGHT_MAX: usize = 1_000;
 
-impl Part {
-    fn join(&mut self, other: &Self) {
-        self.start_ms = self.start_ms.min(other.start_ms);
-        self.end_ms = self.end_ms.max(other.end_ms);
-        self.views += other.views;
-        self.actions += other.actions;
-        self.matched |= other.matched;
-    }
-
-    /// What the definition of sessions says about it.
-    fn session(&self) -> SessionPart<()> {
-        SessionPart {
-            key: SessionKey(self.key),
-            start_ms: self.start_ms,
-            end_ms: self.end_ms,
-            views: self.views,
-            actions: self.actions,
-            first: ((), 0),
-            entry: None,
-            exit: None,
-            matched: self.matched,
-        }
-    }
-}
-
-/// Calls `take` with when each session starts that a question counts, and what it adds to
-/// sums. Shows the chunks to another fold too, which is returned.
+/// Calls `take` with the buckets in which sessions start that a question counts, and what they
+/// add to sums. Shows the chunks to another fold too, which is returned.
 pub(crate) fn sessions_and<F: Fold>(
     snapshot: &mut impl Scan,
     asked: Asked<'_>,
+    buckets: &Buckets,
     other: impl Fn() -> F + Sync,
-    mut take: impl FnMut(i64, &SessionSums),
+    mut take: impl FnMut(usize, &SessionSums),
 ) -> Result<F, StoreError> {
-    let (range, counted) = (look(&asked.scope.range_ms), &asked.scope.range_ms);
-    let passes = snapshot.sessions_max(&range)?.div_ceil(AT_ONCE_MAX).max(1) as u64;
+    let range = look(&asked.scope.range_ms);
+    let passes = snapshot.sessions_max(&range)?.div_ceil(asked.limits.sessions_at_once).max(1) as u64;
     let mut others = None;
     for pass in 0..passes {
-        let is_first = pass == 0;
-        let new = || Both(Parts::new(asked, (pass, passes)), is_first.then(&other));
-        let Both(parts, its) = snapshot.scan(&range, new)?;
+        let (pass, is_first) = ((pass, passes), pass == 0);
+        // What is remembered is of all sessions at once.
+        let mut sought = (passes == 1).then(IdSet::default);
+        let new = || Both(Parts::new(asked, buckets, pass, sought.as_ref()), is_first.then(&other));
+        let Both(mut parts, its) = snapshot.scan(&range, new)?;
         others = others.or(its);
-        let mut long = IdSet::default();
-        let joined = parts.joined();
-        for part in joined.iter().flatten().filter(|part| part.session().is_long()) {
-            long.insert(part.key);
-        }
-        for part in joined.iter().flatten().filter(|part| !long.contains(part.key)) {
-            let session = part.session();
-            if session.counts_in(counted) {
-                take(session.start_ms, &session.sums());
+        let long = loop {
+            parts.join();
+            let long = parts.long();
+            if !parts.has_lone(&long) {
+                break long;
             }
+            // All of their keys is found again below, and must not be among the lone ones.
+            sought = sought.filter(|sought| sought.is_empty() && long.len() <= SOUGHT_MAX).map(|_| long);
+            parts = snapshot.scan(&range, || Parts::new(asked, buckets, pass, sought.as_ref()))?;
+        };
+        parts.lone.iter().for_each(|(bucket, whole)| take(*bucket, &whole.lone));
+        let joined =
+            parts.drawers.iter().flatten().filter(|part| !long.contains(part.key)).map(Part::session);
+        for session in joined.filter(|session| session.counts_in(&asked.scope.range_ms)) {
+            buckets.index(session.start_ms).into_iter().for_each(|bucket| take(bucket, &session.sums()));
         }
-        drop(joined);
+        drop(parts);
         if !long.is_empty() {
             let (visits, _) = long_visits(snapshot, asked, &mut Interner::default(), &long)?;
-            visits.iter().for_each(|visit| take(visit.start_ms, &visit.sums()));
+            for visit in visits {
+                buckets.index(visit.start_ms).into_iter().for_each(|bucket| take(bucket, &visit.sums()));
+            }
         }
     }
     Ok(others.unwrap_or_else(other))
@@ -95,22 +76,62 @@ const DRAWERS: usize = 64;
 /// The parts of sessions that chunks have.
 struct Parts<'q> {
     asked: Asked<'q>,
+    buckets: &'q Buckets,
     /// Those whose key leaves this remainder.
     pass: (u64, u64),
+    /// What is remembered of a chunk is of use unless one of these is among its lone sessions;
+    /// without any set nothing is.
+    sought: Option<&'q IdSet>,
     drawers: Vec<Vec<Part>>,
+    /// Chunks of which all was taken in at once, and the bucket of each.
+    lone: Vec<(usize, Arc<Whole>)>,
 }
 
 impl<'q> Parts<'q> {
-    fn new(asked: Asked<'q>, pass: (u64, u64)) -> Self {
-        Self { asked, pass, drawers: vec![Vec::new(); DRAWERS] }
+    fn new(asked: Asked<'q>, buckets: &'q Buckets, pass: (u64, u64), sought: Option<&'q IdSet>) -> Self {
+        Self { asked, buckets, pass, sought, drawers: vec![Vec::new(); DRAWERS], lone: Vec::new() }
     }
 
     fn drawer(&mut self, key: u64) -> &mut Vec<Part> {
         &mut self.drawers[(key >> 58) as usize]
     }
 
+    /// True if its parts are of another pass, or of no session.
+    fn is_skipped(&self, key: u64) -> bool {
+        let (pass, passes) = self.pass;
+        key == 0 || (passes > 1 && (key >> 1) % passes != pass)
+    }
+
+    /// Takes in all of a chunk at once, if it may be.
+    fn take_whole(&mut self, chunk: &dyn Chunk, bucket: usize) -> bool {
+        let Some(sought) = self.sought else { return false };
+        let Some(whole) = chunk.whole() else { return false };
+        if sought.iter().any(|key| whole.has_lone(key)) {
+            return false;
+        }
+        for part in &whole.parts {
+            self.drawer(part.key).push(*part);
+        }
+        self.lone.push((bucket, whole));
+        true
+    }
+
+    /// True if one of these may be among the lone sessions that were taken in.
+    fn has_lone(&self, keys: &IdSet) -> bool {
+        self.lone.iter().any(|(_, whole)| keys.iter().any(|key| whole.has_lone(key)))
+    }
+
+    /// The keys of what must be cut, for which its events are needed.
+    fn long(&self) -> IdSet {
+        let mut long = IdSet::default();
+        long.extend(
+            self.drawers.iter().flatten().filter(|part| part.session().is_long()).map(|part| part.key),
+        );
+        long
+    }
+
     /// Parts put together where no gap divides them.
-    fn joined(mut self) -> Vec<Vec<Part>> {
+    fn join(&mut self) {
         for parts in &mut self.drawers {
             parts.sort_unstable_by_key(|part| (part.key, part.start_ms));
             parts.dedup_by(|part, last| {
@@ -122,7 +143,6 @@ impl<'q> Parts<'q> {
                 goes_on
             });
         }
-        self.drawers
     }
 }
 
@@ -132,16 +152,42 @@ impl Fold for Parts<'_> {
     }
 
     fn take(&mut self, chunk: &mut dyn Chunk, _: &Seen<'_>) -> Result<(), StoreError> {
-        let Some(rows) = Rows::of(chunk, self.asked.scope, &look(&self.asked.scope.range_ms))? else {
+        let scope = self.asked.scope;
+        // Of machines nothing is remembered.
+        let of_all =
+            bucket_of_all(chunk, scope, self.buckets).filter(|_| !scope.include_bots || !chunk.has_bots());
+        if of_all.is_some_and(|bucket| self.take_whole(chunk, bucket)) {
+            return Ok(());
+        }
+        let Some(rows) = Rows::of(chunk, scope, &look(&scope.range_ms))? else {
             return Ok(());
         };
         let sessions = chunk.sessions()?;
+        let is_remembered = self.sought.is_some() && of_all.is_some() && chunk.remembers();
+        let before: Vec<usize> = self.drawers.iter().map(Vec::len).collect();
+        self.take_rows(&rows, &sessions);
+        if is_remembered {
+            let its = self.drawers.iter().zip(before).flat_map(|(drawer, before)| &drawer[before..]);
+            let is_view = |row: &usize| rows.class(*row) == Class::View;
+            let views = rows.iter(rows.range.clone()).filter(is_view).count() as u64;
+            chunk.remember(&its.copied().collect::<Vec<_>>(), views);
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
+        self.drawers.iter_mut().zip(other.drawers).for_each(|(ours, theirs)| ours.extend(theirs));
+        self.lone.extend(other.lone);
+        Ok(())
+    }
+}
+
+impl Parts<'_> {
+    fn take_rows(&mut self, rows: &Rows, sessions: &KeyColumn) {
         const NONE: u32 = u32::MAX;
         const SKIPPED: u32 = u32::MAX - 1;
-        let (pass, passes) = self.pass;
-        let is_skipped = |key: &u64| *key == 0 || (passes > 1 && (key >> 1) % passes != pass);
-        let mut places: Vec<u32> =
-            sessions.keys.iter().map(|key| if is_skipped(key) { SKIPPED } else { NONE }).collect();
+        let place_of = |key: &u64| if self.is_skipped(*key) { SKIPPED } else { NONE };
+        let mut places: Vec<u32> = sessions.keys.iter().map(place_of).collect();
         for row in rows.range.clone() {
             let code = sessions.codes[row] as usize;
             let place = places[code];
@@ -168,11 +214,5 @@ impl Fold for Parts<'_> {
                 }
             }
         }
-        Ok(())
-    }
-
-    fn merge(&mut self, other: Self) -> Result<(), StoreError> {
-        self.drawers.iter_mut().zip(other.drawers).for_each(|(ours, theirs)| ours.extend(theirs));
-        Ok(())
     }
 }

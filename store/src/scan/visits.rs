@@ -23,8 +23,6 @@ const NO_VALUE: u32 = u32::MAX;
 /// From here on numbers are of values for which there was no room: bits of their hashes, as
 /// they must still be told apart within a session.
 const HASHED: u32 = 1 << 31;
-/// Sessions that are put together at once; of more a part after the other.
-pub(crate) const AT_ONCE_MAX: usize = 1_000_000;
 /// Events of sessions that are looked at at once.
 const EVENTS_MAX: usize = 1_200_000;
 
@@ -61,7 +59,7 @@ pub(crate) fn visits(
     mut take: impl FnMut(&[Visit], &Texts) -> Result<(), StoreError>,
 ) -> Result<Interner, StoreError> {
     let range = look(&asked.scope.range_ms);
-    let passes = snapshot.sessions_max(&range)?.div_ceil(AT_ONCE_MAX).max(1) as u64;
+    let passes = snapshot.sessions_max(&range)?.div_ceil(asked.limits.sessions_at_once).max(1) as u64;
     for pass in 0..passes {
         let new = || Parts { asked, pass: (pass, passes), values: known.clone(), parts: Vec::new() };
         let Parts { mut parts, values, .. } = snapshot.scan(&range, new)?;

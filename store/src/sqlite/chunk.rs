@@ -1,17 +1,21 @@
 //! A block of the file, as a question reads it.
 
-use std::{cell::OnceCell, rc::Rc};
+use std::{cell::OnceCell, rc::Rc, sync::Arc};
 
 use analytics_relay_providers::Event;
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::codec;
+use super::{
+    codec,
+    memo::{Around, Known},
+};
 use crate::{
     Field, StoreError,
     scan::{
         chunk::{Are, Chunk, Classes, KeyColumn, Values, classes_of, left, values_at},
         shred::put_together,
         table::{PATHS_MAX, TextColumn, has_room},
+        whole::{Part, Whole},
     },
 };
 
@@ -65,6 +69,11 @@ impl BlockMeta {
 pub(crate) struct Block<'c> {
     connection: &'c Connection,
     meta: &'c BlockMeta,
+    /// What is beside it, where something is remembered.
+    around: Option<&'c Around<'c>>,
+    known: OnceCell<Option<Known>>,
+    /// What this question has found out about it.
+    whole: OnceCell<Arc<Whole>>,
     directory: Option<Vec<String>>,
     /// What more than one part of a question reads.
     read: Read,
@@ -81,7 +90,18 @@ struct Read {
 
 impl<'c> Block<'c> {
     pub(crate) fn new(connection: &'c Connection, meta: &'c BlockMeta) -> Self {
-        Self { connection, meta, directory: None, read: Read::default() }
+        let (known, whole) = Default::default();
+        Self { connection, meta, around: None, known, whole, directory: None, read: Read::default() }
+    }
+
+    /// One of which something may be remembered.
+    pub(crate) fn among(self, around: Option<&'c Around<'c>>) -> Self {
+        Self { around, ..self }
+    }
+
+    /// What is known of it among those that are near it.
+    fn known(&self) -> Option<&Known> {
+        self.known.get_or_init(|| self.around?.known(self.connection, self.meta)).as_ref()
     }
 
     /// All its events.
@@ -212,6 +232,20 @@ impl Chunk for Block<'_> {
             Event::from_json(json.as_bytes()).ok()
         };
         rows.iter().map(event).collect::<Option<_>>().ok_or_else(|| codec::Damaged("an event is none").into())
+    }
+
+    fn whole(&self) -> Option<Arc<Whole>> {
+        self.whole.get().cloned().or_else(|| self.known()?.whole.clone())
+    }
+
+    fn remembers(&self) -> bool {
+        self.known().is_some()
+    }
+
+    fn remember(&self, parts: &[Part], views: u64) {
+        if let (Some(around), Some(known)) = (self.around, self.known()) {
+            self.whole.get_or_init(|| around.remember(self.meta, known, parts, views));
+        }
     }
 }
 

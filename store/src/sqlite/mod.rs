@@ -15,6 +15,7 @@
 //! | `schema` | the tables, opening, setting aside what is damaged |
 //! | `writer` | the one that writes: batches, blocks |
 //! | `hot` | what came lately, and the door at which readers and the writer meet |
+//! | `memo` | what questions have found out about blocks |
 //! | `late`, `sought` | whether an event that is remembered no more is in a block |
 //! | `facts`, `identity_log` | who is who, and why |
 //! | `codec` | the bytes of a column |
@@ -59,6 +60,7 @@ pub(crate) mod fuzzing;
 mod hot;
 mod identity_log;
 mod late;
+mod memo;
 mod schema;
 mod snapshot;
 mod sought;
@@ -71,6 +73,7 @@ mod tests;
 use chunk::BlockMeta;
 use facts::FactTables;
 use hot::Closed;
+use memo::Memo;
 use snapshot::{Env, Snapshot};
 use writer::Writer;
 
@@ -220,6 +223,7 @@ struct Shared {
     door: Arc<hot::Door>,
     owners: OwnerCache,
     counters: Arc<Counters>,
+    memo: Arc<Memo>,
     keys: Keys,
     readers: Mutex<Vec<Connection>>,
     turns: Arc<Semaphore>,
@@ -268,6 +272,7 @@ impl SqliteStore {
                 door,
                 owners: OwnerCache::default(),
                 counters,
+                memo: Arc::default(),
                 keys,
                 readers: Mutex::new(connections),
                 turns: Arc::new(Semaphore::new(readers)),
@@ -311,6 +316,22 @@ impl SqliteStore {
         let jobs = lock(&self.shared.jobs).clone().ok_or(StoreError::Closed)?;
         jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Unavailable("it panicked".into()))?
+    }
+
+    /// Deletes events, and forgets what is remembered of them.
+    async fn delete(
+        &self,
+        delete: impl FnOnce(&mut Writer) -> Result<Deleted, StoreError> + Send + 'static,
+    ) -> Result<Deleted, StoreError> {
+        let memo = self.shared.memo.clone();
+        self.write(move |writer| {
+            let deleted = delete(writer)?;
+            if deleted.blocks > 0 {
+                memo.forget();
+            }
+            Ok(deleted)
+        })
+        .await
     }
 
     /// Waits for a turn to read, until a deadline if there is one.
@@ -362,8 +383,8 @@ impl SqliteStore {
         let (waiting, gone) = waiting();
         let answer = self.read(Some(deadline), move |shared, readers| {
             let patience = Patience::new(deadline, gone);
-            let env =
-                Env { door: &shared.door, owners: &shared.owners, counters: &shared.counters, patience };
+            let Shared { door, owners, counters, memo, .. } = shared;
+            let env = Env { door, owners, counters, memo, patience };
             let Readers { first, second, .. } = readers;
             snapshot::with_snapshot(first, second.as_mut(), &of, &env, |snapshot| ask(snapshot, shared))
         });
@@ -622,11 +643,11 @@ impl Store for SqliteStore {
 
     async fn erase(&self, of: &TenantScope, who: &Subject) -> Result<Deleted, StoreError> {
         let (tenant, who) = (of.whole()?.to_owned(), who.clone());
-        self.write(move |writer| upkeep::erase(writer, &tenant, &who)).await
+        self.delete(move |writer| upkeep::erase(writer, &tenant, &who)).await
     }
 
     async fn retain(&self, of: &TenantScope, from_ms: i64) -> Result<Deleted, StoreError> {
         let tenant = of.whole()?.to_owned();
-        self.write(move |writer| upkeep::retain(writer, &tenant, from_ms)).await
+        self.delete(move |writer| upkeep::retain(writer, &tenant, from_ms)).await
     }
 }

@@ -16,6 +16,7 @@ use super::{
     facts::FactTables,
     hot::{Door, HotTable},
     lock,
+    memo::{Around, Memo},
 };
 use crate::{
     AsOf, Sources, StoreError, TenantScope,
@@ -27,6 +28,8 @@ use crate::{
     },
 };
 
+/// So often a question is begun anew with one connection.
+const LOOKS_MAX: usize = 3;
 /// Fewer chunks are not worth a second thread.
 const CHUNKS_SHARED_MIN: usize = 6;
 
@@ -85,6 +88,8 @@ pub(crate) struct Snapshot<'r> {
     pub(crate) owners: Arc<OwnerMap>,
     patience: Patience,
     counters: &'r Counters,
+    /// What is remembered of blocks, where all are of one website.
+    memo: Option<&'r Memo>,
     /// Blocks of the last scans that could not be read.
     damaged: std::collections::HashSet<i64>,
 }
@@ -126,6 +131,7 @@ pub(crate) fn with_snapshot<T>(
             owners,
             patience: env.patience.clone(),
             counters: env.counters,
+            memo: (sites.len() == 1).then_some(env.memo),
             damaged: Default::default(),
         };
         let answer = ask(&mut snapshot);
@@ -171,6 +177,7 @@ pub(crate) struct Env<'e> {
     pub(crate) door: &'e Door,
     pub(crate) owners: &'e OwnerCache,
     pub(crate) counters: &'e Counters,
+    pub(crate) memo: &'e Memo,
     pub(crate) patience: Patience,
 }
 
@@ -241,24 +248,26 @@ impl Snapshot<'_> {
         })
     }
 
+    /// Shows a fold all chunks; `None` if it must be done anew, as a block could not be read and
+    /// then could.
     fn scan_with<F: Fold>(
         &mut self,
         range_ms: &Range<i64>,
         new: &(impl Fn() -> F + Sync),
         helper: Option<&mut Connection>,
-    ) -> Result<F, StoreError> {
+    ) -> Result<Option<F>, StoreError> {
         let blocks: Vec<&BlockMeta> =
             self.blocks.iter().filter(|block| self.is_asked(block, range_ms)).collect();
         let seen = Seen { owners: &self.owners };
-        let (next, damaged, left) =
-            (AtomicUsize::new(0), Mutex::new(Vec::<&BlockMeta>::new()), Mutex::new(Vec::new()));
+        let lost = || lock(&self.counters.lost).keys().copied().collect();
+        let around = self.memo.and_then(|memo| Around::new(memo, &self.blocks, lost(), &self.tables));
+        let around = around.as_ref();
+        let (next, left) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let work = |connection: &Connection| -> Result<F, StoreError> {
             let mut fold = new();
             while let Some(meta) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 self.patience.check()?;
-                match fold.take(&mut Block::new(connection, meta), &seen) {
-                    // It is looked at once more: the helper's moment is another, and the
-                    // disk may have failed for a moment.
+                match fold.take(&mut Block::new(connection, meta).among(around), &seen) {
                     Err(StoreError::Damaged(_)) => lock(&left).push(*meta),
                     result => result?,
                 }
@@ -267,22 +276,30 @@ impl Snapshot<'_> {
         };
         let helper = helper.filter(|_| blocks.len() >= CHUNKS_SHARED_MIN);
         let mut fold = in_two(self.connection, helper, work)?;
-        for meta in std::mem::take(&mut *lock(&left)) {
-            match fold.take(&mut Block::new(self.connection, meta), &seen) {
-                Err(StoreError::Damaged(why)) => note_damage(&damaged, meta, &why),
-                result => result?,
-            }
-        }
         for table in self.tables.iter().filter(|table| table.table.overlaps(range_ms)) {
             self.patience.check()?;
             fold.take(&mut chunk_of(table), &seen)?;
         }
-        for meta in std::mem::take(&mut *lock(&damaged)) {
-            if self.damaged.insert(meta.id) {
-                self.counters.lost(meta);
+        let left = std::mem::take(&mut *lock(&left));
+        let mut is_readable = false;
+        for meta in left {
+            // It is looked at once more: the helper's moment is another, and the disk may have
+            // failed for a moment.
+            match new().take(&mut Block::new(self.connection, meta), &seen) {
+                Err(StoreError::Damaged(why)) => {
+                    if self.damaged.insert(meta.id) {
+                        tell_damage(meta, &why);
+                        self.counters.lost(meta);
+                    }
+                }
+                result => {
+                    result?;
+                    is_readable = true;
+                }
             }
         }
-        Ok(fold)
+        // A part of the fold may have taken in what another could not read.
+        Ok((!is_readable).then_some(fold))
     }
 
     fn is_asked(&self, block: &BlockMeta, range_ms: &Range<i64>) -> bool {
@@ -312,12 +329,18 @@ impl Scan for Snapshot<'_> {
         let shared = self.scan_with(range_ms, &new, helper.as_deref_mut());
         let is_shared = helper.is_some();
         self.helper = helper;
-        let fold = shared?;
-        if is_shared && fold.is_cut() {
+        match shared? {
             // Of two who had no room for all each left out what the other may have counted.
-            return self.scan_with(range_ms, &new, None);
+            Some(fold) if is_shared && fold.is_cut() => {}
+            Some(fold) => return Ok(fold),
+            None => {}
         }
-        Ok(fold)
+        for _ in 0..LOOKS_MAX {
+            if let Some(fold) = self.scan_with(range_ms, &new, None)? {
+                return Ok(fold);
+            }
+        }
+        Err(StoreError::Unavailable("blocks can be read at one time and not at another".into()))
     }
 
     fn latest_first(
@@ -406,10 +429,9 @@ fn in_two<F: Fold>(
     Ok(fold)
 }
 
-fn note_damage<'m>(damaged: &Mutex<Vec<&'m BlockMeta>>, meta: &'m BlockMeta, why: &str) {
+fn tell_damage(meta: &BlockMeta, why: &str) {
     let what = if why == GONE { "it is not whole" } else { why };
     tracing::error!(block = meta.id, why = what, "a block is damaged: its events are in no figure");
-    lock(damaged).push(meta);
 }
 
 pub(crate) fn overlaps(first_ms: i64, last_ms: i64, range_ms: &Range<i64>) -> bool {

@@ -17,6 +17,7 @@ use crate::{
 
 mod crash;
 mod faults;
+mod memo;
 mod opening;
 mod people;
 mod questions;
