@@ -45,3 +45,4 @@ mod store_postgres;
 mod test_mode;
 mod tls;
 mod trouble;
+mod visits;
