@@ -80,7 +80,7 @@ use crate::{
 
 mod accounts;
 mod doors;
-mod edge;
+pub(crate) mod edge;
 mod erasing;
 mod gauges;
 mod keeping;

@@ -16,12 +16,12 @@ use crate::{
         page::Pages,
         senders::Agents,
         session::{SavedSessions, SessionSecret, Sessions},
-        settings::Declined,
+        settings::{Declined, EnrichSettings},
         visitor::Visitors,
     },
     privacy::{Privacy, secret::DataSecret},
     reasons::Step,
-    telemetry::Telemetry,
+    telemetry::{EnrichMetrics, Telemetry},
     time::Clock,
     watched::Reload,
 };
@@ -30,6 +30,8 @@ use crate::{
 const PURPOSE: &str = "sessions";
 /// How long a stop waits for the sessions to be written. Without them visits are split.
 const SAVE_TIME: Duration = Duration::from_secs(1);
+/// Steps that go by who was seen before, and under whose secret.
+const BY_THE_PAST: [Step; 2] = [Step::Visitor, Step::Session];
 
 /// See the module.
 #[derive(Debug)]
@@ -64,19 +66,14 @@ impl Edge {
         if !config.enrich.is_on() {
             return Ok((Self { enricher: None, visitors: None, saved: None }, Vec::new()));
         }
-        let geo = Arc::new(Geo::new(&config.geo)?);
-        telemetry.geo(geo.metrics());
         let session_secret = match &config.enrich.session_secret {
             Some(shared) => SessionSecret::of(shared.expose().as_bytes()),
             None => SessionSecret::of(&secret.key_for(PURPOSE)),
         };
-        let parts = Parts {
-            agents: Agents::new(&config.agents)?,
-            geo: geo.clone(),
-            pages: Pages::new(config.pages.clone())?,
-            visitors: visitors.clone(),
-            sessions: Sessions::new(session_secret, config.enrich.sessions),
-        };
+        let sessions = Sessions::new(session_secret, config.enrich.sessions);
+        let parts = parts(config, visitors.clone(), sessions)?;
+        let geo = parts.geo.clone();
+        telemetry.geo(geo.metrics());
         let enricher = Arc::new(Enricher::new(&config.enrich, parts, telemetry.enrichment()));
         let saved = makes(Step::Session).then_some(saved);
         if let Some(saved) = &saved {
@@ -115,6 +112,28 @@ impl Edge {
             Err(_) => warn!("sessions cannot be kept in time: visits that go on are split"),
         }
     }
+}
+
+/// What an enricher works with. Reads all data sets.
+fn parts(config: &Config, visitors: Option<Arc<Visitors>>, sessions: Sessions) -> Result<Parts, StartError> {
+    let geo = Arc::new(Geo::new(&config.geo)?);
+    let (agents, pages) = (Agents::new(&config.agents)?, Pages::new(config.pages.clone())?);
+    Ok(Parts { agents, geo, pages, visitors, sessions })
+}
+
+/// How a relay of these settings shapes an event before the rules of privacy, for a person who
+/// asks; and the steps of it that are left out, because what they find is not in the event.
+/// Reads all data sets, and no file of the relay's own.
+pub(crate) fn for_showing(config: &Config) -> Result<(Shaping, Vec<Step>), StartError> {
+    let (left_out, steps) = config.enrich.steps.iter().copied().partition(|step| BY_THE_PAST.contains(step));
+    let settings = EnrichSettings { steps, ..config.enrich.clone() };
+    let mut shaping = Shaping { ip_policy: config.ip_policy, ..Shaping::default() };
+    if settings.is_on() {
+        let nobodys = Sessions::new(SessionSecret::of(&[]), settings.sessions);
+        let parts = parts(config, None, nobodys)?;
+        shaping.enricher = Some(Arc::new(Enricher::new(&settings, parts, EnrichMetrics::default())));
+    }
+    Ok((shaping, left_out))
 }
 
 #[cfg(test)]

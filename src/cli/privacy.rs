@@ -16,11 +16,12 @@ use serde_json::value::RawValue;
 
 use super::terminal::{json, words};
 use crate::{
-    admission::{self, denied::Violation, shaping::Shaping},
+    admission::{self, denied::Violation},
+    app::edge,
     config::{Config, ProviderConfig},
     ingest::http::sample::read_message,
     privacy::{Named, Preview, Privacy},
-    reasons::Redaction,
+    reasons::{Redaction, Step},
     telemetry::PrivacyMetrics,
     time::Clock,
 };
@@ -32,9 +33,12 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// is sent.
 pub(super) fn test(config: &Config, path: &Path) -> anyhow::Result<ExitCode> {
     let now_ms = Clock::system().now_ms();
-    let event = read_event(config, path, now_ms)?;
+    let (event, left_out) = read_event(config, path, now_ms)?;
     let privacy = open(config)?;
-    match show(&mut io::stdout().lock(), config, privacy.as_ref(), &event, now_ms) {
+    let out = &mut io::stdout().lock();
+    let shown =
+        show_left_out(out, &left_out).and_then(|()| show(out, config, privacy.as_ref(), &event, now_ms));
+    match shown {
         // `test | head` is no failure.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(ExitCode::SUCCESS),
@@ -65,6 +69,15 @@ pub(super) fn describe(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Says what is not found out about the event, and would be.
+fn show_left_out(out: &mut impl Write, steps: &[Step]) -> io::Result<()> {
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = steps.iter().map(|step| step.name()).collect();
+    writeln!(out, "# what goes by who was seen before is not shown: {}", names.join(", "))
+}
+
 fn show(
     out: &mut impl Write,
     config: &Config,
@@ -72,9 +85,6 @@ fn show(
     event: &Event,
     now_ms: i64,
 ) -> io::Result<()> {
-    if config.enrich.is_on() {
-        writeln!(out, "# what is found out about it (ENRICH) is not shown")?;
-    }
     writeln!(out, "log")?;
     let logged = privacy.map(|privacy| privacy.preview_log(event));
     let event = show_done(out, logged, event)?;
@@ -126,8 +136,9 @@ fn show_request(
     }
 }
 
-/// An event as it stands in our files, or in a dead letter, or a message of Segment's form.
-fn read_event(config: &Config, path: &Path, now_ms: i64) -> anyhow::Result<Event> {
+/// An event as it stands in our files, or in a dead letter; or what a message of Segment's form
+/// becomes, and the steps that it would go through and does not.
+fn read_event(config: &Config, path: &Path, now_ms: i64) -> anyhow::Result<(Event, Vec<Step>)> {
     #[derive(Deserialize)]
     struct Forms<'a> {
         kind: Option<String>,
@@ -144,13 +155,13 @@ fn read_event(config: &Config, path: &Path, now_ms: i64) -> anyhow::Result<Event
         if let EventKind::Unknown { kind, .. } = event.kind() {
             bail!("{}: got a {kind}, which this relay does not know", path.display());
         }
-        return Ok(event);
+        return Ok((event, Vec::new()));
     }
+    let (shaping, left_out) = edge::for_showing(config)?;
     let providers: Vec<_> = config.provider_names().collect();
-    let shaping = Shaping { ip_policy: config.ip_policy, ..Shaping::default() };
     let read = read_message(&text, &providers, now_ms, |draft| admission::event_of(draft, &shaping, now_ms));
     match read {
-        Ok(Ok(event)) => Ok(event),
+        Ok(Ok(event)) => Ok((event, left_out)),
         Ok(Err(violations)) => bail!("{}: {}", path.display(), in_words(&violations)),
         Err(violation) => bail!("{}: {}", path.display(), in_words(&[violation])),
     }

@@ -7,6 +7,8 @@ use analytics_relay::providers::sandbox::Vendor;
 use serde_json::{Value, json};
 
 use crate::{
+    addresses::write_database,
+    enrichment::{FIREFOX, GOOGLEBOT, in_log},
     harness::{Relay, Setup, eventually, everything_below, reqwest_client, taken},
     secrets::FAULTS,
 };
@@ -373,6 +375,107 @@ async fn the_command_shows_what_each_would_get() {
     assert!(code == 1 && err.contains("event_name: got \"\", want 1 to 255 bytes"), "{err}");
 }
 
+/// An event of a page, with all that something is found out by.
+fn of_a_page(user_agent: &str) -> Value {
+    json!({
+        "type": "track", "event": "Order Placed", "userId": "user-1", "messageId": "found-1-0123456789",
+        "timestamp": "2026-01-31T12:00:00.000Z",
+        "context": {
+            "ip": "81.2.69.142", "userAgent": user_agent,
+            "page": { "url": "https://shop.example/cart?utm_source=news", "referrer": "https://www.google.com/" }
+        }
+    })
+}
+
+/// What `privacy test` prints below a name: what was done, and the JSON at its end.
+fn shown<'a>(out: &'a str, name: &str) -> (Vec<&'a str>, Value) {
+    let mut lines: Vec<_> = out.lines().skip_while(|line| *line != name).skip(1).collect();
+    let end = lines.iter().position(|line| !line.starts_with("  ")).unwrap_or(lines.len());
+    lines.truncate(end);
+    let json = lines.pop().and_then(|line| serde_json::from_str(line).ok());
+    (lines, json.unwrap_or_else(|| panic!("{name}: {out}")))
+}
+
+/// What was found out stands in what each gets, and rules that name it are obeyed: all is as
+/// a relay does it that is sent the same.
+#[tokio::test]
+async fn the_command_finds_out_what_a_running_relay_does() {
+    let mut setup = Setup::new().await;
+    let database = setup.data.path().join("geo.mmdb");
+    let berlin = json!({ "country": { "iso_code": "DE" }, "city": { "names": { "en": "Berlin" } } });
+    write_database(&database, "81.2.69.142/32", &berlin);
+    setup_with(
+        &mut setup,
+        "[providers.mixpanel]\ndeny = [\"geo\"]\n[providers.segment]\nhash = { city = \"hmac\" }",
+    );
+    // The place is found by the whole address, and told where no address is.
+    setup.set("GEO_DATABASE", database.to_str().unwrap()).set("IP_STORE", "none");
+    setup.set("DURABILITY", "written");
+    let file = setup.data.path().join("event.json");
+    fs::write(&file, of_a_page(FIREFOX).to_string()).unwrap();
+    let (code, out, err) = setup.run(&["privacy", "test", file.to_str().unwrap()]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let relay = setup.start().await;
+    assert_eq!(post(&relay, "/v1/track", &of_a_page(FIREFOX)).await, 200);
+    for vendor in Vendor::ALL {
+        taken(&setup, vendor, 1).await;
+    }
+
+    let (_, log) = shown(&out, "log");
+    let enriched = &log["enriched"];
+    assert_eq!(
+        (&enriched["geo"]["city"], &enriched["agent"]["browser"]),
+        (&json!("Berlin"), &json!("Firefox"))
+    );
+    assert_eq!((&enriched["page"]["host"], &enriched["source"]), (&json!("shop.example"), &json!("news")));
+    assert_eq!(*enriched, in_log(&setup, "found-1-0123456789").await["enriched"]);
+    for (vendor, done, at, city, bytes) in [
+        (Vendor::Mixpanel, "  dropped  geo", "/0", "/properties/$city", None),
+        (Vendor::Amplitude, "", "/events/0", "/city", Some("Berlin".len())),
+        (Vendor::Segment, "  hashed   city", "/batch/0", "/context/location/city", Some(64)),
+    ] {
+        let (lines, body) = shown(&out, vendor.name());
+        let sent = &setup.sandbox.taken(vendor)[0].event;
+        assert_eq!(body.pointer(at), Some(sent), "{vendor:?}");
+        assert!(lines.iter().any(|line| line.starts_with(done)), "{vendor:?}: {lines:?}");
+        let city = sent.pointer(city).and_then(Value::as_str).map(str::len);
+        assert_eq!(city, bytes, "{vendor:?}: {sent}");
+    }
+    relay.terminate().await;
+}
+
+/// What was found out once holds, and what the settings say holds for the command as well.
+#[tokio::test]
+async fn the_command_finds_out_no_more_than_the_settings_say_and_nothing_twice() {
+    let mut setup = Setup::new().await;
+    let file = setup.data.path().join("event.json");
+    let path = file.to_str().unwrap().to_owned();
+    fs::write(&file, of_a_page(GOOGLEBOT).to_string()).unwrap();
+    let (_, out, _) = setup.run(&["privacy", "test", &path]).await;
+    let (_, log) = shown(&out, "log");
+    assert_eq!(log["enriched"]["bot"]["name"], "Googlebot", "{out}");
+    shown(&out, "segment");
+    setup.set("BOTS", "drop");
+    let (_, out, _) = setup.run(&["privacy", "test", &path]).await;
+    assert_eq!(out.matches("  gets nothing: bot\n").count(), Vendor::ALL.len() + 1, "and the store: {out}");
+    setup.set("BOTS", "mark").set("ENRICH", "page");
+    let (_, out, _) = setup.run(&["privacy", "test", &path]).await;
+    let enriched = &shown(&out, "log").1["enriched"];
+    assert!(enriched["page"].is_object() && enriched.get("bot").is_none(), "{out}");
+    assert!(out.starts_with("log\n"), "nothing is left out: {out}");
+    // An event of the log is what it is, whatever would be found out about it now.
+    setup.set("ENRICH", "all");
+    fs::write(&file, log.to_string().replace("Googlebot", "Oldbot")).unwrap();
+    let (_, out, _) = setup.run(&["privacy", "test", &path]).await;
+    assert_eq!(shown(&out, "log").1["enriched"]["bot"]["name"], "Oldbot", "{out}");
+    assert!(out.starts_with("log\n"), "{out}");
+    // What a relay would not start with, the command does not guess without.
+    fs::write(&file, of_a_page(FIREFOX).to_string()).unwrap();
+    setup.set("GEO_DATABASE", &path);
+    let (code, _, err) = setup.run(&["privacy", "test", &path]).await;
+    assert!(code == 1 && err.contains("GEO_DATABASE"), "{code} {err}");
+}
+
 /// A provider that a program adds to the relay is no slip, and no command can know it.
 #[tokio::test]
 async fn commands_show_addresses_as_they_are_kept_obey_no_text_and_take_providers_they_do_not_know() {
@@ -387,7 +490,10 @@ async fn commands_show_addresses_as_they_are_kept_obey_no_text_and_take_provider
     assert_eq!(code, 0, "{err}");
     assert!(!out.contains(ADDRESS) && out.contains("203.0.113.0"), "{out}");
     assert!(!out.contains('\u{202e}') && out.contains("to the left \\u202e"), "{out}");
-    assert!(out.starts_with("# what is found out about it (ENRICH) is not shown\nlog\n"), "{out}");
+    assert!(
+        out.starts_with("# what goes by who was seen before is not shown: visitor, session\nlog\n"),
+        "{out}"
+    );
     let warning = "warning: PRIVACY_FILE: line 1: providers.warehouse: \"warehouse\" is not known here";
     assert!(err.starts_with(warning), "{err}");
     let (code, _, err) = setup.run(&["dead-letters", "replay"]).await;
