@@ -469,8 +469,16 @@ async fn the_command_finds_out_no_more_than_the_settings_say_and_nothing_twice()
     let (_, out, _) = setup.run(&["privacy", "test", &path]).await;
     assert_eq!(shown(&out, "log").1["enriched"]["bot"]["name"], "Oldbot", "{out}");
     assert!(out.starts_with("log\n"), "{out}");
+    // A browser's event has a session at a relay, which may have begun long ago.
+    let mut of_device = of_a_page(FIREFOX);
+    of_device["context"]["library"] = json!({ "name": "analytics.js" });
+    // What is of now.
+    of_device["timestamp"] = json!(null);
+    fs::write(&file, of_device.to_string()).unwrap();
+    let (_, out, _) = setup.run(&["privacy", "test", &path]).await;
+    assert!(shown(&out, "log").1.get("session_id").is_none() && !out.contains("$session_id"), "{out}");
+    assert!(out.starts_with("# what goes by who was seen before is not shown: visitor, session\n"), "{out}");
     // What a relay would not start with, the command does not guess without.
-    fs::write(&file, of_a_page(FIREFOX).to_string()).unwrap();
     setup.set("GEO_DATABASE", &path);
     let (code, _, err) = setup.run(&["privacy", "test", &path]).await;
     assert!(code == 1 && err.contains("GEO_DATABASE"), "{code} {err}");
