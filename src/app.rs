@@ -251,7 +251,7 @@ impl App {
         let mut telemetry = Telemetry::new(clock.now_ms());
         let store = keeping::open(config, &mut telemetry, &clock).await?;
         providers.extend(store.iter().map(|store| (store.provider(), config.store_delivery())));
-        let privacy = open_privacy(config, &providers, telemetry.privacy())?;
+        let privacy = open_privacy(config, &providers, &sealing, telemetry.privacy())?;
         let providers = guarded(providers, privacy.as_ref());
 
         let (queue_in, queue_out) = memory::bounded(config.queue);
@@ -678,10 +678,11 @@ fn providers(config: &Config, own: Vec<Arc<dyn Provider>>) -> Result<Vec<Configu
 fn open_privacy(
     config: &Config,
     providers: &[Configured],
+    sealing: &Sealing,
     metrics: PrivacyMetrics,
 ) -> Result<Option<Arc<Privacy>>, StartError> {
     let names = Named::only(providers.iter().map(|(provider, _)| provider.name()));
-    let privacy = Privacy::open(&config.privacy, names, metrics)?;
+    let privacy = Privacy::open(&config.privacy, names, sealing, metrics)?;
     let warnings = privacy.as_ref().map(|privacy| privacy.describe().1).unwrap_or_default();
     warnings.iter().for_each(|warning| warn!("PRIVACY_FILE: {warning}"));
     Ok(privacy)

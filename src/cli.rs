@@ -140,8 +140,18 @@ struct ServeArgs {
 enum SecretsCommand {
     /// Show which keys files are sealed with, and whether those are given
     Status,
-    /// Seal the key of every file with the first key; afterwards the others are not needed
+    /// Seal the key of every file with the first key; afterwards files do not need the others.
+    /// Fields of the store do, if they are sealed with them
     Rewrap,
+    /// Put back what `seal` has sealed in the store: lines of JSON, as `store export` prints
+    /// them, from standard input to standard output. Fails if some do not open
+    Unseal,
+    /// Print by what values of a field that are sealed as `index` are found: those that equal the
+    /// text in standard input
+    Equal {
+        /// The field's name, as in PRIVACY_FILE
+        name: String,
+    },
     /// Print a new key as RELAY_KEK takes it
     NewKek {
         /// Its name; the day and a random number without it
@@ -692,6 +702,8 @@ fn secrets(command: SecretsCommand) -> ExitCode {
     let done = match command {
         SecretsCommand::NewKek { name } => Ok(secrets::new_kek(name)),
         SecretsCommand::Status => Config::for_reading().map(|config| secrets::status(&config)),
+        SecretsCommand::Unseal => Config::for_reading().map(|config| secrets::unseal(&config)),
+        SecretsCommand::Equal { name } => Config::for_reading().map(|config| secrets::equal(&config, &name)),
         SecretsCommand::Rewrap => Config::for_reading().map(|config| secrets::rewrap(&config)),
     };
     match done {

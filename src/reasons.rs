@@ -239,9 +239,12 @@ pub(crate) enum Redaction {
     Hashed,
     /// It is less exact.
     Cut,
+    /// Nobody reads it without a key: in the store alone, never before the log.
+    Sealed,
 }
 
 impl Redaction {
+    /// Those before the log.
     pub(crate) const ALL: [Self; 3] = [Self::Dropped, Self::Hashed, Self::Cut];
 
     /// The name in metrics and on the command line.
@@ -250,6 +253,7 @@ impl Redaction {
             Self::Dropped => "dropped",
             Self::Hashed => "hashed",
             Self::Cut => "cut",
+            Self::Sealed => "sealed",
         }
     }
 }

@@ -21,7 +21,10 @@ pub(super) async fn open(
         return Ok(None);
     }
     if config.sealing.is_on() {
-        warn!("what is kept on disk is sealed, but not what is in the store: keep that on an encrypted disk");
+        warn!(
+            "what is kept on disk is sealed, but of the store only what PRIVACY_FILE seals: keep that on an \
+encrypted disk"
+        );
     }
     let store = OpenStore::open(&config.store, &config.data_dir, telemetry.store(), clock.clone()).await?;
     Ok(Some(store))

@@ -14,7 +14,10 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::terminal::{json, words};
+use super::{
+    keys,
+    terminal::{json, words},
+};
 use crate::{
     admission::{self, denied::Violation},
     app::edge,
@@ -22,6 +25,7 @@ use crate::{
     ingest::http::sample::read_message,
     privacy::{Named, Preview, Privacy},
     reasons::{Redaction, Step},
+    sealing::Sealing,
     telemetry::PrivacyMetrics,
     time::Clock,
 };
@@ -57,7 +61,10 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Option<Arc<Privacy>>> {
 /// A program of which the relay is a part may have providers that no command knows.
 fn rules(config: &Config) -> anyhow::Result<Option<Arc<Privacy>>> {
     let names = Named::at_least(config.provider_names());
-    Ok(Privacy::open(&config.privacy, names, PrivacyMetrics::default())?)
+    // Most rules need none, and a command may take long to say them.
+    let seals = Privacy::seals(&config.privacy, &names);
+    let sealing = if seals { keys(config)? } else { Sealing::default() };
+    Ok(Privacy::open(&config.privacy, names, &sealing, PrivacyMetrics::default())?)
 }
 
 /// What `check` says of the rules.

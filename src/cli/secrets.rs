@@ -1,19 +1,20 @@
-//! `analytics-relay secrets status|rewrap|new-kek`.
+//! `analytics-relay secrets status|rewrap|unseal|equal|new-kek`.
 
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
-    io::{self, Write},
+    io::{self, BufRead, BufWriter, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, bail};
 
-use super::keys;
+use super::{keys, privacy};
 use crate::{
     config::Config,
     letter_files::lock_to_replace,
+    privacy::unsealed,
     queue::spool::{
         fs::{RealFs, SpoolFs},
         head::{self, Head},
@@ -50,6 +51,59 @@ pub(super) fn new_kek(name: Option<String>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Puts back the values that are sealed in lines of JSON; those that do not open stay as they
+/// are.
+pub(super) fn unseal(config: &Config) -> anyhow::Result<ExitCode> {
+    let sealing = keys(config)?;
+    // Why, how many, and in which line the first.
+    let mut failed: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut put_back = || -> anyhow::Result<()> {
+        for (number, line) in (1..).zip(io::stdin().lock().lines()) {
+            let (line, unopened) = unsealed(&line.context("standard input cannot be read")?, &sealing);
+            for why in unopened {
+                if let Some(why) = Some(why.to_string()).filter(|why| may_add(&failed, why)) {
+                    failed.entry(why).or_insert((0, number)).0 += 1;
+                }
+            }
+            writeln!(out, "{line}")?;
+        }
+        Ok(out.flush()?)
+    };
+    let is_cut = |error: &anyhow::Error| {
+        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    // `unseal | head` is no failure.
+    put_back().or_else(|error| if is_cut(&error) { Ok(()) } else { Err(error) })?;
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let told =
+        failed.iter().map(|(why, (count, line))| format!("\n  {count}, the first in line {line}: {why}"));
+    bail!("values stay sealed:{}", told.collect::<String>());
+}
+
+/// Who forges sealed values cannot have endless reasons told.
+fn may_add(failed: &BTreeMap<String, (u64, u64)>, why: &str) -> bool {
+    const REASONS_MAX: usize = 20;
+    failed.len() < REASONS_MAX || failed.contains_key(why)
+}
+
+/// Prints by what the values of a name that equal a text are found in the store. The text is
+/// read from standard input: a command line is shown to everybody.
+pub(super) fn equal(config: &Config, name: &str) -> anyhow::Result<ExitCode> {
+    let Some(privacy) = privacy::open(config)? else {
+        bail!("got no PRIVACY_FILE, want one that seals {name} in the store");
+    };
+    let mut value = String::new();
+    io::stdin().lock().read_line(&mut value).context("standard input cannot be read")?;
+    let Some(equal) = privacy.equal(name, &value) else {
+        bail!("got no text, or no PRIVACY_HASH_KEY, want a text in standard input and the key");
+    };
+    writeln!(io::stdout(), "{equal}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// What of a sort of file is sealed with a key.
 type Row = (String, FileKind);
 
@@ -82,6 +136,7 @@ pub(super) fn status(config: &Config) -> anyhow::Result<ExitCode> {
         let is_given = if is_given { "yes" } else { "NO" };
         println!("{kid:<28} {:<14} {files:>6}  {is_given:<7} {}", kind.name(), path.display());
     }
+    tell_of_store(config, keyring);
     if locked > 0 {
         println!("\n{locked} file(s) cannot be opened with the keys that are given");
         return Ok(ExitCode::FAILURE);
@@ -89,8 +144,8 @@ pub(super) fn status(config: &Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Seals the key of each file anew. The exit code says whether the other keys are not
-/// needed any more.
+/// Seals the key of each file anew. The exit code says whether files do not need the other keys
+/// any more.
 pub(super) fn rewrap(config: &Config) -> anyhow::Result<ExitCode> {
     let sealing = keys(config)?;
     let Some(keyring) = sealing.keyring() else {
@@ -114,6 +169,7 @@ pub(super) fn rewrap(config: &Config) -> anyhow::Result<ExitCode> {
         }
     }
     println!("{rewrapped} file(s) are sealed with {} now, {up_to_date} were", writer.kid());
+    tell_of_store(config, Some(keyring));
     // What a relay has begun meanwhile, if it was started with another first key.
     let mut left = 0_u64;
     for file in candidates(config)? {
@@ -125,6 +181,16 @@ pub(super) fn rewrap(config: &Config) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Nobody knows which keys its fields are sealed with but by reading all of it.
+fn tell_of_store(config: &Config, keyring: Option<&Keyring>) {
+    if let Some(keyring) = keyring.filter(|_| config.store.is_on() && config.privacy.file.is_some()) {
+        println!(
+            "fields of the store may be sealed with any of them, and are not looked at: {}",
+            keyring.kids()
+        );
+    }
 }
 
 impl Candidate {

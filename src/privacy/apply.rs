@@ -118,14 +118,15 @@ fn object(json: &str) -> JsonObject<'_> {
     properties(json).into()
 }
 
-/// What becomes of an event's own address: a hash of one is none, and so it goes.
+/// What becomes of an event's own address: a hash of one, or a sealed one, is none, and so it
+/// goes.
 fn ip_by(rules: &KeyRules, ip: IpAddr, notes: &mut Notes) -> Option<Option<IpAddr>> {
     const NAME: &str = "ip";
     let rule = rules.of_field(NAME)?;
     let left = match rule.action {
         Action::Keep => return None,
         Action::Cut(cut) => cut.ip(ip),
-        Action::Drop | Action::Hash(..) => None,
+        Action::Drop | Action::Hash(..) | Action::Seal(_) => None,
     };
     notes.note(NAME, rule);
     Some(left)

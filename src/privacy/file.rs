@@ -15,7 +15,9 @@ use super::{
     keys::{NAME_BYTES_MAX, plain},
     normalise::Form,
     rewrite::Cut,
+    seal::SealForm,
 };
+use crate::reasons::STORE;
 
 /// Most characters of a wrong value that are shown.
 const SHOWN_CHARS_MAX: usize = 60;
@@ -66,6 +68,8 @@ pub(super) struct Section {
     pub(super) allow: Option<Vec<String>>,
     pub(super) hash: Vec<(String, Form)>,
     pub(super) cut: Vec<(String, Cut)>,
+    /// Of the store alone.
+    pub(super) seal: Vec<(String, SealForm)>,
 }
 
 /// Names that are counted, or dropped, beside or instead of those that are known.
@@ -129,7 +133,10 @@ impl Reader<'_> {
             let provider = name.get_ref().as_ref();
             let what = format!("providers.{provider}");
             if self.provider(&what, provider, name.span()) {
-                let section = self.section(&what, value, &["deny", "allow", "hash", "cut"]);
+                // Vendors could not read what is sealed.
+                let known = &["deny", "allow", "hash", "cut", "seal"];
+                let known = if provider == STORE { &known[..] } else { &known[..4] };
+                let section = self.section(&what, value, known);
                 sections.insert(provider.to_owned(), section);
             }
         }
@@ -148,7 +155,16 @@ impl Reader<'_> {
                 continue;
             }
             let names: Vec<(String, Range<usize>)> = match rule {
-                "hash" => self.hash(&place, value, &mut section.hash),
+                "hash" => {
+                    let want = "\"hmac\", \"meta\" or \"google\"";
+                    let form = |text: &str| Form::ALL.into_iter().find(|form| form.name() == text);
+                    self.forms(&place, value, &mut section.hash, Form::Hmac, form, want)
+                }
+                "seal" => {
+                    let form = |text: &str| SealForm::ALL.into_iter().find(|form| form.name() == text);
+                    let want = "\"opaque\" or \"index\"";
+                    self.forms(&place, value, &mut section.seal, SealForm::Opaque, form, want)
+                }
                 "cut" => self.cut(&place, value, &mut section.cut),
                 "allow" => {
                     let names = self.names(&place, value);
@@ -176,25 +192,27 @@ impl Reader<'_> {
         section
     }
 
-    /// A list of names, of which an HMAC is kept, or a table of names and forms.
-    fn hash(
+    /// A list of names, which have the usual form, or a table of names and forms.
+    fn forms<F: Copy>(
         &mut self,
         what: &str,
         value: Value<'_, '_>,
-        hash: &mut Vec<(String, Form)>,
+        forms: &mut Vec<(String, F)>,
+        usual: F,
+        form_of: impl Fn(&str) -> Option<F>,
+        want: &str,
     ) -> Vec<(String, Range<usize>)> {
         if let DeValue::Array(_) = value.get_ref() {
             let names = self.names(what, value);
-            hash.extend(names.iter().map(|(name, _)| (name.clone(), Form::Hmac)));
+            forms.extend(names.iter().map(|(name, _)| (name.clone(), usual)));
             return names;
         }
         let mut names = Vec::new();
         for (name, value) in self.table(what, value).into_iter().flatten() {
             let Some(key) = self.name(what, name.get_ref(), name.span()) else { continue };
-            let form = value.get_ref().as_str();
-            match Form::ALL.into_iter().find(|known| form == Some(known.name())) {
-                Some(form) => hash.push((key.clone(), form)),
-                None => self.wrong_value(&format!("{what}.{key}"), value, "\"hmac\", \"meta\" or \"google\""),
+            match value.get_ref().as_str().and_then(&form_of) {
+                Some(form) => forms.push((key.clone(), form)),
+                None => self.wrong_value(&format!("{what}.{key}"), value, want),
             }
             names.push((key, name.span()));
         }
@@ -431,6 +449,7 @@ mod tests {
             hash = { email = "meta", name = "google", note = "hmac" }
             [providers.store]
             allow = ["plan", "price"]
+            seal = { phone = "index", street = "opaque" }
             [pii]
             mode = "standard"
             add = ["iban_number"]
@@ -446,6 +465,10 @@ mod tests {
             ("zip", Cut::Chars(3)),
         ];
         assert_eq!(file.global.cut, cuts.map(|(name, cut)| (name.to_owned(), cut)));
+        let seals = [("phone", SealForm::Index), ("street", SealForm::Opaque)];
+        assert_eq!(file.providers["store"].seal, seals.map(|(name, form)| (name.to_owned(), form)));
+        let of_list = parse("[providers.store]\nseal = [\"a\"]", &Named::only(["store"])).unwrap();
+        assert_eq!(of_list.providers["store"].seal, [("a".to_owned(), SealForm::Opaque)]);
         assert!(file.consent_missing_is_refused);
         assert_eq!(file.categories["Advertising"], ["mixpanel", "store"]);
         assert!(file.categories["C0004"].is_empty());

@@ -19,6 +19,7 @@
 //! | [`keys`] | names: whole ones, in any spelling |
 //! | [`json`], [`rewrite`] | JSON → what rules leave of it |
 //! | [`normalise`] | hashes, and the forms that vendors match |
+//! | [`seal`] | values of the store that nobody reads without a key |
 //! | [`consent`] | what a user agrees to → who gets the event |
 //! | [`apply`], [`provider`] | an event, a provider |
 //! | [`suppression`], [`secret`] | users who are erased, and how their ids are kept |
@@ -40,7 +41,13 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use crate::{reasons::Redaction, settings::secret_at, telemetry::PrivacyMetrics, watched::Reload};
+use crate::{
+    reasons::{Redaction, STORE},
+    sealing::Sealing,
+    settings::secret_at,
+    telemetry::PrivacyMetrics,
+    watched::Reload,
+};
 
 mod apply;
 mod consent;
@@ -51,6 +58,7 @@ mod normalise;
 mod provider;
 mod rewrite;
 mod rules;
+mod seal;
 pub(crate) mod secret;
 mod settings;
 pub(crate) mod suppression;
@@ -58,10 +66,12 @@ pub(crate) mod suppression;
 use apply::{changed, changed_but, changed_integrations, changed_item, fields_by, may_change};
 pub(crate) use file::Named;
 use file::RuleFile;
+use normalise::equal;
 use provider::Guarded;
 pub(crate) use rewrite::Found;
 use rewrite::{KeyRules, Notes};
 use rules::Rules;
+pub(crate) use seal::unsealed;
 pub use settings::{PiiMode, PrivacySettings};
 
 /// Most bytes of the file.
@@ -103,6 +113,8 @@ pub struct PrivacyError {
 pub(crate) struct Privacy {
     settings: PrivacySettings,
     providers: Named,
+    /// The keys that values of the store are sealed with.
+    sealing: Sealing,
     rules: ArcSwap<Rules>,
     /// What they were made of.
     source: Mutex<Source>,
@@ -132,16 +144,17 @@ impl Privacy {
     pub(crate) fn open(
         settings: &PrivacySettings,
         providers: Named,
+        sealing: &Sealing,
         metrics: PrivacyMetrics,
     ) -> Result<Option<Arc<Self>>, PrivacyError> {
         if settings.file.is_none() && settings.pii_mode == PiiMode::Off {
             return Ok(None);
         }
         let settings = settings.clone();
-        let (source, rules) = load(&settings, &providers, None)?.expect("nothing was read before");
+        let (source, rules) = load(&settings, &providers, sealing, None)?.expect("nothing was read before");
         let (rules, source) = (ArcSwap::from_pointee(rules), Mutex::new(source));
-        let is_told = AtomicBool::new(false);
-        Ok(Some(Arc::new(Self { settings, providers, rules, source, is_told, metrics })))
+        let (sealing, is_told) = (sealing.clone(), AtomicBool::new(false));
+        Ok(Some(Arc::new(Self { settings, providers, sealing, rules, source, is_told, metrics })))
     }
 
     /// The event of parts that break no rule of admission: for whom its user agrees to, and
@@ -220,6 +233,19 @@ impl Privacy {
         Preview { event, done: notes.names.unwrap_or_default() }
     }
 
+    /// True if the file, as it is now, has values of the store sealed, for which keys are needed.
+    pub(crate) fn seals(settings: &PrivacySettings, providers: &Named) -> bool {
+        let text = settings.file.as_deref().and_then(|path| read(path).ok());
+        let file = text.and_then(|text| file::parse(&text, providers).ok());
+        file.is_some_and(|file| file.providers.values().any(|section| !section.seal.is_empty()))
+    }
+
+    /// By which equal values of a name are found in the store, if there is a key.
+    pub(crate) fn equal(&self, name: &str, value: &str) -> Option<String> {
+        let rules = self.rules_of(STORE)?;
+        equal(rules.hash_key.as_ref()?, &keys::plain(name), value)
+    }
+
     /// What the rules do, in words, and what is odd about them.
     pub(crate) fn describe(&self) -> (String, Vec<String>) {
         let rules = self.rules.load();
@@ -236,7 +262,7 @@ impl Reload for Privacy {
     /// for each time that it gets bad.
     fn reload(&self) {
         let before = self.source.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match load(&self.settings, &self.providers, Some(&before)) {
+        match load(&self.settings, &self.providers, &self.sealing, Some(&before)) {
             Ok(None) => self.is_told.store(false, Ordering::Relaxed),
             Ok(Some((source, rules))) => {
                 rules.warnings().iter().for_each(|warning| warn!("PRIVACY_FILE: {warning}"));
@@ -287,6 +313,7 @@ fn before_log(rules: &Rules, parts: &EventParts<'_>, notes: &mut Notes) -> Optio
 fn load(
     settings: &PrivacySettings,
     providers: &Named,
+    sealing: &Sealing,
     before: Option<&Source>,
 ) -> Result<Option<(Source, Rules)>, PrivacyError> {
     let file = settings.file.clone().unwrap_or_default();
@@ -307,7 +334,7 @@ fn load(
     if before == Some(&source) {
         return Ok(None);
     }
-    let rules = Rules::new(parsed, settings.pii_mode, source.key.as_ref()).map_err(wrong)?;
+    let rules = Rules::new(parsed, settings.pii_mode, source.key.as_ref(), sealing).map_err(wrong)?;
     Ok(Some((source, rules)))
 }
 
@@ -334,7 +361,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::reasons::PII_FIELDS;
+    use crate::{reasons::PII_FIELDS, sealing::test_keys};
 
     /// Rules of a file, and where it is.
     pub(super) fn privacy(text: &str) -> (Arc<Privacy>, TempDir) {
@@ -346,12 +373,14 @@ mod tests {
             pii_mode: PiiMode::Detect,
             hash_key: Some(Secret::new("0123456789abcdef")),
         };
-        (Privacy::open(&settings, Named::default(), PrivacyMetrics::default()).unwrap().unwrap(), dir)
+        let sealing = test_keys("a");
+        let privacy = Privacy::open(&settings, Named::default(), &sealing, PrivacyMetrics::default());
+        (privacy.unwrap().unwrap(), dir)
     }
 
     fn without_file(pii_mode: PiiMode) -> Option<Arc<Privacy>> {
         let settings = PrivacySettings { pii_mode, ..PrivacySettings::default() };
-        Privacy::open(&settings, Named::default(), PrivacyMetrics::default()).unwrap()
+        Privacy::open(&settings, Named::default(), &Sealing::default(), PrivacyMetrics::default()).unwrap()
     }
 
     pub(super) fn parts<'a>(properties: &'a str, context: &'a str) -> EventParts<'a> {
@@ -419,7 +448,7 @@ mod tests {
             (&json!({"a":1}), &json!({"traits":{"b":2}}))
         );
         assert!(!event.properties().shape().has_red_key());
-        assert_eq!(found.done, [2, 0, 0]);
+        assert_eq!(found.done, [2, 0, 0, 0]);
         privacy.count(found);
         assert_eq!(privacy.metrics.fields[0].get(), 2);
     }
@@ -452,7 +481,7 @@ mod tests {
         assert_eq!((event.user_id(), event.anonymous_id()), (Some("user-1"), Some("device-1")));
         assert_eq!((event.id(), event.session_id()), (parts.id.clone(), Some("session-1")));
         assert_eq!((event.time_ms(), event.accepted_ms()), (parts.time_ms, parts.accepted_ms));
-        assert_eq!(found.done, [2, 3, 4]);
+        assert_eq!(found.done, [2, 3, 4, 0]);
     }
 
     #[test]
@@ -520,7 +549,8 @@ mod tests {
         fs::write(&key, "0123456789abcdef\n").unwrap();
         fs::write(&file, format!("hash_key = 'file:{}'\n[global]\nhash = [\"a\"]", key.display())).unwrap();
         let settings = PrivacySettings { file: Some(file), ..PrivacySettings::default() };
-        let open = || Privacy::open(&settings, Named::default(), PrivacyMetrics::default());
+        let open =
+            || Privacy::open(&settings, Named::default(), &Sealing::default(), PrivacyMetrics::default());
         let privacy = open().unwrap().unwrap();
         let left = || privacy.pack(&parts(r#"{"a":"x"}"#, "")).0.properties().json().to_owned();
         let before = left();
@@ -539,7 +569,9 @@ mod tests {
         let file = dir.path().join("p.toml");
         fs::write(&file, "#".repeat(1024 * 1024 + 1)).unwrap();
         let settings = PrivacySettings { file: Some(file), ..PrivacySettings::default() };
-        let error = Privacy::open(&settings, Named::default(), PrivacyMetrics::default()).unwrap_err();
+        let error =
+            Privacy::open(&settings, Named::default(), &Sealing::default(), PrivacyMetrics::default())
+                .unwrap_err();
         assert!(error.to_string().contains("want a file of rules"), "{error}");
     }
 

@@ -100,6 +100,15 @@ impl fmt::Debug for HashKey {
     }
 }
 
+/// By which equal values of a name are found, in lower-case hexadecimal digits; where case and
+/// blanks around them do not count. Nothing of an empty one. It is no [`Form::Hmac`] of the
+/// value, which vendors may have.
+pub(super) fn equal(key: &HashKey, name: &str, value: &str) -> Option<String> {
+    let value = value.trim().to_lowercase();
+    let signed = ["analytics-relay equal 1", name, &value].join("\0");
+    (!value.is_empty()).then(|| hex(hmac::sign(&key.0, signed.as_bytes()).as_ref()))
+}
+
 /// The hash of a text, in lower-case hexadecimal digits; empty if there is nothing of it
 /// that could be hashed. Without a key nothing is said of what would need one.
 pub(super) fn hashed(form: Form, what: What, text: &str, key: Option<&HashKey>) -> String {

@@ -9,8 +9,9 @@ use super::{
     json::{Names, behind_blanks, key_at, text_end, text_of, value_end},
     keys::Keys,
     normalise::{Form, HashKey, What, hashed},
+    seal::{SealForm, sealed},
 };
-use crate::reasons::Redaction;
+use crate::{reasons::Redaction, sealing::Sealing};
 
 /// Most levels that are looked through for what is allowed: no reader of JSON that let an
 /// event in goes deeper.
@@ -27,6 +28,8 @@ pub(super) enum Action {
     Hash(Form, What),
     /// Its texts and numbers become less exact.
     Cut(Cut),
+    /// Nobody reads it without a key.
+    Seal(SealForm),
 }
 
 /// What is left of a value.
@@ -53,6 +56,8 @@ pub(super) struct KeyRules {
     /// With it nothing else is kept.
     pub(super) allow: Option<Keys<()>>,
     pub(super) hash_key: Option<HashKey>,
+    /// The key that [`Action::Seal`] needs.
+    pub(super) sealing: Sealing,
     /// They are about no other names than those that are marked while they are parsed: what
     /// has no mark need not be looked through.
     pub(super) only_red: bool,
@@ -63,8 +68,8 @@ pub(super) struct KeyRules {
 pub(crate) struct Found {
     /// A bit for each name that is counted.
     pub(super) counted: u32,
-    /// Values, in the order of [`Redaction::ALL`].
-    pub(super) done: [u32; 3],
+    /// Values, by what was done about them.
+    pub(super) done: [u32; 4],
 }
 
 impl Found {
@@ -95,6 +100,7 @@ impl Notes {
             Action::Drop => self.done(name, Redaction::Dropped),
             Action::Hash(..) => self.done(name, Redaction::Hashed),
             Action::Cut(_) => self.done(name, Redaction::Cut),
+            Action::Seal(_) => self.done(name, Redaction::Sealed),
         }
     }
 
@@ -118,7 +124,7 @@ impl KeyRules {
         for rule in Names::of(json).filter_map(|key| self.keys.get(&key.name())) {
             notes.found.counted |= rule.counted.map_or(0, |place| 1 << place);
             drops |= rule.action == Action::Drop;
-            changes |= matches!(rule.action, Action::Hash(..) | Action::Cut(_));
+            changes |= matches!(rule.action, Action::Hash(..) | Action::Cut(_) | Action::Seal(_));
         }
         let dropped = if drops { Some(self.dropped(json, notes)) } else { None };
         let json = dropped.as_deref().unwrap_or(json);
@@ -137,7 +143,8 @@ impl KeyRules {
     pub(super) fn text(&self, text: &str, action: Action) -> Option<String> {
         match action {
             Action::Keep => Some(text.to_owned()),
-            Action::Drop => None,
+            // What is sealed is an object, and no text.
+            Action::Drop | Action::Seal(_) => None,
             Action::Hash(form, what) => Some(hashed(form, what, text, self.hash_key.as_ref())),
             Action::Cut(cut) => Some(cut.text(text)),
         }
@@ -173,7 +180,7 @@ impl KeyRules {
         out
     }
 
-    /// With hashes, and what is left of values, in the place of values.
+    /// With hashes, what is left of values, and what they are sealed as, in the place of values.
     fn changed(&self, json: &str, notes: &mut Notes) -> String {
         // A hash and its quotes are longer than most of what they stand for.
         let mut out = String::with_capacity(json.len() + 66);
@@ -188,12 +195,37 @@ impl KeyRules {
             notes.note(&name, *rule);
             out.push_str(&json[copied..key.value]);
             copied = value_end(json, key.value);
-            let change = |text: &str| self.text(text, rule.action).unwrap_or_default();
-            change_leaves(&json[key.value..copied], change, &mut out);
+            let value = &json[key.value..copied];
+            if let Action::Seal(form) = rule.action {
+                out.push_str(&sealed(&self.sealing, self.hash_key.as_ref(), &name, value, form));
+            } else {
+                self.change_value(value, rule.action, notes, &mut out);
+            }
             names.at = copied;
         }
         out.push_str(&json[copied..]);
         out
+    }
+}
+
+impl KeyRules {
+    /// A value with hashes, or what is left, in the place of its texts and numbers; what is to be
+    /// sealed in it is sealed.
+    fn change_value(&self, value: &str, action: Action, notes: &mut Notes, out: &mut String) {
+        let change = |text: &str| self.text(text, action).unwrap_or_default();
+        let (mut names, mut copied) = (Names::of(value), 0);
+        while let Some(key) = names.next() {
+            let name = key.name();
+            let Some(rule) = self.keys.get(&name) else { continue };
+            let Action::Seal(form) = rule.action else { continue };
+            notes.note(&name, *rule);
+            change_leaves(&value[copied..key.value], change, out);
+            copied = value_end(value, key.value);
+            let inner = &value[key.value..copied];
+            out.push_str(&sealed(&self.sealing, self.hash_key.as_ref(), &name, inner, form));
+            names.at = copied;
+        }
+        change_leaves(&value[copied..], change, out);
     }
 }
 
@@ -340,6 +372,7 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::{super::keys::plain, *};
+    use crate::sealing::test_keys;
 
     const DROP: Action = Action::Drop;
     const HMAC: Action = Action::Hash(Form::Hmac, What::Other);
@@ -351,6 +384,7 @@ mod tests {
             keys: Keys::new(named.iter().map(|(name, action)| (plain(name), rule(*action)))),
             allow: allow.map(|names| Keys::new(names.iter().map(|name| (plain(name), ())))),
             hash_key: HashKey::new(&Secret::new("0123456789abcdef")),
+            sealing: Sealing::default(),
             only_red: false,
         }
     }
@@ -464,6 +498,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sealed_goes_as_a_whole_without_what_is_dropped() {
+        let named = [("email", Action::Seal(SealForm::Opaque)), ("password", DROP)];
+        let rules = KeyRules { sealing: test_keys("a"), ..rules(&named, None) };
+        let json = r#"{"a": [ {"E-mail" : {"at":"x@y.org", "password":1} , "b":2} ],"email":null}"#;
+        let left = rewritten(&rules, json).unwrap();
+        assert!(left.starts_with(r#"{"a": [ {"E-mail" : {"$enc":"a:"#), "{left}");
+        assert!(left.ends_with(r#""} , "b":2} ],"email":null}"#) && !left.contains("x@y.org"), "{left}");
+        let (back, unopened) = super::super::unsealed(&left, &test_keys("a"));
+        let want = r#"{"a": [ {"E-mail" : {"at":"x@y.org"} , "b":2} ],"email":null}"#;
+        assert_eq!((&*back, unopened.len()), (want, 0));
+        assert_eq!(rules.text("x", Action::Seal(SealForm::Opaque)), None, "of a field of its own nothing");
+        let named = [
+            ("street", Action::Seal(SealForm::Opaque)),
+            ("address", Action::Cut(Cut::Chars(2))),
+            ("buyer", HMAC),
+        ];
+        let rules = KeyRules { sealing: test_keys("a"), ..self::rules(&named, None) };
+        for outer in ["address", "buyer"] {
+            let json = format!(r#"{{"{outer}":[{{"city":"Berlin","street":"Hauptstr. 7"}},"Home"]}}"#);
+            let left = rewritten(&rules, &json).unwrap();
+            let (back, unopened) = super::super::unsealed(&left, &test_keys("a"));
+            assert!(left.contains("$enc") && back.contains("Hauptstr. 7") && unopened.is_empty(), "{left}");
+            assert!(!left.contains("Haupt") && !back.contains("Berlin") && !back.contains("Home"), "{left}");
+        }
+    }
+
+    #[test]
     fn hostile_depths_end() {
         let deep = format!("{}1{}", r#"{"a":"#.repeat(50_000), "}".repeat(50_000));
         assert_eq!(rewritten(&rules(&[("b", DROP)], None), &deep), None);
@@ -478,7 +539,7 @@ mod tests {
         let mut notes = Notes::with_names();
         let json = r#"{"password":1,"l":[{"E-mail":"a"},{"email":"b"}],"ip":"::1","x":{"y":1}}"#;
         rules.rewritten(json, &[], &mut notes).unwrap();
-        assert_eq!(notes.found.done, [3, 2, 1]);
+        assert_eq!(notes.found.done, [3, 2, 1, 0]);
         let mut names = notes.names.unwrap();
         names.sort();
         let want = [

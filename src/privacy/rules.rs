@@ -11,7 +11,9 @@ use super::{
     keys::{Keys, plain},
     normalise::{Form, HashKey, What},
     rewrite::{Action, Cut, KeyRules, Rule},
+    seal::SealForm,
 };
+use crate::sealing::Sealing;
 
 /// Names that stand beside properties in an event, too, and are never changed there.
 const IDS: [&str; 8] =
@@ -32,11 +34,25 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Puts them together, or says all that does not fit.
-    pub(super) fn new(file: RuleFile, pii_mode: PiiMode, key: Option<&Secret>) -> Result<Self, Vec<String>> {
+    pub(super) fn new(
+        file: RuleFile,
+        pii_mode: PiiMode,
+        key: Option<&Secret>,
+        sealing: &Sealing,
+    ) -> Result<Self, Vec<String>> {
         let pii_mode = file.pii.mode.unwrap_or(pii_mode);
+        if let Some((provider, _)) = file.providers.iter().find(|(_, section)| !section.seal.is_empty())
+            && !sealing.seals()
+        {
+            let want = "RELAY_KEK, RELAY_KEK_FILE or RELAY_KEK_COMMAND, and not none in its first place";
+            return Err(vec![format!("providers.{provider}.seal: got no key to seal with, want {want}")]);
+        }
         let hash_key = hash_key(&file, key)?;
         let log = log_rules(&file, pii_mode, hash_key.clone());
-        let of_provider = |section: &Section| provider_rules(section, &file, pii_mode, hash_key.clone());
+        let of_provider = |section: &Section| {
+            let rules = provider_rules(section, &file, pii_mode);
+            KeyRules { hash_key: hash_key.clone(), sealing: sealing.clone(), ..rules }
+        };
         let providers =
             file.providers.iter().map(|(name, section)| (name.clone(), Arc::new(of_provider(section))));
         let providers = providers.collect();
@@ -65,6 +81,20 @@ impl Rules {
                 }
             }
         }
+        for (provider, section) in &self.file.providers {
+            for (name, _) in &section.seal {
+                let is_it = |other: &String| plain(other) == plain(name);
+                if self.file.global.hash.iter().any(|(other, _)| is_it(other)) {
+                    warnings
+                        .push(format!("providers.{provider}.seal.{name}: global.hash has left a hash of it"));
+                }
+                if section.allow.as_ref().is_some_and(|allow| !allow.iter().any(is_it)) {
+                    warnings.push(format!(
+                        "providers.{provider}.seal.{name}: it is kept only within what providers.{provider}.allow names"
+                    ));
+                }
+            }
+        }
         for (what, name) in self.named() {
             if IDS.contains(&&*plain(name)) {
                 warnings.push(format!(
@@ -88,7 +118,14 @@ never changed"
         sections.flat_map(|(what, section)| {
             let hash = section.hash.iter().map(|(name, _)| name);
             let cut = section.cut.iter().map(|(name, _)| name);
-            section.drop.iter().chain(hash).chain(cut).map(move |name| (what.clone(), name.as_str()))
+            let seal = section.seal.iter().map(|(name, _)| name);
+            section
+                .drop
+                .iter()
+                .chain(hash)
+                .chain(cut)
+                .chain(seal)
+                .map(move |name| (what.clone(), name.as_str()))
         })
     }
 }
@@ -129,17 +166,22 @@ fn in_words(section: &Section, drop: &str) -> String {
         Cut::Ip { v4, v6 } => format!("{name} (/{v4}, IPv6 /{v6})"),
         Cut::Chars(chars) => format!("{name} ({chars} characters)"),
     });
+    let seal = section.seal.iter().map(|(name, form)| match form {
+        SealForm::Opaque => name.clone(),
+        SealForm::Index => format!("{name} (index)"),
+    });
     let parts = [
         section.allow.as_ref().map(|names| format!("only {}", names.join(", "))),
         (!section.drop.is_empty()).then(|| format!("{drop} {}", section.drop.join(", "))),
         (!section.hash.is_empty()).then(|| format!("hash {}", hash.collect::<Vec<_>>().join(", "))),
         (!section.cut.is_empty()).then(|| format!("cut {}", cut.collect::<Vec<_>>().join(", "))),
+        (!section.seal.is_empty()).then(|| format!("seal {}", seal.collect::<Vec<_>>().join(", "))),
     ];
     let parts: Vec<_> = parts.into_iter().flatten().collect();
     if parts.is_empty() { "everything as it came".to_owned() } else { parts.join("; ") }
 }
 
-/// The key of `hmac`, which has to be there if somebody needs it.
+/// The key of `hmac` and of `index`, which has to be there if somebody needs it.
 fn hash_key(file: &RuleFile, key: Option<&Secret>) -> Result<Option<HashKey>, Vec<String>> {
     let key = match key {
         None => None,
@@ -154,9 +196,17 @@ fn hash_key(file: &RuleFile, key: Option<&Secret>) -> Result<Option<HashKey>, Ve
         },
     };
     let sections = std::iter::once(&file.global).chain(file.providers.values());
-    let is_needed = sections.flat_map(|section| &section.hash).any(|(_, form)| *form == Form::Hmac);
-    if is_needed && key.is_none() {
-        let got = "hash: got no key for \"hmac\", want hash_key in the file or PRIVACY_HASH_KEY";
+    let needs = |section: &Section| {
+        let hmac = section
+            .hash
+            .iter()
+            .any(|(_, form)| *form == Form::Hmac)
+            .then_some("hash: got no key for \"hmac\"");
+        let index = section.seal.iter().any(|(_, form)| *form == SealForm::Index);
+        hmac.or(index.then_some("seal: got no key for \"index\""))
+    };
+    if let Some(got) = sections.into_iter().find_map(needs).filter(|_| key.is_none()) {
+        let got = format!("{got}, want hash_key in the file or PRIVACY_HASH_KEY");
         return Err(vec![format!("{got}: {}", HashKey::want())]);
     }
     Ok(key)
@@ -186,18 +236,13 @@ fn log_rules(file: &RuleFile, pii_mode: PiiMode, hash_key: Option<HashKey>) -> K
         rules.insert(name, Rule { action, counted });
         only_red = false;
     }
-    KeyRules { keys: Keys::new(rules), allow: None, hash_key, only_red }
+    KeyRules { keys: Keys::new(rules), allow: None, hash_key, sealing: Sealing::default(), only_red }
 }
 
 /// A provider's own rules, and those of the log that may be done twice: so what stood in
 /// the log before there was such a rule, or is replayed, obeys it as well. A hash may not,
 /// as it cannot be told from what it was made of.
-fn provider_rules(
-    section: &Section,
-    file: &RuleFile,
-    pii_mode: PiiMode,
-    hash_key: Option<HashKey>,
-) -> KeyRules {
+fn provider_rules(section: &Section, file: &RuleFile, pii_mode: PiiMode) -> KeyRules {
     let mut rules: BTreeMap<String, Action> = BTreeMap::new();
     if pii_mode == PiiMode::Standard {
         rules.extend(counted(file).map(|(name, _)| (name, Action::Drop)));
@@ -216,7 +261,8 @@ fn provider_rules(
     }
     let rule = |(name, action)| (name, Rule { action, counted: None });
     let allow = section.allow.as_ref().map(|names| Keys::new(names.iter().map(|name| (plain(name), ()))));
-    KeyRules { keys: Keys::new(rules.into_iter().map(rule)), allow, hash_key, only_red }
+    let keys = Keys::new(rules.into_iter().map(rule));
+    KeyRules { keys, allow, hash_key: None, sealing: Sealing::default(), only_red }
 }
 
 fn actions(section: &Section) -> impl Iterator<Item = (String, Action)> {
@@ -227,7 +273,8 @@ fn actions(section: &Section) -> impl Iterator<Item = (String, Action)> {
         (name, Action::Hash(*form, what))
     });
     let cuts = section.cut.iter().map(|(name, cut)| (plain(name), Action::Cut(*cut)));
-    drops.chain(hashes).chain(cuts)
+    let seals = section.seal.iter().map(|(name, form)| (plain(name), Action::Seal(*form)));
+    drops.chain(hashes).chain(cuts).chain(seals)
 }
 
 #[cfg(test)]
@@ -236,13 +283,14 @@ mod tests {
         super::file::{Named, parse},
         *,
     };
-    use crate::reasons::PII_FIELDS;
+    use crate::{reasons::PII_FIELDS, sealing::test_keys};
 
     const KEY: &str = "0123456789abcdef";
 
     fn rules(text: &str, pii_mode: PiiMode) -> Rules {
         let key = Secret::new(KEY);
-        Rules::new(parse(text, &Named::default()).unwrap(), pii_mode, Some(&key)).unwrap()
+        let file = parse(text, &Named::only(["store"])).unwrap();
+        Rules::new(file, pii_mode, Some(&key), &test_keys("a")).unwrap()
     }
 
     fn log_action(rules: &Rules, name: &str) -> Option<(Action, Option<u8>)> {
@@ -308,16 +356,40 @@ mod tests {
         let file = || parse("[providers.mixpanel]\nhash = [\"email\"]", &Named::default()).unwrap();
         let told = |key: Option<&str>| {
             let key = key.map(Secret::new);
-            Rules::new(file(), PiiMode::Off, key.as_ref()).map(|_| ()).unwrap_err().join("\n")
+            Rules::new(file(), PiiMode::Off, key.as_ref(), &Sealing::default())
+                .map(|_| ())
+                .unwrap_err()
+                .join("\n")
         };
         assert!(told(None).contains("want hash_key in the file or PRIVACY_HASH_KEY"), "{}", told(None));
         assert!(told(Some("short")).contains("(***), want at least 16 bytes"), "{}", told(Some("short")));
         let meta = parse("[providers.mixpanel]\nhash = { email = \"meta\" }", &Named::default()).unwrap();
-        assert!(Rules::new(meta, PiiMode::Off, None).is_ok());
+        assert!(Rules::new(meta, PiiMode::Off, None, &Sealing::default()).is_ok());
+        for (seal, keys, got) in [
+            (
+                "[\"email\"]",
+                Sealing::default(),
+                "providers.store.seal: got no key to seal with, want RELAY_KEK",
+            ),
+            ("[\"email\"]", test_keys("none,a"), "providers.store.seal: got no key to seal with"),
+            ("{ email = \"index\" }", test_keys("a"), "seal: got no key for \"index\", want hash_key"),
+        ] {
+            let file = format!("[providers.store]\nseal = {seal}");
+            let file = parse(&file, &Named::only(["store"])).unwrap();
+            let told = Rules::new(file, PiiMode::Off, None, &keys).map(|_| ()).unwrap_err().join("\n");
+            assert!(told.starts_with(got), "{told}");
+        }
     }
 
     #[test]
     fn what_is_odd_is_told() {
+        let sealed =
+            "[global]\nhash = [\"email\"]\n[providers.store]\nallow = [\"plan\"]\nseal = [\"e_mail\"]";
+        let [hash, allow] = &rules(sealed, PiiMode::Detect).warnings()[..] else { panic!("two are odd") };
+        assert!(
+            hash.contains("seal.e_mail: global.hash has left") && allow.contains("within what"),
+            "{hash} {allow}"
+        );
         let file = "[global]\nhash = [\"email\"]\ndrop = [\"User ID\"]\n[consent.categories]\nads = []\n\
                     [providers.segment]\nhash = { email = \"google\" }";
         let warnings = rules(file, PiiMode::Detect).warnings();
@@ -331,11 +403,13 @@ mod tests {
     fn what_they_do_is_told_in_words() {
         let file = "[global]\ndrop = [\"ssn\"]\ncut = { ip = \"/24\", zip = 3 }\n[consent]\nmissing = \"deny\"\n\
                     [consent.categories]\nads = [\"mixpanel\"]\n[pii]\nmode = \"standard\"\nexcept = [\"token\"]\n\
-                    [providers.segment]\ndeny = [\"phone\"]\nhash = { email = \"google\" }\nallow = [\"plan\", \"email\"]";
+                    [providers.segment]\ndeny = [\"phone\"]\nhash = { email = \"google\" }\nallow = [\"plan\", \"email\"]\n\
+                    [providers.store]\nseal = { email = \"index\", phone = \"opaque\" }";
         let told = rules(file, PiiMode::Detect).to_string();
         for line in [
             "before the log: drop ssn; cut ip (/24, IPv6 /48), zip (3 characters)",
             "segment: only plan, email; deny phone; hash email (google)",
+            "store: seal email (index), phone",
             "consent to ads: asked for mixpanel",
             "events that say nothing about consent go to none of them",
             "not looked for: token",

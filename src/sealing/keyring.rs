@@ -10,6 +10,7 @@ use base64::{
 };
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    hkdf::{HKDF_SHA256, Prk},
     rand::{SecureRandom, SystemRandom},
 };
 use thiserror::Error;
@@ -40,6 +41,8 @@ pub(crate) struct Keyring {
 pub(crate) struct Kek {
     kid: String,
     key: LessSafeKey,
+    /// What keys of single values are made of.
+    pub(super) values: Prk,
 }
 
 impl fmt::Debug for Kek {
@@ -139,8 +142,9 @@ impl Kek {
     fn parse(kid: &str, key: &str) -> Option<Self> {
         let mut bytes = BASE64.decode(key.trim()).ok()?;
         let key = UnboundKey::new(&AES_256_GCM, &bytes).ok();
+        let values = Prk::new_less_safe(HKDF_SHA256, &bytes);
         erase(&mut bytes);
-        Some(Self { kid: kid.to_owned(), key: LessSafeKey::new(key?) })
+        Some(Self { kid: kid.to_owned(), key: LessSafeKey::new(key?), values })
     }
 
     pub(crate) fn kid(&self) -> &str {

@@ -21,6 +21,8 @@
 //! - **A missing key is no damage.** A relay that lacks it does not start, and nothing is
 //!   removed for it.
 //!
+//! Single values of what stays readable, as fields of the store, are sealed by [`values`].
+//!
 //! Tenants have room: their key will be the salt of the derivation, under another
 //! [scheme](seal::SCHEME).
 
@@ -32,6 +34,7 @@ pub(crate) mod keyring;
 pub(crate) mod lines;
 pub(crate) mod seal;
 pub(crate) mod settings;
+pub(crate) mod values;
 
 pub(crate) use self::{
     keyring::{Kek, Keyring, Locked},

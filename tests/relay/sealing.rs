@@ -2,6 +2,7 @@
 //! answered OK is lost by it, and what somebody changes is refused and counted.
 
 use std::{
+    collections::HashSet,
     fs,
     ops::Range,
     path::{Path, PathBuf},
@@ -11,9 +12,12 @@ use std::{
 
 use analytics_relay::providers::sandbox::Vendor;
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{sleep, timeout},
+};
 
-use crate::harness::{Ended, Observer, Relay, Setup, reqwest_client, taken};
+use crate::harness::{Ended, Observer, Relay, Setup, everything_below, reqwest_client, taken};
 
 /// What stands in every event, and may stand in no file.
 const CANARY: &str = "canary-4711";
@@ -21,6 +25,84 @@ const EVENTS: usize = 120;
 /// Keys that no relay may have: of one byte each.
 const A: &str = "key-a:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const B: &str = "key-b:AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+
+/// Of people, in events: vendors get them, and nobody reads them in the store without the key.
+#[tokio::test]
+async fn fields_of_the_store_are_sealed_and_put_back_by_whoever_has_the_key() {
+    const EMAIL: &str = "Canary.Ann@example.com";
+    const PHONE: &str = "+49 canary 4711";
+    let mut setup = durable(A).await;
+    let file = setup.data.path().join("privacy.toml");
+    fs::write(&file, "[providers.store]\nseal = { email = \"index\", phone = \"opaque\" }").unwrap();
+    setup.set("PRIVACY_FILE", file.to_str().unwrap()).set("PRIVACY_HASH_KEY", "0123456789abcdef");
+    setup.set("STORE_URL", "sqlite:").set("STORE_FLUSH_INTERVAL_SECONDS", "0.05");
+    let relay = setup.start().await;
+    let event = |n: usize, email: &str| {
+        let kind = ["identify", "track"][n % 2];
+        json!({ "type": kind, "event": "Ordered", "userId": "u",
+                "messageId": format!("sealed-{n}-0123456789"),
+                "properties": { "n": n, "buyer": { "E_mail": email, "phone": [PHONE] } },
+                "traits": { "email": email, "phone": null }, "context": { "traits": { "email": email } } })
+    };
+    let body = json!({ "batch": [event(0, EMAIL), event(1, EMAIL), event(2, &EMAIL.to_uppercase())] });
+    let url = format!("http://{}/v1/batch", relay.http_addr.unwrap());
+    assert_eq!(reqwest_client().post(url).body(body.to_string()).send().await.unwrap().status(), 200);
+    relay.metric_is("relay_events_total", &["\"store\"", "\"delivered\""], 3.0).await;
+    taken(&setup, Vendor::Segment, 3).await;
+    let (code, identity, error) = setup.run(&["identity", "show", "u"]).await;
+    assert_eq!(code, 0, "{error}");
+    relay.terminate().await;
+    let mut on_disk = identity;
+    everything_below(setup.data_dir(), &mut on_disk);
+    for canary in [EMAIL, PHONE] {
+        let bodies = setup.sandbox.requests(Vendor::Segment).into_iter().filter_map(|request| request.body);
+        assert!(bodies.collect::<String>().contains(canary), "a vendor gets {canary}");
+        assert!(!on_disk.to_lowercase().contains(&canary.to_lowercase()), "{canary} is on the disk");
+    }
+
+    let exported = setup.data.path().join("exported.ndjson");
+    let (code, _, error) = setup.run(&["store", "export", "--out", exported.to_str().unwrap()]).await;
+    assert_eq!(code, 0, "{error}");
+    let sealed = fs::read_to_string(&exported).unwrap();
+    assert!(!sealed.to_lowercase().contains("canary"), "{sealed}");
+    let emails = |text: &str, field: &str| -> HashSet<String> {
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let values = events.map(|event| event["sent_context"]["traits"]["email"][field].clone());
+        values.filter_map(|value| value.as_str().map(str::to_owned)).collect()
+    };
+    assert_eq!((emails(&sealed, "$enc").len(), emails(&sealed, "$eq").len()), (3, 1), "{sealed}");
+    let unseal = async |setup: &Setup| {
+        let mut command = setup.command();
+        command.args(["secrets", "unseal"]).stdin(fs::File::open(&exported).unwrap());
+        let output = command.output().await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, opened, error) = unseal(&setup).await;
+    assert_eq!((code, &*error), (Some(0), ""));
+    assert!(!opened.contains("$enc"), "{opened}");
+    assert!(opened.contains(PHONE) && opened.contains(EMAIL), "{opened}");
+    assert!(opened.contains(r#""fact":"traits""#), "what is known of somebody too: {opened}");
+    let mut equal = setup.command();
+    equal.args(["secrets", "equal", "e-mail"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut equal = equal.spawn().unwrap();
+    equal.stdin.take().unwrap().write_all(format!(" {EMAIL}\n").as_bytes()).await.unwrap();
+    let found = equal.wait_with_output().await.unwrap().stdout;
+    let of_email = emails(&sealed, "$eq").into_iter().next().unwrap();
+    assert_eq!(String::from_utf8(found).unwrap().trim(), of_email);
+    setup.set("RELAY_KEK", B);
+    let (code, closed, error) = unseal(&setup).await;
+    assert_eq!((code, closed == sealed), (Some(1), true));
+    assert!(
+        error.contains("values stay sealed") && error.contains("\"key-a\", which is not given"),
+        "{error}"
+    );
+
+    // Nothing is kept in the clear for want of a key.
+    setup.vars.remove("RELAY_KEK");
+    let (code, _, error) = setup.run(&["check"]).await;
+    assert!(code == 1 && error.contains("providers.store.seal: got no key to seal with"), "{error}");
+}
 
 async fn durable(keys: &str) -> Setup {
     let mut setup = Setup::new().await;
