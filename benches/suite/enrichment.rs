@@ -108,7 +108,8 @@ fn flood(report: &mut Report, agents: &Agents) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn memory_mb() -> anyhow::Result<f64> {
+/// What of this process is in memory.
+pub(crate) fn memory_mb() -> anyhow::Result<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)

@@ -13,7 +13,10 @@ use analytics_relay::enrich::geo::{Geo, GeoSettings};
 use maxminddb_writer::{Database, metadata::IpVersion, paths::IpAddrWithMask};
 use serde_json::{Value, json};
 
-use crate::report::{Report, median};
+use crate::{
+    enrichment::memory_mb,
+    report::{Report, median},
+};
 
 /// Networks of a database of countries: about as many as there are in one of 9 MB.
 const NETWORKS: u32 = 450_000;
@@ -29,10 +32,10 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let countries = dir.path().join("countries.mmdb");
     write_countries(&countries)?;
     report.add("geo.countries.file", fs::metadata(&countries)?.len() as f64 / f64::from(1 << 20), "MB");
-    let (before, started) = (resident_mb()?, Instant::now());
+    let (before, started) = (memory_mb()?, Instant::now());
     let geo = Geo::new(&GeoSettings { database: Some(countries) })?;
     report.add("geo.countries.open", started.elapsed().as_secs_f64() * 1e3, "ms");
-    report.add("geo.countries.memory", resident_mb()? - before, "MB");
+    report.add("geo.countries.memory", memory_mb()? - before, "MB");
     let many: Vec<IpAddr> = (0..LOOKUPS as u32).map(|number| address(number % NETWORKS)).collect();
     report.add("geo_hit", nanos_of(&geo, &many), "ns");
     let private: Vec<IpAddr> = (0..LOOKUPS as u32).map(|number| (0x0A00_0000 + number).into_ip()).collect();
@@ -40,7 +43,10 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
 
     let cities = dir.path().join("cities.mmdb");
     write_cities(&cities)?;
+    report.add("geo.cities.file", fs::metadata(&cities)?.len() as f64 / f64::from(1 << 20), "MB");
+    let before = memory_mb()?;
     let geo = Geo::new(&GeoSettings { database: Some(cities) })?;
+    report.add("geo.cities.memory", memory_mb()? - before, "MB");
     // In an order in which none is asked for twice while it is known.
     let each: Vec<IpAddr> = (0..LOOKUPS as u32).map(|number| address(number % CITIES)).collect();
     report.add("geo_miss", nanos_of(&geo, &each), "ns");
@@ -117,11 +123,4 @@ fn nanos_of(geo: &Geo, addresses: &[IpAddr]) -> f64 {
         started.elapsed().as_secs_f64() * 1e9 / addresses.len() as f64
     });
     median(rounds.collect())
-}
-
-/// Of this process.
-fn resident_mb() -> anyhow::Result<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let kb = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-    Ok(kb.unwrap_or("0").parse::<f64>()? / 1024.0)
 }

@@ -4,7 +4,10 @@ use std::{hint::black_box, time::Instant};
 
 use analytics_relay::enrich::page::{PageInput, PageSettings, Pages};
 
-use crate::report::{Report, median};
+use crate::{
+    enrichment::memory_mb,
+    report::{Report, median},
+};
 
 /// What events say, by what is found: context and properties.
 const CASES: [(&str, &str, &str); 5] = [
@@ -39,7 +42,10 @@ const ROUNDS: usize = 7;
 
 /// From an event's context to the JSON that is kept of it.
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
+    let before = memory_mb()?;
     let pages = Pages::new(PageSettings::default())?;
+    black_box(pages.find(&PageInput::from_json(Some(CASES[2].1), "{}", false)));
+    report.add("enrichment.page.memory", memory_mb()? - before, "MB");
     let mut json = Vec::with_capacity(4096);
     for (name, context, properties) in CASES {
         let mut rounds = Vec::new();

@@ -70,11 +70,13 @@ pub(super) fn unseal(config: &Config) -> anyhow::Result<ExitCode> {
         }
         Ok(out.flush()?)
     };
-    let is_cut = |error: &anyhow::Error| {
-        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    };
-    // `unseal | head` is no failure.
-    put_back().or_else(|error| if is_cut(&error) { Ok(()) } else { Err(error) })?;
+    if let Err(error) = put_back() {
+        let kind = error.downcast_ref().map(io::Error::kind);
+        // `unseal | head` is no failure.
+        if kind != Some(io::ErrorKind::BrokenPipe) {
+            return Err(error);
+        }
+    }
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -125,6 +127,7 @@ pub(super) fn status(config: &Config) -> anyhow::Result<ExitCode> {
     let writer = keyring.and_then(Keyring::writer).map_or("none: new files are not sealed", |kek| kek.kid());
     println!("new files are sealed with: {writer}");
     println!("keys that are given: {}", keyring.map_or("none".to_owned(), Keyring::kids));
+    tell_of_store(config, keyring);
     if rows.is_empty() {
         println!("no file is sealed");
         return Ok(ExitCode::SUCCESS);
@@ -136,7 +139,6 @@ pub(super) fn status(config: &Config) -> anyhow::Result<ExitCode> {
         let is_given = if is_given { "yes" } else { "NO" };
         println!("{kid:<28} {:<14} {files:>6}  {is_given:<7} {}", kind.name(), path.display());
     }
-    tell_of_store(config, keyring);
     if locked > 0 {
         println!("\n{locked} file(s) cannot be opened with the keys that are given");
         return Ok(ExitCode::FAILURE);
