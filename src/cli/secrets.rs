@@ -61,11 +61,7 @@ pub(super) fn unseal(config: &Config) -> anyhow::Result<ExitCode> {
     let mut put_back = || -> anyhow::Result<()> {
         for (number, line) in (1..).zip(io::stdin().lock().lines()) {
             let (line, unopened) = unsealed(&line.context("standard input cannot be read")?, &sealing);
-            for why in unopened {
-                if let Some(why) = Some(why.to_string()).filter(|why| may_add(&failed, why)) {
-                    failed.entry(why).or_insert((0, number)).0 += 1;
-                }
-            }
+            unopened.iter().for_each(|why| note(&mut failed, why.to_string(), number));
             writeln!(out, "{line}")?;
         }
         Ok(out.flush()?)
@@ -85,10 +81,12 @@ pub(super) fn unseal(config: &Config) -> anyhow::Result<ExitCode> {
     bail!("values stay sealed:{}", told.collect::<String>());
 }
 
-/// Who forges sealed values cannot have endless reasons told.
-fn may_add(failed: &BTreeMap<String, (u64, u64)>, why: &str) -> bool {
+/// Counts why a value stays sealed. Who forges them cannot have endless reasons told.
+fn note(failed: &mut BTreeMap<String, (u64, u64)>, why: String, line: u64) {
     const REASONS_MAX: usize = 20;
-    failed.len() < REASONS_MAX || failed.contains_key(why)
+    if failed.len() < REASONS_MAX || failed.contains_key(&why) {
+        failed.entry(why).or_insert((0, line)).0 += 1;
+    }
 }
 
 /// Prints by what the values of a name that equal a text are found in the store. The text is

@@ -196,19 +196,16 @@ impl KeyRules {
             out.push_str(&json[copied..key.value]);
             copied = value_end(json, key.value);
             let value = &json[key.value..copied];
-            if let Action::Seal(form) = rule.action {
-                out.push_str(&sealed(&self.sealing, self.hash_key.as_ref(), &name, value, form));
-            } else {
-                self.change_value(value, rule.action, notes, &mut out);
+            match rule.action {
+                Action::Seal(form) => out.push_str(&self.sealed(&name, value, form)),
+                _ => self.change_value(value, rule.action, notes, &mut out),
             }
             names.at = copied;
         }
         out.push_str(&json[copied..]);
         out
     }
-}
 
-impl KeyRules {
     /// A value with hashes, or what is left, in the place of its texts and numbers; what is to be
     /// sealed in it is sealed.
     fn change_value(&self, value: &str, action: Action, notes: &mut Notes, out: &mut String) {
@@ -221,11 +218,14 @@ impl KeyRules {
             notes.note(&name, *rule);
             change_leaves(&value[copied..key.value], change, out);
             copied = value_end(value, key.value);
-            let inner = &value[key.value..copied];
-            out.push_str(&sealed(&self.sealing, self.hash_key.as_ref(), &name, inner, form));
+            out.push_str(&self.sealed(&name, &value[key.value..copied], form));
             names.at = copied;
         }
         change_leaves(&value[copied..], change, out);
+    }
+
+    fn sealed(&self, name: &str, value: &str, form: SealForm) -> String {
+        sealed(&self.sealing, self.hash_key.as_ref(), name, value, form)
     }
 }
 

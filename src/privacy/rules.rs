@@ -71,26 +71,24 @@ impl Rules {
     /// What is odd about them, and works.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut warnings = self.file.unknown.clone();
+        let is_hash =
+            |name: &str| self.file.global.hash.iter().any(|(global, _)| plain(global) == plain(name));
         for (provider, section) in &self.file.providers {
-            for (name, form) in &section.hash {
-                if self.file.global.hash.iter().any(|(global, _)| plain(global) == plain(name)) {
-                    warnings.push(format!(
-                        "providers.{provider}.hash.{name}: {} is made of what global.hash has left, a hash",
-                        form.name()
-                    ));
-                }
+            for (name, form) in section.hash.iter().filter(|(name, _)| is_hash(name)) {
+                warnings.push(format!(
+                    "providers.{provider}.hash.{name}: {} is made of what global.hash has left, a hash",
+                    form.name()
+                ));
             }
-        }
-        for (provider, section) in &self.file.providers {
             for (name, _) in &section.seal {
-                let is_it = |other: &String| plain(other) == plain(name);
-                if self.file.global.hash.iter().any(|(other, _)| is_it(other)) {
-                    warnings
-                        .push(format!("providers.{provider}.seal.{name}: global.hash has left a hash of it"));
+                let place = format!("providers.{provider}.seal.{name}");
+                if is_hash(name) {
+                    warnings.push(format!("{place}: global.hash has left a hash of it"));
                 }
+                let is_it = |other: &String| plain(other) == plain(name);
                 if section.allow.as_ref().is_some_and(|allow| !allow.iter().any(is_it)) {
                     warnings.push(format!(
-                        "providers.{provider}.seal.{name}: it is kept only within what providers.{provider}.allow names"
+                        "{place}: it is kept only within what providers.{provider}.allow names"
                     ));
                 }
             }
@@ -197,12 +195,9 @@ fn hash_key(file: &RuleFile, key: Option<&Secret>) -> Result<Option<HashKey>, Ve
     };
     let sections = std::iter::once(&file.global).chain(file.providers.values());
     let needs = |section: &Section| {
-        let hmac = section
-            .hash
-            .iter()
-            .any(|(_, form)| *form == Form::Hmac)
-            .then_some("hash: got no key for \"hmac\"");
+        let hmac = section.hash.iter().any(|(_, form)| *form == Form::Hmac);
         let index = section.seal.iter().any(|(_, form)| *form == SealForm::Index);
+        let hmac = hmac.then_some("hash: got no key for \"hmac\"");
         hmac.or(index.then_some("seal: got no key for \"index\""))
     };
     if let Some(got) = sections.into_iter().find_map(needs).filter(|_| key.is_none()) {

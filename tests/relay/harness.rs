@@ -639,6 +639,28 @@ pub(crate) fn everything_below(dir: &Path, text: &mut String) {
     }
 }
 
+/// Fails if one of these stands in a text, with what stands before it.
+pub(crate) fn assert_is_nowhere(canaries: &[&str], text: &str) {
+    for canary in canaries {
+        if let Some(at) = text.find(canary) {
+            let before: String = text[..at].chars().rev().take(300).collect();
+            panic!("{canary} was told: {}", before.chars().rev().collect::<String>());
+        }
+    }
+}
+
+/// All that a provider was sent.
+pub(crate) fn bodies(setup: &Setup, vendor: Vendor) -> String {
+    setup.sandbox.requests(vendor).into_iter().filter_map(|request| request.body).collect()
+}
+
+/// Posts JSON to the HTTP door: the status.
+pub(crate) async fn post(relay: &Relay, path: &str, body: &Value) -> u16 {
+    let url = format!("http://{}{path}", relay.http_addr.unwrap());
+    let sent = reqwest_client().post(url).body(body.to_string()).send().await.unwrap();
+    sent.status().as_u16()
+}
+
 /// A client for the metrics port.
 pub(crate) fn reqwest_client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();

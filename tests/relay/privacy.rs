@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     addresses::write_database,
     enrichment::{FIREFOX, GOOGLEBOT, in_log},
-    harness::{Relay, Setup, eventually, everything_below, reqwest_client, taken},
+    harness::{Relay, Setup, assert_is_nowhere, bodies, eventually, everything_below, post, taken},
     secrets::FAULTS,
 };
 
@@ -19,6 +19,7 @@ const EMAIL: &str = "canary.Email-7f3a9c@example.com";
 const API_KEY: &str = "canary-apikey-7f3a9c";
 const ADDRESS: &str = "203.0.113.77";
 const STREET: &str = "canary-street-7f3a9c";
+const CANARIES: [&str; 5] = [PASSWORD, EMAIL, API_KEY, ADDRESS, STREET];
 /// What they do not.
 const KEPT: &str = "canary-kept-7f3a9c";
 
@@ -41,12 +42,6 @@ fn setup_with(setup: &mut Setup, rules: &str) {
     fs::write(&file, rules).unwrap();
     setup.set("PRIVACY_FILE", file.to_str().unwrap());
     setup.set("PRIVACY_HASH_KEY", "0123456789abcdef0123456789abcdef");
-}
-
-async fn post(relay: &Relay, path: &str, body: &Value) -> u16 {
-    let url = format!("http://{}{path}", relay.http_addr.unwrap());
-    let sent = reqwest_client().post(url).body(body.to_string()).send().await.unwrap();
-    sent.status().as_u16()
 }
 
 /// One event of each kind that has properties, with all that is forbidden in it.
@@ -121,7 +116,7 @@ async fn what_must_not_be_kept_is_nowhere() {
             assert!(bodies.contains(KEPT), "{} was sent something", vendor.name());
             seen.push_str(&bodies);
         }
-        assert_no_canary(&seen, durability);
+        assert_is_nowhere(&CANARIES, &seen);
     }
 }
 
@@ -168,7 +163,7 @@ async fn what_must_not_be_kept_is_nowhere_whatever_goes_wrong() {
         for vendor in Vendor::ALL {
             seen.push_str(&bodies(&setup, vendor));
         }
-        assert_no_canary(&seen, durability);
+        assert_is_nowhere(&CANARIES, &seen);
     }
 }
 
@@ -185,21 +180,6 @@ async fn one_is_dead_lettered(setup: &Setup, relay: &Relay) {
         }
     }
     panic!("it is refused, and no dead letter");
-}
-
-/// All that a provider was sent.
-fn bodies(setup: &Setup, vendor: Vendor) -> String {
-    setup.sandbox.requests(vendor).into_iter().filter_map(|request| request.body).collect()
-}
-
-fn assert_no_canary(seen: &str, durability: &str) {
-    for canary in [PASSWORD, EMAIL, API_KEY, ADDRESS, STREET] {
-        if let Some(at) = seen.find(canary) {
-            let before: String = seen[..at].chars().rev().take(300).collect();
-            let around: String = before.chars().rev().collect();
-            panic!("{durability}: {canary} was told: {around}");
-        }
-    }
 }
 
 #[tokio::test]

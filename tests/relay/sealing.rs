@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::harness::{Ended, Observer, Relay, Setup, everything_below, reqwest_client, taken};
+use crate::harness::{Ended, Observer, Relay, Setup, bodies, everything_below, post, reqwest_client, taken};
 
 /// What stands in every event, and may stand in no file.
 const CANARY: &str = "canary-4711";
@@ -45,8 +45,7 @@ async fn fields_of_the_store_are_sealed_and_put_back_by_whoever_has_the_key() {
                 "traits": { "email": email, "phone": null }, "context": { "traits": { "email": email } } })
     };
     let body = json!({ "batch": [event(0, EMAIL), event(1, EMAIL), event(2, &EMAIL.to_uppercase())] });
-    let url = format!("http://{}/v1/batch", relay.http_addr.unwrap());
-    assert_eq!(reqwest_client().post(url).body(body.to_string()).send().await.unwrap().status(), 200);
+    assert_eq!(post(&relay, "/v1/batch", &body).await, 200);
     relay.metric_is("relay_events_total", &["\"store\"", "\"delivered\""], 3.0).await;
     taken(&setup, Vendor::Segment, 3).await;
     let (code, identity, error) = setup.run(&["identity", "show", "u"]).await;
@@ -55,8 +54,7 @@ async fn fields_of_the_store_are_sealed_and_put_back_by_whoever_has_the_key() {
     let mut on_disk = identity;
     everything_below(setup.data_dir(), &mut on_disk);
     for canary in [EMAIL, PHONE] {
-        let bodies = setup.sandbox.requests(Vendor::Segment).into_iter().filter_map(|request| request.body);
-        assert!(bodies.collect::<String>().contains(canary), "a vendor gets {canary}");
+        assert!(bodies(&setup, Vendor::Segment).contains(canary), "a vendor gets {canary}");
         assert!(!on_disk.to_lowercase().contains(&canary.to_lowercase()), "{canary} is on the disk");
     }
 

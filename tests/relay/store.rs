@@ -13,7 +13,7 @@ use analytics_relay_store::sqlite;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::harness::{Client, Observer, Relay, Setup, identify, lines_on_disk, reqwest_client, taken, track};
+use crate::harness::{Client, Observer, Relay, Setup, identify, lines_on_disk, post, taken, track};
 
 /// A relay that has the store and, besides, these vendors.
 async fn stored(vendors: &str) -> Setup {
@@ -69,12 +69,6 @@ pub(crate) async fn counted(relay: &Relay, time: jiff::Timestamp) -> [(u64, bool
         *count = (said[field].as_u64().unwrap(), said["meta"]["cached"].as_bool().unwrap());
     }
     counted
-}
-
-async fn post(relay: &Relay, path: &str, body: &Value) -> u16 {
-    let url = format!("http://{}{path}", relay.http_addr.unwrap());
-    let sent = reqwest_client().post(url).body(body.to_string()).send().await.unwrap();
-    sent.status().as_u16()
 }
 
 async fn killed(relay: Relay) {

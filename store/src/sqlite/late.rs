@@ -10,7 +10,7 @@ use rusqlite::{Connection, params};
 
 use super::{
     Counters,
-    chunk::{BlockMeta, column},
+    block::{BlockMeta, column},
     codec,
     sought::Sought,
 };

@@ -18,11 +18,10 @@ use std::{
 use rusqlite::Connection;
 
 use super::{
-    chunk::{BlockMeta, column},
+    block::{BlockMeta, column},
     codec,
     hot::HotTable,
     lock,
-    snapshot::overlaps,
 };
 use crate::{
     StoreError,
@@ -46,7 +45,7 @@ pub(crate) struct Memo(Mutex<Remembered>);
 struct Remembered {
     blocks: HashMap<i64, Kept>,
     bytes: usize,
-    /// Counts scans that asked.
+    /// Counts scans.
     scans: u64,
     /// Counts how often all of it was forgotten.
     epoch: u64,
@@ -109,28 +108,26 @@ impl Remembered {
     fn put(&mut self, block: i64, kept: Kept) -> bool {
         let before = self.blocks.get(&block).map_or(0, Kept::bytes);
         let more = kept.bytes();
-        if self.bytes - before + more > BYTES_MAX {
-            let mut old: Vec<(u64, i64)> = self
-                .blocks
-                .iter()
-                .filter(|(id, kept)| **id != block && kept.asked + 1 < self.scans)
-                .map(|(id, kept)| (kept.asked, *id))
-                .collect();
+        let has_room = |bytes: usize| bytes - before + more <= BYTES_MAX;
+        if !has_room(self.bytes) {
+            let is_old = |(id, kept): &(&i64, &Kept)| **id != block && kept.asked + 1 < self.scans;
+            let old = self.blocks.iter().filter(is_old);
+            let mut old: Vec<(u64, i64)> = old.map(|(id, kept)| (kept.asked, *id)).collect();
             old.sort_unstable();
             for (_, id) in old {
                 self.remove(id);
-                if self.bytes - before + more <= BYTES_MAX {
+                if has_room(self.bytes) {
                     break;
                 }
             }
         }
-        let has_room = self.bytes - before + more <= BYTES_MAX;
-        if has_room {
-            self.remove(block);
-            self.bytes += more;
-            self.blocks.insert(block, kept);
+        if !has_room(self.bytes) {
+            return false;
         }
-        has_room
+        self.remove(block);
+        self.bytes += more;
+        self.blocks.insert(block, kept);
+        true
     }
 
     fn remove(&mut self, block: i64) {
@@ -219,7 +216,7 @@ impl<'s> Around<'s> {
     /// The blocks that may have parts of a block's sessions; `None` if they are too many.
     fn near(&self, meta: &BlockMeta) -> Option<Vec<&'s BlockMeta>> {
         let near_ms = near_ms(meta);
-        let is_near = |one: &&BlockMeta| one.id != meta.id && overlaps(one.first_ms, one.last_ms, &near_ms);
+        let is_near = |one: &&BlockMeta| one.id != meta.id && one.overlaps(&near_ms);
         let near: Vec<_> = self.blocks.iter().filter(is_near).take(NEAR_MAX + 1).collect();
         (near.len() <= NEAR_MAX).then_some(near)
     }

@@ -19,6 +19,7 @@
 //! | `late`, `sought` | whether an event that is remembered no more is in a block |
 //! | `facts`, `identity_log` | who is who, and why |
 //! | `codec` | the bytes of a column |
+//! | `block` | a block of the file, and how a column of it is read |
 //! | `chunk`, `snapshot` | what questions, which stand in `scan`, read |
 //! | `upkeep`, `facts_file` | erasing, retention, merging, checking, backup, export, import |
 
@@ -51,6 +52,7 @@ use crate::{
     },
 };
 
+mod block;
 mod chunk;
 mod codec;
 mod facts;
@@ -70,7 +72,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use chunk::BlockMeta;
+use block::BlockMeta;
 use facts::FactTables;
 use hot::Closed;
 use memo::Memo;

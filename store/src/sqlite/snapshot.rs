@@ -12,7 +12,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     Counters,
-    chunk::{Block, BlockMeta, GONE},
+    block::{BlockMeta, GONE},
+    chunk::Block,
     facts::FactTables,
     hot::{Door, HotTable},
     lock,
@@ -303,7 +304,7 @@ impl Snapshot<'_> {
     }
 
     fn is_asked(&self, block: &BlockMeta, range_ms: &Range<i64>) -> bool {
-        overlaps(block.first_ms, block.last_ms, range_ms) && !self.damaged.contains(&block.id)
+        block.overlaps(range_ms) && !self.damaged.contains(&block.id)
     }
 
     /// Asks again without the blocks that turned out to be damaged, until none does: what
@@ -378,13 +379,13 @@ impl Scan for Snapshot<'_> {
     }
 
     fn sessions_max(&self, range_ms: &Range<i64>) -> Result<usize, StoreError> {
-        let blocks = self.blocks.iter().filter(|block| overlaps(block.first_ms, block.last_ms, range_ms));
+        let blocks = self.blocks.iter().filter(|block| block.overlaps(range_ms));
         let hot: usize = self.tables.iter().map(|table| table.table.rows()).sum();
         Ok(blocks.map(|block| block.sessions).sum::<usize>() + hot)
     }
 
     fn rows_max(&self, range_ms: &Range<i64>) -> Result<usize, StoreError> {
-        let blocks = self.blocks.iter().filter(|block| overlaps(block.first_ms, block.last_ms, range_ms));
+        let blocks = self.blocks.iter().filter(|block| block.overlaps(range_ms));
         let hot: usize = self.tables.iter().map(|table| table.table.rows()).sum();
         Ok(blocks.map(|block| block.rows).sum::<usize>() + hot)
     }
@@ -432,8 +433,4 @@ fn in_two<F: Fold>(
 fn tell_damage(meta: &BlockMeta, why: &str) {
     let what = if why == GONE { "it is not whole" } else { why };
     tracing::error!(block = meta.id, why = what, "a block is damaged: its events are in no figure");
-}
-
-pub(crate) fn overlaps(first_ms: i64, last_ms: i64, range_ms: &Range<i64>) -> bool {
-    first_ms < range_ms.end && last_ms >= range_ms.start
 }

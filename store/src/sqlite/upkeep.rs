@@ -15,7 +15,8 @@ use rusqlite::{Connection, ErrorCode, InterruptHandle, Transaction, params};
 
 use super::{
     Counters, Settings, SqliteStore, Stats,
-    chunk::{Block, BlockMeta},
+    block::BlockMeta,
+    chunk::Block,
     codec,
     facts::{FactTables, Known, Refused, Whose},
     facts_file,

@@ -21,7 +21,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::{
     Counters, Settings,
-    chunk::BlockMeta,
+    block::BlockMeta,
     codec,
     facts::{FactTables, Known, Refused},
     hot::{self, Closed, Door, Hot, HotTable, Size, Window},
