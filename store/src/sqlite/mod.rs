@@ -302,6 +302,11 @@ impl SqliteStore {
         if !ended.await.unwrap_or(false) {
             tracing::error!("a thread of the store panicked");
         }
+        // Who asks gives its connections back; none goes on for longer than its deadline, but for
+        // what an operator has begun.
+        let all = u32::try_from(self.shared.settings.readers.max(1)).unwrap_or(u32::MAX);
+        let _turns =
+            tokio::time::timeout(self.shared.settings.deadline, self.shared.turns.acquire_many(all)).await;
         lock(&self.shared.readers).clear();
     }
 

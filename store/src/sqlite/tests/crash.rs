@@ -363,6 +363,31 @@ fn what_is_asked_of_a_closed_store_is_an_error() {
     });
 }
 
+/// The connection that is closed last cuts the log: also one that was asking meanwhile.
+#[test]
+fn who_asks_while_it_is_closed_leaves_no_log() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(settings(dir.path())).unwrap();
+        store.append(&events(3)).await.unwrap();
+        let (begins, begun) = oneshot::channel();
+        let asks = store.clone();
+        let asking = tokio::spawn(async move {
+            let ask = move |_: &Shared, _: &mut Readers| {
+                begins.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(300));
+                Ok(())
+            };
+            asks.read(None, ask).await
+        });
+        begun.await.unwrap();
+        assert!(dir.path().join("store.db-wal").exists());
+        store.close().await;
+        asking.await.unwrap().unwrap();
+        assert!(!dir.path().join("store.db-wal").exists(), "it was not closed");
+    });
+}
+
 #[test]
 fn a_write_that_panics_costs_itself() {
     runtime().block_on(async {
